@@ -1,0 +1,348 @@
+"""Neuron sets and events: frozen values, bound to a network only when they are asked about.
+
+A set of neurons of one layer is the event "the walk passes through the set"
+(arXiv:2606.00557).  Events combine with ``&``, ``|``, ``~`` and ``-``.  Because a walk visits
+a layer at most once, ``&`` of two sets of one layer is their intersection;
+:mod:`nrm_graph.clauses` binds an event to a network.
+
+>>> A = Layer("features.28")[12]
+>>> B = Layer("features.21")[[3, 7], 4:9, :]
+>>> A & ~B
+features.28[12] & ~features.21[[3, 7], 4:9, :]
+>>> ~(A | B) == ~A & ~B
+True
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nrm_graph.errors import EventError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from nrm_graph.units import Partition
+
+
+class Event:
+    """A set of walks.  Combine with ``&``, ``|``, ``~`` and ``-``."""
+
+    def __and__(self, other: Event) -> Event:
+        """Return the walks of both."""
+        return conjunction(self, other) if isinstance(other, Event) else NotImplemented
+
+    def __or__(self, other: Event) -> Event:
+        """Return the walks of either."""
+        if not isinstance(other, Event):
+            return NotImplemented
+        return Or(_flat(Or, (self, other)))
+
+    def __sub__(self, other: Event) -> Event:
+        """Return the walks of this event and not of the other."""
+        return self & ~other if isinstance(other, Event) else NotImplemented
+
+    def __invert__(self) -> Event:
+        """All other walks, those that bypass the layer included."""
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        """Refuse: ``A and B`` is not the event ``A & B``."""
+        raise TypeError("an event has no truth value: use &, | and ~ instead of and, or, not")
+
+
+@dataclass(frozen=True, eq=True)
+class BoolMask:
+    """A boolean array as a hashable value."""
+
+    shape: tuple[int, ...]
+    packed: bytes
+
+    def array(self) -> npt.NDArray[np.bool_]:
+        """Return the array again."""
+        bits = np.unpackbits(np.frombuffer(self.packed, np.uint8), count=int(np.prod(self.shape)))
+        return bits.astype(bool).reshape(self.shape)
+
+    def __repr__(self) -> str:
+        return f"<mask of {int(self.array().sum())} in {self.shape}>"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice as a hashable value."""
+
+    start: int | None
+    stop: int | None
+    step: int | None
+
+    def __repr__(self) -> str:
+        text = (
+            f"{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}"
+        )
+        return text if self.step is None else f"{text}:{self.step}"
+
+
+def _freeze(item: Any) -> Any:
+    if isinstance(item, slice):
+        return Slice(item.start, item.stop, item.step)
+    if item is Ellipsis or isinstance(item, bool | np.bool_):
+        return bool(item) if item is not Ellipsis else item
+    if isinstance(item, int | np.integer):
+        return int(item)
+    if hasattr(item, "detach"):  # a tensor, without importing torch
+        item = item.detach().cpu().numpy()
+    array = np.asarray(item)
+    if array.dtype == bool:
+        return BoolMask(array.shape, np.packbits(array).tobytes())
+    if array.size == 0:
+        return ()
+    if array.dtype.kind not in "iu":
+        raise EventError(
+            f"cannot index neurons with {item!r}: expected integers, slices, lists of integers "
+            "or a boolean mask, as in NumPy"
+        )
+    return _tuples(array.tolist())
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _thaw(item: Any) -> Any:
+    if isinstance(item, Slice):
+        return slice(item.start, item.stop, item.step)
+    if isinstance(item, BoolMask):
+        return item.array()
+    if isinstance(item, tuple):
+        return np.array(item, dtype=np.int64)
+    return item
+
+
+def _text(item: Any) -> str:
+    if item is Ellipsis:
+        return "..."
+    if isinstance(item, tuple):
+        return "[" + ", ".join(_text(i) for i in item) + "]"
+    return repr(item)
+
+
+class NeuronSet(Event):
+    """A set of neurons of one layer."""
+
+    layer: str
+
+    def mask(self, shape: tuple[int, ...], units: Partition | None = None) -> npt.NDArray[np.bool_]:
+        """Which neurons of the layer are meant, as a boolean array of its shape."""
+        raise NotImplementedError
+
+    def __and__(self, other: Event) -> Event:
+        """Intersection within a layer, joint event across layers."""
+        if isinstance(other, NeuronSet) and other.layer == self.layer:
+            return Combined(self.layer, "&", self, other)
+        return super().__and__(other)
+
+    def __or__(self, other: Event) -> Event:
+        """Union."""
+        if isinstance(other, NeuronSet) and other.layer == self.layer:
+            return Combined(self.layer, "|", self, other)
+        return super().__or__(other)
+
+    def __sub__(self, other: Event) -> Event:
+        """Difference within a layer; across layers, ``A & ~B``."""
+        if isinstance(other, NeuronSet) and other.layer == self.layer:
+            return Combined(self.layer, "-", self, other)
+        return super().__sub__(other)
+
+
+@dataclass(frozen=True, repr=False)
+class Indexed(NeuronSet):
+    """Neurons selected by a NumPy-style index into the layer's shape."""
+
+    layer: str
+    index: tuple[Any, ...]
+
+    def mask(self, shape: tuple[int, ...], units: Partition | None = None) -> npt.NDArray[np.bool_]:
+        """See :meth:`NeuronSet.mask`."""
+        mask = np.zeros(shape, bool)
+        try:
+            mask[tuple(_thaw(item) for item in self.index)] = True
+        except (IndexError, ValueError, TypeError) as error:
+            raise EventError(
+                f"{self!r} does not fit layer {self.layer} of shape {shape}: {error}"
+            ) from None
+        return mask
+
+    def __repr__(self) -> str:
+        return f"{self.layer}[{', '.join(_text(item) for item in self.index)}]"
+
+
+@dataclass(frozen=True, repr=False)
+class Units(NeuronSet):
+    """Neurons of stored units."""
+
+    layer: str
+    ids: tuple[int, ...]
+
+    def mask(self, shape: tuple[int, ...], units: Partition | None = None) -> npt.NDArray[np.bool_]:
+        """See :meth:`NeuronSet.mask`."""
+        if units is None:
+            raise EventError(f"{self!r} needs the units of a measure or store")
+        wrong = [i for i in self.ids if not 0 <= i < units.n_units]
+        if wrong:
+            raise EventError(
+                f"layer {self.layer} has units 0 to {units.n_units - 1}, found {wrong[0]}"
+            )
+        return np.isin(units.labels, self.ids)
+
+    def __repr__(self) -> str:
+        return f"{self.layer}.units({list(self.ids)})"
+
+
+@dataclass(frozen=True, repr=False)
+class Combined(NeuronSet):
+    """Two sets of one layer, combined by ``&``, ``|`` or ``-``."""
+
+    layer: str
+    operator: str
+    left: NeuronSet
+    right: NeuronSet
+
+    def mask(self, shape: tuple[int, ...], units: Partition | None = None) -> npt.NDArray[np.bool_]:
+        """See :meth:`NeuronSet.mask`."""
+        left, right = self.left.mask(shape, units), self.right.mask(shape, units)
+        if self.operator == "&":
+            return left & right
+        return left | right if self.operator == "|" else left & ~right
+
+    def __repr__(self) -> str:
+        return f"({self.left!r} {self.operator} {self.right!r})"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer by name; index it to get a :class:`NeuronSet`.
+
+    Examples
+    --------
+    >>> Layer("conv1")[3, 4:9]
+    conv1[3, 4:9]
+    >>> Layer("conv1")[:] - Layer("conv1")[0]
+    (conv1[:] - conv1[0])
+    """
+
+    name: str
+
+    def __getitem__(self, index: Any) -> NeuronSet:
+        """Neurons by NumPy index: integers, slices, lists, boolean masks, ``...``."""
+        items = index if isinstance(index, tuple) else (index,)
+        return Indexed(self.name, tuple(_freeze(item) for item in items))
+
+    def units(self, ids: Iterable[int]) -> NeuronSet:
+        """Neurons of the stored units with these ids."""
+        try:
+            return Units(self.name, tuple(int(i) for i in ids))
+        except (TypeError, ValueError):
+            raise EventError(f"units of {self.name} must be integers, found {ids!r}") from None
+
+
+@dataclass(frozen=True, repr=False)
+class Edge(Event):
+    """The walk steps directly from a neuron of ``dst`` to a neuron of ``src``.
+
+    ``dst`` is the set nearer the output.  With a skip connection this is not ``dst & src``,
+    which longer routes satisfy as well.
+    """
+
+    dst: NeuronSet
+    src: NeuronSet
+
+    def __post_init__(self) -> None:
+        for name in ("dst", "src"):
+            if not isinstance(getattr(self, name), NeuronSet):
+                raise EventError(
+                    f"Edge needs two neuron sets, as in Edge(Layer('a')[1], Layer('b')[2]); "
+                    f"{name} is {getattr(self, name)!r}"
+                )
+
+    def __repr__(self) -> str:
+        return f"({self.dst!r} -> {self.src!r})"
+
+
+@dataclass(frozen=True, repr=False)
+class Not(Event):
+    """Every walk that is not in ``event``."""
+
+    event: Event
+
+    def __invert__(self) -> Event:
+        """Remove the double negation."""
+        return self.event
+
+    def __repr__(self) -> str:
+        return f"~{self.event!r}"
+
+
+@dataclass(frozen=True, repr=False)
+class And(Event):
+    """Walks that are in every part."""
+
+    parts: tuple[Event, ...]
+
+    def __invert__(self) -> Event:
+        """De Morgan."""
+        return Or(tuple(~part for part in self.parts))
+
+    def __repr__(self) -> str:
+        return " & ".join(f"({p!r})" if isinstance(p, Or) else repr(p) for p in self.parts)
+
+
+@dataclass(frozen=True, repr=False)
+class Or(Event):
+    """Walks that are in at least one part."""
+
+    parts: tuple[Event, ...]
+
+    def __invert__(self) -> Event:
+        """De Morgan."""
+        return And(tuple(~part for part in self.parts))
+
+    def __repr__(self) -> str:
+        return " | ".join(repr(p) for p in self.parts)
+
+
+def _flat(kind: type[And] | type[Or], parts: Sequence[Event]) -> tuple[Event, ...]:
+    return tuple(
+        inner for part in parts for inner in (part.parts if isinstance(part, kind) else (part,))
+    )
+
+
+def conjunction(*parts: Event) -> Event:
+    """Return the event that is all of ``parts``."""
+    return And(_flat(And, parts)) if len(parts) != 1 else parts[0]
+
+
+def stay(sets: Mapping[str, Any]) -> Event:
+    """Return the event that a walk leaves no given set: it avoids every complement.
+
+    This is the relevance of a subgraph (sGNN-LRP): in each layer the walk either passes
+    through the set given or does not pass through the layer at all.
+
+    Parameters
+    ----------
+    sets : mapping of layer name to index or NeuronSet
+        ``{"features.28": [3, 9]}`` means ``Layer("features.28")[[3, 9]]``.
+    """
+    if not sets:
+        raise EventError("stay needs at least one layer, as in stay({'features.28': [3, 9]})")
+    parts = []
+    for name, index in sets.items():
+        inside = index if isinstance(index, NeuronSet) else Layer(name)[index]
+        if inside.layer != name:
+            raise EventError(f"stay was given a set of {inside.layer} for layer {name}")
+        parts.append(~(Layer(name)[...] - inside))
+    return conjunction(*parts)

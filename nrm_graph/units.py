@@ -1,0 +1,146 @@
+"""Units: the groups of neurons that a table row speaks of.
+
+A *partition* of a layer is an integer array of the layer's shape; its values, 0 to
+``n_units - 1``, say which unit each neuron belongs to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nrm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from nrm_graph.topology import LayerInfo, Topology
+
+RESOLUTIONS = ("neuron", "channel", "feature", "token", "head")
+
+NEURON_BUDGET = 2_000_000
+"""``auto`` keeps every neuron of a network whose dense edges per input stay under this."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """How one layer is divided into units.
+
+    Attributes
+    ----------
+    resolution : str
+        One of ``RESOLUTIONS``, or ``custom``.
+    labels : ndarray of int32, the layer's shape
+        Unit of every neuron.
+    n_units : int
+        Number of units.
+    """
+
+    resolution: str
+    labels: npt.NDArray[np.int32]
+    n_units: int
+
+    @property
+    def single(self) -> bool:
+        """Whether every unit is one neuron."""
+        return self.n_units == self.labels.size
+
+
+def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
+    """Divide a layer into units.
+
+    Parameters
+    ----------
+    layer : LayerInfo
+        The layer.
+    resolution : str or array_like of int
+        ``neuron``; ``channel`` or ``head`` (first axis); ``feature`` (last axis); ``token``
+        (all axes but the last); or an integer array of the layer's shape whose values are
+        exactly 0 to n - 1.
+
+    Raises
+    ------
+    InputError
+        If the resolution is unknown or the array does not fit.
+    """
+    shape = layer.shape
+    if isinstance(resolution, str):
+        if resolution == "neuron" or not shape:
+            labels: npt.NDArray[Any] = np.arange(math.prod(shape)).reshape(shape)
+        elif resolution in ("channel", "head"):
+            labels = np.broadcast_to(
+                np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)), shape
+            )
+        elif resolution == "feature":
+            labels = np.broadcast_to(np.arange(shape[-1]), shape)
+        elif resolution == "token":
+            tokens = np.arange(math.prod(shape[:-1])).reshape(*shape[:-1], 1)
+            labels = np.broadcast_to(tokens, shape)
+        else:
+            raise InputError(
+                f"unknown resolution {resolution!r} for layer {layer.name}: expected one of "
+                f"{', '.join(RESOLUTIONS)}, auto, or an integer array of shape {shape}"
+            )
+        labels = np.ascontiguousarray(labels, dtype=np.int32)
+        return Partition(resolution, labels, int(labels.max(initial=-1)) + 1)
+    labels = np.asarray(resolution)
+    if labels.dtype.kind not in "iu" or labels.shape != shape:
+        raise InputError(
+            f"the partition of layer {layer.name} must be an integer array of shape {shape}, "
+            f"found {labels.dtype} of shape {labels.shape}"
+        )
+    found = np.unique(labels)
+    if not np.array_equal(found, np.arange(len(found))):
+        raise InputError(
+            f"the partition of layer {layer.name} must use every unit from 0 to n - 1, "
+            f"found values from {found.min()} to {found.max()}, {len(found)} of them distinct"
+        )
+    return Partition("custom", np.ascontiguousarray(labels, dtype=np.int32), len(found))
+
+
+def automatic(layer: LayerInfo) -> str:
+    """Resolution of a layer in a network too large for neurons everywhere."""
+    if len(layer.shape) < 2:
+        return "neuron"
+    return "feature" if len(layer.shape) == 2 and layer.kind != "convolution" else "channel"
+
+
+def resolve(
+    topology: Topology, resolution: str | Mapping[str, Any] = "auto"
+) -> tuple[Partition, ...]:
+    """Choose the partition of every layer.
+
+    Parameters
+    ----------
+    topology : Topology
+        The network.
+    resolution : str or mapping of layer name to str or array
+        One resolution for all layers, ``auto``, or a choice for the layers named (the
+        others are ``auto``).  ``auto`` is ``neuron`` everywhere while the network's dense
+        neuron-level edges stay under ``NEURON_BUDGET``; else ``channel`` for maps,
+        ``feature`` for token sequences and ``neuron`` for vectors.
+
+    Returns
+    -------
+    tuple of Partition
+        One per layer, by ``layer_id``.
+    """
+    chosen: dict[int, Any] = {}
+    if isinstance(resolution, str):
+        if resolution != "auto":
+            chosen = {layer.layer_id: resolution for layer in topology.layers}
+    else:
+        chosen = {topology.layer(name).layer_id: how for name, how in resolution.items()}
+    small = sum(group.dense_edges for group in topology.groups) <= NEURON_BUDGET
+    parts = []
+    for layer in topology.layers:
+        how = chosen.get(layer.layer_id, "auto")
+        if isinstance(how, str) and how == "auto":
+            how = "neuron" if small else automatic(layer)
+        parts.append(partition(layer, how))
+    return tuple(parts)
