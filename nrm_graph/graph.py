@@ -1,0 +1,81 @@
+"""NetworkX graphs from node and edge tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import numpy as np
+
+from nrm_graph.errors import InputError
+from nrm_graph.topology import PSEUDO_UNITS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nrm_graph.topology import Topology
+
+
+def subgraph(
+    topology: Topology, nodes: pa.Table, edges: pa.Table, top: int = 200, scale: float = 1.0
+) -> nx.DiGraph:
+    """Build the graph of the strongest edges of one input.
+
+    Parameters
+    ----------
+    topology : Topology
+        Names of the layers.
+    nodes, edges : pyarrow.Table
+        Tables as in a store.
+    top : int
+        Number of edges with the largest absolute relevance that are kept.
+    scale : float
+        Multiplies every relevance.
+
+    Returns
+    -------
+    networkx.DiGraph
+        Nodes are (layer name, unit) with ``layer``, ``unit``, ``relevance``, ``activation``,
+        ``depth``; edges point from src (nearer the input) to dst, with ``relevance`` and, where
+        both ends are neurons, ``conditional``.  ``graph["share"]`` is the share of the sum of
+        |relevance| over all edges that the graph keeps.
+    """
+    if top < 1:
+        raise InputError(f"top must be at least 1, found {top}")
+    strength = np.abs(edges["relevance"].to_numpy())
+    chosen = np.argsort(-strength, kind="stable")[:top]
+    total = float(strength.sum())
+    graph = nx.DiGraph(share=float(strength[chosen].sum()) / total if total else 1.0)
+    names = [layer.name for layer in topology.layers]
+    known = {
+        (layer, unit): (relevance, activation)
+        for layer, unit, relevance, activation in zip(
+            *(nodes[c].to_pylist() for c in ("layer_id", "unit", "relevance", "activation")),
+            strict=True,
+        )
+    }
+
+    def node(layer: int, unit: int) -> tuple[str, int]:
+        key = (names[layer], unit)
+        if key not in graph:
+            relevance, activation = known.get((layer, unit), (0.0, None))
+            graph.add_node(
+                key,
+                layer=names[layer] if unit >= 0 else f"{names[layer]} {PSEUDO_UNITS[unit]}",
+                unit=unit,
+                relevance=float(relevance) * scale,
+                depth=topology.layers[layer].depth,
+                **({} if activation is None else {"activation": float(activation)}),
+            )
+        return key
+
+    for row in edges.take(chosen).to_pylist():
+        weight = {"relevance": float(row["relevance"]) * scale}
+        if row["conditional"] is not None:
+            weight["conditional"] = float(row["conditional"])
+        graph.add_edge(
+            node(row["src_layer"], row["src_unit"]),
+            node(row["dst_layer"], row["dst_unit"]),
+            **weight,
+        )
+    return graph

@@ -1,0 +1,141 @@
+"""The allow-list: which ATen operations a program may hold, and what each one is.
+
+``weigh``   the operation weighs its inputs; its output is a layer and needs a rule
+``route``   one 0/1 selection per output; relevance goes back to what was selected
+``same``    elementwise; relevance goes back unchanged (activations, scaling by a constant)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WEIGH = {
+    "aten.conv1d.default": "convolution",
+    "aten.conv2d.default": "convolution",
+    "aten.conv3d.default": "convolution",
+    "aten.conv_transpose1d.default": "convolution",
+    "aten.conv_transpose2d.input": "convolution",
+    "aten.conv_transpose3d.input": "convolution",
+    "aten.linear.default": "dense",
+    "aten.matmul.default": "dense",
+    "aten.mm.default": "dense",
+    "aten.addmm.default": "dense",
+    "aten.add.Tensor": "sum",
+    "aten.sub.Tensor": "sum",
+    "aten.batch_norm.default": "batch_norm",
+    "aten.avg_pool1d.default": "average",
+    "aten.avg_pool2d.default": "average",
+    "aten.avg_pool3d.default": "average",
+    "aten.adaptive_avg_pool1d.default": "average",
+    "aten.adaptive_avg_pool2d.default": "average",
+    "aten.adaptive_avg_pool3d.default": "average",
+    "aten.mean.dim": "average",
+}
+"""Operation to the kind of layer it makes."""
+
+MAX_POOL = {
+    "aten.max_pool1d.default": 1,
+    "aten.max_pool2d.default": 2,
+    "aten.max_pool3d.default": 3,
+    "aten.adaptive_max_pool1d.default": 1,
+    "aten.adaptive_max_pool2d.default": 2,
+    "aten.adaptive_max_pool3d.default": 3,
+}
+"""Operation to its number of spatial axes."""
+
+ROUTE = frozenset(
+    f"aten.{name}"
+    for name in [
+        "view.default",
+        "reshape.default",
+        "_unsafe_view.default",
+        "flatten.using_ints",
+        "permute.default",
+        "transpose.int",
+        "t.default",
+        "unsqueeze.default",
+        "squeeze.dim",
+        "squeeze.dims",
+        "squeeze.default",
+        "select.int",
+        "slice.Tensor",
+        "cat.default",
+        "stack.default",
+        "pad.default",
+        "constant_pad_nd.default",
+        "expand.default",
+        "clone.default",
+        "alias.default",
+        "contiguous.default",
+        "split.Tensor",
+        "split_with_sizes.default",
+        "chunk.default",
+        "unbind.int",
+        "roll.default",
+        "flip.default",
+        "pixel_shuffle.default",
+        "channel_shuffle.default",
+        "unflatten.int",
+        "getitem",
+    ]
+)
+
+NON_NEGATIVE = frozenset(
+    f"aten.{name}.default" for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus")
+)
+
+ZERO_AT_ZERO = NON_NEGATIVE - {
+    "aten.sigmoid.default",
+    "aten.hardsigmoid.default",
+    "aten.softplus.default",
+}
+
+SAME = NON_NEGATIVE | frozenset(
+    f"aten.{name}"
+    for name in [
+        "gelu.default",
+        "elu.default",
+        "leaky_relu.default",
+        "silu.default",
+        "hardtanh.default",
+        "hardswish.default",
+        "tanh.default",
+        "mish.default",
+        "dropout.default",
+        "mul.Tensor",
+        "mul.Scalar",
+        "div.Tensor",
+        "div.Scalar",
+        "neg.default",
+        "celu.default",
+        "selu.default",
+        "log_sigmoid.default",
+        "threshold.default",
+        "prelu.default",
+        "softsign.default",
+    ]
+)
+
+SUPPORTED = frozenset(WEIGH) | frozenset(MAX_POOL) | ROUTE | SAME
+
+
+def function(op: str) -> Callable[..., Any]:
+    """Return the ATen function of an allowed operation."""
+    if op not in SUPPORTED:
+        raise KeyError(op)
+    if op == "aten.getitem":
+        return lambda value, index: value[index]
+    if op == "aten.batch_norm.default":
+        return _batch_norm
+    _, name, overload = op.split(".")
+    return getattr(getattr(torch.ops.aten, name), overload)  # type: ignore[no-any-return]
+
+
+def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    return x * scale.view(shape) + shift.view(shape)

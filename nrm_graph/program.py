@@ -1,0 +1,228 @@
+"""The traced network as plain data: ATen operations, literal arguments, named tensors.
+
+A program holds nothing that runs: operation names are looked up in an allow-list
+(:mod:`nrm_graph.operations`) when it is executed, so a stored program can be read from a
+stranger without running the stranger's code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of an earlier node or input."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A named tensor of the program."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """An integer that depends on the batch size n: ``scale * n + offset``."""
+
+    scale: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes
+    ----------
+    name : str
+        Name of its value.
+    op : str
+        ATen name, such as ``aten.conv2d.default``.
+    args : tuple
+        Nested tuples of ``Ref``, ``Weight``, ``Batch`` and literals.
+    kwargs : tuple of (str, value)
+        Keyword arguments, sorted.
+    module : str
+        Path of the module that called it.
+    call : str
+        Distinguishes the calls of a reused module.
+    shape : tuple of int
+        Shape of the value without the batch axis.
+    """
+
+    name: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    module: str
+    call: str
+    shape: tuple[int, ...]
+
+    def references(self) -> Iterator[str]:
+        """Names of the values read, in order."""
+        yield from _references((self.args, tuple(v for _, v in self.kwargs)))
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, Ref):
+        yield value.name
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _references(item)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced network.
+
+    Attributes
+    ----------
+    inputs : tuple of (str, shape)
+        Names of forward's tensor arguments and their shapes without the batch axis.
+    nodes : tuple of Node
+        In execution order.
+    output : str
+        The value that holds the targets.
+    weights : mapping of str to Tensor
+        Parameters, buffers and folded constants.
+    """
+
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    nodes: tuple[Node, ...]
+    output: str
+    weights: Mapping[str, Tensor]
+    aliases: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> str:
+        """Canonical text of the graph; the tensors are kept apart."""
+        graph = {
+            "inputs": [[name, list(shape)] for name, shape in self.inputs],
+            "nodes": [
+                {
+                    "name": node.name,
+                    "op": node.op,
+                    "args": _encode(node.args),
+                    "kwargs": {k: _encode(v) for k, v in node.kwargs},
+                    "module": node.module,
+                    "call": node.call,
+                    "shape": list(node.shape),
+                }
+                for node in self.nodes
+            ],
+            "output": self.output,
+            "aliases": [list(pair) for pair in self.aliases],
+        }
+        return json.dumps(graph, indent=1, sort_keys=True)
+
+    def hash(self) -> str:
+        """SHA-256 of the canonical graph and of the bytes of every tensor."""
+        digest = hashlib.sha256(self.to_json().encode())
+        for name in sorted(self.weights):
+            tensor = self.weights[name].detach().cpu().contiguous()
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+            digest.update(tensor.reshape(-1).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, Ref):
+        return {"ref": value.name}
+    if isinstance(value, Weight):
+        return {"weight": value.name}
+    if isinstance(value, Batch):
+        return {"batch": [value.scale, value.offset]}
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return {"float": str(value)}
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    if isinstance(value, dict):
+        ((kind, inner),) = value.items()
+        if kind == "ref":
+            return Ref(str(inner))
+        if kind == "weight":
+            return Weight(str(inner))
+        if kind == "batch":
+            return Batch(int(inner[0]), int(inner[1]))
+        if kind == "float" and inner in ("inf", "-inf"):
+            return float(inner)
+        raise ValueError(f"unknown argument {value!r}")
+    return value
+
+
+def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
+    """Read a program that :meth:`Program.to_json` wrote.
+
+    Raises
+    ------
+    StoreError
+        If the text is not such a program, or names a tensor or value that is not there.
+    """
+    try:
+        graph = json.loads(text)
+        nodes = tuple(
+            Node(
+                name=str(n["name"]),
+                op=str(n["op"]),
+                args=_decode(n["args"]),
+                kwargs=tuple(sorted((str(k), _decode(v)) for k, v in n["kwargs"].items())),
+                module=str(n["module"]),
+                call=str(n["call"]),
+                shape=tuple(int(d) for d in n["shape"]),
+            )
+            for n in graph["nodes"]
+        )
+        program = Program(
+            tuple((str(n), tuple(int(d) for d in shape)) for n, shape in graph["inputs"]),
+            nodes,
+            str(graph["output"]),
+            weights,
+            tuple((str(a), str(b)) for a, b in graph["aliases"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise StoreError(f"program.json is not a program of this package: {error}") from None
+    _check(program)
+    return program
+
+
+def _check(program: Program) -> None:
+    known = {name for name, _ in program.inputs}
+    for node in program.nodes:
+        missing = [name for name in node.references() if name not in known]
+        if missing or node.name in known:
+            raise StoreError(
+                f"program.json is damaged: {node.name} reads {missing or 'itself twice'}"
+            )
+        for name in _weights((node.args, tuple(v for _, v in node.kwargs))):
+            if name not in program.weights:
+                raise StoreError(f"weights.safetensors lacks the tensor {name!r}")
+        known.add(node.name)
+    if program.output not in known:
+        raise StoreError(f"program.json is damaged: its output {program.output} is not there")
+
+
+def _weights(value: Any) -> Iterator[str]:
+    if isinstance(value, Weight):
+        yield value.name
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _weights(item)

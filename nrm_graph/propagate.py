@@ -1,0 +1,398 @@
+"""The forward run and the relevance pass, for a batch of inputs.
+
+Once the activations are fixed, relevance is linear: the pass walks the program in reverse and
+each operation maps the relevance of its output to that of its inputs and pseudo-neurons.  A
+conjunction (:mod:`nrm_graph.clauses`) is evaluated on the way: *pass A* multiplies by A's mask
+and drops every other walk that is pending, because in reverse execution order no pending walk
+can still reach A; *avoid A* multiplies by the complement and drops nothing.  The value of the
+conjunction is all that is left at the end, in inputs and pseudo-neurons alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nrm_graph.errors import InputError
+from nrm_graph.layers import Layout, layout
+from nrm_graph.operations import MAX_POOL, SAME, function
+from nrm_graph.program import Batch, Node, Program, Ref, Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from nrm_graph.clauses import Clause
+    from nrm_graph.composites import Composite
+    from nrm_graph.rules import Flow, Rule
+
+_SAME_ORDER = {
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.unsqueeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.squeeze.default",
+    "aten.clone.default",
+    "aten.alias.default",
+    "aten.contiguous.default",
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A program with its layers and the rules that a composite gives them."""
+
+    program: Program
+    layout: Layout
+    composite: Composite
+    rules: tuple[Rule | None, ...]
+
+
+def network(
+    program: Program,
+    composite: Composite,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Network:
+    """Prepare a program for relevance passes on a device, in a dtype."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    program = replace(program, weights={k: moved(v) for k, v in program.weights.items()})
+    found = layout(program)
+    return Network(program, found, composite, composite.assign(found.topology))
+
+
+@dataclass
+class State:
+    """Activations of one batch and what the pass derives from them.
+
+    Attributes
+    ----------
+    values : dict of str to Tensor
+        Value of every node, batch first.
+    winners : dict of str to Tensor
+        Flat spatial index of every max-pool's selection (torch's first in scan order).
+    constant : dict of str to Tensor
+        Where a value is a constant that was routed in (padding, class tokens).
+    flows : dict of str to Flow
+        Kernels, filled at the first pass.
+    """
+
+    network: Network
+    values: dict[str, Any]
+    winners: dict[str, Tensor] = field(default_factory=dict)
+    constant: dict[str, Tensor] = field(default_factory=dict)
+    flows: dict[str, Flow] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Tensor:
+        """Network output, ``(N, outputs)``."""
+        return self.values[self.network.program.output].flatten(1)  # type: ignore[no-any-return]
+
+
+def _resolve(value: Any, state: State, n: int) -> Any:
+    if isinstance(value, Ref):
+        return state.values[value.name]
+    if isinstance(value, Weight):
+        return state.network.program.weights[value.name]
+    if isinstance(value, Batch):
+        return value.scale * n + value.offset
+    if isinstance(value, tuple):
+        return [_resolve(item, state, n) for item in value]
+    return value
+
+
+@torch.no_grad()
+def forward(net: Network, x: Tensor) -> State:
+    """Run the network on a batch and keep what the rules read.
+
+    Parameters
+    ----------
+    net : Network
+        The network.
+    x : Tensor, (N, ...)
+        Inputs, in the network's dtype and on its device.
+
+    Raises
+    ------
+    InputError
+        If the shape does not fit, or a value is NaN or infinite.
+    """
+    (name, shape), *others = net.program.inputs
+    if others:
+        raise InputError(f"the network has {1 + len(others)} inputs, expected 1")
+    if tuple(x.shape[1:]) != shape:
+        raise InputError(f"expected an input of shape {shape}, found {tuple(x.shape[1:])}")
+    if not torch.isfinite(x).all():
+        raise InputError("the input holds NaN or infinity")
+    state = State(net, {name: x})
+    n = x.shape[0]
+    for node in net.program.nodes:
+        args = _resolve(node.args, state, n)
+        kwargs = {key: _resolve(value, state, n) for key, value in node.kwargs}
+        if node.op in MAX_POOL:
+            value, state.winners[node.name] = max_pool(node.op, args)
+        else:
+            value = function(node.op)(*args, **kwargs)
+        state.values[node.name] = value
+        _track_constants(node, state, args, kwargs, n)
+    if "output" in net.layout.weighings:
+        state.values["output"] = state.values[net.program.output]
+    if not torch.isfinite(state.output).all():
+        raise InputError("the network's output is NaN or infinite for this input")
+    return state
+
+
+def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
+    """Pool, and the flat spatial index of what each output selected."""
+    kind = "adaptive_max_pool" if "adaptive" in op else "max_pool"
+    pool = getattr(torch.nn.functional, f"{kind}{MAX_POOL[op]}d")
+    names = ("stride", "padding", "dilation", "ceil_mode")
+    options = {k: v for k, v in zip(names, args[2:], strict=False) if v != []}
+    return pool(args[0], args[1], return_indices=True, **options)  # type: ignore[no-any-return]
+
+
+def _track_constants(
+    node: Node, state: State, args: list[Any], kwargs: dict[str, Any], n: int
+) -> None:
+    """Follow where routed-in constants end up; almost no network has any."""
+    if node.name in state.network.layout.weighings:
+        return
+    marks, value = state.constant, state.values[node.name]
+    references = list(node.references())
+    if not references:  # made from parameters alone, with a batch axis
+        marks[node.name] = torch.ones_like(value, dtype=torch.bool)
+        return
+    pads = node.op in ("aten.pad.default", "aten.constant_pad_nd.default")
+    pads = pads and (len(args) < 3 or args[2] == "constant" or not isinstance(args[2], str))
+    joins = node.op in ("aten.cat.default", "aten.stack.default") and any(
+        isinstance(a, Weight) for a in node.args[0]
+    )
+    if not pads and not joins and not any(r in marks for r in references):
+        return
+
+    def mark(arg: Any) -> Any:
+        if isinstance(arg, Ref):
+            found = marks.get(arg.name)
+            operand = state.values[arg.name]
+            return operand.new_zeros(operand.shape) if found is None else found.to(operand.dtype)
+        if isinstance(arg, Weight):
+            return torch.ones_like(state.network.program.weights[arg.name])
+        if isinstance(arg, tuple):
+            return [mark(a) for a in arg]
+        return _resolve(arg, state, n)
+
+    if node.op in SAME:
+        marks[node.name] = marks[references[0]].expand(value.shape)
+    elif node.op in MAX_POOL:
+        spatial = MAX_POOL[node.op]
+        flat = marks[references[0]].flatten(-spatial)
+        index = state.winners[node.name].flatten(-spatial)
+        marks[node.name] = flat.gather(-1, index).reshape(value.shape)
+    elif pads:
+        marks[node.name] = torch.nn.functional.pad(mark(node.args[0]), args[1], value=1.0).bool()
+    else:
+        routed = function(node.op)(*[mark(a) for a in node.args], **kwargs)
+        marks[node.name] = routed.bool()
+
+
+def flow(state: State, name: str) -> Flow:
+    """Kernel of a weighing operation, computed once per state."""
+    found = state.flows.get(name)
+    if found is None:
+        net = state.network
+        op, rule = net.layout.weighings[name], net.rules[net.layout.layer_of[name]]
+        assert rule is not None
+        with torch.no_grad():
+            xs = [state.values[operand] for operand in op.operands]
+            found = rule.flow(op, xs, state.values[name])
+            # What a rule gives to routed-in constants is held by constants: it is bias.
+            for term in found.terms:
+                marked = state.constant.get(op.operands[term.operand])
+                if marked is not None:
+                    held = op.maps[term.operand].apply(term.x * marked, term.weight) * term.factor
+                    found = found._replace(bias=held if found.bias is None else found.bias + held)
+        state.flows[name] = found
+    return found
+
+
+def seed(state: State, weights: Tensor) -> Tensor:
+    """Return the initial relevance ``w y / sum(w y)`` of signed output weights, ``(N, outputs)``.
+
+    For one target this is 1 at the target.
+
+    Raises
+    ------
+    InputError
+        If the weighted sum of outputs is zero: its shares are undefined.
+    """
+    single = (weights != 0).sum(1, keepdim=True) == 1
+    shares = weights * state.output
+    total = shares.sum(1, keepdim=True)
+    if bool(((total == 0) & ~single).any()):
+        raise InputError("the weighted sum of the target outputs is zero: shares are undefined")
+    return torch.where(single, (weights != 0).to(shares.dtype), shares / total)
+
+
+@dataclass
+class Outcome:
+    """Value of a conjunction per sample, ``(N,)``, and the size of what was summed.
+
+    ``magnitude`` bounds what rounding is relative to: the largest sum of |R| that any literal
+    of the conjunction selected from.
+    """
+
+    value: Tensor
+    magnitude: Tensor
+
+
+def relevance_pass(
+    state: State,
+    start: Tensor,
+    clause: Clause | None = None,
+    visit: Callable[[int, Tensor], None] | None = None,
+    absorb: Callable[[int, str, Tensor], None] | None = None,
+    stop: Callable[[int, Tensor], bool] | None = None,
+) -> Outcome:
+    """Send relevance from the output to the inputs.
+
+    Parameters
+    ----------
+    state : State
+        Activations of a batch of N.
+    start : Tensor, (N, outputs)
+        Relevance of the network's output.
+    clause : Clause, optional
+        The conjunction that walks must satisfy.
+    visit : callable, optional
+        Called with layer id and relevance ``(N, *shape)`` of every layer reached, masked.
+    absorb : callable, optional
+        Called with layer id, ``bias`` or ``stabilizer``, and what each neuron lost to it.
+    stop : callable, optional
+        Called like ``visit``; where it answers True, the walks end there (and still count).
+    """
+    net, clause = state.network, clause or {}
+    n = start.shape[0]
+    out = net.program.output
+    top = "output" if "output" in net.layout.weighings else out
+    pending: dict[str, Any] = {top: start.reshape(state.values[out].shape)}
+    ended = start.new_zeros(n)
+    magnitude = start.abs().sum(1)
+
+    def add(name: str, relevance: Tensor) -> None:
+        pending[name] = pending[name] + relevance if name in pending else relevance
+
+    order = [node.name for node in net.program.nodes]
+    if top == "output":
+        order.append("output")
+    nodes = {node.name: node for node in net.program.nodes}
+    for name in [*(i for i, _ in net.program.inputs), *order][::-1]:
+        relevance = pending.pop(name, None)
+        layer_id = net.layout.layer_of.get(name)
+        literal = clause.get(layer_id) if layer_id is not None else None
+        if literal is not None:
+            if relevance is None:
+                relevance = torch.zeros_like(state.values[name])
+            mask = torch.from_numpy(literal.mask).to(relevance.device)
+            chosen = relevance * mask
+            magnitude = torch.maximum(magnitude, chosen.abs().flatten(1).sum(1))
+            if literal.passes:
+                pending.clear()
+                ended = torch.zeros_like(ended)
+                relevance = chosen
+            else:
+                relevance = relevance * ~mask
+        if relevance is None:
+            continue
+        if layer_id is not None:
+            if visit is not None:
+                visit(layer_id, relevance)
+            if stop is not None and stop(layer_id, relevance):
+                ended = ended + relevance.flatten(1).sum(1)
+                continue
+            if name not in net.layout.weighings:  # an input: walks end here
+                ended = ended + relevance.flatten(1).sum(1)
+                continue
+            kernel, op = flow(state, name), net.layout.weighings[name]
+            for term in kernel.terms:
+                operand = state.values[op.operands[term.operand]]
+                share = op.maps[term.operand].transpose(
+                    relevance * term.factor, term.weight, operand
+                )
+                add(op.operands[term.operand], term.x * share)
+            for kind, lost_share in (("bias", kernel.bias), ("stabilizer", kernel.stabilizer)):
+                if lost_share is not None:
+                    lost = relevance * lost_share
+                    ended = ended + lost.flatten(1).sum(1)
+                    if absorb is not None:
+                        absorb(layer_id, kind, lost)
+        else:
+            _route(nodes[name], relevance, state, pending, add, n)
+    return Outcome(ended, magnitude)
+
+
+def _route(
+    node: Node,
+    relevance: Any,
+    state: State,
+    pending: dict[str, Any],
+    add: Callable[[str, Tensor], None],
+    n: int,
+) -> None:
+    references = list(dict.fromkeys(node.references()))
+    if not references:  # a constant: counted as bias of the layer that read it
+        return
+    source = state.values[references[0]]
+    if node.op == "aten.getitem":
+        parts = pending.setdefault(references[0], [None] * len(source))
+        index = node.args[1]
+        parts[index] = relevance if parts[index] is None else parts[index] + relevance
+    elif node.op in SAME:
+        add(references[0], relevance.sum_to_size(source.shape))
+    elif node.op in _SAME_ORDER:
+        add(references[0], relevance.reshape(source.shape))
+    elif node.op in MAX_POOL:
+        spatial = MAX_POOL[node.op]
+        flat = torch.zeros_like(source).flatten(-spatial)
+        # Accumulated: overlapping windows may share a winner.
+        flat = flat.scatter_add(
+            -1, state.winners[node.name].flatten(-spatial), relevance.flatten(-spatial)
+        )
+        add(references[0], flat.reshape(source.shape))
+    else:
+        for name, share in zip(
+            references, _transpose(node, relevance, state, references, n), strict=True
+        ):
+            add(name, share)
+
+
+def _transpose(
+    node: Node, relevance: Any, state: State, references: list[str], n: int
+) -> tuple[Tensor, ...]:
+    """Transpose of a selection: the gradient of a linear map, for any value of its operand."""
+    with torch.enable_grad():
+        leaves = {r: state.values[r].detach().requires_grad_(True) for r in references}
+        stand_in = State(state.network, state.values | leaves)
+        args = _resolve(node.args, stand_in, n)
+        kwargs = {key: _resolve(value, stand_in, n) for key, value in node.kwargs}
+        result = function(node.op)(*args, **kwargs)
+        if isinstance(result, torch.Tensor):
+            outputs, weights = [result], [relevance]
+        else:
+            pairs = [(o, r) for o, r in zip(result, relevance, strict=True) if r is not None]
+            outputs, weights = [o for o, _ in pairs], [r for _, r in pairs]
+        return torch.autograd.grad(
+            outputs,
+            list(leaves.values()),
+            weights,
+            create_graph=any(w.requires_grad for w in weights),
+        )
