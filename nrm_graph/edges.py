@@ -385,7 +385,9 @@ def _dense(terms: Any, r: Tensor, part: Partition, source: Any) -> _Rows:
     # Group the operand's columns by unit before any row is made.
     order = np.argsort(inverse, kind="stable")
     starts = np.searchsorted(inverse[order], np.arange(len(src)))
-    return _table(np.add.reduceat(values[:, order], starts, axis=1), part.labels, src)
+    # A neuron read at several positions (overlapping pools, a concat with itself) counts once.
+    values, q = (np.add.reduceat(v[:, order], starts, axis=1) for v in (values, q))
+    return _table(values, part.labels, src, q if part.single else None)
 
 
 def _triples(

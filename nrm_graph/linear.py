@@ -32,7 +32,11 @@ Triples = tuple["npt.NDArray[np.int64]", "npt.NDArray[np.int64]", "npt.NDArray[n
 
 @dataclass(frozen=True)
 class Convolution:
-    """Convolution or transposed convolution of any dimension."""
+    """Convolution or transposed convolution of any dimension.
+
+    ``skip`` drops the first outputs of an axis: ``padding="same"`` with an even kernel pads one
+    more on the right, which is to pad both sides alike and to leave out the first output.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -40,10 +44,11 @@ class Convolution:
     transposed: bool
     output_padding: tuple[int, ...]
     groups: int
+    skip: tuple[int, ...]
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """``(N, C, ...)`` and weight to output."""
-        return torch.ops.aten.convolution(  # type: ignore[no-any-return]
+        z = torch.ops.aten.convolution(
             x,
             w,
             None,
@@ -54,6 +59,9 @@ class Convolution:
             self.output_padding,
             self.groups,
         )
+        for d, first in enumerate(self.skip):
+            z = z.narrow(d + 2, first, z.shape[d + 2] - first)
+        return z  # type: ignore[no-any-return]
 
     def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient of ``sum(s * apply(x, w))`` in x."""
@@ -64,6 +72,8 @@ class Convolution:
         return self._backward(s, w, x, [False, True, False])[1]  # type: ignore[no-any-return]
 
     def _backward(self, s: Tensor, w: Tensor, x: Tensor, want: list[bool]) -> Any:
+        if any(self.skip):
+            s = torch.nn.functional.pad(s, [p for first in self.skip[::-1] for p in (first, 0)])
         return torch.ops.aten.convolution_backward(
             s,
             x,
@@ -94,7 +104,7 @@ class Convolution:
         axes = []
         for d in range(len(z) - 1):
             o, k = np.meshgrid(np.arange(small[d + 1]), np.arange(w[d + 2]), indexing="ij")
-            i = o * self.stride[d] - self.padding[d] + k * self.dilation[d]
+            i = (o + self.skip[d]) * self.stride[d] - self.padding[d] + k * self.dilation[d]
             ok = (i >= 0) & (i < big[d + 1])
             axes.append((o[ok], k[ok], i[ok]))
         small_pos, kernel, big_pos = _outer(axes, small[1:], w[2:], big[1:])
@@ -117,7 +127,7 @@ class Convolution:
         count = small[0] * (big[0] // self.groups)
         for d in range(len(z) - 1):
             o, k = np.ogrid[: small[d + 1], : w[d + 2]]
-            i = o * self.stride[d] - self.padding[d] + k * self.dilation[d]
+            i = (o + self.skip[d]) * self.stride[d] - self.padding[d] + k * self.dilation[d]
             count *= int(((i >= 0) & (i < big[d + 1])).sum())
         return count
 
@@ -332,6 +342,14 @@ def weighing(
         else:
             stride, padding, dilation, groups = rest[:4]
             out_padding = None
+        skip = (0,) * n
+        if isinstance(padding, str):
+            totals = [
+                d * (k - 1) if padding == "same" else 0
+                for d, k in zip(_tuple(dilation or 1, n), weight.shape[2:], strict=True)
+            ]
+            padding = tuple(total - total // 2 for total in totals)
+            skip = tuple(total % 2 for total in totals)
         conv = Convolution(
             _tuple(stride or 1, n),
             _tuple(padding or 0, n),
@@ -339,6 +357,7 @@ def weighing(
             transposed,
             _tuple(out_padding or 0, n),
             groups or 1,
+            skip,
         )
         shape = (1, -1) + (1,) * n
         bias = None if bias is None else bias.reshape(shape)

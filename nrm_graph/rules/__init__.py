@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from nrm_graph.errors import CompositeError, StoreError
+from nrm_graph.linear import Scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -286,10 +287,10 @@ class Pass(Rule):
 
     def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
         """See :meth:`Rule.flow`."""
-        if len(xs) != 1 or xs[0].shape != z.shape:
+        if len(xs) != 1 or xs[0].shape != z.shape or not isinstance(op.maps[0], Scale):
             raise CompositeError(
-                f"Pass needs an operation with one operand of its output's shape, found a "
-                f"{op.kind} of {len(xs)} operands"
+                f"Pass needs an elementwise operation with one operand, found a {op.kind} with "
+                f"{len(xs)}"
             )
         one = torch.ones((), dtype=z.dtype, device=z.device)
         return Flow([Term(0, torch.ones_like(z), one, torch.ones_like(z))], None, None)

@@ -1,0 +1,265 @@
+"""Pictures of subgraphs.  The only module that imports matplotlib; it keeps no global state."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nrm_graph.errors import InputError
+from nrm_graph.topology import PSEUDO_UNITS
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Hashable
+
+    import networkx as nx
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#9A9A9A"
+"""Vermillion and blue of Okabe and Ito, which colour-blind readers tell apart, and grey."""
+
+SIGNED = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "#F2F2F2", POSITIVE])
+"""Colours of relevance, centred at zero."""
+
+_LARGEST = 260.0  # area of the most relevant node, in square points
+_LABELLED = 16  # columns of up to this many nodes show unit numbers
+_CHARACTER = 0.62  # width of a letter in font sizes
+_FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
+
+
+def plot_subgraph(graph: nx.DiGraph, ax: Axes | None = None) -> Axes:
+    """Draw a subgraph of relevance, layer by layer from the input (left) to the output.
+
+    Parameters
+    ----------
+    graph : networkx.DiGraph
+        As :meth:`Measure.subgraph` gives it: nodes (layer, unit) with ``unit``, ``relevance``
+        and ``depth``, edges with ``relevance`` from the input's side to the output's.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on; by default those of a new figure, whose size follows the graph.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes; ``ax.figure.savefig`` writes the picture.
+
+    Raises
+    ------
+    InputError
+        If the graph is empty or lacks an attribute.
+
+    Notes
+    -----
+    Area of a node, and width and opacity of an edge, grow with |relevance|; vermillion is
+    positive, blue negative.  Pseudo-units, which absorb relevance, are grey at the bottom.
+
+    Examples
+    --------
+    >>> import networkx as nx
+    >>> graph = nx.DiGraph()
+    >>> graph.add_node(("x", 0), layer="x", unit=0, relevance=1.0, depth=0)
+    >>> graph.add_node(("fc", 2), layer="fc", unit=2, relevance=1.0, depth=1)
+    >>> graph.add_edge(("x", 0), ("fc", 2), relevance=1.0)
+    >>> [label.get_text() for label in plot_subgraph(graph).get_xticklabels()]
+    ['x', 'fc']
+    """
+    nodes = _checked(graph)
+    columns = _columns(graph, nodes)
+    places = _places(graph, columns)
+    busiest = max(len(column) for column in columns.values())
+    if ax is None:
+        size = (max(5.0, 1.5 + 1.15 * len(columns)), min(11.0, max(3.6, 2.2 + 0.13 * busiest)))
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+    _draw_edges(ax, graph, places)
+    _draw_nodes(ax, graph, places, busiest)
+    _label(ax, graph, columns, busiest)
+    return ax
+
+
+def save_subgraph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
+    """Write the picture of a subgraph; the suffix of the path names the format."""
+    ax = plot_subgraph(graph)
+    figure = ax.figure
+    figure.savefig(path, dpi=160, facecolor="white")
+
+
+def _checked(graph: nx.DiGraph) -> list[Hashable]:
+    nodes: list[Hashable] = list(graph)
+    if not nodes:
+        raise InputError("there is nothing to draw: the graph has no nodes")
+    for node, data in graph.nodes(data=True):
+        for name in ("layer", "unit", "relevance", "depth"):
+            if name not in data:
+                raise InputError(f"node {node!r} of the graph has no attribute {name!r}")
+    for src, dst, data in graph.edges(data=True):
+        if "relevance" not in data:
+            raise InputError(f"edge {src!r} -> {dst!r} of the graph has no attribute 'relevance'")
+    return nodes
+
+
+def _layer(graph: nx.DiGraph, node: Any) -> str:
+    """Name of a node's layer; the attribute of a pseudo node may hold its kind as well."""
+    return str(node[0] if isinstance(node, tuple) else graph.nodes[node]["layer"])
+
+
+def _columns(graph: nx.DiGraph, nodes: list[Hashable]) -> dict[str, list[Hashable]]:
+    """Nodes of each layer, layers in the order of their depth."""
+    depth: dict[str, tuple[int, str]] = {}
+    columns: dict[str, list[Hashable]] = defaultdict(list)
+    for node in nodes:
+        name = _layer(graph, node)
+        depth[name] = (int(graph.nodes[node]["depth"]), name)
+        columns[name].append(node)
+    return {name: columns[name] for name in sorted(columns, key=depth.__getitem__)}
+
+
+def _places(
+    graph: nx.DiGraph, columns: dict[str, list[Hashable]]
+) -> dict[Hashable, tuple[float, float]]:
+    """Put every node near the mean height of what it feeds, so that few edges cross."""
+    places: dict[Hashable, tuple[float, float]] = {}
+    for x, column in reversed(list(enumerate(columns.values()))):
+        units = [node for node in column if graph.nodes[node]["unit"] >= 0]
+        pseudo = [node for node in column if graph.nodes[node]["unit"] < 0]
+
+        def height(node: Hashable) -> tuple[float, int]:
+            pulls = [
+                (abs(data["relevance"]), places[dst][1])
+                for _, dst, data in graph.out_edges(node, data=True)
+                if dst in places
+            ]
+            weight = sum(w for w, _ in pulls)
+            mean = sum(w * y for w, y in pulls) / weight if weight else 0.0
+            return -mean, int(graph.nodes[node]["unit"])
+
+        units.sort(key=height)
+        for y, node in zip(_spread(len(units)), units, strict=True):
+            places[node] = (float(x), float(y))
+        # Left of their column, because the relevance they absorb comes from it.
+        for rank, node in enumerate(sorted(pseudo, key=lambda n: -int(graph.nodes[n]["unit"]))):
+            places[node] = (x - 0.3 - 0.2 * rank, _FLOOR)
+    return places
+
+
+def _spread(count: int) -> npt.NDArray[np.float64]:
+    """Heights of the nodes of a column, from top to bottom; few nodes stay near the middle."""
+    reach = min(1.0, 0.09 * max(count - 1, 0) + 0.1)
+    return np.linspace(reach, -reach, count) if count > 1 else np.zeros(count)
+
+
+def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]]) -> None:
+    edges = sorted(graph.edges(data="relevance"), key=lambda edge: abs(edge[2]))
+    largest = max((abs(edge[2]) for edge in edges), default=0.0) or 1.0
+    t = np.linspace(0.0, 1.0, 24)
+    ease = t * t * (3.0 - 2.0 * t)  # leaves and arrives horizontally
+    lines, colours, widths = [], [], []
+    for src, dst, relevance in edges:
+        (x0, y0), (x1, y1) = places[src], places[dst]
+        share = abs(relevance) / largest
+        lines.append(np.column_stack([x0 + (x1 - x0) * t, y0 + (y1 - y0) * ease]))
+        absorbed = graph.nodes[src]["unit"] < 0
+        colour = NEUTRAL if absorbed else POSITIVE if relevance >= 0 else NEGATIVE
+        colours.append(to_rgba(colour, 0.15 + 0.75 * share**0.5))
+        widths.append(0.3 + 3.2 * share)
+    ax.add_collection(LineCollection(lines, colors=colours, linewidths=widths, zorder=1))
+
+
+def _draw_nodes(
+    ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]], busiest: int
+) -> None:
+    shown = list(places)
+    values = np.array([float(graph.nodes[node]["relevance"]) for node in shown])
+    pseudo = np.array([graph.nodes[node]["unit"] < 0 for node in shown])
+    # The scale is that of the units: one bias may hold many times any unit's relevance.
+    largest = float(np.abs(values[~pseudo]).max(initial=0.0)) or 1.0
+    area = min(_LARGEST, 9000.0 / max(busiest, 1))
+    sizes = np.clip(np.abs(values) / largest, 0.02, 1.0) * area
+    shades = SIGNED(Normalize(-largest, largest)(np.clip(values, -largest, largest)))
+    colours = [
+        to_rgba(NEUTRAL) if grey else tuple(shade)
+        for grey, shade in zip(pseudo, shades, strict=True)
+    ]
+    xy = np.array([places[node] for node in shown])
+    ax.scatter(
+        xy[:, 0], xy[:, 1], s=sizes, c=colours, edgecolors="#333333", linewidths=0.5, zorder=2
+    )
+    columns: dict[float, int] = defaultdict(int)
+    for node in shown:
+        columns[places[node][0]] += 1
+    for node, size in zip(shown, sizes, strict=True):
+        x, y = places[node]
+        unit = int(graph.nodes[node]["unit"])
+        if unit < 0:
+            text, offset, where = PSEUDO_UNITS.get(unit, str(unit)), (0.0, -9.0), "top"
+        elif columns[x] <= _LABELLED:
+            text, offset, where = str(unit), (0.0, float(np.sqrt(size)) / 2 + 1.0), "bottom"
+        else:
+            continue
+        ax.annotate(
+            text,
+            (x, y),
+            xytext=offset,
+            textcoords="offset points",
+            ha="center",
+            va=where,
+            fontsize=6,
+            rotation=30 if unit < 0 else 0,
+            color="#444444",
+            zorder=3,
+        )
+
+
+def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], busiest: int) -> None:
+    names = list(columns)
+    floor = any(graph.nodes[node]["unit"] < 0 for node in graph)
+    ax.set_xlim(-0.9 if floor else -0.6, len(names) - 0.4)
+    ax.set_ylim(_FLOOR - 0.22 if floor else -1.15, 1.15)
+    ax.xaxis.tick_top()
+    ax.set_xticks(range(len(names)))
+    spacing = ax.get_position().width * ax.figure.get_figwidth() / (len(names) + 0.5) * 72
+    font = 8.0
+    if max(map(len, names)) * font * _CHARACTER <= 0.9 * spacing:
+        ax.set_xticklabels(names, fontsize=font)
+    else:
+        # Lines of slanted text are spacing * sin(40 degrees) apart: shrink only below that.
+        slant = 40.0 if spacing * 0.64 >= font * 1.2 else 90.0
+        font = min(font, max(3.0, spacing * (0.53 if slant == 40.0 else 0.83)))
+        ax.set_xticklabels(
+            names,
+            fontsize=font,
+            rotation=slant,
+            ha="left" if slant == 40.0 else "center",
+            rotation_mode="anchor" if slant == 40.0 else "default",
+        )
+    ax.tick_params(axis="x", length=0, pad=4)
+    ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set_visible(False)
+    note = f"input → output; {graph.number_of_edges():,} edges"
+    if "share" in graph.graph:
+        note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |relevance|"
+    ax.set_xlabel(note, fontsize=7, color="#444444")
+    handles = [
+        Line2D([], [], color=colour, marker="o", markersize=5, linewidth=2, label=text)
+        for colour, text in ((POSITIVE, "positive"), (NEGATIVE, "negative"), (NEUTRAL, "absorbed"))[
+            : 3 if floor else 2
+        ]
+    ]
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.06),
+        ncols=3,
+        fontsize=7,
+        frameon=False,
+    )
