@@ -19,13 +19,18 @@ from nrm_graph.events import Edge, Event, Layer, stay
 
 if TYPE_CHECKING:
     from nrm_graph import composites, rules
+    from nrm_graph.database import Database, open
     from nrm_graph.exact import Measure, measure
+    from nrm_graph.extraction import extract
     from nrm_graph.tracing import trace
 
 __version__ = "0.1.0"
 
 # What needs torch is imported at first use: opening a store and SQL do without.
 _LAZY = {
+    "Database": "nrm_graph.database",
+    "extract": "nrm_graph.extraction",
+    "open": "nrm_graph.database",
     "Measure": "nrm_graph.exact",
     "measure": "nrm_graph.exact",
     "trace": "nrm_graph.tracing",
@@ -44,6 +49,7 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "CompositeError",
+    "Database",
     "Edge",
     "Event",
     "EventError",
@@ -56,7 +62,9 @@ __all__ = [
     "TraceError",
     "UndefinedConditional",
     "composites",
+    "extract",
     "measure",
+    "open",
     "rules",
     "stay",
     "trace",

@@ -1,0 +1,225 @@
+"""End to end: extraction, store, SQL and exact measures on the demo network."""
+
+import hashlib
+import itertools
+import subprocess
+import sys
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+
+import nrm_graph as ng
+from nrm_graph.demo_network import CLASSES, load_demo
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_demo()
+
+
+@pytest.fixture(scope="module")
+def db(demo, tmp_path_factory):
+    model, data = demo
+    path = tmp_path_factory.mktemp("store") / "relevance.nrm"
+    rows = [{**d, "source": "test", "rank": i} for i, d in enumerate(data[:6])]
+    return ng.extract(model, rows, path, classes=CLASSES, target=["predicted", 3], batch_size=4)
+
+
+def checksums(path):
+    return {
+        str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in path.rglob("*") if f.is_file()
+    }
+
+
+def test_two_targets_per_key(db):
+    rows = db.sql("SELECT key, count(*) AS n, count(DISTINCT target) AS t FROM inputs GROUP BY key")
+    counts = {key: (n, t) for key, n, t in rows.fetchall()}
+    assert len(counts) == 6
+    assert all(n == t for n, t in counts.values())
+    several = [key for key, (n, _) in counts.items() if n == 2]
+    with pytest.raises(ng.InputError, match="has the targets"):
+        db.measure(several[0])
+    assert db.measure(several[0], target=3).target == 3
+
+
+def test_metadata_is_carried(db):
+    assert db.sql("SELECT DISTINCT source FROM inputs").fetchall() == [("test",)]
+
+
+def test_stored_tables_are_the_measures_own(db):
+    for input_id, target in db.sql("SELECT input_id, target FROM inputs").fetchall():
+        m = db.measure(input_id)
+        assert m.target == target
+        for layer in m.topology.layers:
+            rows = db.sql(
+                "SELECT unit, relevance FROM nodes WHERE layer_id = ? AND unit >= 0",
+                inputs=[input_id],
+                params=[layer.layer_id],
+            ).fetchall()
+            found = np.zeros(layer.n_neurons, np.float32)
+            for unit, relevance in rows:
+                found[unit] = relevance
+            # Both are the same float32 sums, in batches of other sizes.
+            scale = np.abs(m.marginal(layer.name)).max(initial=1e-30)
+            np.testing.assert_allclose(found, m.marginal(layer.name), rtol=0, atol=2e-5 * scale)
+
+
+def test_edges_sum_to_nodes_on_both_sides(db):
+    worst = db.sql(
+        """
+        WITH out AS (SELECT input_id, dst_layer l, dst_unit u, sum(relevance::DOUBLE) r
+                     FROM edges GROUP BY ALL),
+             into_ AS (SELECT input_id, src_layer l, src_unit u, sum(relevance::DOUBLE) r
+                      FROM edges WHERE src_unit >= 0 GROUP BY ALL),
+             n AS (SELECT input_id, layer_id l, unit u, relevance r FROM nodes WHERE unit >= 0)
+        SELECT max(abs(n.r - coalesce(out.r, 0))) FILTER (n.l > 0),
+               max(abs(n.r - coalesce(into_.r, 0)))
+                   FILTER (n.l < (SELECT max(layer_id) FROM layers))
+        FROM n LEFT JOIN out USING (input_id, l, u) LEFT JOIN into_ USING (input_id, l, u)
+        """
+    ).fetchall()[0]
+    assert max(worst) < 1e-5
+
+
+def test_sql_graph_and_exact_events_agree(db):
+    """Products of neuron-level q along paths are the exact joints (no skips here)."""
+    key = db.sql("SELECT input_id FROM inputs ORDER BY input_id LIMIT 1").fetchall()[0][0]
+    m = db.measure(key, dtype="float64")
+    upper, lower = m.topology.layer("classifier.3"), m.topology.layer("classifier.0")
+    target, features = m.target, m.topology.layer("features.6")
+    rows = db.sql(
+        """
+        SELECT b.dst_unit, b.src_unit, sum(a.conditional::DOUBLE * b.conditional::DOUBLE)
+        FROM edges a JOIN edges b ON b.dst_layer = a.src_layer AND b.dst_unit = a.src_unit
+        WHERE a.dst_layer = $top AND a.dst_unit = $target AND b.src_layer = $low
+        GROUP BY ALL ORDER BY abs(sum(a.conditional * b.conditional)) DESC, 1, 2 LIMIT 8
+        """,
+        inputs=[key],
+        params={"top": upper.layer_id, "target": target, "low": features.layer_id},
+    ).fetchall()
+    graph = m.subgraph(top=1_000_000)
+    assert isinstance(graph, nx.DiGraph)
+    for middle, bottom, product in rows:
+        event = ng.Layer("classifier.0").units([middle]) & ng.Layer("features.6").units([bottom])
+        exact = m(event)
+        path = [("features.6", bottom), ("classifier.0", middle), ("classifier.3", target)]
+        walked = np.prod(
+            [graph.edges[step]["conditional"] for step in itertools.pairwise(path)]
+        )
+        assert product == pytest.approx(exact, rel=1e-3, abs=1e-6)
+        assert walked == pytest.approx(exact, rel=1e-9)
+    assert lower.n_neurons == 64
+
+
+def test_resume_writes_nothing_twice(db, demo):
+    model, data = demo
+    before = checksums(db.path)
+    again = ng.extract(model, data[:4], db.path, classes=CLASSES, target=["predicted", 3])
+    assert checksums(db.path) == before
+    assert len(again) == len(db)
+
+
+def test_one_key_with_another_content_is_an_error(db, demo):
+    model, data = demo
+    changed = [{**data[0], "input": data[0]["input"] * 0.5}]
+    with pytest.raises(ng.StoreError, match="with another content"):
+        ng.extract(model, changed, db.path, classes=CLASSES)
+
+
+def test_another_composite_is_refused(db, demo):
+    model, data = demo
+    with pytest.raises(ng.StoreError, match="another composite"):
+        ng.extract(model, data[:1], db.path, classes=CLASSES, composite="epsilon")
+
+
+@pytest.mark.parametrize("option", [{"coverage": 0.9}, {"top": 5}, {"mantissa_bits": 10}])
+def test_options_that_do_not_exist_yet_say_so(demo, tmp_path, option):
+    model, data = demo
+    with pytest.raises(ng.InputError, match="not available yet"):
+        ng.extract(model, data[:1], tmp_path / "s.nrm", **option)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "COPY (SELECT 1) TO '{file}'",
+        "EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}'",
+        "WITH a AS (COPY (SELECT 1) TO '{file}') SELECT * FROM a",
+        "ATTACH '{file}' AS x",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_parquet('{file}')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT getenv('HOME')",
+        "SELECT 1; SELECT 2",
+        "SET memory_limit = '1GB'",
+        "PRAGMA database_list",
+        "INSTALL httpfs",
+        "DROP VIEW edges",
+        "not sql at all",
+    ],
+)
+def test_sql_can_only_read_the_store(db, query):
+    before = checksums(db.path)
+    file = next((db.path / "shards").glob("*.edges.parquet"))
+    with pytest.raises(ng.QueryError):
+        db.sql(query.format(file=file)).fetchall()
+    assert checksums(db.path) == before
+
+
+def test_open_and_sql_need_no_torch_and_no_model(db):
+    code = (
+        "import sys, nrm_graph as ng\n"
+        f"db = ng.open({str(db.path)!r})\n"
+        "print(db.sql('SELECT count(*) FROM edges').fetchall()[0][0])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.modules['nrm_graph.demo_network'] = None\n"
+        "i = db.sql('SELECT min(input_id) FROM inputs').fetchall()[0][0]\n"
+        "print(db.measure(i)(ng.Layer('features.3')[2]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, value = done.stdout.split()
+    assert int(count) == db.sql("SELECT count(*) FROM edges").fetchall()[0][0]
+    first = db.sql("SELECT min(input_id) FROM inputs").fetchall()[0][0]
+    assert float(value) == pytest.approx(db.measure(first)(ng.Layer("features.3")[2]), abs=1e-6)
+
+
+def test_an_empty_store_has_empty_tables(db, tmp_path):
+    import shutil
+
+    copy = tmp_path / "empty.nrm"
+    shutil.copytree(db.path, copy)
+    for file in (copy / "shards").iterdir():
+        file.unlink()
+    empty = ng.open(copy)
+    for table in ("inputs", "nodes", "edges", "flows"):
+        assert empty.sql(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]
+
+
+def test_a_truncated_file_is_found_at_open(db, tmp_path):
+    import shutil
+
+    copy = tmp_path / "cut.nrm"
+    shutil.copytree(db.path, copy)
+    file = next((copy / "shards").glob("*.edges.parquet"))
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ng.StoreError, match="truncated"):
+        ng.open(copy)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("s3://bucket/x", "URL"), ("/nowhere/at/all", "no store")]
+)
+def test_wrong_paths(path, message):
+    with pytest.raises(ng.StoreError, match=message):
+        ng.open(path)
+
+
+def test_unknown_operations_are_named(tmp_path):
+    class Odd(torch.nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(x).real
+
+    with pytest.raises(ng.TraceError, match="fft"):
+        ng.measure(Odd(), torch.randn(1, 4))
