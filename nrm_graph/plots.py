@@ -29,7 +29,7 @@ POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#9A9A9A"
 SIGNED = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "#F2F2F2", POSITIVE])
 """Colours of relevance, centred at zero."""
 
-_LARGEST = 260.0  # area of the most relevant node, in square points
+_LARGEST = 160.0  # area of the most relevant node, in square points
 _LABELLED = 16  # columns of up to this many nodes show unit numbers
 _CHARACTER = 0.62  # width of a letter in font sizes
 _FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
@@ -76,7 +76,7 @@ def plot_subgraph(graph: nx.DiGraph, ax: Axes | None = None) -> Axes:
     places = _places(graph, columns)
     busiest = max(len(column) for column in columns.values())
     if ax is None:
-        size = (max(5.0, 1.5 + 1.15 * len(columns)), min(11.0, max(3.6, 2.2 + 0.13 * busiest)))
+        size = (max(5.0, 1.5 + 1.15 * len(columns)), min(11.0, max(4.2, 2.2 + 0.13 * busiest)))
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         ax = figure.add_subplot()
@@ -88,8 +88,8 @@ def plot_subgraph(graph: nx.DiGraph, ax: Axes | None = None) -> Axes:
 
 def save_subgraph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     """Write the picture of a subgraph; the suffix of the path names the format."""
-    ax = plot_subgraph(graph)
-    figure = ax.figure
+    figure = plot_subgraph(graph).get_figure(root=True)
+    assert figure is not None  # plot_subgraph made it
     figure.savefig(path, dpi=160, facecolor="white")
 
 
@@ -153,7 +153,7 @@ def _places(
 
 def _spread(count: int) -> npt.NDArray[np.float64]:
     """Heights of the nodes of a column, from top to bottom; few nodes stay near the middle."""
-    reach = min(1.0, 0.09 * max(count - 1, 0) + 0.1)
+    reach = min(1.0, 0.1 * max(count - 1, 0) + 0.1)
     return np.linspace(reach, -reach, count) if count > 1 else np.zeros(count)
 
 
@@ -200,9 +200,9 @@ def _draw_nodes(
         x, y = places[node]
         unit = int(graph.nodes[node]["unit"])
         if unit < 0:
-            text, offset, where = PSEUDO_UNITS.get(unit, str(unit)), (0.0, -9.0), "top"
+            text, offset = PSEUDO_UNITS.get(unit, str(unit)), (2.0, -9.0)
         elif columns[x] <= _LABELLED:
-            text, offset, where = str(unit), (0.0, float(np.sqrt(size)) / 2 + 1.0), "bottom"
+            text, offset = str(unit), (float(np.sqrt(size)) / 2 + 1.5, 0.0)
         else:
             continue
         ax.annotate(
@@ -210,10 +210,11 @@ def _draw_nodes(
             (x, y),
             xytext=offset,
             textcoords="offset points",
-            ha="center",
-            va=where,
+            ha="right" if unit < 0 else "left",
+            va="top" if unit < 0 else "center",
             fontsize=6,
-            rotation=30 if unit < 0 else 0,
+            rotation=40 if unit < 0 else 0,
+            rotation_mode="anchor" if unit < 0 else "default",
             color="#444444",
             zorder=3,
         )
@@ -226,7 +227,7 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], busi
     ax.set_ylim(_FLOOR - 0.22 if floor else -1.15, 1.15)
     ax.xaxis.tick_top()
     ax.set_xticks(range(len(names)))
-    spacing = ax.get_position().width * ax.figure.get_figwidth() / (len(names) + 0.5) * 72
+    spacing = ax.bbox.width / ax.figure.dpi * 72 / (len(names) + 0.5)
     font = 8.0
     if max(map(len, names)) * font * _CHARACTER <= 0.9 * spacing:
         ax.set_xticklabels(names, fontsize=font)

@@ -105,9 +105,7 @@ def test_sql_graph_and_exact_events_agree(db):
         event = ng.Layer("classifier.0").units([middle]) & ng.Layer("features.6").units([bottom])
         exact = m(event)
         path = [("features.6", bottom), ("classifier.0", middle), ("classifier.3", target)]
-        walked = np.prod(
-            [graph.edges[step]["conditional"] for step in itertools.pairwise(path)]
-        )
+        walked = np.prod([graph.edges[step]["conditional"] for step in itertools.pairwise(path)])
         assert product == pytest.approx(exact, rel=1e-3, abs=1e-6)
         assert walked == pytest.approx(exact, rel=1e-9)
     assert lower.n_neurons == 64

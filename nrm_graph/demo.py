@@ -1,0 +1,132 @@
+"""The demo: a complete neuron-level store of the images that the package ships, and a tour."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nrm_graph.export import graph_path, text_table, write_graph
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nrm_graph.exact import Measure
+
+STRONGEST_FLOWS = """
+SELECT src, src_unit, dst, dst_unit, relevance
+FROM flows WHERE key = ? AND src_unit >= 0 ORDER BY abs(relevance) DESC LIMIT 8
+"""
+
+# Exact zeros are not stored, so a mean divides by the number of inputs: never avg().
+PER_CLASS = """
+WITH counts AS (SELECT label, count(*) AS images FROM inputs GROUP BY label),
+sums AS (
+    SELECT i.label, n.unit, sum(CAST(n.relevance AS DOUBLE)) AS total
+    FROM nodes n JOIN inputs i USING (input_id) JOIN layers l USING (layer_id)
+    WHERE l.name = ? AND n.unit >= 0 GROUP BY i.label, n.unit
+)
+SELECT s.label, c.images, s.unit AS neuron, s.total / c.images AS mean_relevance
+FROM sums s JOIN counts c USING (label)
+QUALIFY row_number() OVER (PARTITION BY s.label ORDER BY s.total DESC) = 1
+ORDER BY s.label
+"""
+
+
+def run(
+    store_path: str | os.PathLike[str] = "nrm-demo.nrm",
+    picture_path: str | os.PathLike[str] = "nrm-demo.png",
+) -> None:
+    """Extract the demo store, answer one question of each kind and write a picture.
+
+    Parameters
+    ----------
+    store_path : path-like
+        The store to write, or to continue.
+    picture_path : path-like
+        Picture of the strongest flows of one image (``.png``, ``.svg``, ...).
+    """
+    picture = graph_path(picture_path)
+
+    import nrm_graph as ng
+    from nrm_graph.demo_network import CLASSES, load_demo
+
+    began = time.perf_counter()
+    model, inputs = load_demo()
+    images = len(inputs)
+    print(f"A VGG-style network trained on Fashion-MNIST; {images} test images of ten classes.")
+    print(f"Extracting the relevance of every neuron and edge into {store_path} ...")
+    with ng.extract(
+        model,
+        inputs,
+        store_path,
+        composite="epsilon_gamma",
+        target="predicted",
+        classes=CLASSES,
+    ) as db:
+        edges = _rows(db.sql("SELECT count(*) AS n FROM edges"))["n"][0].as_py()
+        print(
+            f"{edges:,} edges, {edges // images:,} an image, "
+            f"after {time.perf_counter() - began:.0f} s."
+        )
+        key = str(inputs[0]["key"])
+        m = db.measure(key)
+        target = CLASSES[m.target] if m.target is not None else "?"
+        _title(f"Conservation: {key}, target {target!r} (logit {m.logit:.2f})")
+        print("Bias and stabiliser absorb what a layer does not hand down: each sum plus what the")
+        print("layers above it absorbed is 1.")
+        print(text_table(m.report().drop_columns(["pruned", "remainder"])))
+        for flag in m.flags:
+            print(f"note: {flag}")
+
+        _title("Strongest flows of this image (SQL)")
+        print(text_table(_rows(db.sql(STRONGEST_FLOWS, params=[key]))))
+
+        _title("Exact events: any neurons of any layers, neighbours or not")
+        _events(m)
+
+        _title("Per class: the hidden neuron with the largest mean relevance (SQL)")
+        print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
+
+        write_graph(m.subgraph(top=150), picture)
+
+    _title(f"Done in {time.perf_counter() - began:.0f} s")
+    print(f"Store:   {Path(store_path).resolve()}")
+    print(f"Picture: {picture.resolve()} (the 150 strongest edges of {key})")
+    print("Try next:")
+    store = os.fspath(store_path)
+    for command in (
+        f"nrm-graph info {store}",
+        f'nrm-graph sql {store} "SELECT label, count(*) AS n, '
+        'count(*) FILTER (target = predicted) AS as_predicted FROM inputs GROUP BY label"',
+        f'nrm-graph relevance {store} --input {key} "features.6[3] & features.0[:, 14:, :]"',
+        f"nrm-graph subgraph {store} --input {key} --top 60 --output subgraph.graphml",
+    ):
+        print(f"  {command}")
+
+
+def _events(m: Measure) -> None:
+    """One joint and one conditional relevance, of this image's strongest channels."""
+    import numpy as np
+
+    import nrm_graph as ng
+
+    strongest = {}
+    for name in ("features.6", "features.0"):
+        neurons = m.marginal(name).reshape(m.topology.layer(name).shape)
+        strongest[name] = int(np.argmax(neurons.sum(axis=(1, 2))))
+    upper = ng.Layer("features.6")[strongest["features.6"]]
+    lower = ng.Layer("features.0")[strongest["features.0"]]
+    print(f"R({upper})                     = {m(upper):.4f}")
+    print(f"R({lower})                     = {m(lower):.4f}")
+    print(f"R({upper} & {lower})     = {m(upper & lower):.4f}   (joint)")
+    print(f"R({lower} given {upper}) = {m(lower, given=upper):.4f}   (conditional)")
+
+
+def _rows(relation: object) -> pa.Table:
+    return relation.to_arrow_table()  # type: ignore[attr-defined]
+
+
+def _title(text: str) -> None:
+    print(f"\n{text}\n{'=' * len(text)}")
