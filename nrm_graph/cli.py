@@ -251,6 +251,8 @@ def _facts(meta: Any) -> dict[str, Any]:
     """Return the entries of a store's settings that fit on a line."""
     found: dict[str, Any] = {}
     for name, value in dict(meta).items():
+        if name == "composite" and isinstance(value, dict):
+            value = value.get("name") or "custom"
         if isinstance(value, str | int | float | bool):
             found[str(name)] = value if isinstance(value, str) else str(value)
     return found

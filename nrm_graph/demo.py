@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 STRONGEST_FLOWS = """
 SELECT src, src_unit, dst, dst_unit, relevance
-FROM flows WHERE key = ? AND src_unit >= 0 ORDER BY abs(relevance) DESC LIMIT 8
+FROM flows WHERE key = ? AND src_unit >= 0
+QUALIFY row_number() OVER (PARTITION BY src, dst ORDER BY abs(relevance) DESC) <= 2
+ORDER BY dst, abs(relevance) DESC
 """
 
 # Exact zeros are not stored, so a mean divides by the number of inputs: never avg().
@@ -80,7 +82,7 @@ def run(
         for flag in m.flags:
             print(f"note: {flag}")
 
-        _title("Strongest flows of this image (SQL)")
+        _title("Strongest flows of this image, two for each pair of layers (SQL)")
         print(text_table(_rows(db.sql(STRONGEST_FLOWS, params=[key]))))
 
         _title("Exact events: any neurons of any layers, neighbours or not")
@@ -118,10 +120,14 @@ def _events(m: Measure) -> None:
         strongest[name] = int(np.argmax(neurons.sum(axis=(1, 2))))
     upper = ng.Layer("features.6")[strongest["features.6"]]
     lower = ng.Layer("features.0")[strongest["features.0"]]
-    print(f"R({upper})                     = {m(upper):.4f}")
-    print(f"R({lower})                     = {m(lower):.4f}")
-    print(f"R({upper} & {lower})     = {m(upper & lower):.4f}   (joint)")
-    print(f"R({lower} given {upper}) = {m(lower, given=upper):.4f}   (conditional)")
+    answers = (
+        ("one", f"R({upper})", m(upper)),
+        ("one", f"R({lower})", m(lower)),
+        ("joint", f"R({upper} & {lower})", m(upper & lower)),
+        ("conditional", f"R({lower} given {upper})", m(lower, given=upper)),
+    )
+    for kind, text, value in answers:
+        print(f"{kind:<12} {text:<38} = {value:.4f}")
 
 
 def _rows(relation: object) -> pa.Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgba
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -183,8 +183,10 @@ def _draw_nodes(
     # The scale is that of the units: one bias may hold many times any unit's relevance.
     largest = float(np.abs(values[~pseudo]).max(initial=0.0)) or 1.0
     area = min(_LARGEST, 9000.0 / max(busiest, 1))
-    sizes = np.clip(np.abs(values) / largest, 0.02, 1.0) * area
-    shades = SIGNED(Normalize(-largest, largest)(np.clip(values, -largest, largest)))
+    # Roots, because the output's relevance, 1, dwarfs that of one neuron among thousands.
+    shares = np.sqrt(np.clip(np.abs(values) / largest, 0.0, 1.0))
+    sizes = np.maximum(shares, 0.03) * area
+    shades = SIGNED(0.5 + 0.5 * np.sign(values) * shares)
     colours = [
         to_rgba(NEUTRAL) if grey else tuple(shade)
         for grey, shade in zip(pseudo, shades, strict=True)

@@ -306,7 +306,8 @@ def test_input_errors(tmp_path: Path, name: str, make: Callable[[Path], Any], me
 
 def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
-    assert all(name in capsys.readouterr().out for name in COMMANDS)
+    overview = capsys.readouterr().out
+    assert all(name in overview for name in COMMANDS)
     for name in COMMANDS:
         assert cli.main([name, "--help"]) == 0
         text = capsys.readouterr().out
