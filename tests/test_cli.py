@@ -407,6 +407,7 @@ def test_sql(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     capsys.readouterr()
     assert cli.main(["sql", str(store), "DROP TABLE inputs"]) == 7
     assert cli.main(["sql", str(store), "SELECT nothing FROM inputs"]) == 7
+    assert cli.main(["sql", str(store), "SELECT CAST(key AS INTEGER) FROM inputs"]) == 7
     assert "Traceback" not in capsys.readouterr().err
 
 

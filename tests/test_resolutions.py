@@ -1,0 +1,59 @@
+"""Grouped tables are the neuron tables, summed."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nrm_graph as ng
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2)
+        self.pool = nn.AvgPool2d(3, 2, 1)
+        self.fc = nn.Linear(4 * 5 * 5, 6)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        h = torch.max_pool2d(torch.relu(self.b(h) + h), 2, 2, ceil_mode=True)
+        return self.fc(self.pool(torch.relu(self.up(h)))[..., :5, :5].flatten(1))
+
+
+@pytest.mark.parametrize("composite", ["epsilon", "epsilon_gamma_box", "epsilon_alpha2_beta1_flat"])
+def test_channel_tables_are_summed_neuron_tables(composite):
+    torch.manual_seed(0)
+    net = Residual().double()
+    x = torch.randn(3, 17, 17, dtype=torch.float64)
+    program = ng.trace(net, x)
+    fine = ng.measure(program, x, target=2, composite=composite, resolution="neuron")
+    coarse = ng.measure(program, x, target=2, composite=composite, resolution="channel")
+    labels = [part.labels.ravel() for part in coarse.partitions]
+
+    def unit(layers, units):
+        return [labels[i][u] if u >= 0 else u for i, u in zip(layers, units, strict=True)]
+
+    expected: dict[tuple[int, ...], float] = {}
+    rows = fine.tables()[1].to_pydict()
+    keys = zip(
+        rows["dst_layer"],
+        unit(rows["dst_layer"], rows["dst_unit"]),
+        rows["src_layer"],
+        unit(rows["src_layer"], rows["src_unit"]),
+        strict=True,
+    )
+    for key, relevance in zip(keys, rows["relevance"], strict=True):
+        expected[key] = expected.get(key, 0.0) + relevance
+    rows = coarse.tables()[1].to_pydict()
+    names = ("dst_layer", "dst_unit", "src_layer", "src_unit")
+    found = dict(zip(zip(*(rows[n] for n in names), strict=True), rows["relevance"], strict=True))
+    variation = max(row["total_variation"] for row in fine.report().to_pylist())
+    for key in expected.keys() | found.keys():
+        # float64 sums of at most some thousand terms of the total variation's size
+        assert found.get(key, 0.0) == pytest.approx(expected.get(key, 0.0), abs=1e-11 * variation)
+    assert not np.isfinite(np.array(rows["conditional"], float)).all()
+    for layer in fine.topology.layers:
+        assert fine.cut(layer.name).total == pytest.approx(1.0, abs=1e-11 * variation)
