@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from brute import BIAS, STABILIZER, Net, Node, Walks
 
 import nrm_graph as ng
