@@ -303,7 +303,7 @@ def _merge(rows: list[_Rows], n: int) -> _Rows:
 
 def _pseudo(kernel: Flow, r: Tensor, part: Partition, b: int) -> list[_Rows]:
     rows = []
-    for unit, share in ((BIAS, kernel.bias), (STABILIZER, kernel.stabilizer)):
+    for unit, share in ((BIAS, kernel.bias()), (STABILIZER, kernel.stabilizer())):
         if share is None:
             continue
         share = share.expand_as(r)[b].double()
@@ -327,8 +327,9 @@ def _operation(
     rb = r[b : b + 1]
     for k, name in enumerate(op.operands):
         terms = [
-            (t.x[b : b + 1], t.weight, t.factor.expand_as(r)[b : b + 1])
-            for t in kernel.terms
+            (t.x[b : b + 1], t.weight, g.factor.expand_as(r)[b : b + 1])
+            for g in kernel.shares
+            for t in g.terms
             if t.operand == k
         ]
         source = labels[name].numpy()[0].astype(np.int64)

@@ -7,6 +7,7 @@ a map: ``apply``, its transpose in x, and (for tables) its gradient in w.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,16 @@ class Scale:
         return math.prod(z)
 
 
+@functools.lru_cache(maxsize=64)
+def _window_matrix(
+    spans: tuple[tuple[int, int], ...], size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    matrix = torch.zeros(len(spans), size, dtype=dtype)
+    for o, (a, b) in enumerate(spans):
+        matrix[o, a:b] = 1
+    return matrix.to(device)
+
+
 @dataclass(frozen=True)
 class Window:
     """Per-axis windows, summed and weighed per output: every kind of average.
@@ -205,11 +216,7 @@ class Window:
     keep: bool = True
 
     def _matrix(self, d: int, size: int, like: Tensor) -> Tensor:
-        spans = self.windows[d] or ()
-        matrix = torch.zeros(len(spans), size, dtype=like.dtype)
-        for o, (a, b) in enumerate(spans):
-            matrix[o, a:b] = 1
-        return matrix.to(like.device)
+        return _window_matrix(self.windows[d] or (), size, like.dtype, like.device)
 
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         """Sum over the windows, times w per output."""

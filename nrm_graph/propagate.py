@@ -10,24 +10,28 @@ conjunction is all that is left at the end, in inputs and pseudo-neurons alike.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrm_graph import rules, signs
 from nrm_graph.errors import InputError
 from nrm_graph.layers import Layout, layout
 from nrm_graph.operations import MAX_POOL, SAME, function
 from nrm_graph.program import Batch, Node, Program, Ref, Weight
+from nrm_graph.rules import Signs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
     from nrm_graph.clauses import Clause
     from nrm_graph.composites import Composite
-    from nrm_graph.rules import Flow, Rule
+    from nrm_graph.linear import Weighing
+    from nrm_graph.rules import Flow, Group, Rule
 
 _SAME_ORDER = {
     "aten.view.default",
@@ -47,12 +51,29 @@ _SAME_ORDER = {
 
 @dataclass(frozen=True)
 class Network:
-    """A program with its layers and the rules that a composite gives them."""
+    """A program with its layers and the rules that a composite gives them.
+
+    Attributes
+    ----------
+    rules : tuple of Rule or None
+        By layer id; None for inputs.
+    silent : frozenset of str
+        Layers that receive no relevance where they are not positive.
+    groups : dict
+        Groups of every layer's rule, made at first use (see :mod:`nrm_graph.rules`).
+    """
 
     program: Program
     layout: Layout
     composite: Composite
     rules: tuple[Rule | None, ...]
+    silent: frozenset[str]
+    groups: dict[tuple[str, Signs], tuple[Group, ...]] = field(default_factory=dict, repr=False)
+
+    @functools.cached_property
+    def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Values that are never negative: for any inputs, and for inputs that are not."""
+        return signs.non_negative(self.program, False), signs.non_negative(self.program, True)
 
 
 def network(
@@ -68,7 +89,9 @@ def network(
 
     program = replace(program, weights={k: moved(v) for k, v in program.weights.items()})
     found = layout(program)
-    return Network(program, found, composite, composite.assign(found.topology))
+    rules_ = composite.assign(found.topology)
+    known = {i: rule for i, rule in enumerate(rules_) if rule is not None}
+    return Network(program, found, composite, rules_, signs.silent(program, found, known))
 
 
 @dataclass
@@ -85,10 +108,13 @@ class State:
         Where a value is a constant that was routed in (padding, class tokens).
     flows : dict of str to Flow
         Kernels, filled at the first pass.
+    positive : bool
+        Whether no input of the batch is negative.
     """
 
     network: Network
     values: dict[str, Any]
+    positive: bool = False
     winners: dict[str, Tensor] = field(default_factory=dict)
     constant: dict[str, Tensor] = field(default_factory=dict)
     flows: dict[str, Flow] = field(default_factory=dict)
@@ -134,7 +160,7 @@ def forward(net: Network, x: Tensor) -> State:
         raise InputError(f"expected an input of shape {shape}, found {tuple(x.shape[1:])}")
     if not torch.isfinite(x).all():
         raise InputError("the input holds NaN or infinity")
-    state = State(net, {name: x})
+    state = State(net, {name: x}, bool((x >= 0).all()))
     n = x.shape[0]
     for node in net.program.nodes:
         args = _resolve(node.args, state, n)
@@ -212,17 +238,37 @@ def flow(state: State, name: str) -> Flow:
         net = state.network
         op, rule = net.layout.weighings[name], net.rules[net.layout.layer_of[name]]
         assert rule is not None
+        known = net.non_negative[state.positive]
+        at = Signs(tuple(operand in known for operand in op.operands), name in net.silent)
+        z = state.values[name]
         with torch.no_grad():
+            if (name, at) not in net.groups:
+                net.groups[name, at] = rule.groups(_resolved(op, z), at)
             xs = [state.values[operand] for operand in op.operands]
-            found = rule.flow(op, xs, state.values[name])
-            # What a rule gives to routed-in constants is held by constants: it is bias.
-            for term in found.terms:
-                marked = state.constant.get(op.operands[term.operand])
-                if marked is not None:
-                    held = op.maps[term.operand].apply(term.x * marked, term.weight) * term.factor
-                    found = found._replace(bias=held if found.bias is None else found.bias + held)
+            groups = net.groups[name, at]
+            found = rules.flow(groups, op, xs, z, rule.unplaced(z, at))
+            found = found._replace(held=_held(state, op, found))
         state.flows[name] = found
     return found
+
+
+def _resolved(op: Weighing, z: Tensor) -> Weighing:
+    """Give every weight its value, and all of them the dtype and device of the pass."""
+    weights = tuple(op.weight(k, z) for k in range(len(op.operands)))
+    bias = None if op.bias is None else op.bias.to(z.device, z.dtype)
+    return replace(op, weights=weights, bias=bias)
+
+
+def _held(state: State, op: Weighing, found: Flow) -> Tensor | None:
+    """Share that a rule gives to routed-in constants: constants hold it, so it is bias."""
+    held: Tensor | None = None
+    for share in found.shares:
+        for term in share.terms:
+            marked = state.constant.get(op.operands[term.operand])
+            if marked is not None:
+                part = op.maps[term.operand].apply(term.x * marked, term.weight) * share.factor
+                held = part if held is None else held + part
+    return held
 
 
 def seed(state: State, weights: Tensor) -> Tensor:
@@ -262,6 +308,7 @@ def relevance_pass(
     visit: Callable[[int, Tensor], None] | None = None,
     absorb: Callable[[int, str, Tensor], None] | None = None,
     stop: Callable[[int, Tensor], bool] | None = None,
+    weigh: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] | None = None,
 ) -> Outcome:
     """Send relevance from the output to the inputs.
 
@@ -279,6 +326,10 @@ def relevance_pass(
         Called with layer id, ``bias`` or ``stabilizer``, and what each neuron lost to it.
     stop : callable, optional
         Called like ``visit``; where it answers True, the walks end there (and still count).
+    weigh : callable, optional
+        Takes the place of the step through a weighing operation: given its name and relevance,
+        it yields operands and their relevance.  Absorbed shares are left to it, and are no
+        part of the outcome.
     """
     net, clause = state.network, clause or {}
     n = start.shape[0]
@@ -322,22 +373,35 @@ def relevance_pass(
             if name not in net.layout.weighings:  # an input: walks end here
                 ended = ended + relevance.flatten(1).sum(1)
                 continue
-            kernel, op = flow(state, name), net.layout.weighings[name]
-            for term in kernel.terms:
-                operand = state.values[op.operands[term.operand]]
-                share = op.maps[term.operand].transpose(
-                    relevance * term.factor, term.weight, operand
-                )
-                add(op.operands[term.operand], term.x * share)
-            for kind, lost_share in (("bias", kernel.bias), ("stabilizer", kernel.stabilizer)):
-                if lost_share is not None:
-                    lost = relevance * lost_share
-                    ended = ended + lost.flatten(1).sum(1)
+            if weigh is not None:
+                shares = weigh(name, relevance)
+            else:
+                shares, lost = _weigh(state, name, relevance)
+                for kind, part in lost:
+                    ended = ended + part.flatten(1).sum(1)
                     if absorb is not None:
-                        absorb(layer_id, kind, lost)
+                        absorb(layer_id, kind, part)
+            for operand, share in shares:
+                add(operand, share)
         else:
             _route(nodes[name], relevance, state, pending, add, n)
     return Outcome(ended, magnitude)
+
+
+def _weigh(
+    state: State, name: str, relevance: Tensor
+) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    """Shares of the operands, and what bias and stabilizer absorb at every neuron."""
+    kernel, op = flow(state, name), state.network.layout.weighings[name]
+    shares = []
+    for share in kernel.shares:
+        s = relevance * share.factor
+        for term in share.terms:
+            operand = op.operands[term.operand]
+            back = op.maps[term.operand].transpose(s, term.weight, state.values[operand])
+            shares.append((operand, term.x * back))
+    lost = [("bias", kernel.bias()), ("stabilizer", kernel.stabilizer())]
+    return shares, [(kind, relevance * part) for kind, part in lost if part is not None]
 
 
 def _route(

@@ -1,11 +1,14 @@
 """Propagation rules: how a neuron's relevance is shared among what it reads.
 
-A rule turns one weighing operation and its operands into *terms*: each an effective operand
-x', an effective weight w' and a factor per output neuron, so that the conditional relevance is
-``q(i|j) = sum over terms of x'_i w'_ij factor_j`` (arXiv:2606.00557).  What does not reach an
-operand is stated by its own formula: ``bias`` (the share of the denominator that biases hold)
-and ``stabilizer`` (what epsilon absorbs and what the rule cannot place).  Names and parameters
-are zennit's.
+A rule turns one weighing operation into *groups* of *parts*.  A part is an effective operand
+x' and an effective weight w'; the parts of a group share one denominator ``d = sum x' w' + b``,
+and the conditional relevance is ``q(i|j) = sum over parts of x'_i w'_ij factor_j`` with
+``factor = scale / stab(d)`` (arXiv:2606.00557).  What does not reach an operand is stated by its
+own formula: ``bias`` (``b factor``) and ``stabilizer`` (``scale eps / |stab(d)|``, and what the
+rule cannot place).  Names and parameters are zennit's.
+
+Groups hold no activations: they are made once for a network, at the first input, and only what
+can be non-zero is made (see :class:`Signs`).
 
 Notation: x+ = max(x, 0), x- = min(x, 0); stab(d) = d + eps * sign(d) with sign(0) = +1.
 """
@@ -13,7 +16,8 @@ Notation: x+ = max(x, 0), x- = min(x, 0); stab(d) = d + eps * sign(d) with sign(
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -21,88 +25,193 @@ from nrm_graph.errors import CompositeError, StoreError
 from nrm_graph.linear import Scale
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
     from nrm_graph.linear import Weighing
 
 
+@dataclass(frozen=True)
+class Signs:
+    """What is known of an operation's values before any input is seen.
+
+    Attributes
+    ----------
+    non_negative : tuple of bool
+        For every operand, whether no neuron of it is ever negative.
+    silent : bool
+        Whether relevance vanishes wherever the output is not positive (only ReLUs read it).
+    """
+
+    non_negative: tuple[bool, ...]
+    silent: bool = False
+
+
+class Part(NamedTuple):
+    """One product of a denominator: operand number, how x becomes x', and w'."""
+
+    operand: int
+    transform: Callable[[Tensor], Tensor]
+    weight: Tensor
+
+
+class Group(NamedTuple):
+    """Parts over one denominator.
+
+    ``where`` restricts the group to outputs of one sign of z (1 or -1; 0 for all).  ``plain``
+    says that the denominator is z itself, so that it need not be computed again.
+    """
+
+    parts: tuple[Part, ...]
+    bias: Tensor | None
+    eps: float
+    scale: float = 1.0
+    where: int = 0
+    plain: bool = False
+
+
 class Term(NamedTuple):
-    """One summand of a rule's kernel."""
+    """A part at one batch: operand number, x' and w'."""
 
     operand: int
     x: Tensor
     weight: Tensor
+
+
+class Share(NamedTuple):
+    """A group at one batch: ``q(i|j)`` is the sum over terms of x' w' times ``factor``.
+
+    ``q(bias|j) = bias * factor`` and ``q(stabilizer|j) = eps * |factor|``, with eps signed.
+    """
+
+    terms: tuple[Term, ...]
     factor: Tensor
+    bias: Tensor | None
+    eps: float
 
 
 class Flow(NamedTuple):
     """The kernel of one operation at one batch of inputs.
 
-    ``bias`` and ``stabilizer`` are q(bias|j) and q(stabilizer|j), of the output's shape, or
-    None where they are zero.
+    Attributes
+    ----------
+    shares : tuple of Share
+        By denominator.
+    unplaced : Tensor or None
+        Share that the rule cannot place, of the output's shape; it belongs to the stabilizer.
+    held : Tensor or None
+        Share of constants that were routed in (padding, class tokens); it belongs to the bias.
     """
 
-    terms: list[Term]
-    bias: Tensor | None
-    stabilizer: Tensor | None
+    shares: tuple[Share, ...]
+    unplaced: Tensor | None = None
+    held: Tensor | None = None
+
+    def bias(self) -> Tensor | None:
+        """q(bias|j), of the output's shape."""
+        parts = [share.bias * share.factor for share in self.shares if share.bias is not None]
+        return _total([*parts, self.held])
+
+    def stabilizer(self) -> Tensor | None:
+        """q(stabilizer|j), of the output's shape."""
+        parts = [share.eps * share.factor.abs() for share in self.shares if share.eps]
+        return _total([*parts, self.unplaced])
+
+
+def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return sum(present[1:], present[0]) if present else None
 
 
 class Rule:
-    """Base of all rules: a frozen dataclass with plain parameters and one method."""
+    """Base of all rules: a frozen dataclass with plain parameters and one method.
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """Kernel of ``op`` at the operands ``xs`` and its output ``z``."""
+    ``proportional`` says that n_ij vanishes where x_i does.
+    """
+
+    proportional: ClassVar[bool] = True
+
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """Parts and denominators of ``op``."""
         raise NotImplementedError
+
+    def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
+        """Share of every output neuron that no group serves."""
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Name and parameters as plain values."""
         return {"rule": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
-def _sign(d: Tensor) -> Tensor:
-    return torch.where(d >= 0, 1.0, -1.0).to(d.dtype)
-
-
-def _bias(op: Weighing, z: Tensor, zero_params: str | None = None) -> Tensor | None:
-    if op.bias is None or zero_params == "bias":
-        return None
-    return op.bias.to(z.device, z.dtype)
-
-
-def _shared(
+def flow(
+    groups: Sequence[Group],
     op: Weighing,
-    parts: Sequence[tuple[int, Tensor, Tensor]],
-    bias: Tensor | None,
-    eps: float,
-    scale: float | Tensor = 1.0,
+    xs: Sequence[Tensor],
+    z: Tensor,
+    unplaced: Tensor | None = None,
 ) -> Flow:
-    """Terms over one common denominator: the sum of the parts and the bias."""
-    d = sum(op.maps[k].apply(x, w) for k, x, w in parts)
-    assert not isinstance(d, int)
-    if bias is not None:
-        d = d + bias
-    absorbed = eps * _sign(d)
-    factor = scale / (d + absorbed)
-    terms = [Term(k, x, w, factor) for k, x, w in parts]
-    return Flow(terms, None if bias is None else bias * factor, absorbed * factor)
+    """Evaluate groups at the operands ``xs`` and the output ``z`` of one batch."""
+    shares = []
+    for group in groups:
+        terms = tuple(Term(p.operand, p.transform(xs[p.operand]), p.weight) for p in group.parts)
+        if not terms:
+            continue
+        d = z
+        if not group.plain:
+            d = sum(
+                (op.maps[t.operand].apply(t.x, t.weight) for t in terms[1:]),
+                op.maps[terms[0].operand].apply(terms[0].x, terms[0].weight),
+            )
+            if group.bias is not None:
+                d = d + group.bias
+        # Adding 0.0 turns -0.0 into 0.0, whose sign counts as positive.
+        eps = torch.copysign(torch.full((), group.eps, dtype=d.dtype, device=d.device), d + 0.0)
+        factor = eps.add_(d).reciprocal_()
+        if not group.eps:  # nothing stabilises d = 0: what is there cannot be placed
+            empty = d == 0
+            factor = factor.masked_fill_(empty, 0.0)
+            lost = group.scale * empty.to(d.dtype)
+            unplaced = lost if unplaced is None else unplaced + lost
+        if group.scale != 1.0:
+            factor = factor.mul_(group.scale)
+        if group.where:
+            factor = factor * ((z > 0) if group.where > 0 else (z < 0))
+        eps_signed = group.eps if group.scale >= 0 else -group.eps
+        shares.append(Share(terms, factor, group.bias, eps_signed))
+    return Flow(tuple(shares), unplaced)
 
 
-def _merge(*flows: Flow) -> Flow:
-    def total(shares: list[Tensor | None]) -> Tensor | None:
-        present = [share for share in shares if share is not None]
-        return torch.stack(present).sum(0) if present else None
-
-    return Flow(
-        [term for flow in flows for term in flow.terms],
-        total([flow.bias for flow in flows]),
-        total([flow.stabilizer for flow in flows]),
-    )
+def _bias(op: Weighing, zero_params: str | None = None) -> Tensor | None:
+    return None if zero_params == "bias" else op.bias
 
 
-def _weights(op: Weighing, xs: Sequence[Tensor]) -> list[Tensor]:
-    return [op.weight(k, x) for k, x in enumerate(xs)]
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+def _plus(x: Tensor) -> Tensor:
+    return x.clamp(min=0)
+
+
+def _minus(x: Tensor) -> Tensor:
+    return x.clamp(max=0)
+
+
+def _positive(signs: Signs, k: int) -> Callable[[Tensor], Tensor]:
+    return _same if signs.non_negative[k] else _plus
+
+
+def _agreeing(op: Weighing, signs: Signs, agree: bool = True) -> tuple[Part, ...]:
+    """Parts whose products are all positive (``agree``) or all negative."""
+    parts = []
+    for k, w in enumerate(op.weights):
+        same, other = (_plus(w), _minus(w)) if agree else (_minus(w), _plus(w))
+        parts.append(Part(k, _positive(signs, k), same))
+        if not signs.non_negative[k]:
+            parts.append(Part(k, _minus, other))
+    return tuple(parts)
 
 
 @dataclass(frozen=True)
@@ -112,10 +221,11 @@ class Epsilon(Rule):
     epsilon: float = 1e-6
     zero_params: str | None = None
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        parts = [(k, xs[k], w) for k, w in enumerate(_weights(op, xs))]
-        return _shared(op, parts, _bias(op, z, self.zero_params), self.epsilon)
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        parts = tuple(Part(k, _same, w) for k, w in enumerate(op.weights))
+        bias = _bias(op, self.zero_params)
+        return (Group(parts, bias, self.epsilon, plain=bias is op.bias),)
 
 
 @dataclass(frozen=True)
@@ -124,9 +234,9 @@ class Norm(Rule):
 
     stabilizer: float = 1e-6
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        return Epsilon(self.stabilizer).flow(op, xs, z)
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        return Epsilon(self.stabilizer).groups(op, signs)
 
 
 @dataclass(frozen=True)
@@ -142,30 +252,33 @@ class Gamma(Rule):
     stabilizer: float = 1e-6
     zero_params: str | None = None
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        weights = _weights(op, xs)
-        up = [w + self.gamma * w.clamp(min=0) for w in weights]
-        down = [w + self.gamma * w.clamp(max=0) for w in weights]
-        high = [x.clamp(min=0) for x in xs]
-        low = [x.clamp(max=0) for x in xs]
-        # Non-negative operands need half the terms; the answer is the same.
-        signed = [bool((x < 0).any()) for x in xs]
-        bias = _bias(op, z, self.zero_params)
-        flows = []
-        for chosen, favoured, other in ((z > 0, up, down), (z < 0, down, up)):
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        bias = _bias(op, self.zero_params)
+        up = [w + self.gamma * _plus(w) for w in op.weights]
+        signed = not all(signs.non_negative)
+        down = (
+            [w + self.gamma * _minus(w) for w in op.weights] if signed or not signs.silent else up
+        )
+        found = []
+        for where, favoured, other, half in ((1, up, down, _plus), (-1, down, up, _minus)):
+            if where < 0 and signs.silent:
+                continue
             parts = []
-            for k in range(len(xs)):
-                parts.append((k, high[k], favoured[k]))
-                if signed[k]:
-                    parts.append((k, low[k], other[k]))
-            b = bias
-            if bias is not None:
-                half = bias.clamp(min=0) if favoured is up else bias.clamp(max=0)
-                b = bias + self.gamma * half
-            flows.append(_shared(op, parts, b, self.stabilizer, chosen.to(z.dtype)))
-        flows.append(Flow([], None, (z == 0).to(z.dtype)))
-        return _merge(*flows)
+            for k in range(len(op.weights)):
+                parts.append(Part(k, _positive(signs, k), favoured[k]))
+                if not signs.non_negative[k]:
+                    parts.append(Part(k, _minus, other[k]))
+            b = None if bias is None else bias + self.gamma * half(bias)
+            # No relevance arrives where z is not positive if the operation is silent there.
+            found.append(
+                Group(tuple(parts), b, self.stabilizer, where=0 if signs.silent else where)
+            )
+        return tuple(found)
+
+    def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
+        """See :meth:`Rule.unplaced`."""
+        return None if signs.silent else (z == 0).to(z.dtype)
 
 
 @dataclass(frozen=True)
@@ -175,31 +288,11 @@ class ZPlus(Rule):
     stabilizer: float = 1e-6
     zero_params: str | None = None
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        bias = _bias(op, z, self.zero_params)
-        positive = None if bias is None else bias.clamp(min=0)
-        return _shared(op, _agreeing(op, xs), positive, self.stabilizer)
-
-
-def _agreeing(op: Weighing, xs: Sequence[Tensor]) -> list[tuple[int, Tensor, Tensor]]:
-    """Parts with a positive product."""
-    parts = []
-    for k, w in enumerate(_weights(op, xs)):
-        parts.append((k, xs[k].clamp(min=0), w.clamp(min=0)))
-        if bool((xs[k] < 0).any()):
-            parts.append((k, xs[k].clamp(max=0), w.clamp(max=0)))
-    return parts
-
-
-def _opposing(op: Weighing, xs: Sequence[Tensor]) -> list[tuple[int, Tensor, Tensor]]:
-    """Parts with a negative product."""
-    parts = []
-    for k, w in enumerate(_weights(op, xs)):
-        parts.append((k, xs[k].clamp(min=0), w.clamp(max=0)))
-        if bool((xs[k] < 0).any()):
-            parts.append((k, xs[k].clamp(max=0), w.clamp(min=0)))
-    return parts
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        bias = _bias(op, self.zero_params)
+        up = None if bias is None else _plus(bias)
+        return (Group(_agreeing(op, signs), up, self.stabilizer),)
 
 
 @dataclass(frozen=True)
@@ -222,15 +315,16 @@ class AlphaBeta(Rule):
                 f"{self.alpha}, beta={self.beta}"
             )
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        bias = _bias(op, z, self.zero_params)
-        up = None if bias is None else bias.clamp(min=0)
-        down = None if bias is None else bias.clamp(max=0)
-        flows = [_shared(op, _agreeing(op, xs), up, self.stabilizer, self.alpha)]
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        bias = _bias(op, self.zero_params)
+        up = None if bias is None else _plus(bias)
+        found = [Group(_agreeing(op, signs), up, self.stabilizer, self.alpha)]
         if self.beta:
-            flows.append(_shared(op, _opposing(op, xs), down, self.stabilizer, -self.beta))
-        return _merge(*flows)
+            down = None if bias is None else _minus(bias)
+            parts = _agreeing(op, signs, agree=False)
+            found.append(Group(parts, down, self.stabilizer, -self.beta))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -240,60 +334,71 @@ class ZBox(Rule):
     The bias cancels.  Padding positions have no bounds and contribute nothing.
     """
 
+    proportional: ClassVar[bool] = False
+
     low: float = 0.0
     high: float = 1.0
     stabilizer: float = 1e-6
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
         parts = []
-        for k, w in enumerate(_weights(op, xs)):
-            low, high = torch.full_like(xs[k], self.low), torch.full_like(xs[k], self.high)
-            parts += [(k, xs[k], w), (k, low, -w.clamp(min=0)), (k, high, -w.clamp(max=0))]
-        return _shared(op, parts, None, self.stabilizer)
+        for k, w in enumerate(op.weights):
+            parts.append(Part(k, _same, w))
+            for bound, half in ((self.low, _plus), (self.high, _minus)):
+                if bound:  # a bound of 0 gives nothing
+                    fill = partial(torch.full_like, fill_value=bound)
+                    parts.append(Part(k, fill, -half(w)))
+        return (Group(tuple(parts), None, self.stabilizer),)
 
 
 @dataclass(frozen=True)
 class WSquare(Rule):
     """``n = w^2``, ``d = sum + b^2``."""
 
+    proportional: ClassVar[bool] = False
+
     stabilizer: float = 1e-6
     zero_params: str | None = None
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        parts = [(k, torch.ones_like(xs[k]), w.square()) for k, w in enumerate(_weights(op, xs))]
-        bias = _bias(op, z, self.zero_params)
-        return _shared(op, parts, None if bias is None else bias.square(), self.stabilizer)
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        parts = tuple(Part(k, torch.ones_like, w.square()) for k, w in enumerate(op.weights))
+        bias = _bias(op, self.zero_params)
+        return (Group(parts, None if bias is None else bias.square(), self.stabilizer),)
 
 
 @dataclass(frozen=True)
 class Flat(Rule):
     """``n = 1``, ``d = fan-in``: every real position alike, padding left out."""
 
+    proportional: ClassVar[bool] = False
+
     stabilizer: float = 1e-6
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        parts = [
-            (k, torch.ones_like(xs[k]), torch.ones_like(w)) for k, w in enumerate(_weights(op, xs))
-        ]
-        return _shared(op, parts, None, self.stabilizer)
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        parts = tuple(
+            Part(k, torch.ones_like, torch.ones_like(w)) for k, w in enumerate(op.weights)
+        )
+        return (Group(parts, None, self.stabilizer),)
 
 
 @dataclass(frozen=True)
 class Pass(Rule):
     """Relevance goes through unchanged: only for elementwise operations with one operand."""
 
-    def flow(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Flow:
-        """See :meth:`Rule.flow`."""
-        if len(xs) != 1 or xs[0].shape != z.shape or not isinstance(op.maps[0], Scale):
+    proportional: ClassVar[bool] = False
+
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        """See :meth:`Rule.groups`."""
+        if len(op.weights) != 1 or not isinstance(op.maps[0], Scale):
             raise CompositeError(
                 f"Pass needs an elementwise operation with one operand, found a {op.kind} with "
-                f"{len(xs)}"
+                f"{len(op.weights)}"
             )
-        one = torch.ones((), dtype=z.dtype, device=z.device)
-        return Flow([Term(0, torch.ones_like(z), one, torch.ones_like(z))], None, None)
+        one = torch.ones((), dtype=op.weights[0].dtype, device=op.weights[0].device)
+        return (Group((Part(0, torch.ones_like, one),), None, 0.0),)
 
 
 RULES: dict[str, type[Rule]] = {
