@@ -1,14 +1,13 @@
-"""Node and edge tables of the unconditional measure.
+"""Node and edge tables of the unconditional measure, out of one relevance pass.
 
 An edge is the event "the walk steps directly from j to i": R(j -> i) = q(i|j) R(j), summed
-over the neurons of two units and over parallel routes (arXiv:2606.00557).  No autograd is
-needed: with ``s = R * factor`` a convolution's channel table is ``w * conv_weight(x, s)``
-summed over the window, one weight gradient per sample.
+over the neurons of two units and over parallel routes (arXiv:2606.00557).  Tables are made
+while the pass goes down, so that a layer's relevance is not kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,113 +15,31 @@ import pyarrow as pa
 import torch
 
 from nrm_graph import propagate
-from nrm_graph.errors import InputError
-from nrm_graph.linear import Convolution, Dense
-from nrm_graph.operations import MAX_POOL, SAME, function
-from nrm_graph.program import Batch, Ref, Weight
+from nrm_graph.blocks import Block, merged
+from nrm_graph.contributions import (
+    Ends,
+    Piece,
+    axis_blocks,
+    channel_blocks,
+    feature_blocks,
+    triple_blocks,
+    vector_blocks,
+)
+from nrm_graph.plan import along, mode
 from nrm_graph.topology import BIAS, STABILIZER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor
 
     from nrm_graph.linear import Weighing
-    from nrm_graph.propagate import Network, State
-    from nrm_graph.rules import Flow
-    from nrm_graph.units import Partition
-
-MAX_TRIPLES = 60_000_000
-"""Neuron-level edges of one operation that fit in memory at once."""
+    from nrm_graph.plan import Plan
+    from nrm_graph.propagate import State
+    from nrm_graph.rules import Share
 
 
-@dataclass
-class _Rows:
-    """Edges of one layer: dst unit, global src unit, relevance, and q or NaN."""
-
-    dst: Any
-    src: Any
-    relevance: Any
-    q: Any
-
-
-def _offsets(partitions: Sequence[Partition]) -> Any:
-    return np.concatenate([[0], np.cumsum([part.n_units for part in partitions])])
-
-
-def unit_labels(
-    net: Network, partitions: Sequence[Partition], winners: dict[str, Tensor] | None
-) -> dict[str, Tensor] | None:
-    """For every value, the global unit that each element was selected from; -1 for constants.
-
-    Parameters
-    ----------
-    winners : dict of str to Tensor, or None
-        Max-pool selections of one sample.  With None, the answer is None if a pool selects
-        between units (so that labels depend on the input).
-
-    Returns
-    -------
-    dict of str to Tensor
-        float64 ``(1, *shape)``; exact for fewer than 2^53 units.
-    """
-    offsets = _offsets(partitions)
-    labels: dict[str, Tensor] = {}
-
-    def of_layer(name: str) -> Tensor:
-        i = net.layout.layer_of[name]
-        return torch.from_numpy(partitions[i].labels.astype(np.float64) + offsets[i])[None]
-
-    def argument(value: Any) -> Any:
-        if isinstance(value, Ref):
-            return labels[value.name]
-        if isinstance(value, Weight):
-            return torch.full_like(
-                net.program.weights[value.name], -1.0, dtype=torch.float64, device="cpu"
-            )
-        if isinstance(value, Batch):
-            return value.scale + value.offset
-        if isinstance(value, tuple):
-            return [argument(v) for v in value]
-        return value
-
-    for name, _ in net.program.inputs:
-        labels[name] = of_layer(name)
-    for node in net.program.nodes:
-        references = list(node.references())
-        if node.name in net.layout.layer_of:
-            labels[node.name] = of_layer(node.name)
-        elif not references:
-            labels[node.name] = torch.full((1, *node.shape), -1.0, dtype=torch.float64)
-        elif node.op in SAME:
-            labels[node.name] = labels[references[0]].expand(1, *node.shape)
-        elif node.op in MAX_POOL:
-            source, args = labels[references[0]], [argument(a) for a in node.args[1:]]
-            high = propagate.max_pool(node.op, [source, *args])[0]
-            low = -propagate.max_pool(node.op, [-source, *args])[0]
-            if not torch.equal(high, low):
-                if winners is None:
-                    return None
-                spatial = MAX_POOL[node.op]
-                index = winners[node.name].cpu().flatten(-spatial)
-                high = source.flatten(-spatial).gather(-1, index).reshape(high.shape)
-            labels[node.name] = high
-        elif node.op in ("aten.pad.default", "aten.constant_pad_nd.default") and (
-            len(node.args) < 3
-            or node.args[2] in ("constant", None)
-            or node.op != "aten.pad.default"
-        ):
-            source = labels[references[0]]
-            labels[node.name] = torch.nn.functional.pad(source, list(node.args[1]), value=-1.0)
-        else:
-            kwargs = {k: argument(v) for k, v in node.kwargs}
-            labels[node.name] = function(node.op)(*[argument(a) for a in node.args], **kwargs)
-    return labels
-
-
-def edge_tables(
-    state: State, start: Tensor, partitions: Sequence[Partition]
-) -> list[tuple[pa.Table, pa.Table]]:
+def edge_tables(state: State, start: Tensor, plan: Plan) -> list[tuple[pa.Table, pa.Table]]:
     """Complete node and edge tables of every sample of a batch.
 
     Parameters
@@ -131,8 +48,8 @@ def edge_tables(
         Activations of N inputs.
     start : Tensor, (N, outputs)
         Initial relevance.
-    partitions : sequence of Partition
-        Units of every layer.
+    plan : Plan
+        Units of every layer, see :func:`nrm_graph.plan.plan`.
 
     Returns
     -------
@@ -141,281 +58,291 @@ def edge_tables(
         (dst_layer, src_layer, dst_unit, src_unit).  Exact zeros are left out, but where both
         units are single neurons a row with q != 0 stays if any walk reaches its dst.
     """
-    net = state.network
-    relevance: dict[int, Tensor] = {}
-    lost: dict[tuple[int, str], Tensor] = {}
+    tables = _Tables(state, start, plan)
     with torch.no_grad():
-        propagate.relevance_pass(
-            state,
-            start,
-            visit=relevance.__setitem__,
-            absorb=lambda i, kind, r: lost.__setitem__((i, kind), r),
-        )
-        static = unit_labels(net, partitions, None)
-        tables = []
-        for b in range(start.shape[0]):
-            labels = static
-            if labels is None:
-                own = {name: w[b : b + 1] for name, w in state.winners.items()}
-                labels = unit_labels(net, partitions, own)
-            assert labels is not None
-            nodes = _nodes(state, relevance, lost, partitions, b)
-            edges = _edges(state, relevance, partitions, labels, b)
-            tables.append((nodes, edges))
-    return tables
+        propagate.relevance_pass(state, start, visit=tables.visit, weigh=tables.weigh)
+        return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])]
 
 
-def _sums(part: Partition, values: Tensor) -> Any:
-    flat = values.double().cpu().numpy().ravel()
-    return np.bincount(part.labels.ravel(), flat, minlength=part.n_units)
+def regular(plan: Plan, layer_id: int) -> bool:
+    """Whether the units of a layer are its channels, in order."""
+    key = ("regular", layer_id)
+    if key not in plan.kept:
+        part = plan.partitions[layer_id]
+        channels = along(part.labels, 0) if part.labels.ndim else None
+        plan.kept[key] = channels is not None and np.array_equal(channels, np.arange(part.n_units))
+    return bool(plan.kept[key])
 
 
-def _nodes(
-    state: State,
-    relevance: dict[int, Tensor],
-    lost: dict[tuple[int, str], Tensor],
-    partitions: Sequence[Partition],
-    b: int,
-) -> pa.Table:
-    net = state.network
-    kind = state.output.cpu().numpy().dtype
-    columns: list[tuple[Any, ...]] = []
-    for name, i in net.layout.layer_of.items():
-        part = partitions[i]
-        sums = _sums(part, relevance[i][b]) if i in relevance else np.zeros(part.n_units)
-        after = net.layout.activation[name]
-        value = state.values[after if after in state.values else name][b]
-        if tuple(value.shape) != net.layout.topology.layers[i].shape:
-            value = state.values[name][b]
-        means = _sums(part, value) / np.maximum(np.bincount(part.labels.ravel()), 1)
-        (kept,) = np.nonzero((sums != 0) | (means != 0))
-        columns.append((i, kept, sums[kept], means[kept]))
-        pseudo = [(u, lost.get((i, k))) for u, k in ((STABILIZER, "stabilizer"), (BIAS, "bias"))]
-        totals = [(u, float(t[b].double().sum())) for u, t in pseudo if t is not None]
-        units_, values = [u for u, t in totals if t], [t for _, t in totals if t]
-        columns.append(
-            (i, np.array(units_, np.int64), np.array(values), np.full(len(values), np.nan))
-        )
-    layer = np.concatenate([np.full(len(c[1]), c[0], np.int16) for c in columns])
-    unit, sums, means = (np.concatenate([c[k] for c in columns]) for k in (1, 2, 3))
-    return pa.table(
-        {
-            "layer_id": layer,
-            "unit": unit.astype(np.int32),
-            "relevance": sums.astype(kind),
-            "activation": pa.array(means.astype(kind), mask=unit < 0),
-        }
-    )
+def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
+    """Sum a layer's values ``(N, *shape)`` by unit: ``(N, n_units)``."""
+    part = plan.partitions[layer_id]
+    if part.single:
+        return values.flatten(1)
+    if regular(plan, layer_id):
+        return values.flatten(2).sum(2)
+    place = torch.from_numpy(part.labels.ravel().astype(np.int64)).to(values.device)
+    return values.new_zeros(len(values), part.n_units).index_add_(1, place, values.flatten(1))
 
 
-def _edges(
-    state: State,
-    relevance: dict[int, Tensor],
-    partitions: Sequence[Partition],
-    labels: dict[str, Tensor],
-    b: int,
-) -> pa.Table:
-    net = state.network
-    offsets = _offsets(partitions)
-    # Which neurons any walk reaches; None where units are groups.
-    reached: dict[int, Any] = {}
-    top = net.layout.topology.output.layer_id
-    names = {i: name for name, i in net.layout.layer_of.items()}
-    out: list[tuple[Any, ...]] = []
-    for i in sorted(names, reverse=True):
-        if names[i] not in net.layout.weighings:
-            continue
-        r = relevance.get(i)
-        part = partitions[i]
-        if r is None:
-            continue
-        alive = None
-        if part.single:
-            alive = reached.get(i, np.zeros(part.n_units, bool)) if i != top else None
-            if i == top:
-                alive = (r[b] != 0).cpu().numpy().ravel()
-        op, kernel = net.layout.weighings[names[i]], propagate.flow(state, names[i])
-        rows = _operation(op, kernel, state, r, part, partitions, labels, b)
-        rows += _pseudo(kernel, r, part, b)
-        table = _merge(rows, int(offsets[-1]))
-        source = np.searchsorted(offsets, table.src, side="right") - 1
-        source[table.src < 0] = i
-        single = np.array([p.single for p in partitions])[source] & part.single
-        keep = table.relevance != 0
-        if alive is not None:
-            keep |= single & (table.q != 0)
-            keep &= alive[table.dst]
-        unit = np.where(table.src < 0, table.src, table.src - offsets[source])
-        dst, source, unit, rel, q, single = (
-            c[keep] for c in (table.dst, source, unit, table.relevance, table.q, single)
-        )
-        for s in np.unique(source):
-            if s == i:
+def unit_dots(plan: Plan, layer_id: int, a: Tensor, b: Tensor) -> Tensor:
+    """Sum the product of two tensors ``(N, *shape)`` by unit."""
+    if regular(plan, layer_id) and not plan.partitions[layer_id].single:
+        dots: Tensor = torch.linalg.vecdot(a.flatten(2), b.expand_as(a).flatten(2))
+        return dots
+    return unit_sums(plan, layer_id, a * b)
+
+
+class _Tables:
+    """What one relevance pass over a batch leaves behind."""
+
+    def __init__(self, state: State, start: Tensor, plan: Plan) -> None:
+        self.state, self.start, self.plan = state, start, plan
+        self.n = start.shape[0]
+        self.relevance: dict[int, Any] = {}
+        self.absorbed: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+        self.blocks: list[list[Block]] = [[] for _ in range(self.n)]
+        # Units of single neurons that a walk of non-zero weight reaches, by sample and layer.
+        self.reached: list[dict[int, Any]] = [{} for _ in range(self.n)]
+        self.labels = [plan.sample_labels(state, b) for b in range(self.n)]
+
+    def visit(self, layer_id: int, relevance: Tensor) -> None:
+        """Keep a layer's relevance by unit."""
+        sums = unit_sums(self.plan, layer_id, relevance).cpu().numpy()
+        self.relevance[layer_id] = sums
+        if layer_id == self.plan.network.layout.topology.output.layer_id:
+            for b in range(self.n):
+                self.reached[b][layer_id] = sums[b] != 0
+
+    def weigh(self, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Take the step through one operation: its edges, and the relevance of its operands."""
+        net, state = self.plan.network, self.state
+        layer_id, op = net.layout.layer_of[name], net.layout.weighings[name]
+        kernel = propagate.flow(state, name)
+        weighed = [relevance * share.factor for share in kernel.shares]
+        made: list[list[Block]] = [[] for _ in range(self.n)]
+        for k, operand in enumerate(op.operands):
+            terms = [
+                (term, share, s)
+                for share, s in zip(kernel.shares, weighed, strict=True)
+                for term in share.terms
+                if term.operand == k
+            ]
+            if not terms:
                 continue
-            below, mine = partitions[s], source == s
-            if below.single:
-                mark = reached.setdefault(int(s), np.zeros(below.n_units, bool))
-                if alive is None:
-                    mark[:] = True  # reached from a group: which neurons of it is not known
-                else:
-                    mark[unit[mine]] = True
-        order = np.lexsort((unit, dst, source))
-        out.append(
-            (
-                np.full(len(dst), i, np.int16),
-                *(c[order] for c in (dst, source, unit, rel, q)),
-                ~single[order],
+            total = self._operand(name, op, k, layer_id, terms, made)
+            yield operand, total
+        for b, blocks in enumerate(made):
+            self._finish(b, layer_id, blocks)
+        self._absorb(layer_id, relevance, kernel, weighed)
+
+    def _operand(
+        self,
+        name: str,
+        op: Weighing,
+        k: int,
+        layer_id: int,
+        terms: list[Any],
+        made: list[list[Block]],
+    ) -> Tensor:
+        """Relevance of operand k; its edges are appended to ``made``."""
+        kind, x = op.maps[k], self.state.values[op.operands[k]]
+        dst = self.plan.partitions[layer_id].labels
+        modes = [self._mode(name, op, k, dst, labels) for labels in self.labels]
+        fused = all(found is not None and found[0] == "channels" for found in modes)
+        backs: list[Tensor] = []
+        tables: list[list[Tensor]] = []
+        for term, _, s in terms:
+            if fused:
+                pairs = [
+                    kind.both(s[b : b + 1], term.weight, term.x[b : b + 1])  # type: ignore[union-attr]
+                    for b in range(self.n)
+                ]
+                backs.append(pairs[0][0] if self.n == 1 else torch.cat([p[0] for p in pairs]))
+                tables.append([p[1] for p in pairs])
+            else:
+                backs.append(kind.transpose(s, term.weight, x))
+        count = op.dense_edges(k, tuple(terms[0][2].shape[1:]), tuple(x.shape[1:]))
+        key = (name, k)
+        for b in range(self.n):
+            pieces = [
+                Piece(
+                    term.x[b : b + 1],
+                    term.weight,
+                    share.factor.expand_as(s)[b : b + 1],
+                    s[b : b + 1],
+                    back[b : b + 1],
+                )
+                for (term, share, s), back in zip(terms, backs, strict=True)
+            ]
+            ends = Ends(
+                self.plan, layer_id, self.labels[b][op.operands[k]], self._alive(b, layer_id)
             )
-        )
-    kind = state.output.cpu().numpy().dtype
-    out.reverse()
-    layer, dst, source, unit, rel, q, missing = (
-        np.concatenate([o[k] for o in out]) if out else np.zeros(0) for k in range(7)
-    )
-    return pa.table(
-        {
-            "dst_layer": layer.astype(np.int16),
-            "dst_unit": dst.astype(np.int32),
-            "src_layer": source.astype(np.int16),
-            "src_unit": unit.astype(np.int32),
-            "relevance": rel.astype(kind),
-            "conditional": pa.array(q.astype(kind), mask=missing.astype(bool)),
-        }
-    )
+            found = modes[b]
+            if found is None:
+                made[b] += triple_blocks(ends, key, kind, pieces, count)
+            elif found[0] == "channels":
+                if fused:
+                    gradients = [table[b] for table in tables]
+                else:
+                    gradients = [kind.weight_gradient(p.s, p.weight, p.x) for p in pieces]  # type: ignore[union-attr]
+                made[b] += channel_blocks(ends, key, kind, pieces, gradients, *found[1:])  # type: ignore[arg-type]
+            elif found[0] == "vector":
+                made[b] += vector_blocks(ends, key, pieces, *found[1:])
+            elif found[0] == "features":
+                made[b] += feature_blocks(ends, key, pieces, *found[1:])
+            else:
+                axis = 0 if found[0] == "first" else -1
+                made[b] += axis_blocks(ends, pieces, axis, *found[1:])
+        shares = [term.x * back for (term, _, _), back in zip(terms, backs, strict=True)]
+        total: Tensor = sum(shares[1:], shares[0])
+        return total
 
+    def _mode(self, name: str, op: Weighing, k: int, dst: Any, labels: Any) -> Any:
+        if self.plan.labels is None:
+            return mode(op.maps[k], dst, labels[op.operands[k]])
+        key = ("mode", name, k)
+        if key not in self.plan.kept:
+            self.plan.kept[key] = mode(op.maps[k], dst, labels[op.operands[k]])
+        return self.plan.kept[key]
 
-def _merge(rows: list[_Rows], n: int) -> _Rows:
-    """Sum the rows of equal (dst, src); src may be a negative pseudo-unit."""
-    dst, src, rel, q = (
-        np.concatenate([getattr(r, k) for r in rows]) for k in ("dst", "src", "relevance", "q")
-    )
-    nonzero = (rel != 0) | (q != 0)
-    dst, src, rel, q = dst[nonzero], src[nonzero], rel[nonzero], q[nonzero]
-    key = dst.astype(np.int64) * (n + 4) + (src + 4)
-    found, inverse = np.unique(key, return_inverse=True)
-    return _Rows(
-        found // (n + 4),
-        found % (n + 4) - 4,
-        np.bincount(inverse, rel, minlength=len(found)),
-        np.bincount(inverse, q, minlength=len(found)),
-    )
+    def _alive(self, b: int, layer_id: int) -> Any:
+        """Units of a layer that a walk reaches; None where units are groups."""
+        part = self.plan.partitions[layer_id]
+        if not part.single:
+            return None
+        return self.reached[b].setdefault(layer_id, np.zeros(part.n_units, bool))
 
+    def _finish(self, b: int, layer_id: int, made: list[Block]) -> None:
+        """Merge an operation's blocks by source layer and note what they reach."""
+        sources: dict[int, list[Block]] = defaultdict(list)
+        for block in made:
+            sources[block.src_layer].append(block)
+        for source, blocks in sorted(sources.items()):
+            block = blocks[0] if len(blocks) == 1 else merged(blocks)
+            self.blocks[b].append(block)
+            below = self.plan.partitions[source]
+            if below.single:
+                reached = self.reached[b].setdefault(source, np.zeros(below.n_units, bool))
+                if self.plan.partitions[layer_id].single:
+                    reached[block.src] = True
+                else:
+                    reached[:] = True  # from a group: which of its neurons is not known
 
-def _pseudo(kernel: Flow, r: Tensor, part: Partition, b: int) -> list[_Rows]:
-    rows = []
-    for unit, share in ((BIAS, kernel.bias()), (STABILIZER, kernel.stabilizer())):
-        if share is None:
-            continue
-        share = share.expand_as(r)[b].double()
+    def _absorb(self, layer_id: int, relevance: Tensor, kernel: Any, weighed: list[Tensor]) -> None:
+        """Pseudo-edges of a layer, and their totals."""
+        part = self.plan.partitions[layer_id]
+        shares: list[Share] = list(kernel.shares)
+        found: list[tuple[int, Any, Any]] = []
+        for unit, extra in ((STABILIZER, kernel.unplaced), (BIAS, kernel.held)):
+            parts, q = [], None
+            for share, s in zip(shares, weighed, strict=True):
+                if unit == BIAS and share.bias is not None:
+                    parts.append(self._bias(layer_id, s, share.bias))
+                elif unit == STABILIZER and share.eps:
+                    lost = unit_dots(self.plan, layer_id, relevance, share.factor.abs())
+                    parts.append(lost * share.eps)
+            if extra is not None:
+                parts.append(unit_sums(self.plan, layer_id, relevance * extra))
+            if not parts:
+                continue
+            if part.single:
+                whole = kernel.bias() if unit == BIAS else kernel.stabilizer()
+                q = whole.expand_as(relevance).flatten(1).cpu().numpy()
+            total = sum(parts[1:], parts[0])
+            found.append((unit, total.cpu().numpy(), q))
         units = np.arange(part.n_units)
-        q = _sums(part, share) if part.single else np.zeros(part.n_units)
-        rows.append(_Rows(units, np.full_like(units, unit), _sums(part, r[b] * share), q))
-    return rows
+        for b in range(self.n):
+            ends = Ends(self.plan, layer_id, None, self._alive(b, layer_id))
+            blocks = [
+                Block(
+                    layer_id,
+                    layer_id,
+                    units,
+                    np.full_like(units, unit),
+                    sums[b],
+                    None if q is None else q[b],
+                )
+                for unit, sums, q in found
+            ]
+            if blocks:
+                self.blocks[b].append(ends.finish(merged(blocks)))
+        self.absorbed[layer_id] = [(unit, sums.sum(1, dtype=np.float64)) for unit, sums, _ in found]
 
+    def _bias(self, layer_id: int, s: Tensor, bias: Tensor) -> Tensor:
+        """Sum ``s * bias`` by unit."""
+        if (
+            regular(self.plan, layer_id)
+            and bias.ndim == s.ndim
+            and bias.numel() == s.shape[1] == bias.shape[1]
+        ):
+            return unit_sums(self.plan, layer_id, s) * bias.flatten()
+        return unit_sums(self.plan, layer_id, s * bias)
 
-def _operation(
-    op: Weighing,
-    kernel: Flow,
-    state: State,
-    r: Tensor,
-    part: Partition,
-    partitions: Sequence[Partition],
-    labels: dict[str, Tensor],
-    b: int,
-) -> list[_Rows]:
-    rows = []
-    rb = r[b : b + 1]
-    for k, name in enumerate(op.operands):
-        terms = [
-            (t.x[b : b + 1], t.weight, g.factor.expand_as(r)[b : b + 1])
-            for g in kernel.shares
-            for t in g.terms
-            if t.operand == k
-        ]
-        source = labels[name].numpy()[0].astype(np.int64)
-        conv = op.maps[k]
-        if isinstance(conv, Convolution) and _by_channel(part.labels) and _by_channel(source):
-            rows.append(_channels(conv, terms, rb, part.labels, source))
-        elif isinstance(conv, Dense) and r.ndim == 2:
-            rows.append(_dense(terms, rb, part, source))
-        else:
-            rows.append(_triples(op, k, terms, rb, part, source, partitions))
-    return rows
+    def edges(self, b: int) -> pa.Table:
+        """Edge table of a sample."""
+        blocks = sorted(self.blocks[b], key=lambda block: (block.dst_layer, block.src_layer))
+        kind = self.start.cpu().numpy().dtype
+        sizes = [len(block) for block in blocks]
 
+        def column(values: list[Any], dtype: Any) -> Any:
+            return (
+                np.concatenate(values).astype(dtype, copy=False) if values else np.zeros(0, dtype)
+            )
 
-def _by_channel(labels: Any) -> bool:
-    flat = labels.reshape(labels.shape[0], -1)
-    return bool((flat == flat[:, :1]).all())
-
-
-def _table(values: Any, dst: Any, src: Any, q: Any = None) -> _Rows:
-    """Rows of a dense (dst, src) table; columns of constants (-1) are bias already."""
-    i, j = np.nonzero((values != 0) if q is None else (q != 0))
-    real = src[j] >= 0
-    i, j = i[real], j[real]
-    return _Rows(dst[i], src[j], values[i, j], np.zeros(len(i)) if q is None else q[i, j])
-
-
-def _channels(conv: Convolution, terms: Any, r: Tensor, labels: Any, source: Any) -> _Rows:
-    total: Any = 0
-    for x, w, factor in terms:
-        gradient = conv.weight_gradient(r * factor, w, x)
-        total = total + conv.channel_table(w * gradient).double()
-    dst = labels.reshape(labels.shape[0], -1)[:, 0]
-    src = source.reshape(source.shape[0], -1)[:, 0]
-    values = total.cpu().numpy()
-    single = labels[0].size == 1 and source[0].size == 1
-    if single:  # 1x1 maps: both ends are neurons
-        q: Any = 0
-        for x, w, factor in terms:
-            gradient = conv.weight_gradient(factor.contiguous(), w, x)
-            q = q + conv.channel_table(w * gradient).double()
-        return _table(values, dst, src, q.cpu().numpy())
-    return _table(values, dst, src)
-
-
-def _dense(terms: Any, r: Tensor, part: Partition, source: Any) -> _Rows:
-    q: Any = 0
-    for x, w, factor in terms:
-        q = q + (factor[0].double()[:, None] * w.double()) * x[0].double()
-    values = (q * r[0].double()[:, None]).cpu().numpy()
-    q = q.cpu().numpy()
-    src, inverse = np.unique(source, return_inverse=True)
-    if len(src) == len(source) and part.single:
-        return _table(values, part.labels, source, q)
-    # Group the operand's columns by unit before any row is made.
-    order = np.argsort(inverse, kind="stable")
-    starts = np.searchsorted(inverse[order], np.arange(len(src)))
-    # A neuron read at several positions (overlapping pools, a concat with itself) counts once.
-    values, q = (np.add.reduceat(v[:, order], starts, axis=1) for v in (values, q))
-    return _table(values, part.labels, src, q if part.single else None)
-
-
-def _triples(
-    op: Weighing,
-    k: int,
-    terms: Any,
-    r: Tensor,
-    part: Partition,
-    source: Any,
-    partitions: Sequence[Partition],
-) -> _Rows:
-    z, x = tuple(r.shape[1:]), tuple(terms[0][0].shape[1:])
-    found = op.weights[k]
-    shape = tuple(found.shape) if found is not None else ()
-    count = op.maps[k].dense_edges(z, x, shape)
-    if count > MAX_TRIPLES:
-        raise InputError(
-            f"a {op.kind} of output shape {z} has {count:,} neuron-level edges, more than "
-            f"{MAX_TRIPLES:,}: choose the resolution 'channel' for it and for what it reads"
+        q = [np.zeros(len(block), kind) if block.q is None else block.q for block in blocks]
+        absent = np.repeat([block.q is None for block in blocks], sizes).astype(bool)
+        layers = [np.array([getattr(c, k) for c in blocks], np.int16) for k in _LAYERS]
+        return pa.table(
+            {
+                "dst_layer": np.repeat(layers[0], sizes),
+                "dst_unit": column([block.dst for block in blocks], np.int32),
+                "src_layer": np.repeat(layers[1], sizes),
+                "src_unit": column([block.src for block in blocks], np.int32),
+                "relevance": column([block.relevance for block in blocks], kind),
+                "conditional": pa.array(column(q, kind), mask=absent),
+            }
         )
-    o, i, e = op.maps[k].triples(z, x, shape)
-    q = np.zeros(len(o))
-    for tx, w, factor in terms:
-        flat = [t.double().cpu().numpy().ravel() for t in (factor, w.expand(shape), tx)]
-        q += flat[0][o] * flat[1][e] * flat[2][i]
-    src = source.ravel()[i]
-    kept = (q != 0) & (src >= 0)
-    o, q, src = o[kept], q[kept], src[kept]
-    rel = q * r.double().cpu().numpy().ravel()[o]
-    return _Rows(part.labels.ravel()[o].astype(np.int64), src, rel, q)
+
+    def nodes(self, b: int) -> pa.Table:
+        """Node table of a sample."""
+        net = self.plan.network
+        kind = self.start.cpu().numpy().dtype
+        columns: list[tuple[Any, ...]] = []
+        for name, i in net.layout.layer_of.items():
+            part = self.plan.partitions[i]
+            sums = self.relevance[i][b] if i in self.relevance else np.zeros(part.n_units, kind)
+            means = self._activations(name, i)[b]
+            (chosen,) = np.nonzero((sums != 0) | (means != 0))
+            columns.append((i, chosen, sums[chosen], means[chosen]))
+            lost = [(u, t[b]) for u, t in sorted(self.absorbed.get(i, ())) if t[b]]
+            units, values = [u for u, _ in lost], [t for _, t in lost]
+            nothing = np.full(len(units), np.nan)
+            columns.append((i, np.array(units, np.int64), np.array(values, kind), nothing))
+        layer = np.concatenate([np.full(len(c[1]), c[0], np.int16) for c in columns])
+        unit, sums, means = (np.concatenate([c[k] for c in columns]) for k in (1, 2, 3))
+        return pa.table(
+            {
+                "layer_id": layer,
+                "unit": unit.astype(np.int32),
+                "relevance": sums.astype(kind),
+                "activation": pa.array(means.astype(kind), mask=unit < 0),
+            }
+        )
+
+    def _activations(self, name: str, layer_id: int) -> Any:
+        """Mean activation of every unit, ``(N, n_units)``; the same for every target."""
+        found = self.state.means.get(name)
+        if found is None:
+            layout = self.plan.network.layout
+            after = layout.activation[name]
+            value = self.state.values[after if after in self.state.values else name]
+            if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
+                value = self.state.values[name]
+            sizes = np.bincount(self.plan.partitions[layer_id].labels.ravel())
+            found = unit_sums(self.plan, layer_id, value).cpu().numpy() / sizes
+            self.state.means[name] = found
+        return found
+
+
+_LAYERS = ("dst_layer", "src_layer")

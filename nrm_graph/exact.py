@@ -18,6 +18,7 @@ from nrm_graph.clauses import expand
 from nrm_graph.edges import edge_tables
 from nrm_graph.errors import EventError, InputError, UndefinedConditional
 from nrm_graph.events import Event
+from nrm_graph.plan import plan
 from nrm_graph.program import Program
 from nrm_graph.tracing import as_batch, trace
 
@@ -261,7 +262,8 @@ class Measure:
     def tables(self) -> tuple[pa.Table, pa.Table]:
         """Complete node and edge tables of the input, on the unit scale."""
         if "tables" not in self._unconditional():
-            (self._cache["tables"],) = edge_tables(self.state, self.start, self.partitions)
+            made = plan(self.network, self.partitions)
+            (self._cache["tables"],) = edge_tables(self.state, self.start, made)
         return self._cache["tables"]  # type: ignore[no-any-return]
 
     def edges(self, dst: str, src: str) -> pa.Table:

@@ -16,6 +16,7 @@ from nrm_graph.database import Database
 from nrm_graph.edges import edge_tables
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.exact import output_weights
+from nrm_graph.plan import plan
 from nrm_graph.store import files
 from nrm_graph.store.schema import FORMAT_VERSION, Record, content_hash
 from nrm_graph.tracing import trace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nrm_graph.composites import Composite
+    from nrm_graph.plan import Plan
     from nrm_graph.propagate import Network
     from nrm_graph.units import Partition
 
@@ -104,6 +106,7 @@ def extract(
     settings, own = _settings(net, parts, program.hash(), classes)
     weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
     files.create(folder, settings, program.to_json(), weights, own)
+    made = plan(net, parts)
     targets = [target] if isinstance(target, str | int) else list(target)
     bar = tqdm(
         total=len(inputs) if isinstance(inputs, Sized) else None,
@@ -115,11 +118,11 @@ def extract(
         for sample in _chain(first, samples):
             batch.append(sample)
             if len(batch) == batch_size:
-                _process(net, parts, batch, targets, classes, writer, kind, where)
+                _process(net, made, batch, targets, classes, writer, kind, where)
                 bar.update(len(batch))
                 batch = []
         if batch:
-            _process(net, parts, batch, targets, classes, writer, kind, where)
+            _process(net, made, batch, targets, classes, writer, kind, where)
             bar.update(len(batch))
     return Database(folder)
 
@@ -207,7 +210,7 @@ def _class_index(sample: dict[str, Any], classes: Sequence[str] | None) -> int:
 
 def _process(
     net: Network,
-    parts: Sequence[Partition],
+    parts_plan: Plan,
     batch: list[dict[str, Any]],
     targets: Sequence[str | int],
     classes: Sequence[str] | None,
@@ -245,7 +248,7 @@ def _process(
             [output_weights(t, state.output[i : i + 1]) for i, t in enumerate(chosen)]
         )
         logits = (weights * state.output).sum(1).tolist()
-        found = edge_tables(state, propagate.seed(state, weights), parts)
+        found = edge_tables(state, propagate.seed(state, weights), parts_plan)
         for i, (sample, (nodes, edges)) in enumerate(zip(batch, found, strict=True)):
             extra = {k: v for k, v in sample.items() if k not in (*_RESERVED, "array")}
             writer.add(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +72,11 @@ class Convolution:
         """Gradient in w, summed over the batch."""
         return self._backward(s, w, x, [False, True, False])[1]  # type: ignore[no-any-return]
 
+    def both(self, s: Tensor, w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return transpose and weight gradient from one call, which shares its preparations."""
+        found = self._backward(s, w, x, [True, True, False])
+        return found[0], found[1]
+
     def _backward(self, s: Tensor, w: Tensor, x: Tensor, want: list[bool]) -> Any:
         if any(self.skip):
             s = torch.nn.functional.pad(s, [p for first in self.skip[::-1] for p in (first, 0)])
@@ -98,8 +103,14 @@ class Convolution:
             blocks = table.reshape(self.groups, -1, table.shape[1])
         return torch.block_diag(*blocks) if self.groups > 1 else blocks[0]  # type: ignore[no-untyped-call]
 
-    def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
-        """Neuron-level edges."""
+    def triples(
+        self,
+        z: tuple[int, ...],
+        x: tuple[int, ...],
+        w: tuple[int, ...],
+        channels: range | None = None,
+    ) -> Triples:
+        """Neuron-level edges; those of some channels of the weight's first axis, if given."""
         # A transposed convolution is the convolution from its output to its input.
         big, small = (z, x) if self.transposed else (x, z)
         axes = []
@@ -113,7 +124,7 @@ class Convolution:
         n_small, n_big, n_kernel = (math.prod(t) for t in (small[1:], big[1:], w[2:]))
         outs, ins, ws = [], [], []
         # The weight's first axis counts the smaller side's channels in both directions.
-        for c in range(small[0]):
+        for c in range(small[0]) if channels is None else channels:
             group = c // per_small
             for b in range(per_big):
                 outs.append(c * n_small + small_pos)
@@ -301,6 +312,17 @@ class Weighing:
         if found is None:
             return torch.ones((), dtype=like.dtype, device=like.device)
         return found.to(like.device, like.dtype)
+
+    def resolved(self, like: Tensor) -> Weighing:
+        """Give every weight its value, and all tensors the dtype and device of ``like``."""
+        weights = tuple(self.weight(k, like) for k in range(len(self.operands)))
+        bias = None if self.bias is None else self.bias.to(like.device, like.dtype)
+        return replace(self, weights=weights, bias=bias)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Weights of a resolved operation."""
+        return tuple(w for w in self.weights if w is not None)
 
     def dense_edges(self, k: int, z: tuple[int, ...], x: tuple[int, ...]) -> int:
         """Count the neuron-level edges to operand k."""

@@ -110,6 +110,8 @@ class State:
         Kernels, filled at the first pass.
     positive : bool
         Whether no input of the batch is negative.
+    means : dict of str to ndarray
+        Mean activations by unit, filled when tables are made.
     """
 
     network: Network
@@ -118,6 +120,7 @@ class State:
     winners: dict[str, Tensor] = field(default_factory=dict)
     constant: dict[str, Tensor] = field(default_factory=dict)
     flows: dict[str, Flow] = field(default_factory=dict)
+    means: dict[str, Any] = field(default_factory=dict)
 
     @property
     def output(self) -> Tensor:
@@ -243,20 +246,13 @@ def flow(state: State, name: str) -> Flow:
         z = state.values[name]
         with torch.no_grad():
             if (name, at) not in net.groups:
-                net.groups[name, at] = rule.groups(_resolved(op, z), at)
+                net.groups[name, at] = rule.groups(op.resolved(z), at)
             xs = [state.values[operand] for operand in op.operands]
             groups = net.groups[name, at]
             found = rules.flow(groups, op, xs, z, rule.unplaced(z, at))
             found = found._replace(held=_held(state, op, found))
         state.flows[name] = found
     return found
-
-
-def _resolved(op: Weighing, z: Tensor) -> Weighing:
-    """Give every weight its value, and all of them the dtype and device of the pass."""
-    weights = tuple(op.weight(k, z) for k in range(len(op.operands)))
-    bias = None if op.bias is None else op.bias.to(z.device, z.dtype)
-    return replace(op, weights=weights, bias=bias)
 
 
 def _held(state: State, op: Weighing, found: Flow) -> Tensor | None:

@@ -133,7 +133,7 @@ class Rule:
     proportional: ClassVar[bool] = True
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """Parts and denominators of ``op``."""
+        """Parts and denominators of ``op``, whose weights are :attr:`Weighing.tensors`."""
         raise NotImplementedError
 
     def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
@@ -206,7 +206,7 @@ def _positive(signs: Signs, k: int) -> Callable[[Tensor], Tensor]:
 def _agreeing(op: Weighing, signs: Signs, agree: bool = True) -> tuple[Part, ...]:
     """Parts whose products are all positive (``agree``) or all negative."""
     parts = []
-    for k, w in enumerate(op.weights):
+    for k, w in enumerate(op.tensors):
         same, other = (_plus(w), _minus(w)) if agree else (_minus(w), _plus(w))
         parts.append(Part(k, _positive(signs, k), same))
         if not signs.non_negative[k]:
@@ -223,7 +223,7 @@ class Epsilon(Rule):
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
-        parts = tuple(Part(k, _same, w) for k, w in enumerate(op.weights))
+        parts = tuple(Part(k, _same, w) for k, w in enumerate(op.tensors))
         bias = _bias(op, self.zero_params)
         return (Group(parts, bias, self.epsilon, plain=bias is op.bias),)
 
@@ -255,17 +255,17 @@ class Gamma(Rule):
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
         bias = _bias(op, self.zero_params)
-        up = [w + self.gamma * _plus(w) for w in op.weights]
+        up = [w + self.gamma * _plus(w) for w in op.tensors]
         signed = not all(signs.non_negative)
         down = (
-            [w + self.gamma * _minus(w) for w in op.weights] if signed or not signs.silent else up
+            [w + self.gamma * _minus(w) for w in op.tensors] if signed or not signs.silent else up
         )
         found = []
         for where, favoured, other, half in ((1, up, down, _plus), (-1, down, up, _minus)):
             if where < 0 and signs.silent:
                 continue
             parts = []
-            for k in range(len(op.weights)):
+            for k in range(len(op.tensors)):
                 parts.append(Part(k, _positive(signs, k), favoured[k]))
                 if not signs.non_negative[k]:
                     parts.append(Part(k, _minus, other[k]))
@@ -343,7 +343,7 @@ class ZBox(Rule):
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
         parts = []
-        for k, w in enumerate(op.weights):
+        for k, w in enumerate(op.tensors):
             parts.append(Part(k, _same, w))
             for bound, half in ((self.low, _plus), (self.high, _minus)):
                 if bound:  # a bound of 0 gives nothing
@@ -363,7 +363,7 @@ class WSquare(Rule):
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
-        parts = tuple(Part(k, torch.ones_like, w.square()) for k, w in enumerate(op.weights))
+        parts = tuple(Part(k, torch.ones_like, w.square()) for k, w in enumerate(op.tensors))
         bias = _bias(op, self.zero_params)
         return (Group(parts, None if bias is None else bias.square(), self.stabilizer),)
 
@@ -379,7 +379,7 @@ class Flat(Rule):
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
         parts = tuple(
-            Part(k, torch.ones_like, torch.ones_like(w)) for k, w in enumerate(op.weights)
+            Part(k, torch.ones_like, torch.ones_like(w)) for k, w in enumerate(op.tensors)
         )
         return (Group(parts, None, self.stabilizer),)
 
@@ -392,12 +392,12 @@ class Pass(Rule):
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
-        if len(op.weights) != 1 or not isinstance(op.maps[0], Scale):
+        if len(op.tensors) != 1 or not isinstance(op.maps[0], Scale):
             raise CompositeError(
                 f"Pass needs an elementwise operation with one operand, found a {op.kind} with "
-                f"{len(op.weights)}"
+                f"{len(op.tensors)}"
             )
-        one = torch.ones((), dtype=op.weights[0].dtype, device=op.weights[0].device)
+        one = torch.ones((), dtype=op.tensors[0].dtype, device=op.tensors[0].device)
         return (Group((Part(0, torch.ones_like, one),), None, 0.0),)
 
 

@@ -1,0 +1,242 @@
+"""Edges of one operand of one operation, for one sample of a batch.
+
+With ``s = R * factor`` an edge is ``x'_i w'_ij s_j``, summed over the neurons of two units
+(arXiv:2606.00557).  No autograd is needed: a convolution's channel table is
+``w * conv_weight(x, s)`` summed over the window, which is one weight gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from nrm_graph.blocks import Block, merged
+from nrm_graph.errors import InputError
+from nrm_graph.plan import Columns, columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from nrm_graph.linear import Convolution, Map
+    from nrm_graph.plan import Plan
+
+MAX_TRIPLES = 60_000_000
+"""Neuron-level edges of one operation that fit in memory at once."""
+
+CHUNK = 1 << 22
+"""Table entries that are worked on at once."""
+
+
+class Piece(NamedTuple):
+    """A term of one sample: x' and w', its factor, ``s``, and what the transpose gave."""
+
+    x: Tensor
+    weight: Tensor
+    factor: Tensor
+    s: Tensor
+    back: Tensor
+
+
+class Ends(NamedTuple):
+    """Where an operand's edges begin and end.
+
+    ``dst_layer`` is the layer of the operation; ``src`` gives the global unit of every element
+    of the operand; ``alive`` the units of ``dst_layer`` that a walk reaches (None: all).
+    """
+
+    plan: Plan
+    dst_layer: int
+    src: Any
+    alive: Any
+
+    @property
+    def single(self) -> bool:
+        """Whether the upper ends are single neurons."""
+        return self.plan.partitions[self.dst_layer].single
+
+    def layers(self, units: Any) -> list[tuple[int, slice]]:
+        """Split ascending global units by layer."""
+        found = np.searchsorted(self.plan.first, units, side="right") - 1
+        cuts = [0, *(np.flatnonzero(np.diff(found)) + 1).tolist(), len(found)]
+        return [(int(found[a]), slice(a, b)) for a, b in itertools.pairwise(cuts) if a < b]
+
+    def finish(self, block: Block) -> Block:
+        """Drop what no walk reaches, and exact zeros of what is not a single neuron's."""
+        if block.q is None:
+            return block.where(block.relevance != 0)
+        keep = block.q != 0
+        if self.alive is not None:
+            keep &= self.alive[block.dst]
+        return block.where(keep)
+
+
+def matrix_blocks(
+    ends: Ends, table: Tensor, q: Tensor | None, rows: Columns, cols: Columns
+) -> Iterator[Block]:
+    """Blocks of a dense (dst, src) table of one sample."""
+
+    def array(values: Tensor) -> Any:
+        values = cols.sum(values)
+        if rows.run != 1:
+            values = rows.sum(values.T).T
+        return values.cpu().numpy()
+
+    values = array(table)
+    shares = None if q is None else array(q)
+    for layer, part in ends.layers(cols.units):
+        mine = np.ascontiguousarray(values[:, part]).ravel()
+        width = part.stop - part.start
+        share = None
+        if shares is not None and ends.plan.partitions[layer].single:
+            share = np.ascontiguousarray(shares[:, part]).ravel()
+        at = np.flatnonzero(mine if share is None else share)
+        dst, src = np.divmod(at, width)
+        block = Block(
+            ends.dst_layer,
+            layer,
+            rows.units[dst],
+            (cols.units[part] - ends.plan.first[layer])[src],
+            mine[at],
+            None if share is None else share[at],
+        )
+        yield ends.finish(block) if share is not None else block
+
+
+def kept(plan: Plan, key: tuple[Any, ...], labels: Any) -> Columns:
+    """Columns of static labels, made once."""
+    if plan.labels is None:
+        return columns(labels)
+    found = plan.kept.get(key)
+    if found is None:
+        found = plan.kept[key] = columns(labels)
+    return found
+
+
+def channel_blocks(
+    ends: Ends,
+    key: tuple[Any, ...],
+    kind: Convolution,
+    pieces: Sequence[Piece],
+    tables: Sequence[Tensor],
+    dst: Any,
+    src: Any,
+) -> Iterator[Block]:
+    """Blocks of a convolution between whole channels; ``tables`` are its weight gradients."""
+    weighed = [kind.channel_table(p.weight * g) for p, g in zip(pieces, tables, strict=True)]
+    q = None
+    if ends.single and dst.size == math.prod(ends.plan.partitions[ends.dst_layer].labels.shape):
+        shares = [
+            kind.channel_table(p.weight * kind.weight_gradient(p.factor, p.weight, p.x))
+            for p in pieces
+        ]
+        q = sum(shares[1:], shares[0])
+    table = sum(weighed[1:], weighed[0])
+    rows, cols = kept(ends.plan, (*key, "dst"), dst), kept(ends.plan, (*key, "src"), src)
+    yield from matrix_blocks(ends, table, q, rows, cols)
+
+
+def vector_blocks(
+    ends: Ends, key: tuple[Any, ...], pieces: Sequence[Piece], dst: Any, src: Any
+) -> Iterator[Block]:
+    """Blocks of a dense layer between vectors, some rows at a time."""
+    cols = kept(ends.plan, (*key, "src"), src)
+    n_out, n_in = pieces[0].weight.shape
+    step = max(1, CHUNK // n_in)
+    values, shares = [], []
+    for a in range(0, n_out, step):
+        rows = slice(a, a + step)
+        value: Any = 0
+        share: Any = 0
+        for p in pieces:
+            # Summed by unit first: what is left is small.
+            part = cols.sum(p.weight[rows] * p.x[0])
+            value = value + part * p.s[0, rows, None]
+            if ends.single:
+                share = share + part * p.factor[0, rows, None]
+        values.append(value)
+        shares.append(share)
+    done = Columns(cols.units, cols.place, 1)
+    q = torch.cat(shares) if ends.single else None
+    rows_ = kept(ends.plan, (*key, "dst"), dst)
+    yield from matrix_blocks(ends, torch.cat(values), q, rows_, done)
+
+
+def feature_blocks(
+    ends: Ends, key: tuple[Any, ...], pieces: Sequence[Piece], dst: Any, src: Any
+) -> Iterator[Block]:
+    """Blocks of a dense layer between features, summed over tokens."""
+    table: Any = 0
+    for p in pieces:
+        s, x = p.s.flatten(0, -2), p.x.flatten(0, -2)
+        table = table + p.weight * (s.T @ x)
+    rows, cols = kept(ends.plan, (*key, "dst"), dst), kept(ends.plan, (*key, "src"), src)
+    yield from matrix_blocks(ends, table, None, rows, cols)
+
+
+def axis_blocks(
+    ends: Ends, pieces: Sequence[Piece], axis: int, dst: Any, src: Any
+) -> Iterator[Block]:
+    """Blocks of an operation that keeps an axis: what arrives comes from the same position."""
+    total: Any = 0
+    for p in pieces:
+        shares = p.x * p.back
+        at = 1 if axis == 0 else shares.ndim - 1
+        total = total + shares.movedim(at, 0).flatten(1).sum(1)
+    yield from _rows(ends, dst, src, total.cpu().numpy(), None)
+
+
+def triple_blocks(
+    ends: Ends, key: tuple[Any, ...], kind: Map, pieces: Sequence[Piece], count: int
+) -> Iterator[Block]:
+    """Blocks from every single neuron-level edge."""
+    z, x = tuple(pieces[0].s.shape[1:]), tuple(pieces[0].x.shape[1:])
+    if count > MAX_TRIPLES:
+        raise InputError(
+            f"an operation of output shape {z} has {count:,} neuron-level edges, more than "
+            f"{MAX_TRIPLES:,}: choose the resolution 'channel' for it and for what it reads"
+        )
+    shape = tuple(pieces[0].weight.shape)
+    plan = ends.plan
+    if (key, "triples") not in plan.kept:
+        plan.kept[key, "triples"] = kind.triples(z, x, shape)
+    o, i, e = plan.kept[key, "triples"]
+    dst = plan.partitions[ends.dst_layer].labels.ravel()[o]
+    if ends.alive is not None and ends.single:
+        chosen = np.flatnonzero(ends.alive[dst])
+        o, i, e, dst = o[chosen], i[chosen], e[chosen], dst[chosen]
+    relevance: Any = 0
+    q: Any = 0
+    for p in pieces:
+        part = _flat(p.weight)[e] * _flat(p.x[0])[i]
+        relevance = relevance + part * _flat(p.s[0])[o]
+        q = q + part * _flat(p.factor[0])[o]
+    src = ends.src.ravel()[i]
+    keep = (q != 0) & (src >= 0)
+    yield from _rows(ends, dst[keep], src[keep], relevance[keep], q[keep])
+
+
+def _flat(values: Tensor) -> Any:
+    return values.cpu().numpy().ravel()
+
+
+def _rows(ends: Ends, dst: Any, src: Any, relevance: Any, q: Any) -> Iterator[Block]:
+    """Blocks of loose rows, whose ``src`` are global units (negative: constants)."""
+    layer = np.searchsorted(ends.plan.first, src, side="right") - 1
+    for found in np.unique(layer[src >= 0]):
+        mine = np.flatnonzero(layer == found)
+        alone = q is not None and ends.single and ends.plan.partitions[found].single
+        block = Block(
+            ends.dst_layer,
+            int(found),
+            dst[mine],
+            src[mine] - ends.plan.first[found],
+            relevance[mine],
+            q[mine] if alone else None,
+        )
+        yield ends.finish(merged([block]))

@@ -1,0 +1,157 @@
+"""How the edges of every operation are computed at a given resolution; made once per network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nrm_graph.labels import offsets, unit_labels
+from nrm_graph.linear import Convolution, Dense, Scale, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from nrm_graph.linear import Map
+    from nrm_graph.propagate import Network, State
+    from nrm_graph.units import Partition
+
+    Labels = npt.NDArray[np.signedinteger[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Global units that the columns of a table belong to.
+
+    Attributes
+    ----------
+    units : ndarray
+        Distinct units in ascending order, constants (-1) left out.
+    place : Tensor
+        For every column, the position of its unit; ``len(units)`` for constants.
+    run : int
+        If every unit has this many columns side by side, in order; else 0.
+    """
+
+    units: Labels
+    place: Tensor
+    run: int
+
+    def sum(self, table: Tensor) -> Tensor:
+        """Sum the last axis by unit."""
+        if self.run == 1:
+            return table
+        if self.run:
+            return table.reshape(*table.shape[:-1], -1, self.run).sum(-1)
+        shape = (*table.shape[:-1], len(self.units) + 1)
+        found: Tensor = table.new_zeros(shape).index_add_(-1, self.place.to(table.device), table)
+        return found[..., :-1]
+
+
+def columns(labels: Labels) -> Columns:
+    """Group columns by their units."""
+    units, place = np.unique(labels, return_inverse=True)
+    run = len(labels) // max(len(units), 1)
+    regular = bool(
+        len(units) and units[0] >= 0 and np.array_equal(place, np.arange(len(labels)) // run)
+    )
+    if len(units) and units[0] < 0:
+        units = units[1:]
+        place = np.where(place == 0, len(units), place - 1)
+    return Columns(units, torch.from_numpy(place.astype(np.int64)), run if regular else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Partitions of a network's layers, and what follows from them alone.
+
+    Attributes
+    ----------
+    partitions : tuple of Partition
+        Units of every layer.
+    first : ndarray
+        First global unit of every layer, and their number.
+    labels : dict of str to ndarray, or None
+        Global unit of every element of every value; None if max-pools select between units,
+        so that labels depend on the input.
+    kept : dict
+        What was derived from static labels, by operation and operand.
+    """
+
+    network: Network
+    partitions: tuple[Partition, ...]
+    first: Labels
+    labels: Mapping[str, Labels] | None
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def sample_labels(self, state: State, b: int) -> Mapping[str, Labels]:
+        """Labels of one sample of a batch."""
+        if self.labels is not None:
+            return self.labels
+        own = {name: w[b : b + 1] for name, w in state.winners.items()}
+        found = unit_labels(self.network, self.partitions, own)
+        assert found is not None
+        return _arrays(found)
+
+
+def _arrays(labels: Mapping[str, Any]) -> dict[str, Labels]:
+    return {
+        name: tensor.numpy()[0].astype(np.int64)
+        for name, tensor in labels.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+def plan(network: Network, partitions: Sequence[Partition]) -> Plan:
+    """Prepare the tables of a network."""
+    static = unit_labels(network, partitions, None)
+    labels = None if static is None else _arrays(static)
+    return Plan(network, tuple(partitions), offsets(partitions), labels)
+
+
+def along(labels: Labels, axis: int) -> Labels | None:
+    """Labels along one axis, if they do not change along the others."""
+    moved = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
+    return moved[:, 0] if bool((moved == moved[:, :1]).all()) else None
+
+
+def _alone(dst: Labels, src: Labels, axis: int) -> bool:
+    """Whether both sides are vectors, so that units along the axis are single neurons."""
+    return bool(dst.size == dst.shape[axis] and src.size == src.shape[axis])
+
+
+def mode(kind: Map, dst: Labels, src: Labels) -> tuple[str, Labels, Labels] | None:
+    """Choose how an operand's edges are computed, and the labels of both sides' axes.
+
+    ``channels``: weight gradient of a convolution; ``vector``: outer product; ``features``:
+    matrix product over tokens; ``first`` and ``last``: sums along an axis that the operation
+    keeps.  None where single neurons must be told apart.
+    """
+    if isinstance(kind, Convolution):
+        pair = along(dst, 0), along(src, 0)
+        if pair[0] is not None and pair[1] is not None:
+            return "channels", pair[0], pair[1]
+    elif isinstance(kind, Dense):
+        if dst.ndim == 1:
+            return "vector", dst, src
+        pair = along(dst, -1), along(src, -1)
+        if pair[0] is not None and pair[1] is not None and not _alone(dst, src, -1):
+            return "features", pair[0], pair[1]
+    elif isinstance(kind, Scale | Window) and dst.ndim and src.ndim:
+        for axis, name in ((0, "first"), (-1, "last")):
+            if (
+                dst.shape[axis] != src.shape[axis]
+                or (isinstance(kind, Scale) and dst.ndim != src.ndim)
+                or (isinstance(kind, Window) and kind.windows[axis] is not None)
+                or _alone(dst, src, axis)
+            ):
+                continue
+            pair = along(dst, axis), along(src, axis)
+            if pair[0] is not None and pair[1] is not None:
+                return name, pair[0], pair[1]
+    return None
