@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.exact import Measure
 
+SHOWN = 120  # edges in the picture
+
 STRONGEST_FLOWS = """
 SELECT src, src_unit, dst, dst_unit, relevance
 FROM flows WHERE key = ? AND src_unit >= 0
@@ -53,6 +55,7 @@ def run(
 
     import nrm_graph as ng
     from nrm_graph.demo_network import CLASSES, load_demo
+    from nrm_graph.graph import subgraph
 
     began = time.perf_counter()
     model, inputs = load_demo()
@@ -91,11 +94,13 @@ def run(
         _title("Per class: the hidden neuron with the largest mean relevance (SQL)")
         print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
 
-        write_graph(m.subgraph(top=150), picture)
+        graph = subgraph(m.topology, *m.tables(), top=SHOWN, partitions=m.partitions)
+        graph.graph["title"] = f"The strongest relevance flows of {key}, target {target!r}"
+        write_graph(graph, picture, image=inputs[0]["input"][0].numpy())
 
     _title(f"Done in {time.perf_counter() - began:.0f} s")
     print(f"Store:   {Path(store_path).resolve()}")
-    print(f"Picture: {picture.resolve()} (the 150 strongest edges of {key})")
+    print(f"Picture: {picture.resolve()} (the {SHOWN} strongest edges of {key})")
     print("Try next:")
     store = os.fspath(store_path)
     for command in (

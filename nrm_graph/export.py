@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     import networkx as nx
+    import numpy.typing as npt
     import pyarrow as pa
 
 GRAPH_SUFFIXES = (".graphml", ".json", ".svg", ".png")
@@ -49,7 +50,9 @@ def _in_folder(path: Path) -> Path:
     return path
 
 
-def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
+def write_graph(
+    graph: nx.DiGraph, path: str | os.PathLike[str], *, image: npt.NDArray[Any] | None = None
+) -> None:
     """Write a graph in the format that the suffix of the path names.
 
     Parameters
@@ -59,6 +62,8 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
     path : path-like
         ``.graphml`` (nodes become ``layer:unit``), ``.json`` (node-link; read it back with
         ``networkx.node_link_graph(data, edges="edges")``), ``.svg`` or ``.png``.
+    image : ndarray, (H, W) or (H, W, 3), optional
+        The input, shown in a picture; see :func:`nrm_graph.plots.plot_subgraph`.
 
     Raises
     ------
@@ -77,7 +82,7 @@ def write_graph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
         else:
             from nrm_graph.plots import save_subgraph
 
-            save_subgraph(graph, path)
+            save_subgraph(graph, path, image=image)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 

@@ -11,13 +11,21 @@ from nrm_graph.errors import InputError
 from nrm_graph.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
     from nrm_graph.topology import Topology
+    from nrm_graph.units import Partition
 
 
 def subgraph(
-    topology: Topology, nodes: pa.Table, edges: pa.Table, top: int = 200, scale: float = 1.0
+    topology: Topology,
+    nodes: pa.Table,
+    edges: pa.Table,
+    top: int = 200,
+    scale: float = 1.0,
+    partitions: Sequence[Partition] | None = None,
 ) -> nx.DiGraph:
     """Build the graph of the strongest edges of one input.
 
@@ -31,21 +39,25 @@ def subgraph(
         Number of edges with the largest absolute relevance that are kept.
     scale : float
         Multiplies every relevance.
+    partitions : sequence of Partition, optional
+        Units of every layer, by ``layer_id``; with them a neuron knows its place in its layer.
 
     Returns
     -------
     networkx.DiGraph
         Nodes are (layer name, unit) with ``layer``, ``unit``, ``relevance``, ``activation``,
-        ``depth``; edges point from src (nearer the input) to dst, with ``relevance`` and, where
-        both ends are neurons, ``conditional``.  ``graph["share"]`` is the share of the sum of
-        |relevance| over all edges that the graph keeps.
+        ``depth`` and, for a neuron of a layer with several axes, ``position`` (its index in
+        the layer, ``"3, 10, 4"``); edges point from src (nearer the input) to dst, with
+        ``relevance`` and, where both ends are neurons, ``conditional``.  ``graph["share"]`` is
+        the share of the sum of |relevance| over all edges that the graph keeps,
+        ``graph["shapes"]`` maps the layers of nodes with a position to their shapes.
     """
     if top < 1:
         raise InputError(f"top must be at least 1, found {top}")
     strength = np.abs(edges["relevance"].to_numpy())
     chosen = np.argsort(-strength, kind="stable")[:top]
     total = float(strength.sum())
-    graph = nx.DiGraph(share=float(strength[chosen].sum()) / total if total else 1.0)
+    graph = nx.DiGraph(share=float(strength[chosen].sum()) / total if total else 1.0, shapes={})
     names = [layer.name for layer in topology.layers]
     known = {
         (layer, unit): (relevance, activation)
@@ -66,8 +78,17 @@ def subgraph(
                 relevance=float(relevance) * scale,
                 depth=topology.layers[layer].depth,
                 **({} if activation is None else {"activation": float(activation)}),
+                **position(layer, unit),
             )
         return key
+
+    def position(layer: int, unit: int) -> dict[str, str]:
+        shape = topology.layers[layer].shape
+        neuron = partitions is not None and partitions[layer].resolution == "neuron"
+        if not neuron or unit < 0 or len(shape) < 2:
+            return {}
+        graph.graph["shapes"][names[layer]] = shape
+        return {"position": ", ".join(str(int(i)) for i in np.unravel_index(unit, shape))}
 
     for row in edges.take(chosen).to_pylist():
         weight = {"relevance": float(row["relevance"]) * scale}

@@ -11,6 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from nrm_graph.errors import InputError
 from nrm_graph.topology import PSEUDO_UNITS
@@ -30,12 +31,15 @@ SIGNED = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "#F2F2F2", POSIT
 """Colours of relevance, centred at zero."""
 
 _LARGEST = 160.0  # area of the most relevant node, in square points
-_LABELLED = 16  # columns of up to this many nodes show unit numbers
+_LABELLED = 7.5  # columns of up to this many nodes per inch show unit numbers
 _CHARACTER = 0.62  # width of a letter in font sizes
 _FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
+_HALO = [withStroke(linewidth=1.6, foreground="white")]  # text stays readable on edges
 
 
-def plot_subgraph(graph: nx.DiGraph, ax: Axes | None = None) -> Axes:
+def plot_subgraph(
+    graph: nx.DiGraph, ax: Axes | None = None, *, image: npt.NDArray[Any] | None = None
+) -> Axes:
     """Draw a subgraph of relevance, layer by layer from the input (left) to the output.
 
     Parameters
@@ -45,6 +49,8 @@ def plot_subgraph(graph: nx.DiGraph, ax: Axes | None = None) -> Axes:
         and ``depth``, edges with ``relevance`` from the input's side to the output's.
     ax : matplotlib.axes.Axes, optional
         Axes to draw on; by default those of a new figure, whose size follows the graph.
+    image : ndarray, (H, W) or (H, W, 3), optional
+        The input as a picture, shown below the input's neurons.
 
     Returns
     -------
@@ -59,7 +65,9 @@ def plot_subgraph(graph: nx.DiGraph, ax: Axes | None = None) -> Axes:
     Notes
     -----
     Area of a node, and width and opacity of an edge, grow with |relevance|; vermillion is
-    positive, blue negative.  Pseudo-units, which absorb relevance, are grey at the bottom.
+    positive, blue negative.  Pseudo-units, which absorb relevance, are grey squares at the
+    bottom.  Where nodes have a ``position`` (channel, row, column), a map below their layer
+    shows them at row and column.  ``graph.graph["title"]``, if there, is the title.
 
     Examples
     --------
@@ -75,20 +83,27 @@ def plot_subgraph(graph: nx.DiGraph, ax: Axes | None = None) -> Axes:
     columns = _columns(graph, nodes)
     places = _places(graph, columns)
     busiest = max(len(column) for column in columns.values())
+    maps = _mapped(graph, columns)
     if ax is None:
-        size = (max(5.0, 1.5 + 1.15 * len(columns)), min(11.0, max(4.2, 2.2 + 0.13 * busiest)))
+        column = 1.25 if len(columns) <= 12 else 0.9
+        height = min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
+        size = (max(5.0, 1.5 + column * len(columns)), height)
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         ax = figure.add_subplot()
+    bottom = _limits(ax, graph, columns, bool(maps))
     _draw_edges(ax, graph, places)
     _draw_nodes(ax, graph, places, busiest)
-    _label(ax, graph, columns, busiest)
+    _label(ax, graph, columns, bool(maps))
+    _draw_maps(ax, graph, maps, bottom, image)
     return ax
 
 
-def save_subgraph(graph: nx.DiGraph, path: str | os.PathLike[str]) -> None:
+def save_subgraph(
+    graph: nx.DiGraph, path: str | os.PathLike[str], *, image: npt.NDArray[Any] | None = None
+) -> None:
     """Write the picture of a subgraph; the suffix of the path names the format."""
-    figure = plot_subgraph(graph).get_figure(root=True)
+    figure = plot_subgraph(graph, image=image).get_figure(root=True)
     assert figure is not None  # plot_subgraph made it
     figure.savefig(path, dpi=160, facecolor="white")
 
@@ -178,23 +193,22 @@ def _draw_nodes(
     ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]], busiest: int
 ) -> None:
     shown = list(places)
-    values = np.array([float(graph.nodes[node]["relevance"]) for node in shown])
     pseudo = np.array([graph.nodes[node]["unit"] < 0 for node in shown])
-    # The scale is that of the units: one bias may hold many times any unit's relevance.
-    largest = float(np.abs(values[~pseudo]).max(initial=0.0)) or 1.0
-    area = min(_LARGEST, 9000.0 / max(busiest, 1))
-    # Roots, because the output's relevance, 1, dwarfs that of one neuron among thousands.
-    shares = np.sqrt(np.clip(np.abs(values) / largest, 0.0, 1.0))
-    sizes = np.maximum(shares, 0.03) * area
-    shades = SIGNED(0.5 + 0.5 * np.sign(values) * shares)
-    colours = [
-        to_rgba(NEUTRAL) if grey else tuple(shade)
-        for grey, shade in zip(pseudo, shades, strict=True)
-    ]
+    shares, shades = _shares(graph, shown)
+    sizes = np.maximum(shares, 0.04) * min(_LARGEST, 9000.0 / max(busiest, 1))
     xy = np.array([places[node] for node in shown])
-    ax.scatter(
-        xy[:, 0], xy[:, 1], s=sizes, c=colours, edgecolors="#333333", linewidths=0.5, zorder=2
-    )
+    line: dict[str, Any] = {
+        "linewidths": 0.5 if busiest <= 60 else 0.25,
+        "edgecolors": "#333333",
+        "zorder": 2,
+    }
+    for chosen, marker in ((~pseudo, "o"), (pseudo, "s")):
+        if chosen.any():
+            x, y = xy[chosen].T
+            colours = shades[chosen] if marker == "o" else NEUTRAL
+            ax.scatter(x, y, s=sizes[chosen], c=colours, marker=marker, **line)
+    lower, upper = ax.get_ylim()
+    readable = _LABELLED * ax.bbox.height / ax.figure.dpi * 2.0 / (upper - lower)
     columns: dict[float, int] = defaultdict(int)
     for node in shown:
         columns[places[node][0]] += 1
@@ -203,8 +217,9 @@ def _draw_nodes(
         unit = int(graph.nodes[node]["unit"])
         if unit < 0:
             text, offset = PSEUDO_UNITS.get(unit, str(unit)), (2.0, -9.0)
-        elif columns[x] <= _LABELLED:
-            text, offset = str(unit), (float(np.sqrt(size)) / 2 + 1.5, 0.0)
+        elif columns[x] <= max(readable, 8.0):
+            text = _neuron(graph.nodes[node])
+            offset = (float(np.sqrt(size)) / 2 + 1.5, 0.0)
         else:
             continue
         ax.annotate(
@@ -217,16 +232,99 @@ def _draw_nodes(
             fontsize=6,
             rotation=40 if unit < 0 else 0,
             rotation_mode="anchor" if unit < 0 else "default",
-            color="#444444",
+            color="#333333",
+            path_effects=_HALO,
             zorder=3,
         )
 
 
-def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], busiest: int) -> None:
+def _shares(
+    graph: nx.DiGraph, shown: list[Hashable]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Sizes from 0 to 1 and colours of nodes, on one scale for all layers."""
+    values = np.array([float(graph.nodes[node]["relevance"]) for node in shown])
+    # The scale is that of units in company: the target holds 1, and one bias may hold many
+    # times any unit's relevance.
+    lone = defaultdict(list)
+    for i, node in enumerate(shown):
+        if graph.nodes[node]["unit"] >= 0:
+            lone[_layer(graph, node)].append(i)
+    groups = [rows for rows in lone.values() if len(rows) > 1] or list(lone.values())
+    largest = max((float(np.abs(values[rows]).max()) for rows in groups), default=0.0) or 1.0
+    # Roots, because relevance falls by orders of magnitude from dense layers to pixels.
+    shares = np.sqrt(np.clip(np.abs(values) / largest, 0.0, 1.0))
+    # Even the faintest node shows its sign.
+    shades = SIGNED(0.5 + 0.5 * np.sign(values) * (0.35 + 0.65 * shares))
+    return shares, np.asarray(shades, dtype=np.float64)
+
+
+def _neuron(data: dict[str, Any]) -> str:
+    """Label of a unit: its number, or channel and place of a neuron in a map."""
+    channel, comma, rest = str(data.get("position", "")).partition(", ")
+    return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
+
+
+def _mapped(graph: nx.DiGraph, columns: dict[str, list[Hashable]]) -> dict[int, str]:
+    """Columns whose nodes are neurons of (channel, row, column), by number."""
+    shapes = graph.graph.get("shapes", {})
+    return {i: name for i, name in enumerate(columns) if len(shapes.get(name, ())) == 3}
+
+
+def _draw_maps(
+    ax: Axes,
+    graph: nx.DiGraph,
+    maps: dict[int, str],
+    top: float,
+    image: npt.NDArray[Any] | None,
+) -> None:
+    """Show the neurons of spatial layers at their rows and columns."""
+    bottom = ax.get_ylim()[0]
+    nodes = [node for node in graph if "position" in graph.nodes[node]]
+    if not nodes:
+        return
+    shares, shades = _shares(graph, list(graph))
+    rank = {node: i for i, node in enumerate(graph)}
+    for x, name in maps.items():
+        _, rows, width = graph.graph["shapes"][name]
+        frame = ax.inset_axes((x - 0.4, bottom, 0.8, top - bottom), transform=ax.transData)
+        here = [node for node in nodes if _layer(graph, node) == name]
+        if image is not None and graph.nodes[here[0]]["depth"] == 0:
+            extent = (-0.5, width - 0.5, rows - 0.5, -0.5)
+            frame.imshow(image, cmap="gray", interpolation="nearest", extent=extent)
+        here.sort(key=lambda node: shares[rank[node]])  # the most relevant on top
+        order = [rank[node] for node in here]
+        places = np.array([graph.nodes[n]["position"].split(", ")[1:] for n in here], dtype=int)
+        frame.scatter(
+            places[:, 1],
+            places[:, 0],
+            s=4.0 + 22.0 * shares[order],
+            c=shades[order],
+            edgecolors="#333333",
+            linewidths=0.2,
+        )
+        frame.set(xlim=(-0.5, width - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal")
+        frame.set_xticks([])
+        frame.set_yticks([])
+        frame.set_facecolor("#F7F7F7")
+        for side in frame.spines.values():
+            side.set(edgecolor="#999999", linewidth=0.5)
+
+
+def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps: bool) -> float:
+    """Set the limits of the axes; return where the maps' space begins, downwards."""
+    floor = any(graph.nodes[node]["unit"] < 0 for node in graph)
+    width = len(columns) + (0.5 if floor else 0.2)
+    bottom = _FLOOR - 0.22 if floor else -1.1
+    ax.set_xlim(0.1 - width + len(columns) - 0.5, len(columns) - 0.4)
+    # Maps are squares of a column's width.
+    share = min(0.4, 0.85 * ax.bbox.width / width / ax.bbox.height) if maps else 0.0
+    ax.set_ylim(bottom - (1.1 - bottom) * share / (1.0 - share), 1.1)
+    return bottom
+
+
+def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps: bool) -> None:
     names = list(columns)
     floor = any(graph.nodes[node]["unit"] < 0 for node in graph)
-    ax.set_xlim(-0.9 if floor else -0.6, len(names) - 0.4)
-    ax.set_ylim(_FLOOR - 0.22 if floor else -1.15, 1.15)
     ax.xaxis.tick_top()
     ax.set_xticks(range(len(names)))
     spacing = ax.bbox.width / ax.figure.dpi * 72 / (len(names) + 0.5)
@@ -248,20 +346,26 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], busi
     ax.set_yticks([])
     for side in ax.spines.values():
         side.set_visible(False)
+    if "title" in graph.graph:
+        ax.set_title(str(graph.graph["title"]), fontsize=9, pad=12)
     note = f"input → output; {graph.number_of_edges():,} edges"
     if "share" in graph.graph:
         note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |relevance|"
+    if maps:
+        note += "\nneurons: channel: row,column; below, at their rows and columns"
     ax.set_xlabel(note, fontsize=7, color="#444444")
+    height = ax.bbox.height / ax.figure.dpi
+    kinds = [("positive", POSITIVE, "o"), ("negative", NEGATIVE, "o")]
+    if floor:
+        kinds.append(("absorbed by bias or stabiliser", NEUTRAL, "s"))
     handles = [
-        Line2D([], [], color=colour, marker="o", markersize=5, linewidth=2, label=text)
-        for colour, text in ((POSITIVE, "positive"), (NEGATIVE, "negative"), (NEUTRAL, "absorbed"))[
-            : 3 if floor else 2
-        ]
+        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
+        for text, colour, marker in kinds
     ]
     ax.legend(
         handles=handles,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.06),
+        bbox_to_anchor=(0.5, -(28.0 if maps else 18.0) / 72 / height),
         ncols=3,
         fontsize=7,
         frameon=False,

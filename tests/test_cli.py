@@ -19,9 +19,11 @@ import pytest
 import torch
 from PIL import Image
 
+import nrm_graph as ng
 from nrm_graph import cli, export, plots, sources
 from nrm_graph.demo_network import FashionCNN, load_demo
 from nrm_graph.errors import InputError
+from nrm_graph.graph import subgraph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,6 +121,39 @@ def test_plot_uses_given_axes_and_leaves_pyplot_alone() -> None:
     assert plots.plot_subgraph(made_up(), ax) is ax
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_neurons_of_maps_are_drawn_at_their_places() -> None:
+    graph = made_up(2)
+    graph.graph["shapes"] = {"features.0": (3, 4, 5)}
+    graph.graph["title"] = "a title"
+    for unit in range(3):
+        graph.nodes["features.0", unit]["position"] = f"{unit}, {unit + 1}, {unit + 2}"
+    ax = plots.plot_subgraph(graph, image=np.zeros((4, 5)))
+    (frame,) = ax.child_axes
+    assert len(frame.images) == 1
+    (dots,) = frame.collections
+    found = {tuple(int(v) for v in place) for place in np.asarray(dots.get_offsets())}
+    assert found == {(2, 1), (3, 2), (4, 3)}  # (column, row)
+    assert ax.get_title() == "a title"
+    assert {"0: 1,2", "1: 2,3", "2: 3,4"} <= {text.get_text() for text in ax.texts}
+
+
+def test_positions_only_for_neurons() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(12, 2)
+    )
+    x = torch.rand(1, 2, 4, 4)
+    for resolution, expected in (("neuron", True), ({"input": "channel", "0": "channel"}, False)):
+        m = ng.measure(network, x, target=0, composite="epsilon", resolution=resolution)
+        graph = subgraph(m.topology, *m.tables(), top=10_000, partitions=m.partitions)
+        placed = {node for node, data in graph.nodes(data=True) if "position" in data}
+        assert placed == {n for n in graph if expected and n[1] >= 0 and n[0] != "3"}
+        for name, unit in placed:
+            place = tuple(int(i) for i in graph.nodes[name, unit]["position"].split(", "))
+            shape = m.topology.layer(name).shape
+            assert graph.graph["shapes"][name] == shape
+            assert np.ravel_multi_index(place, shape) == unit
 
 
 # Tables
