@@ -55,7 +55,7 @@ def merged(blocks: list[Block]) -> Block:
     q = None if blocks[0].q is None else np.concatenate([b.q for b in blocks])
     low = int(src.min(initial=0))  # pseudo-units are negative
     width = int(src.max(initial=0)) - low + 1
-    key = dst.astype(np.int64) * width + (src - low)
+    key = dst.astype(np.int64) * width + (src - low)  # of pruned rows, dst may be negative too
     order = np.argsort(key, kind="stable")
     key = key[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))[: len(key)]

@@ -16,14 +16,16 @@ import torch
 
 from nrm_graph.blocks import Block, merged
 from nrm_graph.errors import InputError
+from nrm_graph.linear import Convolution, Dense
 from nrm_graph.plan import Columns, columns
+from nrm_graph.pruning import select
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from nrm_graph.linear import Convolution, Map
+    from nrm_graph.linear import Map, Triples
     from nrm_graph.plan import Plan
 
 MAX_TRIPLES = 60_000_000
@@ -196,17 +198,51 @@ def triple_blocks(
 ) -> Iterator[Block]:
     """Blocks from every single neuron-level edge."""
     z, x = tuple(pieces[0].s.shape[1:]), tuple(pieces[0].x.shape[1:])
+    shape, plan = tuple(pieces[0].weight.shape), ends.plan
     if count > MAX_TRIPLES:
-        raise InputError(
-            f"an operation of output shape {z} has {count:,} neuron-level edges, more than "
-            f"{MAX_TRIPLES:,}: choose the resolution 'channel' for it and for what it reads"
-        )
-    shape = tuple(pieces[0].weight.shape)
-    plan = ends.plan
+        yield from _in_chunks(ends, kind, pieces, count, z, x, shape)
+        return
     if (key, "triples") not in plan.kept:
         plan.kept[key, "triples"] = kind.triples(z, x, shape)
-    o, i, e = plan.kept[key, "triples"]
-    dst = plan.partitions[ends.dst_layer].labels.ravel()[o]
+    yield from _triples(ends, pieces, plan.kept[key, "triples"])
+
+
+def _in_chunks(
+    ends: Ends,
+    kind: Map,
+    pieces: Sequence[Piece],
+    count: int,
+    z: tuple[int, ...],
+    x: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> Iterator[Block]:
+    """Blocks of an operation with too many edges to hold: only the strongest are kept."""
+    plan, layer = ends.plan, ends.dst_layer
+    sources = [s for s, _ in ends.layers(np.unique(ends.src[ends.src >= 0]))]
+    limited = all((layer, s) in plan.limits for s in sources)
+    chunks = None
+    if isinstance(kind, Convolution | Dense) and limited and ends.single:
+        chunks = kind.chunks(z, x, shape, CHUNK)
+    if chunks is None:
+        name = plan.network.layout.topology.layers[layer].name
+        raise InputError(
+            f"{name}, of output shape {z}, has {count:,} neuron-level edges, more than "
+            f"{MAX_TRIPLES:,}: choose the resolution 'channel' for it and for what it reads, or "
+            "keep the strongest edges alone with coverage= or top="
+        )
+
+    def pieces_of_it() -> Iterator[Block]:
+        for channels, lines in chunks:
+            found = kind.triples(z, x, shape, channels, lines)  # type: ignore[call-arg]
+            yield from _triples(ends, pieces, found)
+
+    limits = {(layer, s): plan.limits[layer, s] for s in sources}
+    yield from select(pieces_of_it, limits)
+
+
+def _triples(ends: Ends, pieces: Sequence[Piece], triples: Triples) -> Iterator[Block]:
+    o, i, e = triples
+    dst = ends.plan.partitions[ends.dst_layer].labels.ravel()[o]
     if ends.alive is not None and ends.single:
         chosen = np.flatnonzero(ends.alive[dst])
         o, i, e, dst = o[chosen], i[chosen], e[chosen], dst[chosen]

@@ -26,7 +26,8 @@ from nrm_graph.contributions import (
     vector_blocks,
 )
 from nrm_graph.plan import along, mode
-from nrm_graph.topology import BIAS, STABILIZER
+from nrm_graph.pruning import prune
+from nrm_graph.topology import BIAS, PRUNED, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +105,7 @@ class _Tables:
         self.blocks: list[list[Block]] = [[] for _ in range(self.n)]
         # Units of single neurons that a walk of non-zero weight reaches, by sample and layer.
         self.reached: list[dict[int, Any]] = [{} for _ in range(self.n)]
+        self.pruned: list[dict[int, float]] = [defaultdict(float) for _ in range(self.n)]
         self.labels = [plan.sample_labels(state, b) for b in range(self.n)]
 
     def visit(self, layer_id: int, relevance: Tensor) -> None:
@@ -220,14 +222,26 @@ class _Tables:
             sources[block.src_layer].append(block)
         for source, blocks in sorted(sources.items()):
             block = blocks[0] if len(blocks) == 1 else merged(blocks)
-            self.blocks[b].append(block)
+            self.blocks[b].append(self._pruned(b, block))
             below = self.plan.partitions[source]
             if below.single:
                 reached = self.reached[b].setdefault(source, np.zeros(below.n_units, bool))
                 if self.plan.partitions[layer_id].single:
-                    reached[block.src] = True
+                    reached[block.src[block.src >= 0]] = True
                 else:
                     reached[:] = True  # from a group: which of its neurons is not known
+
+    def _pruned(self, b: int, block: Block) -> Block:
+        """Keep what the limit of the block's layers allows."""
+        key = (block.dst_layer, block.src_layer)
+        limit = self.plan.limits.get(key)
+        if limit is None:
+            return block
+        if not (block.src == PRUNED).any():  # not done already, in chunks
+            block = prune(block, limit)
+        lost = block.relevance[(block.src == PRUNED) & (block.dst >= 0)].sum(dtype=np.float64)
+        self.pruned[b][block.dst_layer] += float(lost)
+        return block
 
     def _absorb(self, layer_id: int, relevance: Tensor, kernel: Any, weighed: list[Tensor]) -> None:
         """Pseudo-edges of a layer, and their totals."""
@@ -290,8 +304,8 @@ class _Tables:
                 np.concatenate(values).astype(dtype, copy=False) if values else np.zeros(0, dtype)
             )
 
-        q = [np.zeros(len(block), kind) if block.q is None else block.q for block in blocks]
-        absent = np.repeat([block.q is None for block in blocks], sizes).astype(bool)
+        nothing = [np.full(len(block), np.nan, kind) for block in blocks if block.q is None]
+        q = column([nothing.pop(0) if block.q is None else block.q for block in blocks], kind)
         layers = [np.array([getattr(c, k) for c in blocks], np.int16) for k in _LAYERS]
         return pa.table(
             {
@@ -300,7 +314,7 @@ class _Tables:
                 "src_layer": np.repeat(layers[1], sizes),
                 "src_unit": column([block.src for block in blocks], np.int32),
                 "relevance": column([block.relevance for block in blocks], kind),
-                "conditional": pa.array(column(q, kind), mask=absent),
+                "conditional": pa.array(q, mask=np.isnan(q)),  # pruned rows have none either
             }
         )
 
@@ -315,7 +329,8 @@ class _Tables:
             means = self._activations(name, i)[b]
             (chosen,) = np.nonzero((sums != 0) | (means != 0))
             columns.append((i, chosen, sums[chosen], means[chosen]))
-            lost = [(u, t[b]) for u, t in sorted(self.absorbed.get(i, ())) if t[b]]
+            lost = [(u, t[b]) for u, t in self.absorbed.get(i, ())]
+            lost = sorted(u for u in [*lost, (PRUNED, self.pruned[b][i])] if u[1])
             units, values = [u for u, _ in lost], [t for _, t in lost]
             nothing = np.full(len(units), np.nan)
             columns.append((i, np.array(units, np.int64), np.array(values, kind), nothing))

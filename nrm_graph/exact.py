@@ -298,7 +298,7 @@ class Measure:
         from nrm_graph.graph import subgraph
 
         nodes, edges = self.tables()
-        return subgraph(self.topology, nodes, edges, top, self.scale)
+        return subgraph(self.topology, nodes, edges, top, self.scale, partitions=self.partitions)
 
 
 def output_weights(target: Any, output: Tensor) -> Tensor:

@@ -109,8 +109,13 @@ class Convolution:
         x: tuple[int, ...],
         w: tuple[int, ...],
         channels: range | None = None,
+        lines: range | None = None,
     ) -> Triples:
-        """Neuron-level edges; those of some channels of the weight's first axis, if given."""
+        """Neuron-level edges.
+
+        ``channels`` restricts them to some of the weight's first axis, ``lines`` to some
+        positions of the first spatial axis of the smaller side (see :meth:`chunks`).
+        """
         # A transposed convolution is the convolution from its output to its input.
         big, small = (z, x) if self.transposed else (x, z)
         axes = []
@@ -118,6 +123,8 @@ class Convolution:
             o, k = np.meshgrid(np.arange(small[d + 1]), np.arange(w[d + 2]), indexing="ij")
             i = (o + self.skip[d]) * self.stride[d] - self.padding[d] + k * self.dilation[d]
             ok = (i >= 0) & (i < big[d + 1])
+            if d == 0 and lines is not None:
+                ok &= (o >= lines.start) & (o < lines.stop)
             axes.append((o[ok], k[ok], i[ok]))
         small_pos, kernel, big_pos = _outer(axes, small[1:], w[2:], big[1:])
         per_small, per_big = small[0] // self.groups, big[0] // self.groups
@@ -133,6 +140,14 @@ class Convolution:
         o, i, k = (np.concatenate(part) for part in (outs, ins, ws))
         return (i, o, k) if self.transposed else (o, i, k)
 
+    def chunks(
+        self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...], size: int
+    ) -> list[tuple[range, range]] | None:
+        """Return channels and lines of pieces of about ``size`` edges, outputs never shared."""
+        if self.transposed:
+            return None
+        return _pieces(z[0], z[1], self.dense_edges(z, x, w), size)
+
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""
         big, small = (z, x) if self.transposed else (x, z)
@@ -142,6 +157,16 @@ class Convolution:
             i = (o + self.skip[d]) * self.stride[d] - self.padding[d] + k * self.dilation[d]
             count *= int(((i >= 0) & (i < big[d + 1])).sum())
         return count
+
+
+def _pieces(channels: int, lines: int, count: int, size: int) -> list[tuple[range, range]]:
+    wide = max(1, channels * size // max(count, 1))
+    high = lines if wide > 1 else max(1, lines * size * channels // max(count, 1))
+    return [
+        (range(c, min(c + wide, channels)), range(i, min(i + high, lines)))
+        for c in range(0, channels, wide)
+        for i in range(0, lines, high)
+    ]
 
 
 def _outer(axes: list[Any], *sizes: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
@@ -165,13 +190,25 @@ class Dense:
         """Gradient in x."""
         return s @ w
 
-    def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
-        """Neuron-level edges."""
-        rows = np.arange(math.prod(z[:-1]))
-        r, o, i = (
-            a.ravel() for a in np.meshgrid(rows, np.arange(w[0]), np.arange(w[1]), indexing="ij")
-        )
+    def triples(
+        self,
+        z: tuple[int, ...],
+        x: tuple[int, ...],
+        w: tuple[int, ...],
+        channels: range | None = None,
+        lines: range | None = None,
+    ) -> Triples:
+        """Neuron-level edges; of some outputs (``channels``) at some tokens (``lines``)."""
+        rows = np.arange(math.prod(z[:-1])) if lines is None else np.array(lines)
+        outs = np.arange(w[0]) if channels is None else np.array(channels)
+        r, o, i = (a.ravel() for a in np.meshgrid(rows, outs, np.arange(w[1]), indexing="ij"))
         return r * w[0] + o, r * w[1] + i, o * w[1] + i
+
+    def chunks(
+        self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...], size: int
+    ) -> list[tuple[range, range]]:
+        """Return outputs and tokens of pieces of about ``size`` edges."""
+        return _pieces(w[0], math.prod(z[:-1]), self.dense_edges(z, x, w), size)
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.linear import Map
     from nrm_graph.propagate import Network, State
+    from nrm_graph.pruning import Limit
     from nrm_graph.units import Partition
 
     Labels = npt.NDArray[np.signedinteger[Any]]
@@ -79,6 +80,8 @@ class Plan:
     labels : dict of str to ndarray, or None
         Global unit of every element of every value; None if max-pools select between units,
         so that labels depend on the input.
+    limits : mapping of (dst, src) to Limit
+        Groups of layers of which the strongest edges are kept alone.
     kept : dict
         What was derived from static labels, by operation and operand.
     """
@@ -87,6 +90,7 @@ class Plan:
     partitions: tuple[Partition, ...]
     first: Labels
     labels: Mapping[str, Labels] | None
+    limits: Mapping[tuple[int, int], Limit]
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def sample_labels(self, state: State, b: int) -> Mapping[str, Labels]:
@@ -107,11 +111,15 @@ def _arrays(labels: Mapping[str, Any]) -> dict[str, Labels]:
     }
 
 
-def plan(network: Network, partitions: Sequence[Partition]) -> Plan:
+def plan(
+    network: Network,
+    partitions: Sequence[Partition],
+    limits: Mapping[tuple[int, int], Limit] | None = None,
+) -> Plan:
     """Prepare the tables of a network."""
     static = unit_labels(network, partitions, None)
     labels = None if static is None else _arrays(static)
-    return Plan(network, tuple(partitions), offsets(partitions), labels)
+    return Plan(network, tuple(partitions), offsets(partitions), labels, limits or {})
 
 
 def along(labels: Labels, axis: int) -> Labels | None:

@@ -1,0 +1,215 @@
+"""Keep the strongest edges of a group; what is left out stays on record, to the last unit.
+
+Pruned relevance goes to the pseudo-unit -3: a row ``(j, -3)`` holds what unit j of the upper
+layer lost, ``(-3, i)`` what unit i of the lower one did, and the corner ``(-3, -3)`` minus the
+pruned mass, which would be counted twice otherwise.  Row, column and grand totals of the group
+are those of the complete table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nrm_graph.blocks import Block, merged
+from nrm_graph.errors import InputError
+from nrm_graph.topology import PRUNED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from nrm_graph.topology import EdgeGroup, Topology
+    from nrm_graph.units import Partition
+
+GROUP_BUDGET = 2_000_000
+"""``auto`` keeps every edge of a group of layers that has at most this many."""
+
+AUTO_COVERAGE = 0.99
+
+_SHIFT = 12  # a bucket is an exponent and the first 11 bits of a float32's mantissa
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much of an edge group is kept.
+
+    Attributes
+    ----------
+    coverage : float
+        Share of the sum of |relevance| that the kept edges have together.
+    top : int or None
+        Number of edges at most.
+    """
+
+    coverage: float = 1.0
+    top: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is kept."""
+        return self.coverage >= 1.0 and self.top is None
+
+
+def check(coverage: float, top: int | None) -> Limit:
+    """Return a limit of valid numbers.
+
+    Raises
+    ------
+    InputError
+        If coverage is not in (0, 1] or top is not a positive integer.
+    """
+    if isinstance(coverage, bool) or not isinstance(coverage, int | float):
+        raise InputError(f"coverage must be a number in (0, 1], found {coverage!r}")
+    if not 0 < coverage <= 1:
+        raise InputError(f"coverage must be above 0 and at most 1, found {coverage}")
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
+        raise InputError(f"top must be a positive number of edges, found {top!r}")
+    return Limit(float(coverage), top)
+
+
+def table_size(group: EdgeGroup, partitions: Sequence[Partition]) -> int:
+    """Most edges that a group can have at a resolution."""
+    return min(group.dense_edges, partitions[group.dst].n_units * partitions[group.src].n_units)
+
+
+def limits(
+    topology: Topology, partitions: Sequence[Partition], asked: Limit, auto: bool
+) -> dict[tuple[int, int], Limit]:
+    """Limit of every edge group that is not kept whole.
+
+    Parameters
+    ----------
+    topology : Topology
+        Layers and groups.
+    partitions : sequence of Partition
+        Units of every layer.
+    asked : Limit
+        What holds for all groups.
+    auto : bool
+        Whether a group of more than ``GROUP_BUDGET`` edges gets ``AUTO_COVERAGE``.
+    """
+    found = {}
+    for group in topology.groups:
+        limit = asked
+        if auto and asked.complete and table_size(group, partitions) > GROUP_BUDGET:
+            limit = Limit(AUTO_COVERAGE)
+        if not limit.complete:
+            found[group.dst, group.src] = limit
+    return found
+
+
+def prune(block: Block, limit: Limit) -> Block:
+    """Smallest set of the strongest edges of a block that the limit allows, and pruned rows."""
+    (found,) = select(lambda: [block], {(block.dst_layer, block.src_layer): limit})
+    return found
+
+
+def select(
+    make: Callable[[], Iterable[Block]], limits: Mapping[tuple[int, int], Limit]
+) -> list[Block]:
+    """Prune what ``make`` yields in pieces, which it is asked for twice.
+
+    The first round counts and sums |relevance| in buckets of nearly equal size; the second
+    keeps what lies above the bucket in which the limit falls, and sorts that bucket alone.
+    Memory is bounded by a piece and by what is kept.
+
+    Returns
+    -------
+    list of Block
+        One per group of layers.
+    """
+    buckets: dict[tuple[int, int], _Buckets] = {}
+    for block in make():
+        key = (block.dst_layer, block.src_layer)
+        buckets.setdefault(key, _Buckets(limits[key])).count(block)
+    for found in buckets.values():
+        found.decide()
+    for block in make():
+        buckets[block.dst_layer, block.src_layer].keep(block)
+    return [found.finish() for found in buckets.values()]
+
+
+class _Buckets:
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+        self.counts = np.zeros(1 << (31 - _SHIFT), np.int64)
+        self.sums = np.zeros(1 << (31 - _SHIFT))
+        self.kept: list[Block] = []
+        self.edge: list[Block] = []  # what lies in the bucket where the limit falls
+        self.lost: dict[str, Any] = {"dst": np.zeros(0), "src": np.zeros(0)}
+
+    @staticmethod
+    def _bucket(block: Block) -> Any:
+        return np.abs(block.relevance).astype(np.float32).view(np.int32) >> _SHIFT
+
+    def count(self, block: Block) -> None:
+        bucket = self._bucket(block)
+        size = len(self.counts)
+        self.counts += np.bincount(bucket, minlength=size)
+        self.sums += np.bincount(bucket, np.abs(block.relevance), minlength=size)
+
+    def decide(self) -> None:
+        """Find the bucket in which the limit falls, and what it may still give."""
+        total = self.sums.sum()
+        counts, sums = np.cumsum(self.counts[::-1]), np.cumsum(self.sums[::-1])
+        # Rounding must not ask for more than there is.
+        goal = self.limit.coverage * total * (1 - 1e-12)
+        reached = sums >= goal
+        if self.limit.top is not None:
+            reached |= counts >= self.limit.top
+        place = int(np.argmax(reached)) if reached.any() else len(counts) - 1
+        self.at = len(self.counts) - 1 - place
+        self.still = goal - (sums[place] - self.sums[self.at])
+        self.room: int | None = None
+        if self.limit.top is not None:
+            self.room = self.limit.top - int(counts[place] - self.counts[self.at])
+
+    def keep(self, block: Block) -> None:
+        bucket = self._bucket(block)
+        above, here = bucket > self.at, bucket == self.at
+        self.kept.append(block.where(above))
+        self.edge.append(block.where(here))
+        self._lose(block.where(~(above | here)))
+
+    def _lose(self, block: Block) -> None:
+        for side in ("dst", "src"):
+            units = getattr(block, side)
+            if not len(units):
+                continue
+            sums = np.bincount(units, block.relevance)
+            known = self.lost[side]
+            if len(known) < len(sums):
+                known = np.concatenate([known, np.zeros(len(sums) - len(known))])
+            known[: len(sums)] += sums
+            self.lost[side] = known
+
+    def finish(self) -> Block:
+        edge = merged(self.edge)
+        order = np.argsort(-np.abs(edge.relevance), kind="stable")
+        sums = np.cumsum(np.abs(edge.relevance[order], dtype=np.float64))
+        number = int(np.searchsorted(sums, self.still)) + 1 if self.still > 0 else 0
+        if self.room is not None:
+            number = min(number, self.room)
+        chosen = np.zeros(len(edge), bool)
+        chosen[order[:number]] = True
+        self._lose(edge.where(~chosen))
+        kept = merged([*self.kept, edge.where(chosen)])
+        return with_pruned(kept, self.lost["dst"], self.lost["src"])
+
+
+def with_pruned(kept: Block, dst_lost: Any, src_lost: Any) -> Block:
+    """Add the rows of the pseudo-unit ``pruned``."""
+    j, i = np.flatnonzero(dst_lost), np.flatnonzero(src_lost)
+    corner = -float(dst_lost.sum())
+    if not len(j) and not len(i):
+        return kept
+    extra = 1 if corner else 0
+    dst = np.concatenate([j, np.full(len(i) + extra, PRUNED)])
+    src = np.concatenate([np.full(len(j), PRUNED), i, np.full(extra, PRUNED)])
+    values = np.concatenate([dst_lost[j], src_lost[i], [corner] * extra])
+    values = values.astype(kept.relevance.dtype)
+    q = None if kept.q is None else np.full(len(dst), np.nan, kept.q.dtype)
+    rows = replace(kept, dst=dst, src=src, relevance=values, q=q)
+    return merged([kept, rows])
