@@ -96,14 +96,13 @@ def test_large_operations_in_chunks_give_the_same(limit, monkeypatch):
         ((nodes, edges),) = edge_tables(m.state, m.start, plan(m.network, m.partitions, groups))
         return nodes, edges
 
-    at_once = table()
+    at_once, complete = table(), m.tables()[1].to_pandas()
     monkeypatch.setattr(contributions, "MAX_TRIPLES", 10)
     monkeypatch.setattr(contributions, "CHUNK", 64)
     in_pieces = table()
     for whole, pieces in zip(at_once, in_pieces, strict=True):
         assert whole.drop_columns(["relevance"]).equals(pieces.drop_columns(["relevance"]))
         np.testing.assert_allclose(whole["relevance"], pieces["relevance"], atol=1e-13)
-    complete = m.tables()[1].to_pandas()
     pruned = at_once[1].to_pandas()
     for key, rows in complete[complete.src_unit >= 0].groupby(["dst_layer", "src_layer"]):
         mine = pruned[(pruned.dst_layer == key[0]) & (pruned.src_layer == key[1])]
