@@ -40,7 +40,7 @@ def subgraph(
         both ends are neurons, ``conditional``.  ``graph["share"]`` is the share of the sum of
         |relevance| over all edges that the graph keeps.
     """
-    if top < 1:
+    if not isinstance(top, int | np.integer) or top < 1:
         raise InputError(f"top must be at least 1, found {top}")
     strength = np.abs(edges["relevance"].to_numpy())
     chosen = np.argsort(-strength, kind="stable")[:top]
