@@ -483,9 +483,7 @@ def test_one_number_per_input():
     assert m(L("x")[1]) == pytest.approx(2 / 3, abs=1e-5)
 
 
-@pytest.mark.parametrize("subject", ["model", "both"])
-@pytest.mark.xfail(strict=True, reason="view of a channels_last value; use reshape in operations")
-def test_channels_last_models(subject, m):
+def test_channels_last_models(m):
     net = network().to(memory_format=torch.channels_last)
     found = ng.measure(net, image(), target=1, dtype="float64")
     np.testing.assert_allclose(found.marginal("0"), m.marginal("0"), atol=1e-9)
