@@ -136,4 +136,7 @@ def expand(
         }
         return dst | src | between
 
-    return terms(event)
+    try:
+        return terms(event)
+    except RecursionError:
+        raise EventError("the event is nested too deeply: ask for its parts one by one") from None

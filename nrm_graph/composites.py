@@ -195,7 +195,7 @@ def get(choice: str | Composite) -> Composite:
     """
     if isinstance(choice, Composite):
         return choice
-    if choice not in NAMED:
+    if not isinstance(choice, str) or choice not in NAMED:
         raise CompositeError(
             f"unknown composite {choice!r}: expected one of {', '.join(NAMED)}, or a Composite"
         )

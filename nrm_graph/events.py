@@ -15,7 +15,9 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +25,7 @@ import numpy as np
 from nrm_graph.errors import EventError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -88,25 +90,33 @@ class Slice:
 
 
 def _freeze(item: Any) -> Any:
-    if isinstance(item, slice):
-        return Slice(item.start, item.stop, item.step)
-    if item is Ellipsis or isinstance(item, bool | np.bool_):
-        return bool(item) if item is not Ellipsis else item
-    if isinstance(item, int | np.integer):
-        return int(item)
-    if hasattr(item, "detach"):  # a tensor, without importing torch
-        item = item.detach().cpu().numpy()
-    array = np.asarray(item)
+    wrong = EventError(
+        f"cannot index neurons with {item!r}: expected integers, slices, lists of integers "
+        "or a boolean mask, as in NumPy"
+    )
+    try:
+        if isinstance(item, slice):
+            return Slice(*(None if i is None else index(i) for i in _ends(item)))
+        if item is Ellipsis:
+            return item
+        if isinstance(item, int | np.integer) and not isinstance(item, bool):
+            return int(item)
+        if hasattr(item, "detach"):  # a tensor, without importing torch
+            item = item.detach().cpu().numpy()
+        array = np.asarray(item)
+    except (TypeError, ValueError):  # no integer; a ragged list; a dtype that NumPy lacks
+        raise wrong from None
     if array.dtype == bool:
         return BoolMask(array.shape, np.packbits(array).tobytes())
     if array.size == 0:
         return ()
     if array.dtype.kind not in "iu":
-        raise EventError(
-            f"cannot index neurons with {item!r}: expected integers, slices, lists of integers "
-            "or a boolean mask, as in NumPy"
-        )
+        raise wrong
     return _tuples(array.tolist())
+
+
+def _ends(item: slice) -> tuple[Any, Any, Any]:
+    return item.start, item.stop, item.step
 
 
 def _tuples(value: Any) -> Any:
@@ -214,10 +224,19 @@ class Combined(NeuronSet):
 
     def mask(self, shape: tuple[int, ...], units: Partition | None = None) -> npt.NDArray[np.bool_]:
         """See :meth:`NeuronSet.mask`."""
-        left, right = self.left.mask(shape, units), self.right.mask(shape, units)
-        if self.operator == "&":
-            return left & right
-        return left | right if self.operator == "|" else left & ~right
+        chain: list[Combined] = []
+        node: NeuronSet = self
+        while isinstance(node, Combined):  # not by recursion: chains of thousands are usual
+            chain.append(node)
+            node = node.left
+        mask = node.mask(shape, units)
+        for part in reversed(chain):
+            right = part.right.mask(shape, units)
+            if part.operator == "|":
+                mask = mask | right
+            else:
+                mask = mask & (right if part.operator == "&" else ~right)
+        return mask
 
     def __repr__(self) -> str:
         return f"({self.left!r} {self.operator} {self.right!r})"
@@ -237,6 +256,14 @@ class Layer:
 
     name: str
 
+    # Python would iterate over ``layer[0], layer[1], ...`` without end: any index is taken.
+    __iter__ = None
+    __contains__ = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise EventError(f"a layer is known by its name, a string; found {self.name!r}")
+
     def __getitem__(self, index: Any) -> NeuronSet:
         """Neurons by NumPy index: integers, slices, lists, boolean masks, ``...``."""
         items = index if isinstance(index, tuple) else (index,)
@@ -245,7 +272,7 @@ class Layer:
     def units(self, ids: Iterable[int]) -> NeuronSet:
         """Neurons of the stored units with these ids."""
         try:
-            return Units(self.name, tuple(int(i) for i in ids))
+            return Units(self.name, tuple(index(i) for i in ids))
         except (TypeError, ValueError):
             raise EventError(f"units of {self.name} must be integers, found {ids!r}") from None
 
@@ -337,11 +364,14 @@ def stay(sets: Mapping[str, Any]) -> Event:
     sets : mapping of layer name to index or NeuronSet
         ``{"features.28": [3, 9]}`` means ``Layer("features.28")[[3, 9]]``.
     """
-    if not sets:
-        raise EventError("stay needs at least one layer, as in stay({'features.28': [3, 9]})")
+    if not isinstance(sets, Mapping) or not sets:
+        raise EventError(
+            "stay needs a mapping of at least one layer, as in stay({'features.28': [3, 9]}); "
+            f"found {sets!r}"
+        )
     parts = []
-    for name, index in sets.items():
-        inside = index if isinstance(index, NeuronSet) else Layer(name)[index]
+    for name, chosen in sets.items():
+        inside = chosen if isinstance(chosen, NeuronSet) else Layer(name)[chosen]
         if inside.layer != name:
             raise EventError(f"stay was given a set of {inside.layer} for layer {name}")
         parts.append(~(Layer(name)[...] - inside))

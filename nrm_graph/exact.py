@@ -6,7 +6,10 @@ edges are never multiplied, because grouping destroys the Markov property (see t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +26,6 @@ from nrm_graph.program import Program
 from nrm_graph.tracing import as_batch, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import networkx as nx
     import numpy.typing as npt
     from torch import Tensor
@@ -54,6 +55,9 @@ class Conditional(float):
         made = super().__new__(cls, value)
         made.amplification = amplification
         return made
+
+    def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]
+        return float(self), self.amplification
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Cut:
         return self.total
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Measure:
     """The relevance measure of one input and target.
 
@@ -102,6 +106,10 @@ class Measure:
     predicted: int
     scale: float = 1.0
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        target = "weighted outputs" if self.target is None else f"target {self.target}"
+        return f"<Measure of {target}, logit {self.logit:.4g}: {len(self.topology.layers)} layers>"
 
     @property
     def topology(self) -> Topology:
@@ -315,13 +323,15 @@ def output_weights(target: Any, output: Tensor) -> Tensor:
     count = output.shape[1]
     if isinstance(target, str) and target == "predicted":
         return weights.scatter(1, output.argmax(1, keepdim=True), 1.0)
-    chosen = target if isinstance(target, dict) else {target: 1.0}
-    for index, weight in chosen.items():
+    pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
+    for index, weight in pairs:
         if isinstance(index, bool) or not isinstance(index, int | np.integer):
             raise InputError(
                 f"target must be 'predicted', a class index or a mapping of class index to "
                 f"weight, found {target!r}"
             )
+        if not isinstance(weight, Real) or not math.isfinite(weight):
+            raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
         if not 0 <= index < count:
             raise InputError(f"target {index} is out of range: the network has {count} outputs")
         weights[:, int(index)] = float(weight)
@@ -354,7 +364,7 @@ def measure(
     resolution : str or mapping
         Units of the tables, see :func:`nrm_graph.units.resolve`.  Events do not depend on it.
     dtype : "float32", "float64" or None
-        Precision of the pass; None keeps the input's.
+        Precision of the pass; None keeps the model's, or takes float32 below that.
     device : str or torch.device
         Where to compute.
     scale : "unit" or "logit"
@@ -376,23 +386,42 @@ def measure(
     """
     if not isinstance(x, torch.Tensor):
         raise InputError(f"x must be a torch tensor, found {type(x).__name__}")
+    if not isinstance(model, Program | torch.nn.Module):
+        raise InputError(f"model must be a torch module or a program, found {model!r}")
+    if x.is_complex() or x.is_meta or x.layout != torch.strided:
+        raise InputError(f"x must be a dense real tensor with data, found {x.dtype} {x.layout}")
     if isinstance(model, Program):
         shape = model.inputs[0][1]
         x, program = (x if x.ndim == len(shape) + 1 else x.unsqueeze(0)), model
     else:
         where = next((p.device for p in model.parameters()), torch.device("cpu"))
         kind = next((p.dtype for p in model.parameters()), x.dtype)
-        x = _in_eval(model, x.to(where, kind))
-        program = trace(model, x)
+        example = x.to(where, kind)
+        # Both give the batch axis by the same rule: a batched input would be batched again.
+        x, program = _in_eval(model, example), trace(model, example)
     if x.shape[0] != 1:
         raise InputError(f"expected one input, found a batch of {x.shape[0]}")
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"dtype must be 'float32' or 'float64', found {dtype!r}")
     if scale not in ("unit", "logit"):
         raise InputError(f"scale must be 'unit' or 'logit', found {scale!r}")
-    kind = x.dtype if dtype is None else getattr(torch, dtype)
-    net = propagate.network(program, composites.get(composite), kind, torch.device(device))
-    return from_network(net, x.to(device, kind), target, resolution, scale)
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kind = kind if dtype is None else getattr(torch, dtype)
+    place = _device(device)
+    net = propagate.network(program, composites.get(composite), kind, place)
+    return from_network(net, x.detach().to(place, kind).contiguous(), target, resolution, scale)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"the device {device!r} cannot be used: {first}") from None
+    if place.type == "meta":
+        raise InputError("the device 'meta' holds no data")
+    return place
 
 
 def _in_eval(model: torch.nn.Module, x: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def subgraph(
         the share of the sum of |relevance| over all edges that the graph keeps,
         ``graph["shapes"]`` maps the layers of nodes with a position to their shapes.
     """
-    if top < 1:
+    if not isinstance(top, int | np.integer) or top < 1:
         raise InputError(f"top must be at least 1, found {top}")
     strength = np.abs(edges["relevance"].to_numpy())
     chosen = np.argsort(-strength, kind="stable")[:top]

@@ -135,6 +135,8 @@ def function(op: str) -> Callable[..., Any]:
         return lambda value, index: value[index]
     if op == "aten.batch_norm.default":
         return _batch_norm
+    if op in ("aten.view.default", "aten._unsafe_view.default"):
+        op = "aten.reshape.default"  # values need not be contiguous: channels_last
     _, name, overload = op.split(".")
     return getattr(getattr(torch.ops.aten, name), overload)  # type: ignore[no-any-return]
 

@@ -99,6 +99,8 @@ class Topology:
         EventError
             If there is none; close names are suggested.
         """
+        if not isinstance(name, str):
+            raise EventError(f"a layer is known by its name, a string; found {name!r}")
         found = self._by_name.get(name)
         if found is None:
             close = difflib.get_close_matches(name, self._by_name, n=3)

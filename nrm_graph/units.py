@@ -7,6 +7,7 @@ A *partition* of a layer is an integer array of the layer's shape; its values, 0
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ import numpy as np
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy.typing as npt
 
     from nrm_graph.topology import LayerInfo, Topology
@@ -88,7 +87,10 @@ def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
             )
         labels = np.ascontiguousarray(labels, dtype=np.int32)
         return Partition(resolution, labels, int(labels.max(initial=-1)) + 1)
-    labels = np.asarray(resolution)
+    try:
+        labels = np.asarray(resolution)
+    except ValueError:
+        raise InputError(f"the partition of layer {layer.name} is a ragged list") from None
     if labels.dtype.kind not in "iu" or labels.shape != shape:
         raise InputError(
             f"the partition of layer {layer.name} must be an integer array of shape {shape}, "
@@ -134,6 +136,11 @@ def resolve(
     if isinstance(resolution, str):
         if resolution != "auto":
             chosen = {layer.layer_id: resolution for layer in topology.layers}
+    elif not isinstance(resolution, Mapping):
+        raise InputError(
+            f"resolution must be one of {', '.join(RESOLUTIONS)} or auto, or a mapping of layer "
+            f"name to resolution or array, found {resolution!r}"
+        )
     else:
         chosen = {topology.layer(name).layer_id: how for name, how in resolution.items()}
     small = sum(group.dense_edges for group in topology.groups) <= NEURON_BUDGET
