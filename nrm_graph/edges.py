@@ -64,14 +64,16 @@ def unit_labels(
     Returns
     -------
     dict of str to Tensor
-        float64 ``(1, *shape)``; exact for fewer than 2^53 units.
+        float64, native values of a batch of one; exact for fewer than 2^53 units.
     """
     offsets = _offsets(partitions)
+    native, batches = net.program.native_shapes(), net.layout.batches
     labels: dict[str, Tensor] = {}
 
     def of_layer(name: str) -> Tensor:
         i = net.layout.layer_of[name]
-        return torch.from_numpy(partitions[i].labels.astype(np.float64) + offsets[i])[None]
+        own = torch.from_numpy(partitions[i].labels.astype(np.float64) + offsets[i])
+        return batches[name].native(own[None])
 
     def argument(value: Any) -> Any:
         if isinstance(value, Ref):
@@ -93,9 +95,9 @@ def unit_labels(
         if node.name in net.layout.layer_of:
             labels[node.name] = of_layer(node.name)
         elif not references:
-            labels[node.name] = torch.full((1, *node.shape), -1.0, dtype=torch.float64)
+            labels[node.name] = torch.full(native[node.name], -1.0, dtype=torch.float64)
         elif node.op in SAME:
-            labels[node.name] = labels[references[0]].expand(1, *node.shape)
+            labels[node.name] = labels[references[0]].expand(native[node.name])
         elif node.op in MAX_POOL:
             source, args = labels[references[0]], [argument(a) for a in node.args[1:]]
             high = propagate.max_pool(node.op, [source, *args])[0]
@@ -107,6 +109,9 @@ def unit_labels(
                 index = winners[node.name].cpu().flatten(-spatial)
                 high = source.flatten(-spatial).gather(-1, index).reshape(high.shape)
             labels[node.name] = high
+        elif node.op == "aten.masked_fill.Scalar":
+            mask = net.program.weights[node.args[1].name].cpu()
+            labels[node.name] = labels[references[0]].masked_fill(mask, -1.0)
         elif node.op in ("aten.pad.default", "aten.constant_pad_nd.default") and (
             len(node.args) < 3
             or node.args[2] in ("constant", None)
@@ -184,9 +189,10 @@ def _nodes(
         part = partitions[i]
         sums = _sums(part, relevance[i][b]) if i in relevance else np.zeros(part.n_units)
         after = net.layout.activation[name]
-        value = state.values[after if after in state.values else name][b]
+        after = after if after in state.values else name
+        value = state.samples(after, state.values[after])[b]
         if tuple(value.shape) != net.layout.topology.layers[i].shape:
-            value = state.values[name][b]
+            value = state.samples(name, state.values[name])[b]
         means = _sums(part, value) / np.maximum(np.bincount(part.labels.ravel()), 1)
         (kept,) = np.nonzero((sums != 0) | (means != 0))
         columns.append((i, kept, sums[kept], means[kept]))
@@ -235,8 +241,8 @@ def _edges(
             if i == top:
                 alive = (r[b] != 0).cpu().numpy().ravel()
         op, kernel = net.layout.weighings[names[i]], propagate.flow(state, names[i])
-        rows = _operation(op, kernel, state, r, part, partitions, labels, b)
-        rows += _pseudo(kernel, r, part, b)
+        rows = _operation(op, kernel, state, names[i], r, part, partitions, labels, b)
+        rows += _pseudo(kernel, state, names[i], r, part, b)
         table = _merge(rows, int(offsets[-1]))
         source = np.searchsorted(offsets, table.src, side="right") - 1
         source[table.src < 0] = i
@@ -301,12 +307,14 @@ def _merge(rows: list[_Rows], n: int) -> _Rows:
     )
 
 
-def _pseudo(kernel: Flow, r: Tensor, part: Partition, b: int) -> list[_Rows]:
+def _pseudo(
+    kernel: Flow, state: State, name: str, r: Tensor, part: Partition, b: int
+) -> list[_Rows]:
     rows = []
     for unit, share in ((BIAS, kernel.bias), (STABILIZER, kernel.stabilizer)):
         if share is None:
             continue
-        share = share.expand_as(r)[b].double()
+        share = state.samples(name, share.expand_as(state.values[name]))[b].double()
         units = np.arange(part.n_units)
         q = _sums(part, share) if part.single else np.zeros(part.n_units)
         rows.append(_Rows(units, np.full_like(units, unit), _sums(part, r[b] * share), q))
@@ -317,6 +325,7 @@ def _operation(
     op: Weighing,
     kernel: Flow,
     state: State,
+    value: str,
     r: Tensor,
     part: Partition,
     partitions: Sequence[Partition],
@@ -324,18 +333,30 @@ def _operation(
     b: int,
 ) -> list[_Rows]:
     rows = []
-    rb = r[b : b + 1]
+    # One sample's native values: a batch of one, with neurons in the order of the samples' view.
+    batches, like = state.network.layout.batches, state.values[value]
+    rb = batches[value].native(r[b : b + 1])
     for k, name in enumerate(op.operands):
         terms = [
-            (t.x[b : b + 1], t.weight, t.factor.expand_as(r)[b : b + 1])
+            (
+                batches[name].one(t.x, b),
+                t.weight,
+                batches[value].one(t.factor.expand_as(like), b),
+            )
             for t in kernel.terms
             if t.operand == k
         ]
-        source = labels[name].numpy()[0].astype(np.int64)
+        source = batches[name].samples(labels[name]).numpy()[0].astype(np.int64)
         conv = op.maps[k]
-        if isinstance(conv, Convolution) and _by_channel(part.labels) and _by_channel(source):
+        plain = batches[value].plain and batches[name].plain
+        if (
+            isinstance(conv, Convolution)
+            and plain
+            and _by_channel(part.labels)
+            and _by_channel(source)
+        ):
             rows.append(_channels(conv, terms, rb, part.labels, source))
-        elif isinstance(conv, Dense) and r.ndim == 2:
+        elif isinstance(conv, Dense) and plain and r.ndim == 2:
             rows.append(_dense(terms, rb, part, source))
         else:
             rows.append(_triples(op, k, terms, rb, part, source, partitions))
@@ -399,7 +420,7 @@ def _triples(
     source: Any,
     partitions: Sequence[Partition],
 ) -> _Rows:
-    z, x = tuple(r.shape[1:]), tuple(terms[0][0].shape[1:])
+    z, x = tuple(r.shape), tuple(terms[0][0].shape)
     found = op.weights[k]
     shape = tuple(found.shape) if found is not None else ()
     count = op.maps[k].dense_edges(z, x, shape)

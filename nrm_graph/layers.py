@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nrm_graph.linear import Scale, Weighing, weighing
+from nrm_graph.naming import alias_names, layer_names
 from nrm_graph.operations import SAME, WEIGH
-from nrm_graph.program import Weight
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
 
 if TYPE_CHECKING:
+    from nrm_graph.batching import BatchAxis
     from nrm_graph.program import Node, Program
 
 
@@ -29,32 +30,34 @@ class Layout:
         The linear map of every value that weighs its inputs.
     activation : dict of str to str
         For every layer's value, the value after the activations that only it feeds.
+    batches : dict of str to BatchAxis
+        Where every value keeps its batch.
     """
 
     topology: Topology
     layer_of: dict[str, int]
     weighings: dict[str, Weighing]
     activation: dict[str, str]
+    batches: dict[str, BatchAxis]
 
 
 def layout(program: Program) -> Layout:
     """Find the layers of a program and name them (design: module paths, never node names)."""
-    shapes = dict(program.inputs) | {node.name: node.shape for node in program.nodes}
+    shapes, native, batches = program.shapes(), program.native_shapes(), program.batches()
     weighings = {
-        node.name: weighing(node, program.weights, shapes)
-        for node in program.nodes
-        if node.op in WEIGH
+        node.name: weighing(node, program, native) for node in program.nodes if node.op in WEIGH
     }
     values = [name for name, _ in program.inputs]
     values += [node.name for node in program.nodes if node.name in weighings]
     nodes = {node.name: node for node in program.nodes}
-    names = _names(program)
+    names = layer_names(program)
     home = _home(program, set(values))
     if len(home[program.output]) != 1 or _moved(program, nodes, set(values)):
         # What is returned is a selection of layers: a layer of its own, read one to one.
         values.append("output")
         weighings["output"] = _identity(program)
-        shapes["output"] = shapes[program.output]
+        for known in (shapes, native, batches):
+            known["output"] = known[program.output]  # type: ignore[index]
         names["output"] = "output"
         home["output"] = ("output",)
     layer_of = {value: i for i, value in enumerate(values)}
@@ -67,7 +70,7 @@ def layout(program: Program) -> Layout:
         sources: dict[str, int] = defaultdict(int)
         for index, homes in enumerate(reads[value]):
             count = weighings[value].dense_edges(
-                index, shapes[value], shapes[weighings[value].operands[index]]
+                index, native[value], native[weighings[value].operands[index]]
             )
             for source in homes:
                 sources[source] += count // len(homes)
@@ -76,7 +79,8 @@ def layout(program: Program) -> Layout:
             EdgeGroup(layer_of[value], layer_of[s], n)
             for s, n in sorted(sources.items(), key=lambda item: layer_of[item[0]])
         ]
-    aliases = _alias_names(program, home, names, layer_of)
+    final = home["output"][0] if "output" in home else home[program.output][0]
+    aliases = alias_names(program, names, layer_of, final)
     layers = tuple(
         LayerInfo(
             layer_of[value],
@@ -89,7 +93,11 @@ def layout(program: Program) -> Layout:
         for value in values
     )
     return Layout(
-        Topology(layers, tuple(groups)), layer_of, weighings, _activations(program, values)
+        Topology(layers, tuple(groups)),
+        layer_of,
+        weighings,
+        _activations(program, values),
+        batches,
     )
 
 
@@ -116,78 +124,6 @@ def _moved(program: Program, nodes: dict[str, Node], layers: set[str]) -> bool:
 
 def _identity(program: Program) -> Weighing:
     return Weighing("output", (program.output,), (Scale(),), (None,), None)
-
-
-def _names(program: Program) -> dict[str, str]:
-    names = {name: name for name, _ in program.inputs}
-    sums: dict[str, list[Node]] = defaultdict(list)  # by call of a module
-    base: dict[str, str] = {}
-    for node in program.nodes:
-        kind = WEIGH.get(node.op)
-        if kind is None:
-            continue
-        if kind == "sum":
-            sums[node.call if node.module else ""].append(node)
-        else:
-            base[node.name] = _path(node, kind)
-    for nodes in sums.values():
-        for i, node in enumerate(nodes):
-            stem = f"{node.module}.add" if node.module else "add"
-            base[node.name] = f"{stem}_{i}" if i else stem
-        if nodes[-1].module:
-            base[nodes[-1].name] = nodes[-1].module
-    seen: Counter[str] = Counter()
-    taken = set(names)
-    for node in program.nodes:
-        if node.name in base:
-            stem = base[node.name]
-            name = stem if not seen[stem] else f"{stem}@{seen[stem]}"
-            while name in taken:
-                seen[stem] += 1
-                name = f"{stem}@{seen[stem]}"
-            seen[stem] += 1
-            taken.add(name)
-            names[node.name] = name
-    return names
-
-
-def _path(node: Node, kind: str) -> str:
-    """Return the module path; for a functional call with a parameter, the parameter's owner."""
-    if len(node.args) > 1 and isinstance(node.args[1], Weight):
-        owner, _, attribute = node.args[1].name.rpartition(".")
-        if attribute not in ("weight", "scale") and not owner.startswith("constant"):
-            stem = attribute.removesuffix("_weight")
-            return f"{owner}.{stem}" if owner else stem
-        if (
-            attribute == "weight"
-            and owner.startswith(node.module + ".")
-            and (not owner.endswith(".folded"))
-        ):
-            return owner
-    return node.module or kind
-
-
-def _alias_names(
-    program: Program,
-    home: dict[str, tuple[str, ...]],
-    names: dict[str, str],
-    layer_of: dict[str, int],
-) -> dict[str, list[str]]:
-    taken = {names[value] for value in layer_of}
-    aliases: dict[str, list[str]] = defaultdict(list)
-    for value, path in program.aliases:
-        homes = home.get(value, ())
-        if len(homes) == 1 and path not in taken and value not in layer_of:
-            taken.add(path)
-            aliases[homes[0]].append(path)
-        elif value in layer_of and path not in taken:
-            # A folded batch-norm bears its own module's name beside the convolution's.
-            taken.add(path)
-            aliases[value].append(path)
-    final = home["output"][0] if "output" in home else home[program.output][0]
-    if "output" not in taken:
-        aliases[final].append("output")
-    return aliases
 
 
 def _activations(program: Program, values: list[str]) -> dict[str, str]:

@@ -1,0 +1,138 @@
+"""Convolutions of any dimension, as linear maps with countable edges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+Triples = tuple["npt.NDArray[np.int64]", "npt.NDArray[np.int64]", "npt.NDArray[np.int64]"]
+"""Output neuron, operand neuron and weight entry of every neuron-level edge."""
+
+
+def outer(axes: list[Any], *sizes: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Combine per-axis index lists to flat indices, one per role."""
+    flat = [np.zeros(1, np.int64) for _ in sizes]
+    for d, axis in enumerate(axes):
+        for role, size in enumerate(sizes):
+            flat[role] = (flat[role][:, None] * size[d] + axis[role][None, :]).ravel()
+    return tuple(flat)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Convolution or transposed convolution of any dimension.
+
+    ``skip`` drops the first outputs of an axis: ``padding="same"`` with an even kernel pads one
+    more on the right, which is to pad both sides alike and to leave out the first output.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+    skip: tuple[int, ...]
+
+    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+        """``(N, C, ...)`` and weight to output."""
+        z = torch.ops.aten.convolution(
+            x,
+            w,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+        )
+        for d, first in enumerate(self.skip):
+            z = z.narrow(d + 2, first, z.shape[d + 2] - first)
+        return z  # type: ignore[no-any-return]
+
+    def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Gradient of ``sum(s * apply(x, w))`` in x."""
+        return self._backward(s, w, x, [True, False, False])[0]  # type: ignore[no-any-return]
+
+    def weight_gradient(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Gradient in w, summed over the batch."""
+        return self._backward(s, w, x, [False, True, False])[1]  # type: ignore[no-any-return]
+
+    def _backward(self, s: Tensor, w: Tensor, x: Tensor, want: list[bool]) -> Any:
+        if any(self.skip):
+            s = torch.nn.functional.pad(s, [p for first in self.skip[::-1] for p in (first, 0)])
+        return torch.ops.aten.convolution_backward(
+            s,
+            x,
+            w,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+            want,
+        )
+
+    def channel_table(self, w: Tensor) -> Tensor:
+        """Sum w over the window: (output channels, operand channels)."""
+        table = w.flatten(2).sum(2)
+        if self.transposed:  # (C_in, C_out / g)
+            blocks = table.reshape(self.groups, -1, table.shape[1]).transpose(1, 2)
+        else:  # (C_out, C_in / g)
+            blocks = table.reshape(self.groups, -1, table.shape[1])
+        return torch.block_diag(*blocks) if self.groups > 1 else blocks[0]  # type: ignore[no-untyped-call]
+
+    def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
+        """Neuron-level edges."""
+        o, i, k = self._triples(z[1:], x[1:], w)
+        # Where maps share the batch axis (frames of a video), each has the same edges.
+        maps = np.arange(z[0])[:, None]
+        return (
+            (maps * math.prod(z[1:]) + o).ravel(),
+            (maps * math.prod(x[1:]) + i).ravel(),
+            np.broadcast_to(k, (z[0], len(k))).ravel(),
+        )
+
+    def _triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
+        # A transposed convolution is the convolution from its output to its input.
+        big, small = (z, x) if self.transposed else (x, z)
+        axes = []
+        for d in range(len(z) - 1):
+            o, k = np.meshgrid(np.arange(small[d + 1]), np.arange(w[d + 2]), indexing="ij")
+            i = (o + self.skip[d]) * self.stride[d] - self.padding[d] + k * self.dilation[d]
+            ok = (i >= 0) & (i < big[d + 1])
+            axes.append((o[ok], k[ok], i[ok]))
+        small_pos, kernel, big_pos = outer(axes, small[1:], w[2:], big[1:])
+        per_small, per_big = small[0] // self.groups, big[0] // self.groups
+        n_small, n_big, n_kernel = (math.prod(t) for t in (small[1:], big[1:], w[2:]))
+        outs, ins, ws = [], [], []
+        # The weight's first axis counts the smaller side's channels in both directions.
+        for c in range(small[0]):
+            group = c // per_small
+            for b in range(per_big):
+                outs.append(c * n_small + small_pos)
+                ins.append((group * per_big + b) * n_big + big_pos)
+                ws.append((c * per_big + b) * n_kernel + kernel)
+        o, i, k = (np.concatenate(part) for part in (outs, ins, ws))
+        return (i, o, k) if self.transposed else (o, i, k)
+
+    def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
+        """Count the neuron-level edges."""
+        big, small = (z, x) if self.transposed else (x, z)
+        count = small[0] * small[1] * (big[1] // self.groups)
+        for d in range(len(z) - 2):
+            o, k = np.ogrid[: small[d + 2], : w[d + 2]]
+            i = (o + self.skip[d]) * self.stride[d] - self.padding[d] + k * self.dilation[d]
+            count *= int(((i >= 0) & (i < big[d + 2])).sum())
+        return count
