@@ -46,7 +46,7 @@ class BatchAxis:
         if self.plain:
             return native
         n = native.shape[self.axis] // self.scale
-        value = native.unflatten(self.axis, (self.outer, n, self.inner))
+        value: Tensor = native.unflatten(self.axis, (self.outer, n, self.inner))  # type: ignore[no-untyped-call]
         if self.inner == 1:
             value = value.squeeze(self.axis + 2)
         value = value.movedim(self.axis + 1, 0)

@@ -34,6 +34,9 @@ _SAME_AS = {
     "<built-in function getitem>": "aten.getitem",
     "aten._native_batch_norm_legit_no_training.default": "aten.batch_norm.default",
     "aten._softmax.default": "aten.softmax.int",
+    # Memory formats are not kept, so a view may need a copy.
+    "aten.view.default": "aten.reshape.default",
+    "aten._unsafe_view.default": "aten.reshape.default",
 }
 
 _PRODUCTS = {"aten.matmul.default", "aten.bmm.default", "aten.mm.default"}
@@ -124,9 +127,8 @@ class Converter:
                 self._placeholder(fx)
             elif fx.op == "output":
                 self._output(fx)
-            elif isinstance(fx.meta.get("val"), Tensor | list | tuple) or fx.users:
-                if not isinstance(fx.meta.get("val"), int | torch.SymInt):
-                    self._operation(fx)
+            elif fx.users and not isinstance(fx.meta.get("val"), int | torch.SymInt):
+                self._operation(fx)
         if self.refused:
             listed = "; ".join(f"{op} in {path or 'the model itself'}" for op, path in self.refused)
             raise TraceError(
@@ -177,14 +179,17 @@ class Converter:
         raise TraceError(f"an argument of type {type(value).__name__} cannot be stored: {value!r}")
 
     def _where(self, fx: Any) -> tuple[str, str]:
-        """Module path and call of a node; calls are numbered in order of execution."""
-        stack = list((fx.meta.get("nn_module_stack") or {"": ("", "")}).items())
-        module, call = str(stack[-1][1][0]), "/".join(str(key) for key, _ in stack)
-        calls = self.calls.setdefault(module, [])
-        if call not in calls:
-            calls.append(call)
-        number = calls.index(call)
-        return module, f"{module}@{number}" if number else module
+        """Return the module path and the call of a node; calls are numbered as they come."""
+        stack = (fx.meta.get("nn_module_stack") or {"": ("", "")}).items()
+        levels, raw = [], ""
+        for key, (path, _) in stack:
+            raw = f"{raw}/{key}"
+            calls = self.calls.setdefault(path, [])
+            if raw not in calls:
+                calls.append(raw)
+            number = calls.index(raw)
+            levels.append(f"{path}@{number}" if number else path)
+        return str(path), "/".join(levels[1:])
 
     def _operation(self, fx: Any) -> None:
         op = _SAME_AS.get(str(fx.target), str(fx.target))

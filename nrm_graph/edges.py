@@ -16,8 +16,9 @@ import pyarrow as pa
 import torch
 
 from nrm_graph import propagate
+from nrm_graph.convolution import Convolution
 from nrm_graph.errors import InputError
-from nrm_graph.linear import Convolution, Dense
+from nrm_graph.linear import Dense
 from nrm_graph.operations import MAX_POOL, SAME, function
 from nrm_graph.program import Batch, Ref, Weight
 from nrm_graph.topology import BIAS, STABILIZER

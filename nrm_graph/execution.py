@@ -116,16 +116,13 @@ def _settle(node: Node, both: Tensor, first: Tensor, second: Tensor) -> Node:
     native, axis, scale = tuple(first.shape), node.batch.axis, node.batch.scale
     errors: dict[BatchAxis, float] = {}
     allowed = 0.0
-    for outer in (d for d in range(1, scale + 1) if scale % d == 0):
+    fits = first.ndim == both.ndim and native[axis] == scale and both.shape[axis] == 2 * scale
+    for outer in (d for d in range(1, scale + 1) if fits and scale % d == 0):
         batch = BatchAxis(axis, outer, scale // outer)
-        if native[axis] != scale or both.shape[axis] != 2 * scale:
-            break
         found = batch.samples(both)
         alone = torch.cat([batch.samples(first), batch.samples(second)])
-        errors[batch] = float((found.double() - alone.double()).abs().nan_to_num(0.0).sum())
-        apart = float((alone[0].double() - alone[1].double()).abs().nan_to_num(0.0).sum())
-        size = float(alone.double().abs().nan_to_num(0.0, 0.0, 0.0).sum())
-        allowed = 0.01 * apart + 1e-4 * size
+        errors[batch] = _size(found - alone)
+        allowed = 0.01 * _size(alone[0] - alone[1]) + 1e-4 * _size(alone)
     best = min(errors, key=lambda b: errors[b], default=None)
     if best is None or errors[best] > allowed:
         raise TraceError(
@@ -134,3 +131,8 @@ def _settle(node: Node, both: Tensor, first: Tensor, second: Tensor) -> Node:
             "one by one"
         )
     return replace(node, shape=best.shape(native), batch=best)
+
+
+def _size(value: Tensor) -> float:
+    """Sum of magnitudes; infinities of masked scores count for nothing."""
+    return float(value.abs().nan_to_num(0.0, 0.0, 0.0).sum(dtype=torch.float64))

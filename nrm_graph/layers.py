@@ -56,8 +56,8 @@ def layout(program: Program) -> Layout:
         # What is returned is a selection of layers: a layer of its own, read one to one.
         values.append("output")
         weighings["output"] = _identity(program)
-        for known in (shapes, native, batches):
-            known["output"] = known[program.output]  # type: ignore[index]
+        shapes["output"], native["output"] = shapes[program.output], native[program.output]
+        batches["output"] = batches[program.output]
         names["output"] = "output"
         home["output"] = ("output",)
     layer_of = {value: i for i, value in enumerate(values)}

@@ -33,8 +33,9 @@ def layer_names(program: Program) -> dict[str, str]:
     """Name of every value that is a layer.
 
     An operation with a parameter bears the path of the module that owns it.  Others bear their
-    module's path and what they are (``layer1.0.add``, ``layer1.0.add_1``), but the last sum of a
-    module bears the module's path, and so does the only operation of a module without children.
+    module's path and what they are (``layer1.0.add``, ``layer1.0.add_1``).  A sum that is the last
+    layer of a module bears the module's path, and so does the only operation of a module without
+    children.
     Later calls are ``<name>@1``, ``<name>@2``.
     """
     names = {name: name for name, _ in program.inputs}
@@ -61,7 +62,7 @@ def layer_names(program: Program) -> dict[str, str]:
             stems[node.name] = f"{stem}_{seen[kind]}" if seen[kind] else stem
             seen[kind] += 1
         sums = [node for node in nodes if WEIGH[node.op] == "sum"]
-        if module and sums:
+        if module and sums and _last_layer(program, nodes[0].call) == sums[-1].name:
             stems[sums[-1].name] = module
         elif module and len(nodes) == 1 and module not in parents:
             stems[nodes[0].name] = module
@@ -77,6 +78,12 @@ def layer_names(program: Program) -> dict[str, str]:
         taken.add(name)
         names[node.name] = name
     return names
+
+
+def _last_layer(program: Program, call: str) -> str:
+    """Return the last value that is a layer in a call of a module and of all it calls."""
+    inside = (n for n in program.nodes if f"{n.call}/".startswith(f"{call}/") and n.op in WEIGH)
+    return [node.name for node in inside][-1]
 
 
 def _parents(program: Program) -> set[str]:
@@ -99,9 +106,7 @@ def _before(program: Program, value: str, mixes: Collection[str]) -> bool:
 def _owner(node: Node) -> str | None:
     """Path that an operation's own parameter gives it, or None."""
     kind = WEIGH[node.op]
-    if kind in ("layer_norm", "group_norm", "rms_norm"):
-        place = 2
-    elif node.op == "aten.addmm.default":
+    if kind in ("layer_norm", "group_norm", "rms_norm") or node.op == "aten.addmm.default":
         place = 2
     elif kind in ("convolution", "dense"):
         place = 1

@@ -60,7 +60,8 @@ class Node:
     module : str
         Path of the module that called it.
     call : str
-        Distinguishes the calls of a reused module.
+        The modules being called, outermost first: ``layer1/layer1.0/layer1.0.relu@1`` is the
+        second call of that activation.
     shape : tuple of int
         Shape of one sample's value.
     batch : BatchAxis

@@ -156,7 +156,7 @@ def _passed_through(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
 
     def clear(*_: Any) -> None:
         for record in (found, calls, made):
-            record.clear()  # type: ignore[attr-defined]
+            record.clear()
 
     def hook(path: str) -> Any:
         def record(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
@@ -188,7 +188,11 @@ def _module_outputs(
     nodes: Sequence[Node], leaves: set[str], same: Sequence[tuple[str, str]]
 ) -> tuple[tuple[str, str], ...]:
     """Value that each call of a module without children ends with."""
-    last = {node.call: node.name for node in nodes if node.module and node.module in leaves}
+    last = {
+        node.call.rpartition("/")[2]: node.name
+        for node in nodes
+        if node.module and node.module in leaves
+    }
     for call, before in same:
         if call not in last and before in last:
             last[call] = last[before]
