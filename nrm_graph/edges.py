@@ -162,7 +162,9 @@ def edge_tables(
         for b in range(start.shape[0]):
             labels = static
             if labels is None:
-                own = {name: w[b : b + 1] for name, w in state.winners.items()}
+                own = {
+                    name: net.layout.batches[name].one(w, b) for name, w in state.winners.items()
+                }
                 labels = unit_labels(net, partitions, own)
             assert labels is not None
             nodes = _nodes(state, relevance, lost, partitions, b)

@@ -131,7 +131,7 @@ def _fold_into(node: Node, scale: Tensor, shift: Tensor, weights: dict[str, Tens
         scaled = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
     old = weights[bias.name].double() if isinstance(bias, Weight) else torch.zeros_like(shift)
     # The parameter's own name stays in front: it names the layer of a functional call.
-    stem = node.args[1].name
+    stem = node.args[1].name.removesuffix(f"@{node.name}")
     names = (f"{stem}@{node.name}", f"{stem}.bias@{node.name}")
     weights[names[0]] = scaled.to(weight.dtype)
     weights[names[1]] = (old * scale + shift).to(weight.dtype)

@@ -114,6 +114,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Program:
     ]
     leaves = {path for path, module in model.named_modules() if not any(module.children())}
     program = prune(Converter(exported, names).program())
+    read = {program.output}.union(*(node.references() for node in program.nodes))
+    if not read.intersection(name for name, _ in program.inputs):
+        raise TraceError("the network's output does not depend on its input")
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, examples)
