@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from nrm_graph.linear import Scale, Weighing, weighing
@@ -51,7 +53,7 @@ def layout(program: Program) -> Layout:
     values += [node.name for node in program.nodes if node.name in weighings]
     nodes = {node.name: node for node in program.nodes}
     names = layer_names(program)
-    home = _home(program, set(values))
+    home = _home(program, set(values), native)
     if len(home[program.output]) != 1 or _moved(program, nodes, set(values)):
         # What is returned is a selection of layers: a layer of its own, read one to one.
         values.append("output")
@@ -59,7 +61,7 @@ def layout(program: Program) -> Layout:
         shapes["output"], native["output"] = shapes[program.output], native[program.output]
         batches["output"] = batches[program.output]
         names["output"] = "output"
-        home["output"] = ("output",)
+        home["output"] = {"output": Fraction(1)}
     layer_of = {value: i for i, value in enumerate(values)}
     reads = {value: [home[operand] for operand in w.operands] for value, w in weighings.items()}
     depth: dict[str, int] = dict.fromkeys((name for name, _ in program.inputs), 0)
@@ -72,14 +74,14 @@ def layout(program: Program) -> Layout:
             count = weighings[value].dense_edges(
                 index, native[value], native[weighings[value].operands[index]]
             )
-            for source in homes:
-                sources[source] += count // len(homes)
+            for source, share in homes.items():
+                sources[source] += round(count * share)
         depth[value] = 1 + max((depth[s] for s in sources), default=0)
         groups += [
             EdgeGroup(layer_of[value], layer_of[s], n)
             for s, n in sorted(sources.items(), key=lambda item: layer_of[item[0]])
         ]
-    final = home["output"][0] if "output" in home else home[program.output][0]
+    final = next(iter(home["output"] if "output" in home else home[program.output]))
     aliases = alias_names(program, names, layer_of, final)
     layers = tuple(
         LayerInfo(
@@ -101,15 +103,27 @@ def layout(program: Program) -> Layout:
     )
 
 
-def _home(program: Program, layers: set[str]) -> dict[str, tuple[str, ...]]:
-    """For every value, the layers whose neurons it consists of."""
-    home: dict[str, tuple[str, ...]] = {name: (name,) for name, _ in program.inputs}
+def _home(
+    program: Program, layers: set[str], native: dict[str, tuple[int, ...]]
+) -> dict[str, dict[str, Fraction]]:
+    """For every value, the layers whose neurons it consists of, with their shares of it.
+
+    Shares are exact through concatenations; what selects from one keeps its shares.
+    """
+    home: dict[str, dict[str, Fraction]] = {name: {name: Fraction(1)} for name, _ in program.inputs}
     for node in program.nodes:
         if node.name in layers:
-            home[node.name] = (node.name,)
-        else:
-            found = dict.fromkeys(h for r in node.references() for h in home[r])
-            home[node.name] = tuple(found)
+            home[node.name] = {node.name: Fraction(1)}
+            continue
+        references = list(node.references())
+        share = Fraction(1, max(1, len(references)))
+        found: dict[str, Fraction] = defaultdict(Fraction)
+        for read in references:
+            if node.op == "aten.cat.default":
+                share = Fraction(math.prod(native[read]), math.prod(native[node.name]))
+            for layer, part in home[read].items():
+                found[layer] += share * part
+        home[node.name] = dict(found)
     return home
 
 

@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 import nrm_graph as ng
-from nrm_graph import composites, propagate
+from nrm_graph import composites, propagate, units
 from nrm_graph.execution import run
 from nrm_graph.layers import layout
 from nrm_graph.tracing import trace
@@ -55,3 +55,21 @@ def test_forward(name):
     else:
         with pytest.raises(ng.CompositeError, match="no rule for the kind"):
             composites.epsilon_gamma().assign(found.topology)
+
+
+def test_automatic_units_follow_channels_and_heads():
+    torch.manual_seed(0)
+    net = torchvision.models.SwinTransformer([4, 4], 12, [2, 2], [3, 6], [4, 4]).eval()
+    topology = layout(trace(net, torch.randn(1, 3, 32, 32))).topology
+    kinds = dict(
+        zip((layer.name for layer in topology.layers), units.automatic(topology), strict=True)
+    )
+    assert kinds["x"] == kinds["features.0.0"] == "channel"
+    assert kinds["features.1.0.norm1"] == kinds["features.1.0"] == "feature"
+    assert kinds["head"] == "neuron"
+    weights = topology.layer("features.1.1.attn.attention_weights")
+    assert weights.shape == (4, 3, 16, 16)
+    assert kinds[weights.name] == "head"
+    part = units.partition(weights, "head")
+    assert part.n_units == 3
+    assert (part.labels[:, 2] == 2).all()
