@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph import rules
 from nrm_graph.errors import CompositeError, StoreError
+from nrm_graph.operations import UNRULED
 from nrm_graph.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Rule, ZBox, ZPlus
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class Composite:
         CompositeError
             If the composite has none.
         """
+        if layer.kind in UNRULED:
+            raise CompositeError(
+                f"composite {self.name} does not fit the network: {layer.name} is a {layer.kind}, "
+                f"and there is no rule for the kind {layer.kind} in this release; explain a part "
+                "of the network that does without"
+            )
         if layer.kind == "output":  # a selection of neurons, read one to one
             return rules.Pass()
         for pattern, rule in self.layers:

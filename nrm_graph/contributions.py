@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from nrm_graph.blocks import Block, merged
+from nrm_graph.convolution import Convolution
 from nrm_graph.errors import InputError
-from nrm_graph.linear import Convolution, Dense
+from nrm_graph.linear import Dense
 from nrm_graph.plan import Columns, columns
 from nrm_graph.pruning import select
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.linear import Map, Triples
+    from nrm_graph.convolution import Triples
+    from nrm_graph.linear import Map
     from nrm_graph.plan import Plan
 
 MAX_TRIPLES = 60_000_000
@@ -36,7 +38,10 @@ CHUNK = 1 << 22
 
 
 class Piece(NamedTuple):
-    """A term of one sample: x' and w', its factor, ``s``, and what the transpose gave."""
+    """A term of one sample: x' and w', its factor, ``s``, and what the transpose gave.
+
+    Tensors are native values of a batch of one (see :mod:`nrm_graph.batching`).
+    """
 
     x: Tensor
     weight: Tensor
@@ -197,7 +202,7 @@ def triple_blocks(
     ends: Ends, key: tuple[Any, ...], kind: Map, pieces: Sequence[Piece], count: int
 ) -> Iterator[Block]:
     """Blocks from every single neuron-level edge."""
-    z, x = tuple(pieces[0].s.shape[1:]), tuple(pieces[0].x.shape[1:])
+    z, x = tuple(pieces[0].s.shape), tuple(pieces[0].x.shape)
     shape, plan = tuple(pieces[0].weight.shape), ends.plan
     if count > MAX_TRIPLES:
         yield from _in_chunks(ends, kind, pieces, count, z, x, shape)
@@ -249,9 +254,9 @@ def _triples(ends: Ends, pieces: Sequence[Piece], triples: Triples) -> Iterator[
     relevance: Any = 0
     q: Any = 0
     for p in pieces:
-        part = _flat(p.weight)[e] * _flat(p.x[0])[i]
-        relevance = relevance + part * _flat(p.s[0])[o]
-        q = q + part * _flat(p.factor[0])[o]
+        part = _flat(p.weight)[e] * _flat(p.x)[i]
+        relevance = relevance + part * _flat(p.s)[o]
+        q = q + part * _flat(p.factor)[o]
     src = ends.src.ravel()[i]
     keep = (q != 0) & (src >= 0)
     yield from _rows(ends, dst[keep], src[keep], relevance[keep], q[keep])

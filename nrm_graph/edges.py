@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from nrm_graph.linear import Weighing
     from nrm_graph.plan import Plan
     from nrm_graph.propagate import State
-    from nrm_graph.rules import Share
+    from nrm_graph.rules import Flow
 
 
 def edge_tables(state: State, start: Tensor, plan: Plan) -> list[tuple[pa.Table, pa.Table]]:
@@ -79,11 +79,13 @@ def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
     """Sum a layer's values ``(N, *shape)`` by unit: ``(N, n_units)``."""
     part = plan.partitions[layer_id]
     if part.single:
-        return values.flatten(1)
+        return values.reshape(len(values), -1)
     if regular(plan, layer_id):
         return values.flatten(2).sum(2)
     place = torch.from_numpy(part.labels.ravel().astype(np.int64)).to(values.device)
-    return values.new_zeros(len(values), part.n_units).index_add_(1, place, values.flatten(1))
+    return values.new_zeros(len(values), part.n_units).index_add_(
+        1, place, values.reshape(len(values), -1)
+    )
 
 
 def unit_dots(plan: Plan, layer_id: int, a: Tensor, b: Tensor) -> Tensor:
@@ -136,7 +138,7 @@ class _Tables:
             yield operand, total
         for b, blocks in enumerate(made):
             self._finish(b, layer_id, blocks)
-        self._absorb(layer_id, relevance, kernel, weighed)
+        self._absorb(name, relevance, kernel, weighed)
 
     def _operand(
         self,
@@ -164,19 +166,21 @@ class _Tables:
                 tables.append([p[1] for p in pairs])
             else:
                 backs.append(kind.transpose(s, term.weight, x))
-        count = op.dense_edges(k, tuple(terms[0][2].shape[1:]), tuple(x.shape[1:]))
         key = (name, k)
+        batches = self.plan.network.layout.batches
+        above, below = batches[name], batches[op.operands[k]]
         for b in range(self.n):
             pieces = [
                 Piece(
-                    term.x[b : b + 1],
+                    below.one(term.x, b),
                     term.weight,
-                    share.factor.expand_as(s)[b : b + 1],
-                    s[b : b + 1],
-                    back[b : b + 1],
+                    above.one(share.factor.expand_as(s), b),
+                    above.one(s, b),
+                    below.one(back, b),
                 )
                 for (term, share, s), back in zip(terms, backs, strict=True)
             ]
+            count = op.dense_edges(k, tuple(pieces[0].s.shape), tuple(pieces[0].x.shape))
             ends = Ends(
                 self.plan, layer_id, self.labels[b][op.operands[k]], self._alive(b, layer_id)
             )
@@ -202,10 +206,11 @@ class _Tables:
 
     def _mode(self, name: str, op: Weighing, k: int, dst: Any, labels: Any) -> Any:
         if self.plan.labels is None:
-            return mode(op.maps[k], dst, labels[op.operands[k]])
+            return mode(op, k, self.plan.network, name, dst, labels[op.operands[k]])
         key = ("mode", name, k)
         if key not in self.plan.kept:
-            self.plan.kept[key] = mode(op.maps[k], dst, labels[op.operands[k]])
+            source = labels[op.operands[k]]
+            self.plan.kept[key] = mode(op, k, self.plan.network, name, dst, source)
         return self.plan.kept[key]
 
     def _alive(self, b: int, layer_id: int) -> Any:
@@ -243,26 +248,29 @@ class _Tables:
         self.pruned[b][block.dst_layer] += float(lost)
         return block
 
-    def _absorb(self, layer_id: int, relevance: Tensor, kernel: Any, weighed: list[Tensor]) -> None:
+    def _absorb(self, name: str, relevance: Tensor, kernel: Flow, weighed: list[Tensor]) -> None:
         """Pseudo-edges of a layer, and their totals."""
+        layer_id, see = self.plan.network.layout.layer_of[name], self.state.samples
         part = self.plan.partitions[layer_id]
-        shares: list[Share] = list(kernel.shares)
         found: list[tuple[int, Any, Any]] = []
         for unit, extra in ((STABILIZER, kernel.unplaced), (BIAS, kernel.held)):
             parts, q = [], None
-            for share, s in zip(shares, weighed, strict=True):
+            for share, s in zip(kernel.shares, weighed, strict=True):
                 if unit == BIAS and share.bias is not None:
-                    parts.append(self._bias(layer_id, s, share.bias))
+                    parts.append(self._bias(name, s, share.bias))
                 elif unit == STABILIZER and share.eps:
-                    lost = unit_dots(self.plan, layer_id, relevance, share.factor.abs())
+                    size = see(name, share.factor.abs().expand_as(relevance))
+                    lost = unit_dots(self.plan, layer_id, see(name, relevance), size)
                     parts.append(lost * share.eps)
             if extra is not None:
-                parts.append(unit_sums(self.plan, layer_id, relevance * extra))
+                parts.append(unit_sums(self.plan, layer_id, see(name, relevance * extra)))
             if not parts:
                 continue
             if part.single:
                 whole = kernel.bias() if unit == BIAS else kernel.stabilizer()
-                q = whole.expand_as(relevance).flatten(1).cpu().numpy()
+                assert whole is not None
+                own = see(name, whole.expand_as(relevance))
+                q = own.reshape(self.n, -1).cpu().numpy()
             total = sum(parts[1:], parts[0])
             found.append((unit, total.cpu().numpy(), q))
         units = np.arange(part.n_units)
@@ -283,15 +291,14 @@ class _Tables:
                 self.blocks[b].append(ends.finish(merged(blocks)))
         self.absorbed[layer_id] = [(unit, sums.sum(1, dtype=np.float64)) for unit, sums, _ in found]
 
-    def _bias(self, layer_id: int, s: Tensor, bias: Tensor) -> Tensor:
+    def _bias(self, name: str, s: Tensor, bias: Tensor) -> Tensor:
         """Sum ``s * bias`` by unit."""
-        if (
-            regular(self.plan, layer_id)
-            and bias.ndim == s.ndim
-            and bias.numel() == s.shape[1] == bias.shape[1]
-        ):
+        layer_id, see = self.plan.network.layout.layer_of[name], self.state.samples
+        per_channel = bias.ndim == s.ndim and bias.numel() == bias.shape[1] == s.shape[1]
+        plain = self.plan.network.layout.batches[name].plain
+        if plain and per_channel and regular(self.plan, layer_id):
             return unit_sums(self.plan, layer_id, s) * bias.flatten()
-        return unit_sums(self.plan, layer_id, s * bias)
+        return unit_sums(self.plan, layer_id, see(name, s * bias))
 
     def edges(self, b: int) -> pa.Table:
         """Edge table of a sample."""
@@ -351,9 +358,10 @@ class _Tables:
         if found is None:
             layout = self.plan.network.layout
             after = layout.activation[name]
-            value = self.state.values[after if after in self.state.values else name]
+            after = after if after in self.state.values else name
+            value = self.state.samples(after, self.state.values[after])
             if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
-                value = self.state.values[name]
+                value = self.state.samples(name, self.state.values[name])
             sizes = np.bincount(self.plan.partitions[layer_id].labels.ravel())
             found = unit_sums(self.plan, layer_id, value).cpu().numpy() / sizes
             self.state.means[name] = found

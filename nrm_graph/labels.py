@@ -39,14 +39,16 @@ def unit_labels(
     Returns
     -------
     dict of str to Tensor
-        float64 ``(1, *shape)``; exact for fewer than 2^53 units.
+        float64, native values of a batch of one; exact for fewer than 2^53 units.
     """
     first = offsets(partitions)
+    native, batches = net.program.native_shapes(), net.layout.batches
     labels: dict[str, Tensor] = {}
 
     def of_layer(name: str) -> Tensor:
         i = net.layout.layer_of[name]
-        return torch.from_numpy(partitions[i].labels.astype(np.float64) + first[i])[None]
+        own = torch.from_numpy(partitions[i].labels.astype(np.float64) + first[i])
+        return batches[name].native(own[None])
 
     def argument(value: Any) -> Any:
         if isinstance(value, Ref):
@@ -68,9 +70,9 @@ def unit_labels(
         if node.name in net.layout.layer_of:
             labels[node.name] = of_layer(node.name)
         elif not references:
-            labels[node.name] = torch.full((1, *node.shape), -1.0, dtype=torch.float64)
+            labels[node.name] = torch.full(native[node.name], -1.0, dtype=torch.float64)
         elif node.op in SAME:
-            labels[node.name] = labels[references[0]].expand(1, *node.shape)
+            labels[node.name] = labels[references[0]].expand(native[node.name])
         elif node.op in MAX_POOL:
             source, args = labels[references[0]], [argument(a) for a in node.args[1:]]
             high = propagate.max_pool(node.op, [source, *args])[0]
@@ -82,6 +84,9 @@ def unit_labels(
                 index = winners[node.name].cpu().flatten(-spatial)
                 high = source.flatten(-spatial).gather(-1, index).reshape(high.shape)
             labels[node.name] = high
+        elif node.op == "aten.masked_fill.Scalar":
+            mask = net.program.weights[node.args[1].name].cpu()
+            labels[node.name] = labels[references[0]].masked_fill(mask, -1.0)
         elif node.op in ("aten.pad.default", "aten.constant_pad_nd.default") and (
             len(node.args) < 3
             or node.args[2] in ("constant", None)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import math
+from collections import defaultdict
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from nrm_graph.linear import Scale, Weighing, weighing
+from nrm_graph.naming import alias_names, layer_names
 from nrm_graph.operations import SAME, WEIGH
-from nrm_graph.program import Weight
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
 
 if TYPE_CHECKING:
+    from nrm_graph.batching import BatchAxis
     from nrm_graph.program import Node, Program
 
 
@@ -29,34 +32,36 @@ class Layout:
         The linear map of every value that weighs its inputs.
     activation : dict of str to str
         For every layer's value, the value after the activations that only it feeds.
+    batches : dict of str to BatchAxis
+        Where every value keeps its batch.
     """
 
     topology: Topology
     layer_of: dict[str, int]
     weighings: dict[str, Weighing]
     activation: dict[str, str]
+    batches: dict[str, BatchAxis]
 
 
 def layout(program: Program) -> Layout:
     """Find the layers of a program and name them (design: module paths, never node names)."""
-    shapes = dict(program.inputs) | {node.name: node.shape for node in program.nodes}
+    shapes, native, batches = program.shapes(), program.native_shapes(), program.batches()
     weighings = {
-        node.name: weighing(node, program.weights, shapes)
-        for node in program.nodes
-        if node.op in WEIGH
+        node.name: weighing(node, program, native) for node in program.nodes if node.op in WEIGH
     }
     values = [name for name, _ in program.inputs]
     values += [node.name for node in program.nodes if node.name in weighings]
     nodes = {node.name: node for node in program.nodes}
-    names = _names(program)
-    home = _home(program, set(values))
+    names = layer_names(program)
+    home = _home(program, set(values), native)
     if len(home[program.output]) != 1 or _moved(program, nodes, set(values)):
         # What is returned is a selection of layers: a layer of its own, read one to one.
         values.append("output")
         weighings["output"] = _identity(program)
-        shapes["output"] = shapes[program.output]
+        shapes["output"], native["output"] = shapes[program.output], native[program.output]
+        batches["output"] = batches[program.output]
         names["output"] = "output"
-        home["output"] = ("output",)
+        home["output"] = {"output": Fraction(1)}
     layer_of = {value: i for i, value in enumerate(values)}
     reads = {value: [home[operand] for operand in w.operands] for value, w in weighings.items()}
     depth: dict[str, int] = dict.fromkeys((name for name, _ in program.inputs), 0)
@@ -67,16 +72,17 @@ def layout(program: Program) -> Layout:
         sources: dict[str, int] = defaultdict(int)
         for index, homes in enumerate(reads[value]):
             count = weighings[value].dense_edges(
-                index, shapes[value], shapes[weighings[value].operands[index]]
+                index, native[value], native[weighings[value].operands[index]]
             )
-            for source in homes:
-                sources[source] += count // len(homes)
+            for source, share in homes.items():
+                sources[source] += round(count * share)
         depth[value] = 1 + max((depth[s] for s in sources), default=0)
         groups += [
             EdgeGroup(layer_of[value], layer_of[s], n)
             for s, n in sorted(sources.items(), key=lambda item: layer_of[item[0]])
         ]
-    aliases = _alias_names(program, home, names, layer_of)
+    final = next(iter(home["output"] if "output" in home else home[program.output]))
+    aliases = alias_names(program, names, layer_of, final)
     layers = tuple(
         LayerInfo(
             layer_of[value],
@@ -89,19 +95,35 @@ def layout(program: Program) -> Layout:
         for value in values
     )
     return Layout(
-        Topology(layers, tuple(groups)), layer_of, weighings, _activations(program, values)
+        Topology(layers, tuple(groups)),
+        layer_of,
+        weighings,
+        _activations(program, values),
+        batches,
     )
 
 
-def _home(program: Program, layers: set[str]) -> dict[str, tuple[str, ...]]:
-    """For every value, the layers whose neurons it consists of."""
-    home: dict[str, tuple[str, ...]] = {name: (name,) for name, _ in program.inputs}
+def _home(
+    program: Program, layers: set[str], native: dict[str, tuple[int, ...]]
+) -> dict[str, dict[str, Fraction]]:
+    """For every value, the layers whose neurons it consists of, with their shares of it.
+
+    Shares are exact through concatenations; what selects from one keeps its shares.
+    """
+    home: dict[str, dict[str, Fraction]] = {name: {name: Fraction(1)} for name, _ in program.inputs}
     for node in program.nodes:
         if node.name in layers:
-            home[node.name] = (node.name,)
-        else:
-            found = dict.fromkeys(h for r in node.references() for h in home[r])
-            home[node.name] = tuple(found)
+            home[node.name] = {node.name: Fraction(1)}
+            continue
+        references = list(node.references())
+        share = Fraction(1, max(1, len(references)))
+        found: dict[str, Fraction] = defaultdict(Fraction)
+        for read in references:
+            if node.op == "aten.cat.default":
+                share = Fraction(math.prod(native[read]), math.prod(native[node.name]))
+            for layer, part in home[read].items():
+                found[layer] += share * part
+        home[node.name] = dict(found)
     return home
 
 
@@ -116,78 +138,6 @@ def _moved(program: Program, nodes: dict[str, Node], layers: set[str]) -> bool:
 
 def _identity(program: Program) -> Weighing:
     return Weighing("output", (program.output,), (Scale(),), (None,), None)
-
-
-def _names(program: Program) -> dict[str, str]:
-    names = {name: name for name, _ in program.inputs}
-    sums: dict[str, list[Node]] = defaultdict(list)  # by call of a module
-    base: dict[str, str] = {}
-    for node in program.nodes:
-        kind = WEIGH.get(node.op)
-        if kind is None:
-            continue
-        if kind == "sum":
-            sums[node.call if node.module else ""].append(node)
-        else:
-            base[node.name] = _path(node, kind)
-    for nodes in sums.values():
-        for i, node in enumerate(nodes):
-            stem = f"{node.module}.add" if node.module else "add"
-            base[node.name] = f"{stem}_{i}" if i else stem
-        if nodes[-1].module:
-            base[nodes[-1].name] = nodes[-1].module
-    seen: Counter[str] = Counter()
-    taken = set(names)
-    for node in program.nodes:
-        if node.name in base:
-            stem = base[node.name]
-            name = stem if not seen[stem] else f"{stem}@{seen[stem]}"
-            while name in taken:
-                seen[stem] += 1
-                name = f"{stem}@{seen[stem]}"
-            seen[stem] += 1
-            taken.add(name)
-            names[node.name] = name
-    return names
-
-
-def _path(node: Node, kind: str) -> str:
-    """Return the module path; for a functional call with a parameter, the parameter's owner."""
-    if len(node.args) > 1 and isinstance(node.args[1], Weight):
-        owner, _, attribute = node.args[1].name.rpartition(".")
-        if attribute not in ("weight", "scale") and not owner.startswith("constant"):
-            stem = attribute.removesuffix("_weight")
-            return f"{owner}.{stem}" if owner else stem
-        if (
-            attribute == "weight"
-            and owner.startswith(node.module + ".")
-            and (not owner.endswith(".folded"))
-        ):
-            return owner
-    return node.module or kind
-
-
-def _alias_names(
-    program: Program,
-    home: dict[str, tuple[str, ...]],
-    names: dict[str, str],
-    layer_of: dict[str, int],
-) -> dict[str, list[str]]:
-    taken = {names[value] for value in layer_of}
-    aliases: dict[str, list[str]] = defaultdict(list)
-    for value, path in program.aliases:
-        homes = home.get(value, ())
-        if len(homes) == 1 and path not in taken and value not in layer_of:
-            taken.add(path)
-            aliases[homes[0]].append(path)
-        elif value in layer_of and path not in taken:
-            # A folded batch-norm bears its own module's name beside the convolution's.
-            taken.add(path)
-            aliases[value].append(path)
-    final = home["output"][0] if "output" in home else home[program.output][0]
-    if "output" not in taken:
-        aliases[final].append("output")
-    return aliases
 
 
 def _activations(program: Program, values: list[str]) -> dict[str, str]:

@@ -3,6 +3,9 @@
 ``weigh``   the operation weighs its inputs; its output is a layer and needs a rule
 ``route``   one 0/1 selection per output; relevance goes back to what was selected
 ``same``    elementwise; relevance goes back unchanged (activations, scaling by a constant)
+
+Names beginning with ``nrm.`` are ours: what ATen calls ``mul`` is an activation's scale with a
+constant, and a ``nrm.gate`` with two values that both depend on the input.
 """
 
 from __future__ import annotations
@@ -38,8 +41,35 @@ WEIGH = {
     "aten.adaptive_avg_pool2d.default": "average",
     "aten.adaptive_avg_pool3d.default": "average",
     "aten.mean.dim": "average",
+    "aten.layer_norm.default": "layer_norm",
+    "aten.group_norm.default": "group_norm",
+    "aten.instance_norm.default": "instance_norm",
+    "aten.rms_norm.default": "rms_norm",
+    "aten.softmax.int": "softmax",
+    "aten.upsample_linear1d.vec": "interpolation",
+    "aten.upsample_bilinear2d.vec": "interpolation",
+    "aten.upsample_trilinear3d.vec": "interpolation",
+    "aten.upsample_bicubic2d.vec": "interpolation",
+    "nrm.product": "product",
+    "nrm.attention": "attention",
+    "nrm.gate": "gate",
 }
 """Operation to the kind of layer it makes."""
+
+UNRULED = frozenset(
+    [
+        "layer_norm",
+        "group_norm",
+        "instance_norm",
+        "rms_norm",
+        "softmax",
+        "interpolation",
+        "product",
+        "attention",
+        "gate",
+    ]
+)
+"""Kinds of layers that are traced and run, but that no rule knows yet."""
 
 MAX_POOL = {
     "aten.max_pool1d.default": 1,
@@ -84,6 +114,10 @@ ROUTE = frozenset(
         "pixel_shuffle.default",
         "channel_shuffle.default",
         "unflatten.int",
+        "masked_fill.Scalar",
+        "upsample_nearest1d.vec",
+        "upsample_nearest2d.vec",
+        "upsample_nearest3d.vec",
         "getitem",
     ]
 )
@@ -127,14 +161,21 @@ SAME = NON_NEGATIVE | frozenset(
 SUPPORTED = frozenset(WEIGH) | frozenset(MAX_POOL) | ROUTE | SAME
 
 
+_OWN: dict[str, Callable[..., Any]] = {
+    "aten.getitem": lambda value, index: value[index],
+    "aten.batch_norm.default": lambda x, scale, shift: _batch_norm(x, scale, shift),
+    "nrm.product": torch.matmul,
+    "nrm.attention": torch.matmul,
+    "nrm.gate": torch.mul,
+}
+
+
 def function(op: str) -> Callable[..., Any]:
-    """Return the ATen function of an allowed operation."""
+    """Return the function of an allowed operation."""
     if op not in SUPPORTED:
         raise KeyError(op)
-    if op == "aten.getitem":
-        return lambda value, index: value[index]
-    if op == "aten.batch_norm.default":
-        return _batch_norm
+    if op in _OWN:
+        return _OWN[op]
     if op in ("aten.view.default", "aten._unsafe_view.default"):
         op = "aten.reshape.default"  # values need not be contiguous: channels_last
     _, name, overload = op.split(".")

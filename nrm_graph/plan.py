@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nrm_graph.convolution import Convolution
 from nrm_graph.labels import offsets, unit_labels
-from nrm_graph.linear import Convolution, Dense, Scale, Window
+from nrm_graph.linear import Dense, Scale
+from nrm_graph.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.linear import Map
+    from nrm_graph.linear import Weighing
     from nrm_graph.propagate import Network, State
     from nrm_graph.pruning import Limit
     from nrm_graph.units import Partition
 
     Labels = npt.NDArray[np.signedinteger[Any]]
+    Mode = tuple[str, Labels, Labels] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +100,17 @@ class Plan:
         """Labels of one sample of a batch."""
         if self.labels is not None:
             return self.labels
-        own = {name: w[b : b + 1] for name, w in state.winners.items()}
+        batches = self.network.layout.batches
+        own = {name: batches[name].one(w, b) for name, w in state.winners.items()}
         found = unit_labels(self.network, self.partitions, own)
         assert found is not None
-        return _arrays(found)
+        return _arrays(self.network, found)
 
 
-def _arrays(labels: Mapping[str, Any]) -> dict[str, Labels]:
+def _arrays(network: Network, labels: Mapping[str, Any]) -> dict[str, Labels]:
+    batches = network.layout.batches
     return {
-        name: tensor.numpy()[0].astype(np.int64)
+        name: batches[name].samples(tensor).numpy()[0].astype(np.int64)
         for name, tensor in labels.items()
         if isinstance(tensor, torch.Tensor)
     }
@@ -118,7 +123,7 @@ def plan(
 ) -> Plan:
     """Prepare the tables of a network."""
     static = unit_labels(network, partitions, None)
-    labels = None if static is None else _arrays(static)
+    labels = None if static is None else _arrays(network, static)
     return Plan(network, tuple(partitions), offsets(partitions), labels, limits or {})
 
 
@@ -133,33 +138,37 @@ def _alone(dst: Labels, src: Labels, axis: int) -> bool:
     return bool(dst.size == dst.shape[axis] and src.size == src.shape[axis])
 
 
-def mode(kind: Map, dst: Labels, src: Labels) -> tuple[str, Labels, Labels] | None:
-    """Choose how an operand's edges are computed, and the labels of both sides' axes.
+def mode(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: Labels) -> Mode:
+    """Choose how the edges of operand k are computed, and the labels of both sides' axes.
 
     ``channels``: weight gradient of a convolution; ``vector``: outer product; ``features``:
     matrix product over tokens; ``first`` and ``last``: sums along an axis that the operation
     keeps.  None where single neurons must be told apart.
     """
-    if isinstance(kind, Convolution):
+    kind, batches = op.maps[k], network.layout.batches
+    above, below = batches[name], batches[op.operands[k]]
+    plain = above.plain and below.plain
+    pair: tuple[Labels | None, Labels | None]
+    if isinstance(kind, Convolution) and plain:
         pair = along(dst, 0), along(src, 0)
         if pair[0] is not None and pair[1] is not None:
             return "channels", pair[0], pair[1]
-    elif isinstance(kind, Dense):
-        if dst.ndim == 1:
-            return "vector", dst, src
+    elif isinstance(kind, Dense) and dst.ndim == 1 and plain:
+        return "vector", dst, src
+    elif isinstance(kind, Dense) and above == below and above.axis < dst.ndim:
         pair = along(dst, -1), along(src, -1)
         if pair[0] is not None and pair[1] is not None and not _alone(dst, src, -1):
             return "features", pair[0], pair[1]
-    elif isinstance(kind, Scale | Window) and dst.ndim and src.ndim:
-        for axis, name in ((0, "first"), (-1, "last")):
+    elif isinstance(kind, Scale | Window) and dst.ndim and src.ndim and plain:
+        for axis, label in ((0, "first"), (-1, "last")):
             if (
                 dst.shape[axis] != src.shape[axis]
                 or (isinstance(kind, Scale) and dst.ndim != src.ndim)
-                or (isinstance(kind, Window) and kind.windows[axis] is not None)
+                or (isinstance(kind, Window) and kind.windows[1 if axis == 0 else -1] is not None)
                 or _alone(dst, src, axis)
             ):
                 continue
             pair = along(dst, axis), along(src, axis)
             if pair[0] is not None and pair[1] is not None:
-                return name, pair[0], pair[1]
+                return label, pair[0], pair[1]
     return None

@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph.batching import PLAIN, BatchAxis
 from nrm_graph.errors import StoreError
 
 if TYPE_CHECKING:
@@ -59,9 +60,12 @@ class Node:
     module : str
         Path of the module that called it.
     call : str
-        Distinguishes the calls of a reused module.
+        The modules being called, outermost first: ``layer1/layer1.0/layer1.0.relu@1`` is the
+        second call of that activation.
     shape : tuple of int
-        Shape of the value without the batch axis.
+        Shape of one sample's value.
+    batch : BatchAxis
+        Where the value keeps its batch.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Node:
     module: str
     call: str
     shape: tuple[int, ...]
+    batch: BatchAxis = PLAIN
 
     def references(self) -> Iterator[str]:
         """Names of the values read, in order."""
@@ -99,6 +104,8 @@ class Program:
         The value that holds the targets.
     weights : mapping of str to Tensor
         Parameters, buffers and folded constants.
+    aliases : tuple of (value, name)
+        Modules whose output is that value: names for a layer that holds the same neurons.
     """
 
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
@@ -106,6 +113,20 @@ class Program:
     output: str
     weights: Mapping[str, Tensor]
     aliases: tuple[tuple[str, str], ...] = ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one sample of every value."""
+        return dict(self.inputs) | {node.name: node.shape for node in self.nodes}
+
+    def native_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every value as the operations see it, for a batch of one."""
+        found = {name: (1, *shape) for name, shape in self.inputs}
+        return found | {n.name: n.batch.native_shape(n.shape) for n in self.nodes}
+
+    def batches(self) -> dict[str, BatchAxis]:
+        """Where every value keeps its batch."""
+        found = dict.fromkeys((name for name, _ in self.inputs), PLAIN)
+        return found | {node.name: node.batch for node in self.nodes}
 
     def to_json(self) -> str:
         """Canonical text of the graph; the tensors are kept apart."""
@@ -120,6 +141,7 @@ class Program:
                     "module": node.module,
                     "call": node.call,
                     "shape": list(node.shape),
+                    **_batch(node.batch),
                 }
                 for node in self.nodes
             ],
@@ -136,6 +158,10 @@ class Program:
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.reshape(-1).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _batch(batch: BatchAxis) -> dict[str, list[int]]:
+    return {} if batch.plain else {"batch": [batch.axis, batch.outer, batch.inner]}
 
 
 def _encode(value: Any) -> Any:
@@ -188,6 +214,7 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
                 module=str(n["module"]),
                 call=str(n["call"]),
                 shape=tuple(int(d) for d in n["shape"]),
+                batch=BatchAxis(*(int(d) for d in n.get("batch", (0, 1, 1)))),
             )
             for n in graph["nodes"]
         )

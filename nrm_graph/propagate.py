@@ -18,9 +18,10 @@ import torch
 
 from nrm_graph import rules, signs
 from nrm_graph.errors import InputError
+from nrm_graph.execution import resolve
 from nrm_graph.layers import Layout, layout
 from nrm_graph.operations import MAX_POOL, SAME, function
-from nrm_graph.program import Batch, Node, Program, Ref, Weight
+from nrm_graph.program import Node, Program, Ref, Weight
 from nrm_graph.rules import Signs
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class State:
     Attributes
     ----------
     values : dict of str to Tensor
-        Value of every node, batch first.
+        Native value of every node: the batch where the network has it.
     winners : dict of str to Tensor
         Flat spatial index of every max-pool's selection (torch's first in scan order).
     constant : dict of str to Tensor
@@ -125,19 +126,17 @@ class State:
     @property
     def output(self) -> Tensor:
         """Network output, ``(N, outputs)``."""
-        return self.values[self.network.program.output].flatten(1)  # type: ignore[no-any-return]
+        name = self.network.program.output
+        value = self.samples(name, self.values[name])
+        return value.reshape(value.shape[0], -1)
+
+    def samples(self, name: str, native: Tensor) -> Tensor:
+        """``(N, *shape)`` of something that is laid out like the value ``name``."""
+        return self.network.layout.batches[name].samples(native)
 
 
 def _resolve(value: Any, state: State, n: int) -> Any:
-    if isinstance(value, Ref):
-        return state.values[value.name]
-    if isinstance(value, Weight):
-        return state.network.program.weights[value.name]
-    if isinstance(value, Batch):
-        return value.scale * n + value.offset
-    if isinstance(value, tuple):
-        return [_resolve(item, state, n) for item in value]
-    return value
+    return resolve(value, state.values, state.network.program.weights, n)
 
 
 @torch.no_grad()
@@ -158,7 +157,12 @@ def forward(net: Network, x: Tensor) -> State:
     """
     (name, shape), *others = net.program.inputs
     if others:
-        raise InputError(f"the network has {1 + len(others)} inputs, expected 1")
+        names = ", ".join([name, *(other for other, _ in others)])
+        raise InputError(
+            f"the network has {1 + len(others)} inputs ({names}), expected 1: relevance of "
+            "several inputs is not available; wrap the network in a module that takes one tensor "
+            "and cuts it up"
+        )
     if tuple(x.shape[1:]) != shape:
         raise InputError(f"expected an input of shape {shape}, found {tuple(x.shape[1:])}")
     if not torch.isfinite(x).all():
@@ -206,7 +210,8 @@ def _track_constants(
     joins = node.op in ("aten.cat.default", "aten.stack.default") and any(
         isinstance(a, Weight) for a in node.args[0]
     )
-    if not pads and not joins and not any(r in marks for r in references):
+    fills = node.op == "aten.masked_fill.Scalar"
+    if not pads and not joins and not fills and not any(r in marks for r in references):
         return
 
     def mark(arg: Any) -> Any:
@@ -227,6 +232,8 @@ def _track_constants(
         flat = marks[references[0]].flatten(-spatial)
         index = state.winners[node.name].flatten(-spatial)
         marks[node.name] = flat.gather(-1, index).reshape(value.shape)
+    elif fills:
+        marks[node.name] = function(node.op)(mark(node.args[0]), args[1], 1.0).bool()
     elif pads:
         marks[node.name] = torch.nn.functional.pad(mark(node.args[0]), args[1], value=1.0).bool()
     else:
@@ -323,7 +330,8 @@ def relevance_pass(
     stop : callable, optional
         Called like ``visit``; where it answers True, the walks end there (and still count).
     weigh : callable, optional
-        Takes the place of the step through a weighing operation: given its name and relevance,
+        Takes the place of the step through a weighing operation: given its name and relevance
+        (laid out as the network does, see :mod:`nrm_graph.batching`),
         it yields operands and their relevance.  Absorbed shares are left to it, and are no
         part of the outcome.
     """
@@ -331,9 +339,12 @@ def relevance_pass(
     n = start.shape[0]
     out = net.program.output
     top = "output" if "output" in net.layout.weighings else out
-    pending: dict[str, Any] = {top: start.reshape(state.values[out].shape)}
+    batches = net.layout.batches
+    shape = net.layout.topology.output.shape
+    pending: dict[str, Any] = {top: batches[out].native(start.reshape(n, *shape))}
     ended = start.new_zeros(n)
     magnitude = start.abs().sum(1)
+    first, last = True, min(clause, default=-1)
 
     def add(name: str, relevance: Tensor) -> None:
         pending[name] = pending[name] + relevance if name in pending else relevance
@@ -349,32 +360,41 @@ def relevance_pass(
         if literal is not None:
             if relevance is None:
                 relevance = torch.zeros_like(state.values[name])
+            relevance = batches[name].samples(relevance)
             mask = torch.from_numpy(literal.mask).to(relevance.device)
             chosen = relevance * mask
-            magnitude = torch.maximum(magnitude, chosen.abs().flatten(1).sum(1))
+            size = _total(chosen.abs())
+            magnitude = size if first and literal.passes else torch.maximum(magnitude, size)
+            first = first and not literal.passes
+            if literal.passes and layer_id == last and not (visit or absorb or stop or weigh):
+                # All that remains is summed here: below, rounding is not the event's own.
+                return Outcome(_total(chosen), magnitude)
             if literal.passes:
                 pending.clear()
                 ended = torch.zeros_like(ended)
                 relevance = chosen
             else:
                 relevance = relevance * ~mask
+            relevance = batches[name].native(relevance)
         if relevance is None:
             continue
         if layer_id is not None:
+            own = batches[name].samples(relevance)
             if visit is not None:
-                visit(layer_id, relevance)
-            if stop is not None and stop(layer_id, relevance):
-                ended = ended + relevance.flatten(1).sum(1)
+                visit(layer_id, own)
+            if stop is not None and stop(layer_id, own):
+                ended = ended + _total(own)
                 continue
             if name not in net.layout.weighings:  # an input: walks end here
-                ended = ended + relevance.flatten(1).sum(1)
+                ended = ended + _total(own)
                 continue
             if weigh is not None:
                 shares = weigh(name, relevance)
             else:
                 shares, lost = _weigh(state, name, relevance)
-                for kind, part in lost:
-                    ended = ended + part.flatten(1).sum(1)
+                for kind, native in lost:
+                    part = batches[name].samples(native)
+                    ended = ended + _total(part)
                     if absorb is not None:
                         absorb(layer_id, kind, part)
             for operand, share in shares:
@@ -382,6 +402,11 @@ def relevance_pass(
         else:
             _route(nodes[name], relevance, state, pending, add, n)
     return Outcome(ended, magnitude)
+
+
+def _total(relevance: Tensor) -> Tensor:
+    """Sum per sample."""
+    return relevance.reshape(relevance.shape[0], -1).sum(1)
 
 
 def _weigh(

@@ -55,6 +55,8 @@ def non_negative(program: Program, inputs: bool) -> frozenset[str]:
 
 def _constants(node: Node, program: Program) -> bool:
     """Whether negative numbers may be routed in beside the operands."""
+    if node.op == "aten.masked_fill.Scalar":
+        return not isinstance(node.args[2], int | float) or node.args[2] < 0
     if node.op in ("aten.pad.default", "aten.constant_pad_nd.default"):
         fills = [a for a in node.args[2:] if isinstance(a, int | float)]
         return any(fill < 0 for fill in fills)

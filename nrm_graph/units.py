@@ -58,9 +58,9 @@ def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
     layer : LayerInfo
         The layer.
     resolution : str or array_like of int
-        ``neuron``; ``channel`` or ``head`` (first axis); ``feature`` (last axis); ``token``
-        (all axes but the last); or an integer array of the layer's shape whose values are
-        exactly 0 to n - 1.
+        ``neuron``; ``channel`` (first axis); ``head`` (third axis from the end, before queries
+        and keys); ``feature`` (last axis); ``token`` (all axes but the last); or an integer
+        array of the layer's shape whose values are exactly 0 to n - 1.
 
     Raises
     ------
@@ -72,9 +72,9 @@ def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
         if resolution == "neuron" or not shape:
             labels: npt.NDArray[Any] = np.arange(math.prod(shape)).reshape(shape)
         elif resolution in ("channel", "head"):
-            labels = np.broadcast_to(
-                np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)), shape
-            )
+            axis = max(0, len(shape) - 3) if resolution == "head" else 0
+            after = [1] * (len(shape) - 1 - axis)
+            labels = np.broadcast_to(np.arange(shape[axis]).reshape(-1, *after), shape)
         elif resolution == "feature":
             labels = np.broadcast_to(np.arange(shape[-1]), shape)
         elif resolution == "token":
@@ -105,11 +105,41 @@ def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
     return Partition("custom", np.ascontiguousarray(labels, dtype=np.int32), len(found))
 
 
-def automatic(layer: LayerInfo) -> str:
-    """Resolution of a layer in a network too large for neurons everywhere."""
-    if len(layer.shape) < 2:
-        return "neuron"
-    return "feature" if len(layer.shape) == 2 and layer.kind != "convolution" else "channel"
+_AUTOMATIC = {
+    "convolution": "channel",
+    "batch_norm": "channel",
+    "group_norm": "channel",
+    "instance_norm": "channel",
+    "dense": "feature",
+    "layer_norm": "feature",
+    "rms_norm": "feature",
+    "product": "head",
+    "softmax": "head",
+    "attention": "head",
+}
+
+
+def automatic(topology: Topology) -> tuple[str, ...]:
+    """Resolutions of the layers of a network too large for neurons everywhere.
+
+    Sums, gates and averages follow the first layer of as many axes that they read, for maps may
+    keep their channels first (convolutions) or last (dense layers on windows).
+    """
+    found: list[str] = []
+    for layer in topology.layers:
+        axes = len(layer.shape)
+        like = [
+            found[i]
+            for i in topology.sources(layer.layer_id)
+            if len(topology.layers[i].shape) == axes
+        ]
+        if axes < 2:
+            found.append("neuron")
+        elif layer.kind in _AUTOMATIC:
+            found.append(_AUTOMATIC[layer.kind])
+        else:
+            found.append(next(iter(like), "feature" if axes == 2 else "channel"))
+    return tuple(found)
 
 
 def resolve(
@@ -125,7 +155,7 @@ def resolve(
         One resolution for all layers, ``auto``, or a choice for the layers named (the
         others are ``auto``).  ``auto`` is ``neuron`` everywhere while the network's dense
         neuron-level edges stay under ``NEURON_BUDGET``; else ``channel`` for maps,
-        ``feature`` for token sequences and ``neuron`` for vectors.
+        ``feature`` for token sequences, ``head`` for attention and ``neuron`` for vectors.
 
     Returns
     -------
@@ -144,10 +174,11 @@ def resolve(
     else:
         chosen = {topology.layer(name).layer_id: how for name, how in resolution.items()}
     small = sum(group.dense_edges for group in topology.groups) <= NEURON_BUDGET
+    usual = automatic(topology)
     parts = []
     for layer in topology.layers:
         how = chosen.get(layer.layer_id, "auto")
         if isinstance(how, str) and how == "auto":
-            how = "neuron" if small else automatic(layer)
+            how = "neuron" if small else usual[layer.layer_id]
         parts.append(partition(layer, how))
     return tuple(parts)

@@ -1,0 +1,138 @@
+"""Running a program, and telling its samples apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nrm_graph.batching import BatchAxis
+from nrm_graph.errors import TraceError
+from nrm_graph.operations import function
+from nrm_graph.program import Batch, Program, Ref, Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from nrm_graph.program import Node
+
+
+def resolve(value: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor], n: int) -> Any:
+    """Turn a stored argument into what the operation takes, for a batch of n."""
+    if isinstance(value, Ref):
+        return values[value.name]
+    if isinstance(value, Weight):
+        return weights[value.name]
+    if isinstance(value, Batch):
+        return value.scale * n + value.offset
+    if isinstance(value, tuple):
+        return [resolve(item, values, weights, n) for item in value]
+    return value
+
+
+def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
+    """Run a program node by node; a value is dropped after its last reader."""
+    last = {name: node.name for node in program.nodes for name in node.references()}
+    values: dict[str, Any] = {name: x for (name, _), x in zip(program.inputs, inputs, strict=True)}
+    n = inputs[0].shape[0]
+    for node in program.nodes:
+        args = resolve(node.args, values, program.weights, n)
+        kwargs = {k: resolve(v, values, program.weights, n) for k, v in node.kwargs}
+        values[node.name] = function(node.op)(*args, **kwargs)
+        yield node, values[node.name]
+        for name in dict.fromkeys(node.references()):
+            if last[name] == node.name:
+                del values[name]
+
+
+@torch.no_grad()
+def run(program: Program, *inputs: Tensor) -> Tensor:
+    """Output of a program for a batch, as the network gives it (batch axis as it is).
+
+    Parameters
+    ----------
+    program : Program
+        A traced network, with or without operations that lack a rule.
+    inputs : Tensor
+        One batch per input of the program.
+    """
+    output = dict(zip((name for name, _ in program.inputs), inputs, strict=True)).get(
+        program.output
+    )
+    for node, value in steps(program, *inputs):
+        if node.name == program.output:
+            output = value
+    assert output is not None
+    return output
+
+
+@torch.no_grad()
+def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
+    """Find how each value's batch axis divides into samples, by evaluation.
+
+    A batch of two samples is run beside each of them alone.  A value whose axis has size
+    ``s * n`` may run over the samples first or last; what is right is what gives each sample the
+    value that it has alone.  If nothing does, the network mixes its samples.
+
+    Raises
+    ------
+    TraceError
+        If a sample's value depends on what else is in the batch.
+    """
+    pair = [_two(x) for x in examples]
+    singles = [[x[i : i + 1] for x in pair] for i in (0, 1)]
+    nodes = []
+    try:
+        for (node, both), (_, first), (_, second) in zip(
+            steps(program, *pair), *(steps(program, *x) for x in singles), strict=True
+        ):
+            if isinstance(both, Tensor):
+                nodes.append(_settle(node, both, first, second))
+            else:
+                nodes.append(node)
+    except (RuntimeError, IndexError, ValueError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise TraceError(
+            f"the traced network does not run for another batch size: {first_line}; squeeze() and "
+            "reshapes that depend on the batch being larger than 1 do this: name the axes"
+        ) from error
+    found = {node.name: node for node in nodes}
+    return replace(program, nodes=tuple(found[node.name] for node in program.nodes))
+
+
+def _two(x: Tensor) -> Tensor:
+    """Two different samples near an example."""
+    if not x.is_floating_point():
+        return torch.cat([x, x.flip(tuple(range(1, x.ndim)))])
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((2, *x.shape[1:]), generator=generator, dtype=x.dtype).to(x.device)
+    spread = x.std(correction=0) if x.numel() > 1 else x.abs().max()
+    return x + (0.5 * spread if spread > 0 else 1.0) * noise
+
+
+def _settle(node: Node, both: Tensor, first: Tensor, second: Tensor) -> Node:
+    native, axis, scale = tuple(first.shape), node.batch.axis, node.batch.scale
+    errors: dict[BatchAxis, float] = {}
+    allowed = 0.0
+    fits = first.ndim == both.ndim and native[axis] == scale and both.shape[axis] == 2 * scale
+    for outer in (d for d in range(1, scale + 1) if fits and scale % d == 0):
+        batch = BatchAxis(axis, outer, scale // outer)
+        found = batch.samples(both)
+        alone = torch.cat([batch.samples(first), batch.samples(second)])
+        errors[batch] = _size(found - alone)
+        allowed = 0.01 * _size(alone[0] - alone[1]) + 1e-4 * _size(alone)
+    best = min(errors, key=lambda b: errors[b], default=None)
+    if best is None or errors[best] > allowed:
+        raise TraceError(
+            f"{node.op} in {node.module or 'the model itself'} mixes the samples of a batch: what "
+            "it gives one sample depends on the others; explain a network that treats samples "
+            "one by one"
+        )
+    return replace(node, shape=best.shape(native), batch=best)
+
+
+def _size(value: Tensor) -> float:
+    """Sum of magnitudes; infinities of masked scores count for nothing."""
+    return float(value.abs().nan_to_num(0.0, 0.0, 0.0).sum(dtype=torch.float64))
