@@ -16,8 +16,10 @@ from nrm_graph.database import Database
 from nrm_graph.edges import edge_tables
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.exact import output_weights
-from nrm_graph.store import files
-from nrm_graph.store.schema import FORMAT_VERSION, Record, content_hash
+from nrm_graph.store import settings as store_settings
+from nrm_graph.store.files import local_path
+from nrm_graph.store.schema import Record, content_hash
+from nrm_graph.store.writer import Writer
 from nrm_graph.tracing import trace
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from nrm_graph.propagate import Network
     from nrm_graph.units import Partition
 
-_RESERVED = ("input", "key", "label")
+_ARRAY, _CONTENT = "\0array", "\0content"  # beside the user's fields, whatever their names
+_RESERVED = ("input", "key", "label", _ARRAY, _CONTENT)
 
 
 def extract(
@@ -46,6 +49,8 @@ def extract(
     batch_size: int = 16,
     device: str | torch.device = "auto",
     progress: bool = True,
+    preprocessing: str | None = None,
+    tensors: str = "keep",
 ) -> Database:
     """Store the complete relevance tables of a data set.
 
@@ -73,6 +78,11 @@ def extract(
         ``auto`` takes the accelerator if there is one.
     progress : bool
         Show a bar on a terminal.
+    preprocessing : str, optional
+        How the inputs were prepared, in words; kept in the store.
+    tensors : "keep" or "omit"
+        Whether the store keeps the inputs themselves.  Without them exact measures need
+        ``db.measure(key, input=tensor)``.
 
     Returns
     -------
@@ -91,7 +101,11 @@ def extract(
         )
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, found {batch_size}")
-    folder = files.local(path)
+    if tensors not in ("keep", "omit"):
+        raise InputError(f"tensors must be 'keep' or 'omit', found {tensors!r}")
+    if preprocessing is not None and not isinstance(preprocessing, str):
+        raise InputError(f"preprocessing must be text, found {type(preprocessing).__name__}")
+    folder = local_path(path)
     samples = _samples(inputs)
     first = next(samples, None)
     if first is None:
@@ -102,24 +116,38 @@ def extract(
     net = propagate.network(program, composites.get(composite), kind, where)
     parts = units.resolve(net.layout.topology, resolution)
     settings, own = _settings(net, parts, program.hash(), classes)
+    settings |= {
+        "coverage": coverage,
+        "top": top,
+        "mantissa_bits": mantissa_bits,
+        "preprocessing": preprocessing,
+    }
     weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
-    files.create(folder, settings, program.to_json(), weights, own)
+    store_settings.create(folder, settings, program.to_json(), weights, own)
+    keep = tensors == "keep"
     targets = [target] if isinstance(target, str | int) else list(target)
     bar = tqdm(
         total=len(inputs) if isinstance(inputs, Sized) else None,
         unit=" inputs",
         disable=None if progress and sys.stderr.isatty() else True,
     )
-    with files.Writer(folder) as writer, bar:
+    with Writer(folder) as writer, bar:
         batch: list[dict[str, Any]] = []
         for sample in _chain(first, samples):
+            array = sample["input"].detach().cpu().to(kind).contiguous().numpy()
+            content = content_hash(array)
+            key = _label(sample.get("key")) or content
+            sample |= {"key": key, _ARRAY: array, _CONTENT: content}
+            if _is_stored(sample, targets, classes, writer):
+                bar.update(1)
+                continue
             batch.append(sample)
             if len(batch) == batch_size:
-                _process(net, parts, batch, targets, classes, writer, kind, where)
+                _process(net, parts, batch, targets, classes, writer, where, keep)
                 bar.update(len(batch))
                 batch = []
         if batch:
-            _process(net, parts, batch, targets, classes, writer, kind, where)
+            _process(net, parts, batch, targets, classes, writer, where, keep)
             bar.update(len(batch))
     return Database(folder)
 
@@ -164,6 +192,8 @@ def _settings(
     described = net.layout.topology.to_json()
     for row, part in zip(described["layers"], parts, strict=True):
         row |= {"resolution": part.resolution, "n_units": part.n_units}
+        if part.resolution == "custom":
+            row["units"] = content_hash(part.labels)
     layers = net.layout.topology.layers
     own = {
         layer.name: part.labels
@@ -172,12 +202,10 @@ def _settings(
     }
     packages = ("nrm-graph", "torch", "pyarrow", "duckdb", "numpy")
     return {
-        "format_version": FORMAT_VERSION,
         "program_hash": program_hash,
         "composite": net.composite.to_json(),
         "layers": described["layers"],
         "groups": described["groups"],
-        "coverage": 1.0,
         "classes": None if classes is None else list(classes),
         "versions": {name: version(name) for name in packages},
     }, own
@@ -205,27 +233,47 @@ def _class_index(sample: dict[str, Any], classes: Sequence[str] | None) -> int:
     return list(classes).index(label)
 
 
+def _is_stored(
+    sample: dict[str, Any],
+    targets: Sequence[str | int],
+    classes: Sequence[str] | None,
+    writer: Writer,
+) -> bool:
+    """Whether every target of an input is stored, so that nothing need be computed.
+
+    The prediction of a key that is there is known from the store: its content is the same.
+    """
+    for choice in targets:
+        target: Any = choice
+        if choice == "predicted":
+            target = writer.predicted(sample["key"])
+        elif choice == "label":
+            target = _class_index(sample, classes)
+        known = isinstance(target, int) and not isinstance(target, bool)
+        # Without a target this checks the content all the same.
+        if not writer.committed(sample["key"], target if known else -1, sample[_CONTENT]):
+            return False
+    return True
+
+
 def _process(
     net: Network,
     parts: Sequence[Partition],
     batch: list[dict[str, Any]],
     targets: Sequence[str | int],
     classes: Sequence[str] | None,
-    writer: files.Writer,
-    kind: torch.dtype,
+    writer: Writer,
     where: torch.device,
+    keep: bool,
 ) -> None:
-    for sample in batch:
-        sample["array"] = sample["input"].detach().cpu().to(kind).contiguous().numpy()
-        sample["key"] = str(sample.get("key") or content_hash(sample["array"]))
     shape = net.program.inputs[0][1]
-    wrong = next((s for s in batch if s["array"].shape != shape), None)
+    wrong = next((s for s in batch if s[_ARRAY].shape != shape), None)
     if wrong is not None:
         raise InputError(
             f"input {wrong['key']!r} has shape {wrong['array'].shape}, the first had {shape}: all "
             "inputs of a store must have one shape"
         )
-    x = torch.from_numpy(np.stack([sample["array"] for sample in batch])).to(where)
+    x = torch.from_numpy(np.stack([sample[_ARRAY] for sample in batch])).to(where)
     try:
         state = propagate.forward(net, x)
     except NrmError as error:
@@ -241,13 +289,16 @@ def _process(
             chosen = [choice] * len(batch)
         else:
             raise InputError(f"target must be 'predicted', 'label' or an index, found {choice!r}")
+        keys = [sample["key"] for sample in batch]
+        if all(writer.committed(key, t) for key, t in zip(keys, chosen, strict=True)):
+            continue
         weights = torch.cat(
             [output_weights(t, state.output[i : i + 1]) for i, t in enumerate(chosen)]
         )
         logits = (weights * state.output).sum(1).tolist()
         found = edge_tables(state, propagate.seed(state, weights), parts)
         for i, (sample, (nodes, edges)) in enumerate(zip(batch, found, strict=True)):
-            extra = {k: v for k, v in sample.items() if k not in (*_RESERVED, "array")}
+            extra = {k: v for k, v in sample.items() if k not in _RESERVED}
             writer.add(
                 Record(
                     sample["key"],
@@ -256,7 +307,8 @@ def _process(
                     predicted[i],
                     logits[i],
                     extra,
-                    sample["array"],
+                    sample[_CONTENT],
+                    sample[_ARRAY] if keep else None,
                     nodes,
                     edges,
                 )
