@@ -41,7 +41,9 @@ def settings_of(**changes):
 
 
 def make(path, program="{}", units=None, **changes):
-    settings.create(path, settings_of(**changes), program, {"w": np.ones(3, np.float32)}, units or {})
+    settings.create(
+        path, settings_of(**changes), program, {"w": np.ones(3, np.float32)}, units or {}
+    )
     return path
 
 

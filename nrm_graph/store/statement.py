@@ -100,9 +100,10 @@ def check_statement(sql: str, tables: Collection[str]) -> set[str]:
     except (duckdb.Error, ValueError, RecursionError) as error:
         raise QueryError(f"the query cannot be parsed: {error}") from None
     if tree.get("error"):
-        raise QueryError(
-            f"only a single SELECT is allowed: {tree.get('error_message', 'cannot be parsed')}"
-        )
+        message = str(tree.get("error_message"))
+        if tree.get("error_type") == "parser":
+            raise QueryError(f"the query cannot be parsed: {message}")
+        raise QueryError(f"only a single SELECT is allowed: {message}")
     statements = tree.get("statements") or []
     if len(statements) != 1:
         raise QueryError(f"expected one statement, found {len(statements)}")
