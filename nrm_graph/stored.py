@@ -92,16 +92,16 @@ def _tensor(db: Database, identity: int, given: torch.Tensor | None) -> torch.Te
     shape = tuple(db.meta["layers"][0]["shape"])
     x = given.detach().cpu()
     x = x[0] if x.shape == (1, *shape) else x
-    kinds = dict.fromkeys((x.dtype, torch.float32, torch.float64))
-    # Extraction casts inputs to the weights' type before it names them.
-    for kind in kinds:
+    # Extraction casts inputs to the weights' type before it hashes them.
+    for kind in (torch.float32, torch.float64, torch.float16):
         cast = x.to(kind).contiguous()
         if content_hash(cast.numpy()) == entry.content:
             return cast[None]
+    found = content_hash(x.float().contiguous().numpy())
     raise InputError(
         f"the tensor given as input= is not the one that was explained as {entry.key!r} (shape "
-        f"{tuple(given.shape)}, SHA-256 of content {content_hash(x.contiguous().numpy())[:12]}..., "
-        f"stored {entry.content[:12]}...): pass it preprocessed as it was then"
+        f"{tuple(given.shape)}, SHA-256 of content {found[:12]}..., stored "
+        f"{entry.content[:12]}...): pass it preprocessed as it was then"
     )
 
 

@@ -144,6 +144,37 @@ def test_a_fault_at_any_step_leaves_a_sound_store(tmp_path, whole, action, expec
     assert k > 50
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [no_space, interrupted])
+def test_a_fault_with_several_threads_leaves_a_sound_store(tmp_path, action):
+    """As above, where threads race: whatever their order, the store is sound."""
+    with pytest.MonkeyPatch.context() as patch:
+        Steps(patch)
+        make(tmp_path / "whole.nrm")
+        write(tmp_path / "whole.nrm", RECORDS)
+    whole = contents(tmp_path / "whole.nrm")
+    for k in range(1, 1000):
+        path = tmp_path / f"{k}.nrm"
+        with pytest.MonkeyPatch.context() as patch:
+            steps = Steps(patch, k, action)
+            try:
+                make(path)
+                write(path, RECORDS, shard_inputs=2, threads=3)
+            except (ng.StoreError, KeyboardInterrupt):
+                pass
+            else:
+                assert steps.count < k, steps.log[k - 1]
+                break
+        assert is_sound(path, whole), k
+        assert left_over(path) == set(), k
+        with pytest.MonkeyPatch.context() as patch:
+            Steps(patch)
+            make(path)
+            write(path, RECORDS, shard_inputs=2, threads=3)
+        assert contents(path) == whole, k
+    assert k > 50
+
+
 KILLED = """
 import os, sys, pathlib
 sys.path.insert(0, sys.argv[2])

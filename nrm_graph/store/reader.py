@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.manifest import data_name, read_manifests
 from nrm_graph.store.metadata import Fields
-from nrm_graph.store.schema import FAILURES, SCHEMAS, TENSOR_DTYPES, content_hash
+from nrm_graph.store.schema import FAILURES, LAYERS, SCHEMAS, TENSOR_DTYPES, content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -256,6 +256,4 @@ class _damage:
 
 def layers_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Return the table ``layers`` from the entries of ``store.json``."""
-    from nrm_graph.store.schema import LAYERS
-
     return pa.Table.from_pylist([{n: row[n] for n in LAYERS.names} for row in rows], LAYERS)

@@ -37,7 +37,14 @@ _PLAIN = {
     *("current_date", "today", "now", "get_current_time", "get_current_timestamp"),
     *("transaction_timestamp",),
 }
-_MACROS_OF_THE_SERVER = ("pg_", "has_", "inet_", "current_", "session_")
+_OF_THE_SERVER = ("pg_", "has_", "inet_", "current_", "session_")
+# DuckDB 1.5 calls some of these consistent; some plan the SQL that they are given, which opens
+# files.
+_CLOSED = {
+    *("getenv", "getvariable", "query", "glob", "get_block_size", "in_search_path"),
+    *("txid_current", "nextval", "currval", "setval", "setseed", "stats", "sleep_ms", "write_log"),
+    *("json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"),
+}
 _TOO_LONG = 1_000_000
 
 
@@ -63,13 +70,11 @@ def _functions() -> frozenset[str]:
     pure = {
         name
         for name, kind, stability in rows.fetchall()
-        if (kind in ("scalar", "aggregate", "window") and stability == "CONSISTENT")
-        or (kind == "macro" and not name.startswith(_MACROS_OF_THE_SERVER))
+        if kind == "macro"
+        or (kind in ("scalar", "aggregate", "window") and stability == "CONSISTENT")
     }
-    # Some plan the SQL that they are given, which opens files.
-    closed = {"getenv", "getvariable", "query", "glob", "get_block_size", "json_serialize_plan"}
-    closed |= {"json_serialize_sql", "json_deserialize_sql"}
-    return frozenset(name for name in (pure | _PLAIN) - closed if not name.startswith("__internal"))
+    closed = {name for name in pure if name.startswith((*_OF_THE_SERVER, "__internal"))}
+    return frozenset((pure - closed - _CLOSED) | _PLAIN)
 
 
 def check_statement(sql: str, tables: Collection[str]) -> set[str]:
