@@ -1,9 +1,11 @@
 """The written format: what a reader accepts and refuses, and what a writer makes of records."""
 
+import contextlib
 import json
 import pickle
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -400,6 +402,56 @@ def test_files_without_a_manifest_are_no_part_of_the_store(path):
     (shards / "0000-left.json.tmp").write_bytes(b"{")
     (shards / "weights.pkl").write_bytes(pickle.dumps(print))
     assert len(ng.open(path)) == 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+def changed(data, choose):
+    """Replace, remove or add one value somewhere inside a JSON value."""
+    data = json.loads(json.dumps(data))
+    at = data
+    while True:
+        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+        key = choose(st.sampled_from([*keys, "new"] if isinstance(at, dict) else keys))
+        value = at.get(key) if isinstance(at, dict) else at[key]
+        if isinstance(value, dict | list) and value and choose(st.booleans()):
+            at = value
+            continue
+        if isinstance(at, dict) and key in at and choose(st.booleans()):
+            del at[key]
+        else:
+            at[key] = choose(JSON)
+        return data
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    path = make(tmp_path_factory.mktemp("json") / "s.nrm")
+    write(path, [record(0, metadata={"n": 1}), record(1)])
+    file = manifest_of(path)
+    return file.stem, json.loads(file.read_text()), json.loads((path / "store.json").read_text())
+
+
+@given(choices=st.data())
+@profile(max_examples=300, deadline=None)
+def test_whatever_is_changed_is_read_or_refused(examples, choices):
+    """A changed manifest or store.json is a StoreError, or valid: never another exception."""
+    name, listed, described = examples
+    data = json.dumps(changed(listed, choices.draw)).encode()
+    try:
+        found = manifest.decode(name, data)
+    except ng.StoreError:
+        pass
+    else:
+        assert manifest.decode(name, manifest.encode(found)) == found
+    data = json.dumps(changed(described, choices.draw)).encode()
+    with contextlib.suppress(ng.StoreError):
+        settings._decode(Path("s.nrm"), data)
 
 
 # --- damage -----------------------------------------------------------------------------------
