@@ -222,6 +222,22 @@ def test_other_settings_are_refused_with_both_values(path, changes, message):
     assert checksums(path) == before
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": [1, 2]}, "expected classes to be null or a list of names"),
+        ({"coverage": 2.0}, "expected coverage"),
+        ({"preprocessing": "\ud800"}, "expected preprocessing"),
+        ({"composite": {"low": float("inf")}}, "JSON compliant"),
+        ({"composite": {"low": object()}}, "not JSON serializable"),
+    ],
+)
+def test_settings_that_could_not_be_read_are_never_written(tmp_path, changes, message):
+    with pytest.raises(ng.InputError, match=f"these settings cannot be stored: .*{message}"):
+        make(tmp_path / "s.nrm", **changes)
+    assert not (tmp_path / "s.nrm").exists()
+
+
 def test_long_differences_are_cut_around_the_difference(path):
     names = [f"class {i}" for i in range(1000)]
     with pytest.raises(ng.StoreError, match="another classes") as caught:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors.numpy
 
-from nrm_graph.errors import StoreError
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.files import (
     create_once,
     file_size,
@@ -61,6 +61,8 @@ def create(
 
     Raises
     ------
+    InputError
+        If the settings are not as the format says.
     StoreError
         If a store is there that was made otherwise (the message names the difference), if the
         folder holds something else, or if it cannot be written.
@@ -79,8 +81,12 @@ def create(
         for name, data in files.items()
     }
     full = {"format_version": FORMAT_VERSION, **settings, "files": described}
-    text = json.dumps(full, indent=1, sort_keys=True, allow_nan=False).encode("utf-8")
-    _decode(path, text)  # what could not be read again is never written
+    try:
+        text = json.dumps(full, indent=1, sort_keys=True, allow_nan=False).encode("utf-8")
+        _decode(path, text)  # what could not be read again is never written
+    except (TypeError, ValueError, StoreError) as error:
+        reason = str(error).split("; ")[0]  # without the advice for stores of others
+        raise InputError(f"these settings cannot be stored: {reason}") from error
     try:
         path.mkdir(parents=True, exist_ok=True)
         foreign = sorted(p.name for p in path.iterdir() if not _UNFINISHED.fullmatch(p.name))
