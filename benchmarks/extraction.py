@@ -27,7 +27,7 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
-from nrm_graph import composites, edges, propagate, units
+from nrm_graph import composites, edges, states, units
 from nrm_graph.plan import plan
 
 if TYPE_CHECKING:
@@ -76,18 +76,18 @@ def main() -> None:
         return time.perf_counter() - start
 
     program = ng.trace(network, x)
-    net = propagate.network(program, composites.get("epsilon_gamma_box"), torch.float32)
+    net = states.network(program, composites.get("epsilon_gamma_box"), torch.float32)
     tables = plan(net, units.resolve(net.layout.topology))
 
     def compute() -> None:
         """Tables alone: nothing is traced or written."""
-        state = propagate.forward(net, x)
+        state = states.forward(net, x)
         start = torch.zeros_like(state.output)
         start[0, int(state.output.argmax())] = 1.0
         edges.edge_tables(state, start, tables)
 
     def forward() -> None:
-        propagate.forward(net, x)
+        states.forward(net, x)
 
     extract(1, 1), training_step(), heatmap(), compute()  # warm up
     found: dict[str, list[float]] = {}

@@ -20,8 +20,9 @@ from nrm_graph.events import Edge, Event, Layer, stay
 if TYPE_CHECKING:
     from nrm_graph import composites, rules
     from nrm_graph.database import Database, open
-    from nrm_graph.exact import Measure, measure
+    from nrm_graph.exact import Measure
     from nrm_graph.extraction import extract
+    from nrm_graph.prepare import measure
     from nrm_graph.tracing import trace
 
 __version__ = "0.1.0"
@@ -32,7 +33,7 @@ _LAZY = {
     "extract": "nrm_graph.extraction",
     "open": "nrm_graph.database",
     "Measure": "nrm_graph.exact",
-    "measure": "nrm_graph.exact",
+    "measure": "nrm_graph.prepare",
     "trace": "nrm_graph.tracing",
 }
 _MODULES = {"composites", "rules"}

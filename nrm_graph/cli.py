@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.errors import InputError, NrmError, QueryError
+from nrm_graph.errors import InputError, NrmError
 from nrm_graph.export import TABLE_FORMATS, graph_path, write_graph, write_table
 
 if TYPE_CHECKING:
@@ -259,16 +259,10 @@ def _facts(meta: Any) -> dict[str, Any]:
 
 
 def _sql(args: argparse.Namespace) -> None:
-    import duckdb
-
     import nrm_graph as ng
 
     with ng.open(args.store) as db:
-        try:
-            table = db.sql(args.query).to_arrow_table()
-        except duckdb.Error as error:  # relations are lazy: a value can fail when it is computed
-            raise QueryError(str(error)) from None
-        write_table(table, args.format, args.output)
+        write_table(db.sql(args.query).to_arrow_table(), args.format, args.output)
 
 
 def _relevance(args: argparse.Namespace) -> None:

@@ -212,6 +212,32 @@ def triple_blocks(
     yield from _triples(ends, pieces, plan.kept[key, "triples"])
 
 
+def refuse_too_large(plan: Plan) -> None:
+    """Refuse tables that would not fit in memory, before anything is computed for them.
+
+    Raises
+    ------
+    InputError
+        If an operation has too many neuron-level edges to hold and none of them is left out.
+    """
+    layout = plan.network.layout
+    for group in layout.topology.groups:
+        upper, lower = layout.topology.layers[group.dst], layout.topology.layers[group.src]
+        vectors = upper.kind == "dense" and len(upper.shape) == 1
+        fine = plan.partitions[group.dst].single or plan.partitions[group.src].single
+        limited = (group.dst, group.src) in plan.limits and plan.partitions[group.dst].single
+        if fine and not vectors and not limited and group.dense_edges > MAX_TRIPLES:
+            raise _too_large(f"{upper.name} and {lower.name}", group.dense_edges)
+
+
+def _too_large(name: str, count: int) -> InputError:
+    return InputError(
+        f"{name}: {count:,} neuron-level edges are more than {MAX_TRIPLES:,}: choose the "
+        "resolution 'channel' for the layer and for what it reads, or keep the strongest edges "
+        "alone with coverage= or top="
+    )
+
+
 def _in_chunks(
     ends: Ends,
     kind: Map,
@@ -230,11 +256,7 @@ def _in_chunks(
         chunks = kind.chunks(z, x, shape, CHUNK)
     if chunks is None:
         name = plan.network.layout.topology.layers[layer].name
-        raise InputError(
-            f"{name}, of output shape {z}, has {count:,} neuron-level edges, more than "
-            f"{MAX_TRIPLES:,}: choose the resolution 'channel' for it and for what it reads, or "
-            "keep the strongest edges alone with coverage= or top="
-        )
+        raise _too_large(name, count)
 
     def pieces_of_it() -> Iterator[Block]:
         for channels, lines in chunks:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import safetensors.numpy
-
-from nrm_graph.errors import InputError, QueryError, StoreError
-from nrm_graph.store import files, sql
-from nrm_graph.store.schema import LAYERS
+from nrm_graph.errors import InputError, QueryError
+from nrm_graph.store import settings
+from nrm_graph.store.files import local_path
+from nrm_graph.store.reader import Snapshot, layers_table
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
 
 if TYPE_CHECKING:
@@ -18,7 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import TracebackType
 
+    import pyarrow as pa
+    from torch import Tensor
+
     from nrm_graph.exact import Measure
+    from nrm_graph.store.relation import Relation
+    from nrm_graph.store.sql import Engine
 
 
 def open(path: str | os.PathLike[str]) -> Database:
@@ -35,19 +38,46 @@ def open(path: str | os.PathLike[str]) -> Database:
 class Database:
     """A snapshot of a store; a context manager.
 
-    SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges`` and the view ``flows``.
+    SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges``, ``failures`` (inputs that
+    failed and were not stored later) and the view ``flows``.
+
+    Parameters
+    ----------
+    path : path
+        Folder of the store.
+
+    Attributes
+    ----------
+    path : Path
+        Folder of the store, absolute.
+    meta : dict
+        Content of ``store.json``.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or it is damaged or of an unknown format.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = files.local(path)
-        self.meta = files.read_settings(self.path)
+        self.path = local_path(path)
+        self.meta = settings.read_settings(self.path)
         self._network: Any = None
+        self._compared: set[int] = set()  # inputs whose stored logit was compared
+        self._engine: Engine | None = None
         self.refresh()
 
     def refresh(self) -> None:
-        """Take a new snapshot of the committed shards."""
-        self._places = files.places(self.path)
-        self._connection: Any = None
+        """Take a new snapshot of the committed shards.
+
+        Raises
+        ------
+        StoreError
+            If a manifest or its files are damaged.
+        """
+        self._snapshot = Snapshot(self.path)
+        # Relations of before keep their own hold on the old engine.
+        self._engine = None
 
     def __enter__(self) -> Database:
         return self
@@ -62,13 +92,13 @@ class Database:
 
     def close(self) -> None:
         """Release the connection; relations made from it end."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
 
     def __len__(self) -> int:
         """Count the (key, target) pairs."""
-        return len(self._places)
+        return len(self._snapshot.entries)
 
     def __repr__(self) -> str:
         return f"<nrm_graph store {self.path}: {len(self)} inputs>"
@@ -76,44 +106,18 @@ class Database:
     @property
     def topology(self) -> Topology:
         """Layers and edge groups."""
-        try:
-            layers = tuple(
-                LayerInfo(
-                    int(row["layer_id"]),
-                    str(row["name"]),
-                    str(row["kind"]),
-                    tuple(int(d) for d in row["shape"]),
-                    int(row["depth"]),
-                    tuple(str(a) for a in row["aliases"]),
-                )
-                for row in self.meta["layers"]
+        layers = tuple(
+            LayerInfo(
+                row["layer_id"],
+                row["name"],
+                row["kind"],
+                tuple(row["shape"]),
+                row["depth"],
+                tuple(row["aliases"]),
             )
-            groups = tuple(EdgeGroup(*(int(v) for v in g)) for g in self.meta["groups"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"{self.path}/store.json is damaged: {error}") from None
-        return Topology(layers, groups)
-
-    def _layers(self) -> pa.Table:
-        names = ("layer_id", "name", "kind", "shape", "resolution", "n_units", "depth")
-        rows = [{n: row[n] for n in names} for row in self.meta["layers"]]
-        return pa.Table.from_pylist(rows, LAYERS)
-
-    def _connect(self, ids: Sequence[int], tables: Mapping[str, pa.Table] | None) -> Any:
-        places = [self._places[i] for i in ids]
-        found = {t: files.shard_files(self.path, places, t) for t in ("inputs", "nodes", "edges")}
-        held = {place.shard: 0 for place in self._places.values()}
-        whole = len(ids) == len(self._places) and len(held) == self._shard_rows()
-        keep = None
-        if not whole:
-            keep = {path: list(ids) for paths in found.values() for path in paths}
-        return sql.connect(found, self._layers(), tables, keep)
-
-    def _shard_rows(self) -> int:
-        """Count shards, or return -1 where one holds a pair that another shard wins."""
-        total, names = 0, {place.shard for place in self._places.values()}
-        for name in names:
-            total += len(files.read_json(self.path / "shards" / f"{name}.json")["inputs"])
-        return len(names) if total == len(self._places) else -1
+            for row in self.meta["layers"]
+        )
+        return Topology(layers, tuple(EdgeGroup(*group) for group in self.meta["groups"]))
 
     def sql(
         self,
@@ -122,7 +126,7 @@ class Database:
         inputs: Sequence[str | int] | None = None,
         params: Any = None,
         tables: Mapping[str, pa.Table] | None = None,
-    ) -> Any:
+    ) -> Relation:
         """Run one SELECT over the store.
 
         Parameters
@@ -139,33 +143,39 @@ class Database:
 
         Returns
         -------
-        duckdb.DuckDBPyRelation
+        Relation
+            With the methods of ``duckdb.DuckDBPyRelation``: ``fetchall``, ``to_arrow_table``,
+            ``df``, ...; Ctrl-C stops them.
 
         Raises
         ------
         QueryError
-            If the query is refused or fails.
+            If the query is refused or fails, now or when its rows are fetched.
+        InputError
+            If an input is not there, or a further table cannot bear its name.
         """
         if not isinstance(query, str):
             raise QueryError(f"expected SQL text, found {type(query).__name__}")
-        if inputs is None and not tables:
-            if self._connection is None:
-                self._connection = self._connect(list(self._places), None)
-            return sql.query(self._connection.cursor(), query, params)
-        ids = list(self._places)
+        ids = None
         if inputs is not None:
-            ids = [i for choice in inputs for i in self._matching(choice)]
-        return sql.query(self._connect(list(dict.fromkeys(ids)), tables), query, params)
+            ids = list(dict.fromkeys(i for choice in inputs for i in self._matching(choice)))
+        if self._engine is None:
+            from nrm_graph.store.sql import Engine
 
-    def _matching(self, choice: str | int) -> list[int]:
-        if isinstance(choice, int) and not isinstance(choice, bool):
-            if choice in self._places:
-                return [choice]
-            raise InputError(f"there is no input_id {choice} in {self.path}")
-        found = [i for i, place in self._places.items() if place.key == choice]
+            self._engine = Engine(self._snapshot, layers_table(self.meta["layers"]))
+        return self._engine.query(query, params, ids, tables)
+
+    def _matching(self, choice: str | int) -> tuple[int, ...]:
+        """Input ids of a key, or of an input_id itself."""
+        if not isinstance(choice, str):
+            identity = choice.__index__() if hasattr(choice, "__index__") else None
+            if identity in self._snapshot.entries and not isinstance(choice, bool):
+                return (identity,)
+            raise InputError(f"there is no input_id {choice!r} in {self.path}")
+        found = self._snapshot.by_key.get(choice, ())
         if not found:
-            keys = {place.key for place in self._places.values()}
-            close = difflib.get_close_matches(str(choice), keys, n=3)
+            keys = self._snapshot.by_key
+            close = difflib.get_close_matches(choice, keys, n=3)
             hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(keys)} keys"
             raise InputError(f"there is no input {choice!r} in {self.path}: {hint}")
         return found
@@ -177,6 +187,7 @@ class Database:
         *,
         dtype: str | None = None,
         scale: str = "unit",
+        input: Tensor | None = None,
     ) -> Measure:
         """Return the exact measure of one input, computed from the stored program.
 
@@ -188,29 +199,36 @@ class Database:
             Needed where the key has several targets.
         dtype, scale
             As in :func:`nrm_graph.measure`.
+        input : Tensor, optional
+            The input itself, with or without a batch axis of 1; needed where the store was made
+            with ``tensors="omit"``.  It must be the one that was explained.
 
         Raises
         ------
         InputError
-            If there is no such input, or it has several targets.
+            If there is no such input, it has several targets, or its tensor is missing or another
+            one.
+        StoreError
+            If the store is damaged.
+
+        Warns
+        -----
+        UserWarning
+            If the target's output is not the stored one, beyond the rounding of a forward run.
         """
         found = self._matching(key)
         if target is not None:
-            found = [i for i in found if self._places[i].target == target]
+            found = tuple(i for i in found if self._snapshot.entries[i].target == target)
         if len(found) != 1:
-            targets = sorted(self._places[i].target for i in self._matching(key))
+            targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
             raise InputError(
                 f"input {key!r} has the targets {', '.join(map(str, targets))}: name one of them "
                 "as target="
             )
         from nrm_graph.stored import stored_measure
 
-        return stored_measure(self, found[0], dtype, scale)
+        return stored_measure(self, found[0], dtype, scale, input)
 
     def units(self) -> dict[str, Any]:
         """Resolution of every layer: a name, or the user's own partition."""
-        chosen = {str(row["name"]): row["resolution"] for row in self.meta["layers"]}
-        if "custom" in chosen.values():
-            own = safetensors.numpy.load_file(self.path / "units.safetensors")
-            chosen |= {name: own[name] for name in own if chosen.get(name) == "custom"}
-        return chosen
+        return settings.read_units(self.path, self.meta)

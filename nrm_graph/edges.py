@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nrm_graph import propagate
+from nrm_graph import propagate, states
 from nrm_graph.blocks import Block, merged
 from nrm_graph.contributions import (
     Ends,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.linear import Weighing
     from nrm_graph.plan import Plan
-    from nrm_graph.propagate import State
     from nrm_graph.rules import Flow
+    from nrm_graph.states import State
 
 
 def edge_tables(state: State, start: Tensor, plan: Plan) -> list[tuple[pa.Table, pa.Table]]:
@@ -122,7 +122,7 @@ class _Tables:
         """Take the step through one operation: its edges, and the relevance of its operands."""
         net, state = self.plan.network, self.state
         layer_id, op = net.layout.layer_of[name], net.layout.weighings[name]
-        kernel = propagate.flow(state, name)
+        kernel = states.flow(state, name)
         weighed = [relevance * share.factor for share in kernel.shares]
         made: list[list[Block]] = [[] for _ in range(self.n)]
         for k, operand in enumerate(op.operands):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sized
+import time
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,26 +13,29 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import composites, propagate, units
+from nrm_graph import composites, pruning, states, units
+from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
 from nrm_graph.edges import edge_tables
-from nrm_graph.errors import InputError, NrmError
-from nrm_graph.exact import output_weights
+from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.plan import plan
-from nrm_graph.store import files
-from nrm_graph.store.schema import FORMAT_VERSION, Record, content_hash
+from nrm_graph.precision import check_bits, rounded
+from nrm_graph.prepare import device_of, output_weights
+from nrm_graph.samples import Sample, class_index, items, label_text, sample
+from nrm_graph.store import settings as store_settings
+from nrm_graph.store.files import local_path
+from nrm_graph.store.schema import Record, content_hash
+from nrm_graph.store.writer import Writer
 from nrm_graph.tracing import trace
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from nrm_graph.composites import Composite
     from nrm_graph.plan import Plan
-    from nrm_graph.propagate import Network
-    from nrm_graph.units import Partition
-
-_RESERVED = ("input", "key", "label")
+    from nrm_graph.program import Program
+    from nrm_graph.states import Network
 
 
 def extract(
@@ -48,8 +53,11 @@ def extract(
     batch_size: int = 16,
     device: str | torch.device = "auto",
     progress: bool = True,
+    preprocessing: str | None = None,
+    tensors: str = "keep",
+    on_error: str = "stop",
 ) -> Database:
-    """Store the complete relevance tables of a data set.
+    """Store the relevance tables of a data set.
 
     Parameters
     ----------
@@ -60,13 +68,22 @@ def extract(
         ``{"input": tensor, "key": ..., "label": ..., **metadata}``; single samples, without
         batch axis, but for a ``DataLoader``, whose batches are taken apart.
     path : path
-        Folder of the store; one that is there is continued.
+        Folder of the store; one that is there is continued: what is committed is not computed
+        again.
     composite, resolution
         As in :func:`nrm_graph.measure`.
     target : "predicted", "label", class index, or a sequence of those
         What to explain; each (key, target) pair is one input of the store.
-    coverage, top, mantissa_bits
-        Not available yet: complete, lossless tables only.
+    coverage : float
+        Per input and pair of layers, keep the fewest edges that hold this share of the sum of
+        |relevance|.  What is pruned is stored as the pseudo-unit -3, so that row, column and
+        grand totals stay exact.  With ``resolution="auto"``, groups of more than two million
+        edges get 0.99.
+    top : int, optional
+        Per input and pair of layers, keep this many edges at most.
+    mantissa_bits : int, optional
+        Round the relevance and conditional of edges to so many bits (1 to 22; 10 has a largest
+        relative error of 4.9e-4); lossless by default.
     classes : sequence of str, optional
         Names of the outputs, to find the target of a label.
     batch_size : int
@@ -74,7 +91,15 @@ def extract(
     device : str or torch.device
         ``auto`` takes the accelerator if there is one.
     progress : bool
-        Show a bar on a terminal.
+        On a terminal, show what is stored and a bar.
+    preprocessing : str, optional
+        How the inputs were prepared, in words; kept in the store.
+    tensors : "keep" or "omit"
+        Whether the store keeps the inputs themselves.  Without them exact measures need
+        ``db.measure(key, input=tensor)``.
+    on_error : "stop" or "skip"
+        What to do with an input that cannot be read or explained; ``skip`` records it in the
+        table ``failures``.
 
     Returns
     -------
@@ -86,88 +111,160 @@ def extract(
         If the model, the composite, an input or the store cannot be used.  What was committed
         before stays.
     """
-    if coverage != 1.0 or top is not None or mantissa_bits is not None:
-        raise InputError(
-            "coverage, top and mantissa_bits are not available yet: only complete, lossless "
-            "tables can be stored"
-        )
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, found {batch_size}")
-    folder = files.local(path)
-    samples = _samples(inputs)
-    first = next(samples, None)
-    if first is None:
-        raise InputError("there are no inputs to extract")
-    program = trace(model, first["input"])
-    where = _device(device)
-    kind = next((w.dtype for w in program.weights.values() if w.is_floating_point()), torch.float32)
-    net = propagate.network(program, composites.get(composite), kind, where)
-    parts = units.resolve(net.layout.topology, resolution)
-    settings, own = _settings(net, parts, program.hash(), classes)
+    limit = pruning.check(coverage, top)
+    check_bits(mantissa_bits)
+    _check_options(batch_size, tensors, preprocessing, on_error)
+    targets = _targets(target)
+    folder = local_path(path)
+    where = device_of(device)
+    entries = items(inputs)
+    early, first = _first(entries, on_error)
+    program = trace(model, _example(model, first))
+    kind = _dtype(program)
+    net = states.network(program, composites.get(composite), kind, where)
+    topology = net.layout.topology
+    parts = units.resolve(topology, resolution)
+    auto = not isinstance(resolution, str) or resolution == "auto"
+    made = plan(net, parts, pruning.limits(topology, parts, limit, auto))
+    refuse_too_large(made)
+    settings, own = _settings(net, made, program.hash(), classes)
+    settings |= {
+        "coverage": limit.coverage,
+        "top": top,
+        "mantissa_bits": mantissa_bits,
+        "preprocessing": preprocessing,
+    }
     weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
-    files.create(folder, settings, program.to_json(), weights, own)
-    made = plan(net, parts)
-    targets = [target] if isinstance(target, str | int) else list(target)
+    store_settings.create(folder, settings, program.to_json(), weights, own)
+    shown = progress and sys.stderr.isatty()
+    if shown:
+        print(describe(made), file=sys.stderr)
     bar = tqdm(
         total=len(inputs) if isinstance(inputs, Sized) else None,
         unit=" inputs",
-        disable=None if progress and sys.stderr.isatty() else True,
+        disable=None if shown else True,
     )
-    with files.Writer(folder) as writer, bar:
-        batch: list[dict[str, Any]] = []
-        for sample in _chain(first, samples):
-            batch.append(sample)
+    with Writer(folder) as writer, bar:
+        run = _Run(made, targets, classes, writer, where, tensors == "keep", mantissa_bits)
+        batch: list[Sample] = []
+        told = False
+        for name, item in _chain(early, entries):
+            try:
+                found = sample(item, name, kind, program.inputs[0][1])
+                stored = run.is_stored(found)
+            except StoreError:
+                raise
+            except Exception as error:
+                _failed(writer, name, item, error, on_error)
+                bar.update(1)
+                continue
+            if stored:
+                bar.update(1)
+                continue
+            batch.append(found)
             if len(batch) == batch_size:
-                _process(net, made, batch, targets, classes, writer, kind, where)
+                began = time.perf_counter()
+                run.process(batch, on_error)
                 bar.update(len(batch))
+                if shown and not told:
+                    tqdm.write(
+                        _pace(time.perf_counter() - began, len(batch), bar.total), sys.stderr
+                    )
+                    told = True
                 batch = []
         if batch:
-            _process(net, made, batch, targets, classes, writer, kind, where)
+            run.process(batch, on_error)
             bar.update(len(batch))
     return Database(folder)
 
 
-def _chain(first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    yield first
+def _check_options(batch_size: int, tensors: str, preprocessing: object, on_error: str) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, found {batch_size!r}")
+    for name, value, known in (
+        ("tensors", tensors, ("keep", "omit")),
+        ("on_error", on_error, ("stop", "skip")),
+    ):
+        if value not in known:
+            raise InputError(f"{name} must be {' or '.join(map(repr, known))}, found {value!r}")
+    if preprocessing is not None and not isinstance(preprocessing, str):
+        raise InputError(f"preprocessing must be text, found {type(preprocessing).__name__}")
+
+
+def _targets(target: Any) -> list[str | int]:
+    found = [target] if isinstance(target, str | int) else list(target)
+    for choice in found:
+        named = choice in ("predicted", "label") if isinstance(choice, str) else False
+        if not named and (isinstance(choice, bool) or not isinstance(choice, int)):
+            raise InputError(f"target must be 'predicted', 'label' or an index, found {choice!r}")
+    if not found:
+        raise InputError("target names nothing to explain: expected at least one")
+    return found
+
+
+def _first(
+    entries: Iterator[tuple[str, Any]], on_error: str
+) -> tuple[list[tuple[str, Any]], Sample]:
+    """Return the first input that can be read, which the network is traced with."""
+    early = []
+    for name, item in entries:
+        early.append((name, item))
+        try:
+            return early, sample(item, name, torch.float64, None)
+        except Exception:
+            if on_error == "stop":
+                _reraise(name, item)
+    raise InputError(
+        "there are no inputs to extract" if not early else "no input could be read: see on_error"
+    )
+
+
+def _reraise(name: str, item: Any) -> None:
+    try:
+        sample(item, name, torch.float64, None)
+    except NrmError:
+        raise
+    except Exception as error:
+        raise InputError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _example(model: Any, first: Sample) -> torch.Tensor:
+    """First input, in the dtype and on the device of the model."""
+    parameters = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
+    like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
+    return torch.from_numpy(first.array).to(like.device, like.dtype)
+
+
+def _dtype(program: Program) -> torch.dtype:
+    """Dtype of the pass: that of the network, but never less than float32."""
+    floats = {w.dtype for w in program.weights.values() if w.is_floating_point()}
+    return torch.float64 if torch.float64 in floats else torch.float32
+
+
+def _failed(writer: Writer, name: str, item: Any, error: Exception, on_error: str) -> None:
+    """Record an input that failed, or stop."""
+    if on_error == "stop":
+        if isinstance(error, NrmError):
+            raise error
+        raise InputError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+    key = item.get("key") if isinstance(item, dict) else None
+    writer.fail(str(key or name), str(error) or type(error).__name__)
+
+
+def _chain(early: list[tuple[str, Any]], rest: Iterator[tuple[str, Any]]) -> Iterator[Any]:
+    yield from early
     yield from rest
 
 
-def _device(device: str | torch.device) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def _samples(inputs: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Bring every accepted form of input to mappings with a tensor without batch axis."""
-    loader = isinstance(inputs, torch.utils.data.DataLoader)
-    for item in inputs:
-        if isinstance(item, dict):
-            sample = dict(item)
-        elif isinstance(item, tuple | list) and len(item) == 2:
-            sample = {"input": item[0], "label": item[1]}
-        else:
-            sample = {"input": item}
-        if not isinstance(sample.get("input"), torch.Tensor):
-            raise InputError(
-                "an input must be a tensor, a (tensor, label) pair or a mapping with the key "
-                f"'input', found {type(item).__name__}"
-            )
-        if not loader:
-            yield sample
-            continue
-        for i in range(len(sample["input"])):
-            yield {k: v[i] if hasattr(v, "__getitem__") else v for k, v in sample.items()}
-
-
 def _settings(
-    net: Network, parts: Sequence[Partition], program_hash: str, classes: Sequence[str] | None
+    net: Network, made: Plan, program_hash: str, classes: Sequence[str] | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     described = net.layout.topology.to_json()
+    layers, parts = net.layout.topology.layers, made.partitions
     for row, part in zip(described["layers"], parts, strict=True):
         row |= {"resolution": part.resolution, "n_units": part.n_units}
-    layers = net.layout.topology.layers
+        if part.resolution == "custom":
+            row["units"] = content_hash(part.labels)
     own = {
         layer.name: part.labels
         for layer, part in zip(layers, parts, strict=True)
@@ -175,92 +272,123 @@ def _settings(
     }
     packages = ("nrm-graph", "torch", "pyarrow", "duckdb", "numpy")
     return {
-        "format_version": FORMAT_VERSION,
         "program_hash": program_hash,
         "composite": net.composite.to_json(),
         "layers": described["layers"],
         "groups": described["groups"],
-        "coverage": 1.0,
+        "pruned": [[*key, limit.coverage, limit.top] for key, limit in made.limits.items()],
         "classes": None if classes is None else list(classes),
         "versions": {name: version(name) for name in packages},
     }, own
 
 
-def _label(value: Any) -> str | None:
-    if value is None:
-        return None
-    return str(value.item()) if isinstance(value, torch.Tensor | np.generic) else str(value)
+BYTES_PER_EDGE = 4.0
+"""Measured on channel tables of a VGG16 (3.6) and neuron tables of the demo network."""
 
 
-def _class_index(sample: dict[str, Any], classes: Sequence[str] | None) -> int:
-    label: Any = sample.get("label")
-    if isinstance(label, torch.Tensor | np.generic):
-        label = label.item()
-    if isinstance(label, int) and not isinstance(label, bool):
-        return label
-    if label is None:
-        raise InputError(f"target='label', but input {sample['key']!r} has no label")
-    if classes is None or label not in classes:
-        raise InputError(
-            f"the label {label!r} of input {sample['key']!r} is not a class name: pass classes="
-            "the names of the outputs in their order"
-        )
-    return list(classes).index(label)
+def describe(made: Plan) -> str:
+    """Say what will be stored: resolutions, and an upper bound of edges and bytes."""
+    topology = made.network.layout.topology
+    counts: dict[str, int] = {}
+    for part in made.partitions:
+        counts[part.resolution] = counts.get(part.resolution, 0) + 1
+    edges = sum(pruning.table_size(group, made.partitions) for group in topology.groups)
+    chosen = ", ".join(f"{name} for {n} layers" for name, n in counts.items())
+    pruned = f"; {len(made.limits)} pairs of layers pruned" if made.limits else ""
+    return (
+        f"resolution: {chosen}{pruned}; at most {edges:,} edges and about "
+        f"{edges * BYTES_PER_EDGE / 1e6:,.1f} MB an input"
+    )
 
 
-def _process(
-    net: Network,
-    parts_plan: Plan,
-    batch: list[dict[str, Any]],
-    targets: Sequence[str | int],
-    classes: Sequence[str] | None,
-    writer: files.Writer,
-    kind: torch.dtype,
-    where: torch.device,
-) -> None:
-    for sample in batch:
-        sample["array"] = sample["input"].detach().cpu().to(kind).contiguous().numpy()
-        sample["key"] = str(sample.get("key") or content_hash(sample["array"]))
-    shape = net.program.inputs[0][1]
-    wrong = next((s for s in batch if s["array"].shape != shape), None)
-    if wrong is not None:
-        raise InputError(
-            f"input {wrong['key']!r} has shape {wrong['array'].shape}, the first had {shape}: all "
-            "inputs of a store must have one shape"
-        )
-    x = torch.from_numpy(np.stack([sample["array"] for sample in batch])).to(where)
-    try:
-        state = propagate.forward(net, x)
-    except NrmError as error:
-        error.add_note(f"in a batch with the inputs {', '.join(s['key'] for s in batch)}")
-        raise
-    predicted = state.output.argmax(1).tolist()
-    for choice in targets:
-        if choice == "predicted":
-            chosen = predicted
-        elif choice == "label":
-            chosen = [_class_index(sample, classes) for sample in batch]
-        elif isinstance(choice, int) and not isinstance(choice, bool):
-            chosen = [choice] * len(batch)
-        else:
-            raise InputError(f"target must be 'predicted', 'label' or an index, found {choice!r}")
-        weights = torch.cat(
-            [output_weights(t, state.output[i : i + 1]) for i, t in enumerate(chosen)]
-        )
-        logits = (weights * state.output).sum(1).tolist()
-        found = edge_tables(state, propagate.seed(state, weights), parts_plan)
-        for i, (sample, (nodes, edges)) in enumerate(zip(batch, found, strict=True)):
-            extra = {k: v for k, v in sample.items() if k not in (*_RESERVED, "array")}
-            writer.add(
-                Record(
-                    sample["key"],
-                    chosen[i],
-                    _label(sample.get("label")),
-                    predicted[i],
-                    logits[i],
-                    extra,
-                    sample["array"],
-                    nodes,
-                    edges,
-                )
+def _pace(seconds: float, inputs: int, total: int | None) -> str:
+    """How long it will take, as the first batch went."""
+    each = seconds / inputs
+    if total is None:
+        return f"about {each:.2g} s an input"
+    return f"about {each:.2g} s an input, {each * total / 60:,.1f} minutes for {total:,}"
+
+
+@dataclass
+class _Run:
+    """What stays the same from batch to batch."""
+
+    made: Plan
+    targets: list[str | int]
+    classes: Sequence[str] | None
+    writer: Writer
+    where: torch.device
+    keep: bool
+    bits: int | None
+
+    def is_stored(self, found: Sample) -> bool:
+        """Whether every target of an input is stored, so that nothing need be computed.
+
+        The prediction of a key that is there is known from the store: its content is the same.
+        """
+        for choice in self.targets:
+            target: int | None
+            if choice == "predicted":
+                target = self.writer.predicted(found.key)
+            elif choice == "label":
+                target = class_index(found, self.classes)
+            else:
+                target = int(choice)
+            # Without a target this checks the content all the same.
+            known = -1 if target is None else target
+            if not self.writer.committed(found.key, known, found.content):
+                return False
+        return True
+
+    def process(self, batch: list[Sample], on_error: str) -> None:
+        """Explain a batch; where one of its inputs fails, the others go on without it."""
+        try:
+            self._explain(batch)
+        except InputError as error:
+            if on_error == "stop":
+                raise
+            if len(batch) == 1:
+                self.writer.fail(batch[0].key, str(error))
+                return
+            for found in batch:
+                self.process([found], on_error)
+
+    def _explain(self, batch: list[Sample]) -> None:
+        net = self.made.network
+        x = torch.from_numpy(np.stack([found.array for found in batch]))
+        try:
+            state = states.forward(net, x.to(self.where, non_blocking=True))
+        except NrmError as error:
+            error.add_note(f"in a batch with the inputs {', '.join(s.key for s in batch)}")
+            raise
+        predicted = state.output.argmax(1).tolist()
+        for choice in self.targets:
+            if choice == "predicted":
+                chosen = predicted
+            elif choice == "label":
+                chosen = [class_index(found, self.classes) for found in batch]
+            else:
+                chosen = [int(choice)] * len(batch)
+            pairs = zip(batch, chosen, strict=True)
+            if all(self.writer.committed(found.key, t) for found, t in pairs):
+                continue
+            weights = torch.cat(
+                [output_weights(t, state.output[i : i + 1]) for i, t in enumerate(chosen)]
             )
+            logits = (weights * state.output).sum(1).tolist()
+            tables = edge_tables(state, states.seed(state, weights), self.made)
+            for i, (found, (nodes, edges)) in enumerate(zip(batch, tables, strict=True)):
+                self.writer.add(
+                    Record(
+                        found.key,
+                        chosen[i],
+                        label_text(found),
+                        predicted[i],
+                        logits[i],
+                        found.metadata,
+                        found.content,
+                        found.array if self.keep else None,
+                        nodes,
+                        edges if self.bits is None else rounded(edges, self.bits),
+                    )
+                )

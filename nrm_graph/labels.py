@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import propagate
+from nrm_graph import states
 from nrm_graph.operations import MAX_POOL, SAME, function
 from nrm_graph.program import Batch, Ref, Weight
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.propagate import Network
+    from nrm_graph.states import Network
     from nrm_graph.units import Partition
 
 
@@ -75,8 +75,8 @@ def unit_labels(
             labels[node.name] = labels[references[0]].expand(native[node.name])
         elif node.op in MAX_POOL:
             source, args = labels[references[0]], [argument(a) for a in node.args[1:]]
-            high = propagate.max_pool(node.op, [source, *args])[0]
-            low = -propagate.max_pool(node.op, [-source, *args])[0]
+            high = states.max_pool(node.op, [source, *args])[0]
+            low = -states.max_pool(node.op, [-source, *args])[0]
             if not torch.equal(high, low):
                 if winners is None:
                     return None

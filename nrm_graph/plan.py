@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.linear import Weighing
-    from nrm_graph.propagate import Network, State
     from nrm_graph.pruning import Limit
+    from nrm_graph.states import Network, State
     from nrm_graph.units import Partition
 
     Labels = npt.NDArray[np.signedinteger[Any]]

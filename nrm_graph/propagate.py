@@ -1,4 +1,4 @@
-"""The forward run and the relevance pass, for a batch of inputs.
+"""The relevance pass, for a batch of inputs.
 
 Once the activations are fixed, relevance is linear: the pass walks the program in reverse and
 each operation maps the relevance of its output to that of its inputs and pseudo-neurons.  A
@@ -10,19 +10,14 @@ conjunction is all that is left at the end, in inputs and pseudo-neurons alike.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph import rules, signs
-from nrm_graph.errors import InputError
 from nrm_graph.execution import resolve
-from nrm_graph.layers import Layout, layout
 from nrm_graph.operations import MAX_POOL, SAME, function
-from nrm_graph.program import Node, Program, Ref, Weight
-from nrm_graph.rules import Signs
+from nrm_graph.states import State, flow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,9 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.clauses import Clause
-    from nrm_graph.composites import Composite
-    from nrm_graph.linear import Weighing
-    from nrm_graph.rules import Flow, Group, Rule
+    from nrm_graph.program import Node
 
 _SAME_ORDER = {
     "aten.view.default",
@@ -48,248 +41,6 @@ _SAME_ORDER = {
     "aten.alias.default",
     "aten.contiguous.default",
 }
-
-
-@dataclass(frozen=True)
-class Network:
-    """A program with its layers and the rules that a composite gives them.
-
-    Attributes
-    ----------
-    rules : tuple of Rule or None
-        By layer id; None for inputs.
-    silent : frozenset of str
-        Layers that receive no relevance where they are not positive.
-    groups : dict
-        Groups of every layer's rule, made at first use (see :mod:`nrm_graph.rules`).
-    """
-
-    program: Program
-    layout: Layout
-    composite: Composite
-    rules: tuple[Rule | None, ...]
-    silent: frozenset[str]
-    groups: dict[tuple[str, Signs], tuple[Group, ...]] = field(default_factory=dict, repr=False)
-
-    @functools.cached_property
-    def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Values that are never negative: for any inputs, and for inputs that are not."""
-        return signs.non_negative(self.program, False), signs.non_negative(self.program, True)
-
-
-def network(
-    program: Program,
-    composite: Composite,
-    dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-) -> Network:
-    """Prepare a program for relevance passes on a device, in a dtype."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype if tensor.is_floating_point() else None)
-
-    program = replace(program, weights={k: moved(v) for k, v in program.weights.items()})
-    found = layout(program)
-    rules_ = composite.assign(found.topology)
-    known = {i: rule for i, rule in enumerate(rules_) if rule is not None}
-    return Network(program, found, composite, rules_, signs.silent(program, found, known))
-
-
-@dataclass
-class State:
-    """Activations of one batch and what the pass derives from them.
-
-    Attributes
-    ----------
-    values : dict of str to Tensor
-        Native value of every node: the batch where the network has it.
-    winners : dict of str to Tensor
-        Flat spatial index of every max-pool's selection (torch's first in scan order).
-    constant : dict of str to Tensor
-        Where a value is a constant that was routed in (padding, class tokens).
-    flows : dict of str to Flow
-        Kernels, filled at the first pass.
-    positive : bool
-        Whether no input of the batch is negative.
-    means : dict of str to ndarray
-        Mean activations by unit, filled when tables are made.
-    """
-
-    network: Network
-    values: dict[str, Any]
-    positive: bool = False
-    winners: dict[str, Tensor] = field(default_factory=dict)
-    constant: dict[str, Tensor] = field(default_factory=dict)
-    flows: dict[str, Flow] = field(default_factory=dict)
-    means: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def output(self) -> Tensor:
-        """Network output, ``(N, outputs)``."""
-        name = self.network.program.output
-        value = self.samples(name, self.values[name])
-        return value.reshape(value.shape[0], -1)
-
-    def samples(self, name: str, native: Tensor) -> Tensor:
-        """``(N, *shape)`` of something that is laid out like the value ``name``."""
-        return self.network.layout.batches[name].samples(native)
-
-
-def _resolve(value: Any, state: State, n: int) -> Any:
-    return resolve(value, state.values, state.network.program.weights, n)
-
-
-@torch.no_grad()
-def forward(net: Network, x: Tensor) -> State:
-    """Run the network on a batch and keep what the rules read.
-
-    Parameters
-    ----------
-    net : Network
-        The network.
-    x : Tensor, (N, ...)
-        Inputs, in the network's dtype and on its device.
-
-    Raises
-    ------
-    InputError
-        If the shape does not fit, or a value is NaN or infinite.
-    """
-    (name, shape), *others = net.program.inputs
-    if others:
-        names = ", ".join([name, *(other for other, _ in others)])
-        raise InputError(
-            f"the network has {1 + len(others)} inputs ({names}), expected 1: relevance of "
-            "several inputs is not available; wrap the network in a module that takes one tensor "
-            "and cuts it up"
-        )
-    if tuple(x.shape[1:]) != shape:
-        raise InputError(f"expected an input of shape {shape}, found {tuple(x.shape[1:])}")
-    if not torch.isfinite(x).all():
-        raise InputError("the input holds NaN or infinity")
-    state = State(net, {name: x}, bool((x >= 0).all()))
-    n = x.shape[0]
-    for node in net.program.nodes:
-        args = _resolve(node.args, state, n)
-        kwargs = {key: _resolve(value, state, n) for key, value in node.kwargs}
-        if node.op in MAX_POOL:
-            value, state.winners[node.name] = max_pool(node.op, args)
-        else:
-            value = function(node.op)(*args, **kwargs)
-        state.values[node.name] = value
-        _track_constants(node, state, args, kwargs, n)
-    if "output" in net.layout.weighings:
-        state.values["output"] = state.values[net.program.output]
-    if not torch.isfinite(state.output).all():
-        raise InputError("the network's output is NaN or infinite for this input")
-    return state
-
-
-def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
-    """Pool, and the flat spatial index of what each output selected."""
-    kind = "adaptive_max_pool" if "adaptive" in op else "max_pool"
-    pool = getattr(torch.nn.functional, f"{kind}{MAX_POOL[op]}d")
-    names = ("stride", "padding", "dilation", "ceil_mode")
-    options = {k: v for k, v in zip(names, args[2:], strict=False) if v != []}
-    return pool(args[0], args[1], return_indices=True, **options)  # type: ignore[no-any-return]
-
-
-def _track_constants(
-    node: Node, state: State, args: list[Any], kwargs: dict[str, Any], n: int
-) -> None:
-    """Follow where routed-in constants end up; almost no network has any."""
-    if node.name in state.network.layout.weighings:
-        return
-    marks, value = state.constant, state.values[node.name]
-    references = list(node.references())
-    if not references:  # made from parameters alone, with a batch axis
-        marks[node.name] = torch.ones_like(value, dtype=torch.bool)
-        return
-    pads = node.op in ("aten.pad.default", "aten.constant_pad_nd.default")
-    pads = pads and (len(args) < 3 or args[2] == "constant" or not isinstance(args[2], str))
-    joins = node.op in ("aten.cat.default", "aten.stack.default") and any(
-        isinstance(a, Weight) for a in node.args[0]
-    )
-    fills = node.op == "aten.masked_fill.Scalar"
-    if not pads and not joins and not fills and not any(r in marks for r in references):
-        return
-
-    def mark(arg: Any) -> Any:
-        if isinstance(arg, Ref):
-            found = marks.get(arg.name)
-            operand = state.values[arg.name]
-            return operand.new_zeros(operand.shape) if found is None else found.to(operand.dtype)
-        if isinstance(arg, Weight):
-            return torch.ones_like(state.network.program.weights[arg.name])
-        if isinstance(arg, tuple):
-            return [mark(a) for a in arg]
-        return _resolve(arg, state, n)
-
-    if node.op in SAME:
-        marks[node.name] = marks[references[0]].expand(value.shape)
-    elif node.op in MAX_POOL:
-        spatial = MAX_POOL[node.op]
-        flat = marks[references[0]].flatten(-spatial)
-        index = state.winners[node.name].flatten(-spatial)
-        marks[node.name] = flat.gather(-1, index).reshape(value.shape)
-    elif fills:
-        marks[node.name] = function(node.op)(mark(node.args[0]), args[1], 1.0).bool()
-    elif pads:
-        marks[node.name] = torch.nn.functional.pad(mark(node.args[0]), args[1], value=1.0).bool()
-    else:
-        routed = function(node.op)(*[mark(a) for a in node.args], **kwargs)
-        marks[node.name] = routed.bool()
-
-
-def flow(state: State, name: str) -> Flow:
-    """Kernel of a weighing operation, computed once per state."""
-    found = state.flows.get(name)
-    if found is None:
-        net = state.network
-        op, rule = net.layout.weighings[name], net.rules[net.layout.layer_of[name]]
-        assert rule is not None
-        known = net.non_negative[state.positive]
-        at = Signs(tuple(operand in known for operand in op.operands), name in net.silent)
-        z = state.values[name]
-        with torch.no_grad():
-            if (name, at) not in net.groups:
-                net.groups[name, at] = rule.groups(op.resolved(z), at)
-            xs = [state.values[operand] for operand in op.operands]
-            groups = net.groups[name, at]
-            found = rules.flow(groups, op, xs, z, rule.unplaced(z, at))
-            found = found._replace(held=_held(state, op, found))
-        state.flows[name] = found
-    return found
-
-
-def _held(state: State, op: Weighing, found: Flow) -> Tensor | None:
-    """Share that a rule gives to routed-in constants: constants hold it, so it is bias."""
-    held: Tensor | None = None
-    for share in found.shares:
-        for term in share.terms:
-            marked = state.constant.get(op.operands[term.operand])
-            if marked is not None:
-                part = op.maps[term.operand].apply(term.x * marked, term.weight) * share.factor
-                held = part if held is None else held + part
-    return held
-
-
-def seed(state: State, weights: Tensor) -> Tensor:
-    """Return the initial relevance ``w y / sum(w y)`` of signed output weights, ``(N, outputs)``.
-
-    For one target this is 1 at the target.
-
-    Raises
-    ------
-    InputError
-        If the weighted sum of outputs is zero: its shares are undefined.
-    """
-    single = (weights != 0).sum(1, keepdim=True) == 1
-    shares = weights * state.output
-    total = shares.sum(1, keepdim=True)
-    if bool(((total == 0) & ~single).any()):
-        raise InputError("the weighted sum of the target outputs is zero: shares are undefined")
-    return torch.where(single, (weights != 0).to(shares.dtype), shares / total)
 
 
 @dataclass
@@ -466,9 +217,9 @@ def _transpose(
     """Transpose of a selection: the gradient of a linear map, for any value of its operand."""
     with torch.enable_grad():
         leaves = {r: state.values[r].detach().requires_grad_(True) for r in references}
-        stand_in = State(state.network, state.values | leaves)
-        args = _resolve(node.args, stand_in, n)
-        kwargs = {key: _resolve(value, stand_in, n) for key, value in node.kwargs}
+        stand_in = (state.values | leaves, state.network.program.weights)
+        args = resolve(node.args, *stand_in, n)
+        kwargs = {key: resolve(value, *stand_in, n) for key, value in node.kwargs}
         result = function(node.op)(*args, **kwargs)
         if isinstance(result, torch.Tensor):
             outputs, weights = [result], [relevance]

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 
-from nrm_graph import composites, propagate
+from nrm_graph import composites, states
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.exact import from_network
 from nrm_graph.operations import SUPPORTED
+from nrm_graph.prepare import from_network
 from nrm_graph.program import Program, from_json
-from nrm_graph.store import files
+from nrm_graph.store import settings
+from nrm_graph.store.files import read_limited
+from nrm_graph.store.schema import content_hash
 
 if TYPE_CHECKING:
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
+
+# Two float32 forward runs of one network differ by the order of their sums: by about 1e-6 of the
+# largest output on another machine or batch size, and by 1e-4 where a winner of max-pooling flips.
+# A wrong weight or input moves it by percents.
+LOGIT_TOLERANCE = 1e-3
 
 
 def load_program(db: Database) -> Program:
@@ -27,33 +35,88 @@ def load_program(db: Database) -> Program:
     StoreError
         If it was changed, or names an operation outside the allow-list.
     """
+    text = read_limited(db.path / "program.json", settings.MAX_PROGRAM_BYTES)
+    path = settings.checked_tensor_file(db.path / "weights.safetensors")
     try:
-        weights = safetensors.torch.load_file(db.path / "weights.safetensors")
-        text = (db.path / "program.json").read_text("utf-8")
-    except Exception as error:  # safetensors raises its own untyped errors
-        raise StoreError(f"the program of {db.path} cannot be read: {error}") from None
-    program = from_json(text, weights)
+        weights = safetensors.torch.load_file(path)
+        program = from_json(text.decode("utf-8"), weights)
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
+        raise StoreError(f"the program of {db.path} cannot be read: {error}") from error
     foreign = sorted({node.op for node in program.nodes} - SUPPORTED)
     if foreign:
         raise StoreError(f"the program names operations that are not allowed: {foreign}")
-    if program.hash() != db.meta.get("program_hash"):
-        raise StoreError(f"the program of {db.path} is not the one it was made with")
+    if program.hash() != db.meta["program_hash"]:
+        raise StoreError(
+            f"the program of {db.path} is not the one it was made with: copy the store again"
+        )
     return program
 
 
-def stored_measure(db: Database, identity: int, dtype: str | None, scale: str) -> Measure:
-    """Measure of a committed input; see :meth:`nrm_graph.database.Database.measure`."""
+def stored_measure(
+    db: Database, identity: int, dtype: str | None, scale: str, given: torch.Tensor | None = None
+) -> Measure:
+    """Measure of a committed input; see :meth:`nrm_graph.database.Database.measure`.
+
+    Raises
+    ------
+    InputError
+        If an argument is unknown, or the tensor is missing or another one.
+    StoreError
+        If the store is damaged.
+    """
     if dtype not in (None, "float32", "float64"):
         raise InputError(f"dtype must be 'float32' or 'float64', found {dtype!r}")
     if scale not in ("unit", "logit"):
         raise InputError(f"scale must be 'unit' or 'logit', found {scale!r}")
-    place = db._places[identity]
-    x = torch.from_numpy(files.read_tensor(db.path, place).copy())[None]
+    x = _tensor(db, identity, given)
     kind = x.dtype if dtype is None else getattr(torch, dtype)
     cache = db._network or {}
     if kind not in cache:
         program = load_program(db)
-        net = propagate.network(program, composites.from_json(db.meta["composite"]), kind)
+        net = states.network(program, composites.from_json(db.meta["composite"]), kind)
         cache[kind] = net
         db._network = cache
-    return from_network(cache[kind], x.to(kind), place.target, db.units(), scale)
+    target = db._snapshot.entries[identity].target
+    found = from_network(cache[kind], x.to(kind), target, db.units(), scale)
+    _compare(db, identity, found)
+    return found
+
+
+def _tensor(db: Database, identity: int, given: torch.Tensor | None) -> torch.Tensor:
+    """Tensor of an input as a batch of one: the stored one, or the caller's."""
+    if given is None:
+        return torch.from_numpy(db._snapshot.tensor(identity).copy())[None]
+    entry = db._snapshot.entries[identity]
+    if not isinstance(given, torch.Tensor):
+        raise InputError(f"input must be a torch tensor, found {type(given).__name__}")
+    shape = tuple(db.meta["layers"][0]["shape"])
+    x = given.detach().cpu()
+    x = x[0] if x.shape == (1, *shape) else x
+    # Extraction casts inputs to the weights' type before it hashes them.
+    for kind in (torch.float32, torch.float64, torch.float16):
+        cast = x.to(kind).contiguous()
+        if content_hash(cast.numpy()) == entry.content:
+            return cast[None]
+    found = content_hash(x.float().contiguous().numpy())
+    raise InputError(
+        f"the tensor given as input= is not the one that was explained as {entry.key!r} (shape "
+        f"{tuple(given.shape)}, SHA-256 of content {found[:12]}..., stored "
+        f"{entry.content[:12]}...): pass it preprocessed as it was then"
+    )
+
+
+def _compare(db: Database, identity: int, found: Measure) -> None:
+    """Warn, once for each input, where the network does not give the stored output again."""
+    if identity in db._compared:
+        return
+    db._compared.add(identity)
+    stored = float(db._snapshot.facts(identity)["logit"])
+    largest = float(found.state.output.abs().max())
+    if abs(stored - found.logit) > LOGIT_TOLERANCE * largest:
+        key = db._snapshot.entries[identity].key
+        warnings.warn(
+            f"input {key!r}: the stored program gives the target's output {found.logit:.6g}, the "
+            f"store says {stored:.6g}: the stored tables and this measure may not agree",
+            UserWarning,
+            stacklevel=4,
+        )

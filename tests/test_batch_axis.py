@@ -10,7 +10,7 @@ import torch
 from networks import UNUSUAL, unusual
 
 import nrm_graph as ng
-from nrm_graph import composites, edges, exact, propagate, units
+from nrm_graph import composites, edges, prepare, propagate, states, units
 from nrm_graph.batching import BatchAxis
 from nrm_graph.plan import plan
 from nrm_graph.rules import Epsilon, Norm
@@ -33,11 +33,11 @@ EXACT = composites.composite(
 def network(name: str, rules: str = "exact"):
     net, x = unusual(name)
     composite = EXACT if rules == "exact" else composites.get(rules)
-    return net, x, propagate.network(trace(net, x[:1]), composite, torch.float64)
+    return net, x, states.network(trace(net, x[:1]), composite, torch.float64)
 
 
 def tables(net, x, target=1):
-    state = propagate.forward(net, x)
+    state = states.forward(net, x)
     start = torch.zeros_like(state.output)
     start[:, target] = 1
     return state, start
@@ -83,7 +83,7 @@ def test_the_program_gives_the_models_output(name):
     net, x, prepared = network(name)
     for batch in (x, x[:1], x[1:]):
         with torch.no_grad():
-            close(propagate.forward(prepared, batch).output, net(batch))
+            close(states.forward(prepared, batch).output, net(batch))
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
@@ -144,7 +144,7 @@ def test_a_batch_of_three_is_three_single_runs(name, rules):
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_edges_sum_to_nodes_and_cuts_to_one(name, rules):
     _, x, prepared = network(name, rules)
-    m = exact.from_network(prepared, x[:1], 1, "neuron")
+    m = prepare.from_network(prepared, x[:1], 1, "neuron")
     nodes, steps = (t.to_pydict() for t in m.tables())
     relevance = {
         (i, u): r
@@ -172,7 +172,7 @@ def test_edges_sum_to_nodes_and_cuts_to_one(name, rules):
 def test_events_mask_the_samples_view(name):
     """R(n) of one neuron as an event is that neuron's entry of the marginal."""
     _, x, prepared = network(name)
-    m = exact.from_network(prepared, x[2:], 0, "neuron")
+    m = prepare.from_network(prepared, x[2:], 0, "neuron")
     rng = np.random.default_rng(0)
     for layer in m.topology.layers:
         values = m.marginal(layer.name, by="neuron")
@@ -185,7 +185,7 @@ def test_events_mask_the_samples_view(name):
 def test_edges_of_windows_against_the_chain_rule():
     """R(j -> i) = w_ji x_i / z_j R_j for the dense layer inside the windows."""
     net, x, prepared = network("windows")
-    m = exact.from_network(prepared, x[:1], 1, "neuron")
+    m = prepare.from_network(prepared, x[:1], 1, "neuron")
     w = net.norm.weight.detach().numpy()
     rows = m.edges("norm", "inner").to_pydict()
     state = m.state

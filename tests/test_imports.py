@@ -13,29 +13,40 @@ import nrm_graph
 
 PACKAGE = Path(nrm_graph.__file__).parent
 
-# Module prefixes that may import a library, also inside a function.
-ALLOWED = {
-    "torch": (
-        *("tracing", "trace", "program", "operations", "layers", "linear", "rules", "propagate"),
-        *("edges", "exact", "measure", "conditioned", "joint", "extraction", "extract", "sources"),
-        *("demo", "stored", "database", "composites", "store", "cli", "paths", "transformer"),
-        *("models", "inputs", "kernels", "routing", "benchmark"),
-    ),
-    "duckdb": (
-        "store",
-        "database",
-        "circuits",
-        "circuit",
-        "aggregate",
-        "conditions",
-        "queries",
-        "cli",
-    ),
-    "matplotlib": ("plots",),
-    "networkx": ("graph", "paths", "circuits", "circuit", "export", "plots", "database", "demo"),
-}
-PURE = ("errors", "topology", "events")
-"""Modules that need neither torch nor a file format, and import only each other."""
+# Every module imports only from rows above its own (and from its own row, which is one part).
+LEVELS = (
+    ("errors",),
+    # frozen values: no torch
+    ("topology", "units", "events", "blocks", "precision"),
+    ("clauses", "expressions", "pruning", "graph", "store"),
+    # the traced network
+    ("batching", "operations", "program", "convolution", "window"),
+    ("execution", "folding", "conversion", "linear", "naming", "signs"),
+    ("layers", "rules"),
+    ("tracing", "composites"),
+    # relevance passes and tables
+    ("states",),
+    ("propagate", "labels"),
+    ("plan",),
+    ("contributions",),
+    ("edges",),
+    # answers
+    ("exact",),
+    ("prepare",),
+    ("stored", "samples", "verify"),
+    ("database",),
+    ("extraction",),
+    # for people
+    ("demo_network", "sources", "plots"),
+    ("export",),
+    ("demo",),
+    ("cli",),
+)
+LIGHT = ("database", "export", "plots", "cli", "demo")
+"""Modules beside the first three rows that never import torch themselves."""
+
+DUCKDB = ("store",)
+MATPLOTLIB = ("plots",)
 
 
 def modules() -> dict[str, ast.Module]:
@@ -60,22 +71,34 @@ def imports(tree: ast.AST) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("library", ALLOWED)
-def test_who_imports_a_heavy_library(library):
-    users = {
+def users(library: str, modules_: dict[str, ast.Module]) -> set[str]:
+    return {
         name
-        for name, tree in modules().items()
+        for name, tree in modules_.items()
         if any(i.split(".")[0] == library for i in imports(tree))
     }
-    wrong = {name for name in users if not name.startswith(ALLOWED[library])}
-    assert not wrong, f"{library} is imported by {sorted(wrong)}"
 
 
-def test_pure_modules_import_only_each_other():
-    for name in PURE:
-        own = {i.split(".")[1] for i in imports(modules()[name]) if i.startswith("nrm_graph.")}
-        assert own <= set(PURE), f"{name} imports {own - set(PURE)}"
-    assert "nrm_graph" not in {i.split(".")[0] for i in imports(modules()["errors"])}
+def test_heavy_libraries_stay_where_they_belong():
+    found = modules()
+    assert {name.split(".")[0] for name in users("duckdb", found)} == set(DUCKDB)
+    assert users("matplotlib", found) == set(MATPLOTLIB)
+    pure = {name for row in LEVELS[:3] for name in row}
+    assert not {n.split(".")[0] for n in users("torch", found)} & (pure | set(LIGHT))
+
+
+def test_imports_point_one_way():
+    level = {name: i for i, row in enumerate(LEVELS) for name in row}
+    for name, tree in modules().items():
+        own = name.split(".")[0]
+        if own in ("__init__", "__main__"):
+            continue
+        assert own in level, f"give {own} a place in LEVELS"
+        for target in imports(tree):
+            parts = target.split(".")
+            if parts[0] != "nrm_graph" or len(parts) < 2 or parts[1] not in level:
+                continue
+            assert level[parts[1]] <= level[own], f"{name} imports {target}, which stands below it"
 
 
 def test_only_main_imports_the_command_line():

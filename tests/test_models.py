@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 import nrm_graph as ng
-from nrm_graph import composites, propagate, units
+from nrm_graph import composites, states, units
 from nrm_graph.execution import run
 from nrm_graph.layers import layout
 from nrm_graph.tracing import trace
@@ -40,13 +40,13 @@ def test_forward(name):
     program = trace(net, x[:1])
     found = layout(program)
     nothing = (None,) * len(found.topology.layers)
-    network = propagate.Network(program, found, composites.epsilon(), nothing)
+    network = states.Network(program, found, composites.epsilon(), nothing)
     for batch in (x, x[1:]):
         with torch.no_grad():
             expected = net(batch)
         tolerance = 2e-5 * float(expected.abs().max())
         torch.testing.assert_close(run(program, batch), expected, rtol=0, atol=tolerance)
-        state = propagate.forward(network, batch)
+        state = states.forward(network, batch)
         torch.testing.assert_close(state.output, expected, rtol=0, atol=tolerance)
     for layer in found.topology.layers[1:]:
         assert found.topology.sources(layer.layer_id), layer

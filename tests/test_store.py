@@ -132,11 +132,106 @@ def test_another_composite_is_refused(db, demo):
         ng.extract(model, data[:1], db.path, classes=CLASSES, composite="epsilon")
 
 
-@pytest.mark.parametrize("option", [{"coverage": 0.9}, {"top": 5}, {"mantissa_bits": 10}])
-def test_options_that_do_not_exist_yet_say_so(demo, tmp_path, option):
+def test_pruned_stores_keep_their_totals(db, demo, tmp_path):
+    """Row, column and grand totals of every pair of layers, out of the stored rows."""
     model, data = demo
-    with pytest.raises(ng.InputError, match="not available yet"):
+    options = {"classes": CLASSES, "coverage": 0.9, "progress": False}
+    pruned = ng.extract(model, data[:2], tmp_path / "s.nrm", **options)
+    keys = [data[0]["key"], data[1]["key"]]
+    ids = [
+        i for (i,) in pruned.sql("SELECT input_id FROM inputs WHERE target = predicted").fetchall()
+    ]
+    whole = db.sql("SELECT * FROM edges", inputs=ids).to_arrow_table().to_pandas()
+    mine = pruned.sql("SELECT * FROM edges", inputs=keys).to_arrow_table().to_pandas()
+    assert len(mine) < 0.6 * len(whole)
+    pair = ["input_id", "dst_layer", "src_layer"]
+    for key, rows in whole[whole.src_unit >= 0].groupby(pair):
+        found = mine[np.logical_and.reduce([mine[c] == k for c, k in zip(pair, key, strict=True)])]
+        kept = found[(found.dst_unit >= 0) & (found.src_unit >= 0)]
+        variation = rows.relevance.abs().sum()
+        assert kept.relevance.abs().sum() >= 0.9 * variation * (1 - 1e-6)
+        # Sums of some thousand float32 of the variation's size.
+        tolerance = 1e-6 * variation
+        assert abs(found.relevance.sum() - rows.relevance.sum()) < tolerance
+        for side in ("dst_unit", "src_unit"):
+            expected = rows.groupby(side).relevance.sum()
+            sums = found[found[side] >= 0].groupby(side).relevance.sum()
+            assert expected.subtract(sums, fill_value=0.0).abs().max() < tolerance
+    lost = mine[(mine.src_unit == -3) & (mine.dst_unit >= 0)].groupby(["input_id", "dst_layer"])
+    nodes = pruned.sql("SELECT * FROM nodes WHERE unit = -3").to_arrow_table().to_pandas()
+    recorded = nodes.set_index(["input_id", "layer_id"]).relevance
+    for key, total in lost.relevance.sum().items():
+        assert recorded[key] == pytest.approx(total, abs=1e-6)
+    with pytest.raises(ng.StoreError, match="coverage"):
+        ng.extract(model, data[:2], pruned.path, classes=CLASSES, progress=False)
+
+
+def test_rounded_and_short_tables(db, demo, tmp_path):
+    model, data = demo
+    found = ng.extract(
+        model, data[:1], tmp_path / "s.nrm", top=50, mantissa_bits=10, progress=False
+    )
+    query = """SELECT dst_layer, src_layer, count(*) FROM edges
+               WHERE dst_unit >= 0 AND src_unit >= 0 GROUP BY ALL"""
+    assert max(n for _, _, n in found.sql(query).fetchall()) == 50
+    (key,) = found.sql("SELECT input_id FROM inputs").fetchall()[0]
+    strongest = """SELECT dst_layer, dst_unit, src_layer, src_unit, relevance FROM edges
+                   WHERE dst_unit >= 0 AND src_unit >= 0 AND dst_layer = 4 ORDER BY ALL"""
+    mine = found.sql(strongest, inputs=[key]).fetchall()
+    whole = {row[:4]: row[4] for row in db.sql(strongest, inputs=[key]).fetchall()}
+    for *edge, relevance in mine:
+        assert relevance == pytest.approx(whole[tuple(edge)], rel=4.9e-4 + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"coverage": 0.0}, "above 0"),
+        ({"coverage": "most"}, "a number"),
+        ({"top": 0}, "positive number"),
+        ({"mantissa_bits": 23}, "1 to 22"),
+        ({"on_error": "ignore"}, "'stop' or 'skip'"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"target": []}, "nothing to explain"),
+        ({"target": "cat"}, "must be 'predicted'"),
+    ],
+)
+def test_options_out_of_range_are_refused(demo, tmp_path, option, message):
+    model, data = demo
+    with pytest.raises(ng.InputError, match=message):
         ng.extract(model, data[:1], tmp_path / "s.nrm", **option)
+    assert not (tmp_path / "s.nrm").exists()
+
+
+def test_failed_inputs_are_skipped_and_recorded(demo, tmp_path):
+    model, data = demo
+
+    class Rows:
+        """A data set, two items of which fail, and one of which is no image."""
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, i):
+            if i == 0:
+                raise OSError("the file is truncated")
+            if i == 3:
+                return {**data[3], "input": torch.full((1, 28, 28), torch.nan)}
+            if i == 4:
+                return {**data[4], "input": torch.ones(3, 28, 28)}
+            return data[i]
+
+    path = tmp_path / "s.nrm"
+    with pytest.raises(ng.InputError, match="truncated"):
+        ng.extract(model, Rows(), path, progress=False)
+    db = ng.extract(model, Rows(), path, on_error="skip", batch_size=4, progress=False)
+    keys = {key for (key,) in db.sql("SELECT key FROM inputs").fetchall()}
+    assert keys == {data[i]["key"] for i in (1, 2, 5)}
+    failures = dict(db.sql("SELECT * FROM failures").fetchall())
+    assert failures.keys() == {"item 0", data[3]["key"], data[4]["key"]}
+    assert "truncated" in failures["item 0"]
+    assert "NaN" in failures[data[3]["key"]]
+    assert "has shape" in failures[data[4]["key"]]
 
 
 @pytest.mark.parametrize(

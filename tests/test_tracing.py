@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import composites, propagate
+from nrm_graph import composites, states
 from nrm_graph.execution import run
 from nrm_graph.layers import layout
 from nrm_graph.program import from_json
@@ -394,10 +394,8 @@ def test_attention_is_taken_apart(options):
     assert reads == ["qkv", "attention_weights"]
     with pytest.raises(ng.CompositeError, match=r"product is a product.*no rule for the kind"):
         ng.measure(program, x[:1], composite="epsilon")
-    network = propagate.Network(
-        program, layout(program), composites.epsilon(), (None,) * len(kinds)
-    )
-    torch.testing.assert_close(propagate.forward(network, x).output, model(x))
+    network = states.Network(program, layout(program), composites.epsilon(), (None,) * len(kinds))
+    torch.testing.assert_close(states.forward(network, x).output, model(x))
 
 
 OPAQUE = {

@@ -1,24 +1,84 @@
-"""The store: plain Parquet shards committed by manifests, read through DuckDB.
+"""The store: relevance tables as Parquet shards that manifests commit (format 1).
 
-Format 1
---------
 A store is a folder::
 
-    store.json                    settings; written last when the store is made, never changed
-    program.json                  the traced network (:mod:`nrm_graph.program`)
-    weights.safetensors           its tensors
-    units.safetensors             partitions that are the user's own (only if there are any)
-    shards/<name>.json            manifest of a shard: the commit point
-    shards/<name>.<table>.parquet tables inputs, nodes, edges, tensors
+    store.json                     what was extracted, and how; its presence makes the store
+    program.json                   the traced program
+    weights.safetensors            its tensors
+    units.safetensors              OPTIONAL: custom partitions, one integer array per layer name
+    shards/<name>.json             manifest of one shard: the commit point
+    shards/<name>.inputs.parquet   shards/<name>.nodes.parquet
+    shards/<name>.edges.parquet    shards/<name>.tensors.parquet
 
-* A writer MUST write data files first, each to a ``.tmp`` name, flush it to disk, rename it, and
-  write the manifest last in the same way.  It MUST NOT change a committed file.
-* A reader MUST trust manifests only, MUST ignore files that no manifest names, and MUST refuse a
-  manifest that names anything but plain files of its own folder with the sizes it states.
-* A reader MUST refuse a ``format_version`` that it does not know.
-* Rows of ``edges`` MUST be sorted by (input_id, dst_layer, src_layer, dst_unit, src_unit); a row
-  group holds one input.
-* Relevances MUST be finite.  An absent edge is 0.
-* ``input_id`` is the first 8 bytes of SHA-256 over the UTF-8 key, a zero byte and the decimal
-  target, big-endian, shifted right by one bit.
+The words MUST, MUST NOT, SHOULD and MAY below are used as in RFC 2119.
+
+**Folder.** A store MUST be a local folder.  Each of its files beside ``shards`` MUST be created
+exclusively and never changed, ``store.json`` last; a folder without it is not a store.  It MUST
+hold ``format_version`` (1), ``program_hash``, ``composite``, ``layers``, ``groups`` (each: dst
+layer, src layer, dense edges), ``coverage`` (over 0, at most 1), ``top`` and ``mantissa_bits``
+(null for none), ``classes`` and ``preprocessing`` (null if not known), ``versions`` and ``files``
+(by name: size and SHA-256 of the program's files).  It SHOULD hold ``pruned`` (each: dst layer,
+src layer, coverage, top or null), the pairs of layers of which not every edge is stored, and MAY
+hold more.  A reader MUST refuse a
+version that it does not know, naming the one it reads, and SHOULD check the sizes in ``files``.
+Entries of ``layers`` stand in the order of ``layer_id`` (from 0, at most 32767) and MUST hold
+``layer_id``, ``name`` (unique), ``kind``, ``shape``, ``resolution`` (neuron, channel, feature,
+token, head or custom), ``n_units``, ``depth`` and ``aliases``, and ``units`` (SHA-256 of the
+partition, as ``content`` below) where the resolution is custom.  No file of a store may be a
+symbolic link.  Continuing a store MUST be refused where any of these but ``versions`` and
+``files`` differs.
+
+**Shards.** A writer MUST write each data file under a name that ends in ``.tmp``, fsync it, rename
+it and fsync the folder, and only then do the same with the manifest.  A file whose shard has no
+manifest is no part of the store: readers MUST ignore it.  Names are unique without locks (the time
+of the commit and random bits: later names sort later); a committed file MUST NOT be changed or
+overwritten.
+
+**Manifest.** A JSON object of at most 16 MiB: ``format_version`` (1), ``name`` (that of the file),
+``files`` (for each of inputs, nodes, edges, tensors: ``name``, ``size``, ``sha256``, ``rows``; it
+MUST be empty exactly where ``inputs`` is), ``metadata`` (field name to one of bool, int, float,
+string, null), ``inputs`` (each: ``input_id``, ``key``, ``target``, ``content``, ``nodes`` and
+``edges`` as [first row group, number of row groups]), ``replaces`` (names of shards whose
+manifests MUST be ignored; cycles are an error), and it MAY hold ``failures`` (each: ``key``,
+``error``), inputs that could not be extracted.  A failure does not count where a shard of a
+greater name holds the key. File names MUST be ``<shard>.<table>.parquet``: plain names of the same
+folder.  A reader MUST check sizes when it opens the store, and SHOULD check page checksums when it
+reads one input for exact inference.
+
+**Identity.** ``input_id`` is the first 64 bits, big-endian, of SHA-256 over the UTF-8 bytes of
+``<n>:<key>:<target>``, shifted right by one, where n is the length of the key in bytes; the length
+in front keeps two pairs from joining to the same bytes.  It is never negative.  ``content`` is the
+SHA-256 of ``<dtype>|<d0,d1,...>|`` followed by the tensor's bytes (C order, little-endian).  When
+two manifests that are not replaced hold the same pair, the one with the smaller shard name counts,
+and readers MUST NOT see the rows of the other.  One key SHOULD have one content.
+
+**Tables.** ``inputs``: input_id int64, key string, label string (nullable), target int32,
+predicted int32, logit float32, then one nullable column per metadata field of the shard that holds
+a value.  ``nodes``: input_id int64, layer_id int16, unit int32, relevance float32, activation
+float32 (nullable).  ``edges``: input_id int64, dst_layer int16, dst_unit int32, src_layer int16,
+src_unit int32, relevance float32, conditional float32 (nullable).  ``tensors``: key string,
+content string, dtype string, shape list<int64>, data large_binary; one row per key, no row where
+the inputs were left out.  Negative units are pseudo-units: -1 bias, -2 stabilizer, -3 pruned, -4
+remainder.  A row (j, bias), (j, stabilizer) or (j, remainder) of ``edges`` has src_layer =
+dst_layer, the absorbing layer.  An absent row of ``nodes`` or ``edges`` is an exact zero, but in a
+pair of layers that ``pruned`` names.  There the rows (j, -3) and (-3, i), with the layers of the
+pair, MUST hold what the edges left out have in sum from j and to i, and the row (-3, -3) minus
+their whole sum, so that totals by j, by i and of the pair are those of the complete table;
+``nodes`` holds the sum over a layer's pairs as its unit -3.
+
+**Rows.** Those of one input are contiguous and fill whole row groups, which belong to no other
+input; a row group holds at most 1,048,576 rows.  Nodes are sorted by (layer_id, unit), edges by
+(dst_layer, src_layer, dst_unit, src_unit); both keys are unique within an input.  NaN and infinity
+MUST NOT be written anywhere: non-finite statistics make query engines drop rows.
+
+**Metadata.** A field's type is fixed at first sight: a writer MUST refuse a value of another type,
+but for floats in an int field, which make it float from that shard on, and ints of at most 53 bits
+in a float field.  Where shards disagree (a field was widened, or two writers met it at the same
+moment), readers MUST read int with float as float and anything else as string; a field that no
+shard holds a value of is a string.  Names are printable, of at most 200 characters, and one field
+whatever their letter case; those of the columns of ``inputs`` are reserved.
+
+**Encoding.** Readers MUST accept any Parquet encoding.  Writers SHOULD use DELTA_BINARY_PACKED for
+integers, BYTE_STREAM_SPLIT for floats, no dictionary, zstd level 1, pages of 131,072 rows and page
+checksums.
 """

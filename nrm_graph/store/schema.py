@@ -1,4 +1,4 @@
-"""Arrow schemas, Parquet encoding and identity of the store's tables."""
+"""Tables of a shard: Arrow schemas, records, identities and Parquet options."""
 
 from __future__ import annotations
 
@@ -6,53 +6,57 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+
+from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import numpy as np
     import numpy.typing as npt
 
 FORMAT_VERSION = 1
+TABLES = ("inputs", "nodes", "edges", "tensors")
 
-EDGES = pa.schema(
+INPUTS = pa.schema(
     [
-        ("input_id", pa.int64()),
-        ("dst_layer", pa.int16()),
-        ("dst_unit", pa.int32()),
-        ("src_layer", pa.int16()),
-        ("src_unit", pa.int32()),
-        ("relevance", pa.float32()),
-        ("conditional", pa.float32()),
+        pa.field("input_id", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("target", pa.int32(), nullable=False),
+        pa.field("predicted", pa.int32(), nullable=False),
+        pa.field("logit", pa.float32(), nullable=False),
     ]
 )
 NODES = pa.schema(
     [
-        ("input_id", pa.int64()),
-        ("layer_id", pa.int16()),
-        ("unit", pa.int32()),
-        ("relevance", pa.float32()),
-        ("activation", pa.float32()),
+        pa.field("input_id", pa.int64(), nullable=False),
+        pa.field("layer_id", pa.int16(), nullable=False),
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("relevance", pa.float32(), nullable=False),
+        pa.field("activation", pa.float32()),
     ]
 )
-INPUTS = pa.schema(
+EDGES = pa.schema(
     [
-        ("input_id", pa.int64()),
-        ("key", pa.string()),
-        ("label", pa.string()),
-        ("target", pa.int32()),
-        ("predicted", pa.int32()),
-        ("logit", pa.float32()),
+        pa.field("input_id", pa.int64(), nullable=False),
+        pa.field("dst_layer", pa.int16(), nullable=False),
+        pa.field("dst_unit", pa.int32(), nullable=False),
+        pa.field("src_layer", pa.int16(), nullable=False),
+        pa.field("src_unit", pa.int32(), nullable=False),
+        pa.field("relevance", pa.float32(), nullable=False),
+        pa.field("conditional", pa.float32()),
     ]
 )
+# large_binary: an input, or the inputs of one shard together, may pass 2 GiB.
 TENSORS = pa.schema(
     [
-        ("key", pa.string()),
-        ("content", pa.string()),
-        ("dtype", pa.string()),
-        ("shape", pa.list_(pa.int64())),
-        ("data", pa.large_binary()),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("content", pa.string(), nullable=False),
+        pa.field("dtype", pa.string(), nullable=False),
+        pa.field("shape", pa.list_(pa.int64()), nullable=False),
+        pa.field("data", pa.large_binary(), nullable=False),
     ]
 )
 LAYERS = pa.schema(
@@ -66,53 +70,153 @@ LAYERS = pa.schema(
         ("depth", pa.int16()),
     ]
 )
-SCHEMAS = {"inputs": INPUTS, "nodes": NODES, "edges": EDGES, "tensors": TENSORS}
+FAILURES = pa.schema([("key", pa.string()), ("error", pa.string())])
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "inputs": INPUTS,
+    "nodes": NODES,
+    "edges": EDGES,
+    "tensors": TENSORS,
+}
 
+# Sort keys within one input; each is unique there.
+ORDER: Mapping[str, tuple[str, ...]] = {
+    "nodes": ("layer_id", "unit"),
+    "edges": ("dst_layer", "src_layer", "dst_unit", "src_unit"),
+}
 
-def parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    """Return the encoding measured to be smallest: delta ids, byte-split floats, no dictionary."""
-    encoding = {}
-    for field in schema:
-        if pa.types.is_integer(field.type):
-            encoding[field.name] = "DELTA_BINARY_PACKED"
-        elif pa.types.is_floating(field.type):
-            encoding[field.name] = "BYTE_STREAM_SPLIT"
-    return {
-        "compression": "zstd",
-        "compression_level": 1,
-        "use_dictionary": False,
-        "column_encoding": encoding or None,
-        "max_rows_per_page": 131_072,
-        "write_page_checksum": True,
+ROWS_PER_GROUP = 1 << 20
+GROUPS_PER_FILE = 200
+
+TENSOR_DTYPES = frozenset(
+    {
+        *(f"float{bits}" for bits in (16, 32, 64)),
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+        "bool",
     }
+)
 
 
 @dataclass(frozen=True)
 class Record:
-    """Everything about one (key, target) pair; ``nodes`` and ``edges`` lack ``input_id``."""
+    """Everything that a store keeps about one (key, target) pair.
+
+    Attributes
+    ----------
+    key : str
+        Name of the input; one key has one content.
+    target : int
+        Index of the explained output.
+    label : str or None
+        True label of the input, if known.
+    predicted : int
+        Index of the strongest output.
+    logit : float
+        Value of the explained output.
+    metadata : mapping of str to bool, int, float, str or None
+        Further columns of the table ``inputs``.
+    content : str
+        ``content_hash`` of the input tensor.
+    tensor : ndarray or None
+        The input, or None to leave it out of the store.
+    nodes : pyarrow.Table
+        Columns layer_id, unit, relevance, activation.
+    edges : pyarrow.Table
+        Columns dst_layer, dst_unit, src_layer, src_unit, relevance, conditional.
+    """
 
     key: str
     target: int
     label: str | None
     predicted: int
     logit: float
-    metadata: Mapping[str, bool | int | float | str | None]
-    tensor: npt.NDArray[Any]
+    metadata: Mapping[str, Any]
+    content: str
+    tensor: npt.NDArray[Any] | None
     nodes: pa.Table
     edges: pa.Table
 
 
 def input_id(key: str, target: int) -> int:
-    """63 bits of SHA-256 over key, a zero byte and the target (see the format).
+    """Identity of a (key, target) pair: 63 bits of a SHA-256, never negative.
 
-    >>> input_id("cat.png", 3) == input_id("cat.png", 4)
-    False
+    The hash is over the UTF-8 bytes of ``<n>:<key>:<target>`` with n the key's length in bytes,
+    so that no two pairs join to the same bytes; its first 8 bytes, big-endian, lose their lowest
+    bit to fit a signed 64-bit column.
+
+    Raises
+    ------
+    InputError
+        If the key is not valid Unicode (a file name with undecodable bytes).
+
+    Examples
+    --------
+    >>> input_id("cat.png", 3)
+    6170490723656772865
     """
-    digest = hashlib.sha256(key.encode() + b"\0" + str(int(target)).encode()).digest()
+    try:
+        encoded = key.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"expected a key of valid Unicode, found {key!r}: rename the file or give a key"
+        ) from error
+    digest = hashlib.sha256(b"%d:%s:%d" % (len(encoded), encoded, target)).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def content_hash(tensor: npt.NDArray[np.generic]) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
-    header = f"{tensor.dtype.str}{tensor.shape}".encode()
-    return hashlib.sha256(header + tensor.tobytes(order="C")).hexdigest()
+def tensor_bytes(tensor: npt.NDArray[Any]) -> bytes:
+    """Bytes of an array in C order, little-endian.
+
+    Raises
+    ------
+    InputError
+        If the array's type is none of float, int, uint (8 to 64 bits) and bool.
+    """
+    if tensor.dtype.name not in TENSOR_DTYPES:
+        raise InputError(
+            f"expected an input of type {', '.join(sorted(TENSOR_DTYPES))}, "
+            f"found {tensor.dtype.name}: convert it"
+        )
+    return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("<")).tobytes(order="C")
+
+
+def content_hash(tensor: npt.NDArray[Any]) -> str:
+    """SHA-256 of an array's type, shape and bytes, in hexadecimal digits.
+
+    Raises
+    ------
+    InputError
+        If the array's type cannot be stored.
+
+    Examples
+    --------
+    >>> content_hash(np.zeros(2, np.float32)) == content_hash(np.zeros((2, 1), np.float32))
+    False
+    """
+    shape = ",".join(map(str, tensor.shape))
+    head = f"{tensor.dtype.name}|{shape}|".encode()
+    return hashlib.sha256(head + tensor_bytes(tensor)).hexdigest()
+
+
+def parquet_options(table: str) -> dict[str, Any]:
+    """Options of ``pyarrow.parquet.ParquetWriter`` for one table of a shard.
+
+    Notes
+    -----
+    Measured on 20 million edges: the default dictionary alone costs 5.9 bytes per value, pages of
+    20,000 rows (the default) cost 5 %.
+    """
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": False,
+        "write_page_checksum": True,
+        "max_rows_per_page": 131_072,
+    }
+    if table in ORDER:
+        options["column_encoding"] = {
+            field.name: "BYTE_STREAM_SPLIT"
+            if pa.types.is_floating(field.type)
+            else "DELTA_BINARY_PACKED"
+            for field in SCHEMAS[table]
+        }
+    return options

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import re
+import secrets
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from nrm_graph.errors import InputError, QueryError, StoreError
-from nrm_graph.store.schema import LAYERS, SCHEMAS
+from nrm_graph.store.metadata import SQL_TYPES
+from nrm_graph.store.relation import Relation, interruptible
+from nrm_graph.store.schema import INPUTS, SCHEMAS
+from nrm_graph.store.statement import check_statement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import pyarrow as pa
 
-_QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "CTE_NODE", "RECURSIVE_CTE_NODE"}
-_TABLE_FUNCTIONS = {"range", "generate_series", "unnest"}
-_FORBIDDEN_FUNCTIONS = {"getenv", "read_text", "read_blob", "glob", "query", "query_table"}
+    from nrm_graph.store.reader import Part, Snapshot
+
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-VIEWS = ("inputs", "layers", "nodes", "edges", "flows")
+VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "failures")
 
 FLOWS = """
 SELECT e.input_id, i.key, i.label, d.name AS dst, e.dst_unit, s.name AS src, e.src_unit,
@@ -33,124 +36,183 @@ JOIN layers s ON s.layer_id = e.src_layer
 """
 
 
-def check_statement(sql: str) -> None:
-    """Refuse everything but one query made of SELECT, set operations and CTEs.
+class Engine:
+    """SQL over one snapshot of a store.
 
-    The settings of the connection still allow writing to the files it may read (COPY
-    overwrites them), so what is run is decided on DuckDB's own parse tree.
-
-    Raises
-    ------
-    QueryError
-        If the text is not exactly one such query, or calls a function that reads files.
-    """
-    with duckdb.connect() as parser:
-        try:
-            (text,) = parser.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0]
-        except duckdb.Error as error:
-            raise QueryError(f"the query cannot be parsed: {error}") from None
-    tree = json.loads(text)
-    if tree.get("error"):
-        raise QueryError(
-            f"only a single SELECT is allowed: {tree.get('error_message', 'cannot be parsed')}"
-        )
-    if len(tree.get("statements", ())) != 1:
-        raise QueryError(f"expected one statement, found {len(tree.get('statements', ()))}")
-    _walk(tree["statements"][0].get("node"), top=True)
-
-
-def _walk(node: Any, top: bool = False) -> None:
-    if isinstance(node, list):
-        for item in node:
-            _walk(item)
-        return
-    if not isinstance(node, dict):
-        return
-    kind = str(node.get("type", ""))
-    if (top or kind.endswith("_NODE")) and kind not in _QUERIES:
-        raise QueryError(f"only SELECT, set operations and CTEs are allowed, found {kind}")
-    name = str(node.get("function_name", "")).lower()
-    if kind == "TABLE_FUNCTION":
-        called = str((node.get("function") or {}).get("function_name", "")).lower()
-        if called not in _TABLE_FUNCTIONS:
-            raise QueryError(f"the table function {called}() is not allowed in a query")
-    if name in _FORBIDDEN_FUNCTIONS or name.startswith(("read_", "parquet_", "duckdb_")):
-        raise QueryError(f"the function {name}() is not allowed in a query")
-    for value in node.values():
-        _walk(value)
-
-
-def connect(
-    files: Mapping[str, Sequence[str]],
-    layers: pa.Table,
-    tables: Mapping[str, pa.Table] | None = None,
-    keep: Mapping[str, Sequence[int]] | None = None,
-) -> duckdb.DuckDBPyConnection:
-    """Open a locked-down connection with the views of the store.
+    Every query gets a cursor of its own, with temporary views over exactly the files that it
+    needs: a view over all files of a large store costs a second before the first row.
 
     Parameters
     ----------
-    files : mapping of table name to absolute paths
-        ``inputs``, ``nodes`` and ``edges``; an empty list makes an empty table.
+    snapshot : Snapshot
+        What is committed.
     layers : pyarrow.Table
-        The ``layers`` table.
-    tables : mapping of name to pyarrow.Table, optional
-        Further tables.
-    keep : mapping of path to input ids, optional
-        Files of which only these inputs may be seen.
+        The table ``layers``.
+
+    Raises
+    ------
+    StoreError
+        If DuckDB cannot be set up.
     """
-    con = duckdb.connect()
-    try:
-        con.register("__layers", layers.cast(LAYERS))
-        con.execute('CREATE TABLE layers AS SELECT * FROM "__layers"')
-        for table in ("inputs", "nodes", "edges"):
-            # Registered Arrow data is seen by one cursor only: empty tables are copied.
-            what = "VIEW" if files[table] else "TABLE"
-            con.execute(f"CREATE {what} {table} AS {_source(con, table, files[table], keep)}")
-        con.execute(f"CREATE VIEW flows AS {FLOWS}")
-        for name, data in (tables or {}).items():
-            if not _IDENTIFIER.match(name) or name.lower() in VIEWS:
+
+    def __init__(self, snapshot: Snapshot, layers: pa.Table) -> None:
+        self._snapshot = snapshot
+        self._con = duckdb.connect()
+        # Unique: DuckDB makes it when it spills and removes it at the end.
+        spill = Path(tempfile.gettempdir()) / f"nrm_graph_{secrets.token_hex(8)}"
+        allowed = [
+            str(snapshot.path(name, table).absolute())
+            for name, manifest in snapshot.manifests.items()
+            for table in manifest.files
+            if table != "tensors"
+        ]
+        try:
+            self._register("layers", layers)
+            self._register("failures", snapshot.failures)
+            for setting in (
+                f"allowed_paths = [{', '.join(map(_text, allowed))}]",
+                f"temp_directory = {_text(str(spill))}",
+                "python_enable_replacements = false",
+                "autoinstall_known_extensions = false",
+                "autoload_known_extensions = false",
+                "enable_external_access = false",
+                "lock_configuration = true",
+            ):
+                self._con.execute(f"SET {setting}")
+        except duckdb.Error as error:
+            self._con.close()
+            raise StoreError(f"the store's tables cannot be opened: {error}") from None
+
+    def _register(self, name: str, table: pa.Table) -> None:
+        # Registered Arrow data is seen by one cursor only, so it is copied.
+        self._con.register("__arrow", table)
+        self._con.execute(f'CREATE TABLE {name} AS SELECT * FROM "__arrow"')
+        self._con.unregister("__arrow")
+
+    def close(self) -> None:
+        """Release the connection; relations made from it end."""
+        self._con.close()
+
+    def query(
+        self,
+        sql: str,
+        params: Any = None,
+        ids: Collection[int] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
+    ) -> Relation:
+        """Run one checked query.
+
+        Parameters
+        ----------
+        sql : str
+            A single SELECT.
+        params : sequence or mapping, optional
+            Values for ``?`` or ``$name``.
+        ids : collection of int, optional
+            See these inputs only.
+        tables : mapping of name to pyarrow.Table, optional
+            Further tables.
+
+        Raises
+        ------
+        QueryError
+            If the query is refused or fails.
+        InputError
+            If a further table cannot bear its name.
+        """
+        further = dict(tables or {})
+        for name in further:
+            plain = isinstance(name, str) and _IDENTIFIER.match(name)
+            if not plain or name.lower() in VIEWS or name.startswith("__"):
                 raise InputError(f"{name!r} cannot name a table: use a new, plain identifier")
+        used = check_statement(sql, {*VIEWS, *(name.lower() for name in further)})
+        con = self._con.cursor()
+        for name, data in further.items():
             con.register(name, data)
-        allowed = [path for paths in files.values() for path in paths]
-        con.execute(f"SET allowed_paths = [{', '.join(_quote(p) for p in allowed)}]")
-        con.execute(f"SET temp_directory = {_quote(tempfile.gettempdir() + '/nrm_graph_duckdb')}")
-        con.execute("SET enable_external_access = false")
-        con.execute("SET lock_configuration = true")
-    except duckdb.Error as error:
-        con.close()
-        raise StoreError(f"the store's tables cannot be opened: {error}") from None
-    return con
+        needed = used & {"inputs", "nodes", "edges"} | (
+            {"inputs", "edges"} if "flows" in used else set()
+        )
+
+        def run() -> Any:
+            for table in sorted(needed):
+                con.execute(f"CREATE TEMP VIEW {table} AS {self._source(table, ids)}")
+            if "flows" in used:
+                con.execute(f"CREATE TEMP VIEW flows AS {FLOWS}")
+            return con.sql(sql, params=params) if params is not None else con.sql(sql)
+
+        relation = interruptible(con, run)
+        if relation is None:
+            raise QueryError("the query has no result: expected a SELECT")
+        return Relation(con, relation)
+
+    def _source(self, table: str, ids: Collection[int] | None) -> str:
+        parts = self._snapshot.parts(table, ids)
+        if table == "inputs":
+            return self._inputs(parts)
+        if not parts:
+            return _empty(table)
+        columns = ", ".join(SCHEMAS[table].names)
+        return " UNION ALL ".join(
+            f"SELECT {columns} FROM {_files(part.paths)}{_where(part)}" for part in parts
+        )
+
+    def _inputs(self, parts: Sequence[Part]) -> str:
+        """Query of ``inputs``: metadata of all shards, of one type each."""
+        fields = self._snapshot.fields
+        if not parts:
+            extra = [f"NULL::{SQL_TYPES[k]} AS {_name(n)}" for n, k in fields.types.items()]
+            return _empty("inputs", extra)
+        # Files whose fields are alike are read together; mostly that is all of them.
+        groups: dict[tuple[tuple[str, str], ...], list[tuple[str, tuple[int, ...] | None]]] = {}
+        for part in parts:
+            for path in part.paths:
+                shard = Path(path).name.split(".")[0]
+                alike = tuple(sorted(self._snapshot.manifests[shard].metadata.items()))
+                groups.setdefault(alike, []).append((path, part.ids))
+        queries = []
+        for alike, found in groups.items():
+            spelled = {name.casefold(): (name, kind) for name, kind in alike}
+            columns = list(INPUTS.names)
+            for name, kind in fields.types.items():
+                own, held = spelled.get(name.casefold(), (name, "null"))
+                value = "NULL" if held == "null" else _name(own)
+                columns.append(f"CAST({value} AS {SQL_TYPES[kind]}) AS {_name(name)}")
+            by_ids: dict[tuple[int, ...] | None, list[str]] = {}
+            for path, ids in found:
+                by_ids.setdefault(ids, []).append(path)
+            for ids, paths in by_ids.items():
+                where = "" if ids is None else f" WHERE input_id IN ({_numbers(ids)})"
+                # Explicit columns: a field may bear a name that DuckDB gives a meaning, such as
+                # filename.
+                queries.append(f"SELECT {', '.join(columns)} FROM {_files(paths)}{where}")
+        return " UNION ALL ".join(queries)
 
 
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+def _files(paths: Sequence[str]) -> str:
+    listed = ", ".join(_text(path) for path in paths)
+    # Not partitioned: a folder named a=b never becomes a column.
+    return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
 
 
-def _source(
-    con: duckdb.DuckDBPyConnection,
-    table: str,
-    paths: Sequence[str],
-    keep: Mapping[str, Sequence[int]] | None,
-) -> str:
-    if not paths:
-        con.register(f"__{table}", SCHEMAS[table].empty_table())
-        return f'SELECT * FROM "__{table}"'
-    listed = ", ".join(_quote(p) for p in paths)
-    union = ", union_by_name = true" if table == "inputs" else ""
-    # Explicit, so that a folder named a=b never becomes a column.
-    query = f"SELECT * FROM read_parquet([{listed}], hive_partitioning = false{union})"
-    ids = sorted({int(i) for p in paths for i in (keep or {}).get(p, ())})
-    if keep is not None:
-        chosen = ", ".join(str(i) for i in ids) or "NULL"
-        query += f" WHERE input_id IN ({chosen})"
-    return query
+def _where(part: Part) -> str:
+    return "" if part.ids is None else f" WHERE input_id IN ({_numbers(part.ids)})"
 
 
-def query(con: duckdb.DuckDBPyConnection, sql: str, params: Any = None) -> Any:
-    """Run one checked query and return a DuckDB relation."""
-    check_statement(sql)
-    try:
-        return con.sql(sql, params=params) if params is not None else con.sql(sql)
-    except duckdb.Error as error:
-        raise QueryError(str(error)) from None
+def _numbers(ids: Sequence[int]) -> str:
+    return ", ".join(str(int(i)) for i in ids)
+
+
+def _empty(table: str, extra: Sequence[str] = ()) -> str:
+    kinds = {"int64": "BIGINT", "int32": "INTEGER", "int16": "SMALLINT", "float": "FLOAT"}
+    columns = [
+        f"NULL::{kinds.get(str(field.type), 'VARCHAR')} AS {field.name}" for field in SCHEMAS[table]
+    ]
+    return f"SELECT {', '.join([*columns, *extra])} WHERE false"
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _name(value: str) -> str:
+    return '"' + value.replace('"', '""') + '"'

@@ -1,0 +1,363 @@
+"""Manifests: a shard exists from the moment that its manifest does."""
+
+from __future__ import annotations
+
+import graphlib
+import json
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import StoreError
+from nrm_graph.store.files import (
+    file_size,
+    parse_object,
+    publish,
+    read_limited,
+    remove_quietly,
+    write_synced,
+)
+from nrm_graph.store.metadata import SQL_TYPES, name_problem
+from nrm_graph.store.schema import FORMAT_VERSION, TABLES, input_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MAX_MANIFEST_BYTES = 16 << 20
+MAX_ERROR = 2000
+_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One data file of a shard: name, size in bytes, SHA-256 and number of rows."""
+
+    name: str
+    size: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One (key, target) pair of a shard; ``nodes`` and ``edges`` are (first row group, number)."""
+
+    input_id: int
+    key: str
+    target: int
+    content: str
+    nodes: tuple[int, int]
+    edges: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one shard holds.
+
+    ``files`` is by table and empty where there are no ``inputs``; ``metadata`` maps field names
+    to type names; ``failures`` are (key, error) pairs.
+    """
+
+    name: str
+    files: Mapping[str, FileInfo]
+    metadata: Mapping[str, str]
+    inputs: tuple[Entry, ...]
+    replaces: tuple[str, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+def new_name(after: str = "") -> str:
+    """Name of a new shard: nanoseconds and 64 random bits, unique without a lock.
+
+    Names sort by time, so that of two shards with the same pair the older one counts; the name is
+    greater than `after` even where the clock was set back.
+    """
+    earliest = int(after[:19] or "0") + 1
+    return f"{max(time.time_ns(), earliest):019d}-{secrets.token_hex(8)}"
+
+
+def data_name(shard: str, table: str) -> str:
+    """File name of one table of a shard."""
+    return f"{shard}.{table}.parquet"
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Serialise a manifest as JSON."""
+    return json.dumps(
+        {
+            "format_version": FORMAT_VERSION,
+            "name": manifest.name,
+            "files": {
+                table: {"name": f.name, "size": f.size, "sha256": f.sha256, "rows": f.rows}
+                for table, f in manifest.files.items()
+            },
+            "metadata": dict(manifest.metadata),
+            "inputs": [
+                {
+                    "input_id": e.input_id,
+                    "key": e.key,
+                    "target": e.target,
+                    "content": e.content,
+                    "nodes": list(e.nodes),
+                    "edges": list(e.edges),
+                }
+                for e in manifest.inputs
+            ],
+            "replaces": list(manifest.replaces),
+            "failures": [{"key": key, "error": error} for key, error in manifest.failures],
+        },
+        ensure_ascii=False,
+    ).encode("utf-8")
+
+
+def decode(name: str, data: bytes) -> Manifest:
+    """Parse and validate the manifest of shard `name`; nothing in it is trusted.
+
+    Raises
+    ------
+    StoreError
+        If a field is missing, of a wrong type or names a file that is not the shard's own.
+    """
+    raw = parse_object(data, f"manifest {name}.json")
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise StoreError(
+            f"manifest {name}.json has format version {version!r}; this release reads "
+            f"{FORMAT_VERSION}: install the release that wrote the store"
+        )
+    _expect(raw.get("name") == name, name, "name", f"{name!r}", raw.get("name"))
+    metadata = _object(raw, "metadata", name)
+    for field, kind in metadata.items():
+        _expect(name_problem(field) is None, name, "metadata", "names of columns", field)
+        known = isinstance(kind, str) and kind in SQL_TYPES
+        _expect(known, name, f"metadata.{field}", f"one of {', '.join(SQL_TYPES)}", kind)
+    folded = {field.casefold() for field in metadata}
+    _expect(len(folded) == len(metadata), name, "metadata", "names of columns", "one twice")
+    inputs = tuple(_entry(e, name) for e in _list(raw, "inputs", name))
+    files = _object(raw, "files", name)
+    tables = set(TABLES) if inputs else set()
+    _expect(set(files) == tables, name, "files", f"the tables {TABLES}", sorted(files))
+    _expect(
+        len({e.input_id for e in inputs}) == len(inputs), name, "inputs", "unique pairs", "twice"
+    )
+    replaces = _list(raw, "replaces", name)
+    for other in replaces:
+        plain = isinstance(other, str) and _NAME.fullmatch(other) is not None and other != name
+        _expect(plain, name, "replaces", "names of other shards", other)
+    return Manifest(
+        name=name,
+        files={table: _file(files[table], name, table) for table in TABLES if files},
+        metadata=metadata,
+        inputs=inputs,
+        replaces=tuple(replaces),
+        failures=tuple(_failure(f, name) for f in _list({"failures": [], **raw}, "failures", name)),
+    )
+
+
+def read_manifest(folder: Path, name: str) -> Manifest:
+    """Read one manifest and check that its files are there with the sizes that it states.
+
+    Raises
+    ------
+    StoreError
+        If the manifest is malformed or a file is missing, a link or of another size.
+    """
+    manifest = decode(name, read_limited(folder / f"{name}.json", MAX_MANIFEST_BYTES))
+    for info in manifest.files.values():
+        size = file_size(folder / info.name)
+        if size != info.size:
+            raise StoreError(
+                f"expected {info.name} to hold {info.size} bytes, found {size}; "
+                "the file was truncated or changed: copy the store again or remove the shard "
+                f"{name} and extract its inputs anew"
+            )
+    return manifest
+
+
+def read_manifests(folder: Path) -> tuple[Manifest, ...]:
+    """Manifests of a folder in the order of their names, without the replaced ones.
+
+    A folder that is missing holds none.
+
+    Raises
+    ------
+    StoreError
+        If the folder is a link, a manifest is not valid or manifests replace each other in a
+        circle.
+    """
+    if folder.is_symlink():
+        raise StoreError(
+            f"expected {folder} to be a folder, found a symbolic link; do not trust it"
+        )
+    if not folder.exists():
+        return ()
+    for attempt in range(3):
+        try:
+            names = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".json"))
+        except OSError as error:
+            raise StoreError(f"cannot list {folder}: {error.strerror}") from error
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise StoreError(
+                    f"expected names of manifests to be plain, found {name + '.json'!r} in "
+                    f"{folder}; remove the file, no writer of this package makes it"
+                )
+        manifests = []
+        try:
+            for name in names:
+                manifests.append(read_manifest(folder, name))  # noqa: PERF401 (partial on error)
+            break
+        except StoreError:
+            # A replaced shard may be deleted between listing and reading; look once more.
+            listed = {p.name[:-5] for p in folder.iterdir() if p.name.endswith(".json")}
+            if attempt == 2 or set(names) <= listed:
+                raise
+    try:
+        graphlib.TopologicalSorter({m.name: m.replaces for m in manifests}).prepare()
+    except graphlib.CycleError as error:
+        raise StoreError(
+            f"shards replace each other in a circle: {error.args[1]}; do not trust this store"
+        ) from error
+    replaced = {other for m in manifests for other in m.replaces}
+    return tuple(m for m in manifests if m.name not in replaced)
+
+
+def commit(folder: Path, manifest: Manifest, temporaries: Mapping[str, Path]) -> None:
+    """Publish a shard whose synced data files lie in its folder under temporary names.
+
+    Data files first, the manifest last.  On an error before the manifest is in place everything
+    of the shard is removed; after it, the shard is committed and stays.
+
+    Parameters
+    ----------
+    folder : Path
+        The store's ``shards``.
+    manifest : Manifest
+        What the shard holds.
+    temporaries : mapping of str to Path
+        The data files by table.
+
+    Raises
+    ------
+    StoreError
+        If a name is taken or the file system fails (disk full, read-only).
+    """
+    final = folder / f"{manifest.name}.json"
+    temporary = final.with_name(final.name + ".tmp")
+    published: list[Path] = []
+    try:
+        data = encode(manifest)
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise StoreError(
+                f"expected a manifest of at most {MAX_MANIFEST_BYTES} bytes, found {len(data)}; "
+                "use fewer inputs per shard or shorter keys"
+            )
+        for table, info in manifest.files.items():
+            path = folder / info.name
+            # Noted before the rename: a folder's failed fsync follows a rename that happened.
+            if not path.exists():
+                published.append(path)
+            publish(temporaries[table], path)
+        write_synced(temporary, data)
+        publish(temporary, final)
+    except BaseException as error:
+        # Whether the manifest is in place is asked of the disk, for the rename may have happened.
+        if not final.exists():
+            for path in published:
+                remove_quietly(path)
+        for path in (*temporaries.values(), temporary):
+            remove_quietly(path)
+        if isinstance(error, OSError):
+            raise StoreError(
+                f"cannot write the shard {manifest.name} in {folder}: "
+                f"{error.strerror or error}; what was committed before stays readable: "
+                "free space or permissions and run the same command again"
+            ) from error
+        raise
+
+
+def _expect(holds: bool, shard: str, field: str, expected: str, found: object) -> None:
+    if not holds:
+        shown = repr(found)
+        raise StoreError(
+            f"manifest {shard}.json is malformed: expected {field} to be {expected}, "
+            f"found {shown[:100]}; copy the store again, and do not trust one from a stranger"
+        )
+
+
+def _object(raw: Mapping[str, Any], field: str, shard: str) -> dict[str, Any]:
+    value = raw.get(field)
+    _expect(isinstance(value, dict), shard, field, "an object", value)
+    assert isinstance(value, dict)
+    return value
+
+
+def _list(raw: Mapping[str, Any], field: str, shard: str) -> list[Any]:
+    value = raw.get(field)
+    _expect(isinstance(value, list), shard, field, "a list", value)
+    assert isinstance(value, list)
+    return value
+
+
+def _failure(raw: Any, shard: str) -> tuple[str, str]:
+    _expect(isinstance(raw, dict), shard, "a failure", "an object", raw)
+    key, error = raw.get("key"), raw.get("error")
+    _expect(is_text(key) and is_text(error), shard, "a failure", "key and error as text", raw)
+    return key, error
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is text that UTF-8 can hold (JSON may hold lone surrogates)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_int(value: object, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _file(raw: Any, shard: str, table: str) -> FileInfo:
+    field = f"files.{table}"
+    _expect(isinstance(raw, dict), shard, field, "an object", raw)
+    name = data_name(shard, table)
+    _expect(raw.get("name") == name, shard, f"{field}.name", repr(name), raw.get("name"))
+    for count in ("size", "rows"):
+        value = raw.get(count)
+        _expect(_is_int(value, 0, 1 << 62), shard, f"{field}.{count}", "a count", value)
+    digest = raw.get("sha256")
+    valid = isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
+    _expect(valid, shard, f"{field}.sha256", "64 hexadecimal digits", digest)
+    return FileInfo(name, raw["size"], raw["sha256"], raw["rows"])
+
+
+def _entry(raw: Any, shard: str) -> Entry:
+    _expect(isinstance(raw, dict), shard, "an input", "an object", raw)
+    key, target, content = raw.get("key"), raw.get("target"), raw.get("content")
+    _expect(is_text(key), shard, "key", "text", key)
+    _expect(_is_int(target, -(1 << 31), (1 << 31) - 1), shard, "target", "an int32", target)
+    valid = isinstance(content, str) and _SHA256.fullmatch(content) is not None
+    _expect(valid, shard, "content", "64 hexadecimal digits", content)
+    expected = input_id(key, target)
+    found = raw.get("input_id")
+    matches = _is_int(found, 0, (1 << 63) - 1) and found == expected
+    _expect(matches, shard, f"input_id of {key!r}", f"{expected}", found)
+    groups = []
+    for table in ("nodes", "edges"):
+        value = raw.get(table)
+        pair = (
+            isinstance(value, list)
+            and len(value) == 2
+            and all(_is_int(number, 0, 1 << 31) for number in value)
+        )
+        _expect(pair, shard, f"{table} of {key!r}", "[first row group, number]", value)
+        groups.append((value[0], value[1]))
+    return Entry(found, key, target, content, groups[0], groups[1])

@@ -1,0 +1,172 @@
+"""Metadata: the columns of ``inputs`` that a user adds, one type each across the store."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from nrm_graph.errors import InputError
+from nrm_graph.store.schema import INPUTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+# "null" is a field that never held a value; its shard has no column for it.
+ARROW_TYPES: Mapping[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "string": pa.string(),
+}
+SQL_TYPES: Mapping[str, str] = {
+    "bool": "BOOLEAN",
+    "int": "BIGINT",
+    "float": "DOUBLE",
+    "string": "VARCHAR",
+    "null": "VARCHAR",
+}
+MAX_NAME = 200
+MAX_FIELDS = 1000
+RESERVED = frozenset(name.casefold() for name in INPUTS.names)
+_EXACT = 1 << 53  # integers beyond it do not all fit a float column
+
+
+def name_problem(name: object) -> str | None:
+    """Say why a field cannot bear a name, or None if it can."""
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
+        return f"a name must be text of 1 to {MAX_NAME} characters"
+    if not name.isprintable() or name != name.strip():
+        return "a name must be printable, without space at its ends"
+    if name.casefold() in RESERVED:
+        return f"the names {', '.join(INPUTS.names)} are reserved, letter case ignored"
+    return None
+
+
+def normal(name: str, value: Any) -> tuple[str, bool | int | float | str | None]:
+    """Type name and plain Python value of one metadata value.
+
+    Scalars of NumPy and torch count as the Python values that they hold.
+
+    Raises
+    ------
+    InputError
+        If the value is no bool, int, float, str or None, or cannot be stored.
+    """
+    if not isinstance(value, bool | int | float | str) and value is not None:
+        if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+            value = value.item()
+    elif isinstance(value, np.generic):  # np.float64 is a float, np.str_ a str
+        value = value.item()
+    if value is None:
+        return "null", None
+    if isinstance(value, bool):
+        return "bool", value
+    if isinstance(value, int):
+        if not -(1 << 63) <= value < 1 << 63:
+            raise InputError(f"the metadata {name!r} is {value}: expected at most 64 bits")
+        return "int", int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"the metadata {name!r} is {value}: expected a finite number or None")
+        return "float", float(value)
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise InputError(
+                f"the metadata {name!r} is {value!r}: expected valid Unicode"
+            ) from None
+        return "string", str(value)
+    raise InputError(
+        f"the metadata {name!r} is a {type(value).__name__}: expected bool, int, float, str or None"
+    )
+
+
+def joined(first: str, second: str) -> str:
+    """Type that readers give to a field that two shards hold with these types.
+
+    >>> joined("int", "float"), joined("null", "bool"), joined("bool", "int")
+    ('float', 'bool', 'string')
+    """
+    if first == second or second == "null":
+        return first
+    if first == "null":
+        return second
+    return "float" if {first, second} == {"int", "float"} else "string"
+
+
+class Fields:
+    """Types of the metadata fields seen so far, by name with letter case ignored."""
+
+    def __init__(self, known: Iterable[Mapping[str, str]] = ()) -> None:
+        self._names: dict[str, str] = {}
+        self.types: dict[str, str] = {}
+        for fields in known:
+            for name, kind in fields.items():
+                self._learn(name, kind)
+
+    def _learn(self, name: str, kind: str) -> None:
+        spelled = self._names.setdefault(name.casefold(), name)
+        self.types[spelled] = joined(self.types.get(spelled, "null"), kind)
+
+    def spelling(self, name: str) -> str | None:
+        """Return the spelling under which a name is known, or None."""
+        return self._names.get(name.casefold())
+
+    def accept(self, metadata: Mapping[str, Any]) -> dict[str, bool | int | float | str | None]:
+        """Check the metadata of one input and fix the types of the fields that are new.
+
+        Raises
+        ------
+        InputError
+            If a name or a type cannot be used; nothing is fixed then.
+        """
+        found: dict[str, tuple[str, bool | int | float | str | None]] = {}
+        seen: dict[str, str] = {}
+        for name, raw in metadata.items():
+            problem = name_problem(name)
+            if problem:
+                raise InputError(f"the metadata name {name!r} cannot be used: {problem}; rename it")
+            other = seen.setdefault(name.casefold(), self.spelling(name) or name)
+            if other != name:
+                raise InputError(
+                    f"the metadata names {other!r} and {name!r} differ in letter case alone: use "
+                    "one of them"
+                )
+            kind, value = normal(name, raw)
+            fixed = self.types.get(name, "null")
+            if "null" not in (kind, fixed) and kind != fixed and {kind, fixed} != {"int", "float"}:
+                raise InputError(
+                    f"the metadata {name!r} is of type {fixed} in this store, found {kind} "
+                    f"({value!r}): convert it, or use another name"
+                )
+            if kind == "int" and fixed == "float" and abs(int(value or 0)) > _EXACT:
+                raise InputError(
+                    f"the metadata {name!r} is of type float in this store, which cannot hold "
+                    f"{value} exactly: use another name"
+                )
+            found[name] = kind, value
+        new = len(self.types) + sum(name not in self.types for name in found)
+        if new > MAX_FIELDS:
+            raise InputError(f"expected at most {MAX_FIELDS} metadata fields, found {new}")
+        for name, (kind, _) in found.items():
+            self._learn(name, kind)
+        return {name: value for name, (_, value) in found.items()}
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, pa.Array]]:
+    """Types by name, and the columns of those that hold a value, for the inputs of a shard."""
+    fields = Fields()
+    for row in rows:
+        fields.accept(row)
+    arrays = {}
+    for name, kind in fields.types.items():
+        if kind != "null":
+            values = [row.get(name) for row in rows]
+            if kind == "float":
+                values = [None if v is None else float(v) for v in values]
+            arrays[name] = pa.array(values, ARROW_TYPES[kind])
+    return dict(fields.types), arrays

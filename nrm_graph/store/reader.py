@@ -1,0 +1,259 @@
+"""What is committed: a snapshot of the manifests, and checked reads of single inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nrm_graph.errors import InputError, StoreError
+from nrm_graph.store.manifest import data_name, read_manifests
+from nrm_graph.store.metadata import Fields
+from nrm_graph.store.schema import FAILURES, LAYERS, SCHEMAS, TENSOR_DTYPES, content_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from nrm_graph.store.manifest import Entry, Manifest
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files of one table that SQL reads alike; None as ``ids`` keeps every row."""
+
+    paths: tuple[str, ...]
+    ids: tuple[int, ...] | None = None
+
+
+class Snapshot:
+    """The committed (key, target) pairs of a store at one moment.
+
+    Attributes
+    ----------
+    folder : Path
+        The store's folder.
+    manifests : mapping of str to Manifest
+        By shard name, in order, without those that are replaced.
+    shard_of : dict of int to str
+        For each input_id the shard that counts: the smallest name that holds it.
+    entries : dict of int to Entry
+        For each input_id its entry there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifests: Mapping[str, Manifest] = {
+            m.name: m for m in read_manifests(folder / "shards")
+        }
+        self.shard_of: dict[int, str] = {}
+        self.entries: dict[int, Entry] = {}
+        for name, manifest in self.manifests.items():
+            for entry in manifest.inputs:
+                if entry.input_id not in self.entries:
+                    self.shard_of[entry.input_id] = name
+                    self.entries[entry.input_id] = entry
+
+    @cached_property
+    def by_key(self) -> Mapping[str, tuple[int, ...]]:
+        """Input ids by key."""
+        found: dict[str, list[int]] = {}
+        for identity, entry in self.entries.items():
+            found.setdefault(entry.key, []).append(identity)
+        return {key: tuple(ids) for key, ids in found.items()}
+
+    @cached_property
+    def fields(self) -> Fields:
+        """Metadata fields with the types that readers give them."""
+        return Fields(m.metadata for m in self.manifests.values())
+
+    @property
+    def failures(self) -> pa.Table:
+        """Inputs that failed and were not committed later: columns key and error."""
+        found: dict[str, str] = {}
+        for manifest in self.manifests.values():
+            for entry in manifest.inputs:
+                found.pop(entry.key, None)
+            # A writer takes back the failure of a key that it adds later to the same shard, so
+            # what stands here happened after.
+            found |= dict(manifest.failures)
+        rows = [{"key": key, "error": error} for key, error in sorted(found.items())]
+        return pa.Table.from_pylist(rows, FAILURES)
+
+    def path(self, shard: str, table: str) -> Path:
+        """Return the data file of a shard."""
+        return self.folder / "shards" / data_name(shard, table)
+
+    def parts(self, table: str, ids: Collection[int] | None = None) -> list[Part]:
+        """Files of a table, and which of their rows to keep.
+
+        Parameters
+        ----------
+        table : str
+            ``inputs``, ``nodes`` or ``edges``.
+        ids : collection of int, optional
+            These inputs only.  Each row group holds one input, so the engine skips the others by
+            the statistics of ``input_id``.
+        """
+        wanted: dict[str, list[int]] = {}
+        if ids is None:
+            for identity, shard in self.shard_of.items():
+                wanted.setdefault(shard, []).append(identity)
+        else:
+            for identity in ids:
+                wanted.setdefault(self.shard_of[identity], []).append(identity)
+        whole: list[str] = []
+        some: list[str] = []
+        some_ids: list[int] = []
+        apart: list[Part] = []
+        for shard in sorted(wanted):
+            path = str(self.path(shard, table).absolute())
+            held = self.manifests[shard].inputs
+            chosen = wanted[shard]
+            if len(chosen) == len(held):
+                whole.append(path)
+            elif any(self.shard_of[e.input_id] != shard for e in held):
+                # It holds a pair that another shard wins, whose id may be wanted from there.
+                apart.append(Part((path,), tuple(sorted(chosen))))
+            else:
+                some.append(path)
+                some_ids += chosen
+        found = apart
+        if some:
+            found.insert(0, Part(tuple(some), tuple(sorted(some_ids))))
+        if whole:
+            found.insert(0, Part(tuple(whole)))
+        return found
+
+    def rows(self, identity: int, table: str) -> pa.Table:
+        """Rows of one input in ``nodes`` or ``edges``, with page checksums verified.
+
+        Raises
+        ------
+        StoreError
+            If the file is damaged, or holds other rows than its manifest says.
+        """
+        entry = self.entries[identity]
+        path = self.path(self.shard_of[identity], table)
+        first, count = entry.nodes if table == "nodes" else entry.edges
+        with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if first + count > file.num_row_groups:
+                raise StoreError(
+                    f"{path} has {file.num_row_groups} row groups, its manifest speaks of "
+                    f"{first + count}: copy the store again"
+                )
+            if file.schema_arrow.names != SCHEMAS[table].names:
+                raise StoreError(
+                    f"{path} has the columns {file.schema_arrow.names}, expected "
+                    f"{SCHEMAS[table].names}: do not trust this store"
+                )
+            found = file.read_row_groups(list(range(first, first + count)))
+            found = found.cast(SCHEMAS[table])
+        if len(found) and pc.any(pc.not_equal(found["input_id"], identity)).as_py():
+            raise StoreError(f"{path} holds rows of another input where {entry.key!r} should be")
+        return found
+
+    def facts(self, identity: int) -> dict[str, Any]:
+        """Columns of ``inputs`` of one input, metadata included.
+
+        Raises
+        ------
+        StoreError
+            If the file is damaged or lacks the input.
+        """
+        path = self.path(self.shard_of[identity], "inputs")
+        with _damage(path):
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read()
+            rows = table.filter(pc.equal(table["input_id"], identity)).to_pylist()
+        if len(rows) != 1:
+            raise StoreError(f"{path} holds {len(rows)} rows of one input, expected 1")
+        return dict(rows[0])
+
+    def predictions(self, shards: Iterable[str] | None = None) -> dict[str, int]:
+        """Strongest output of every key, to know its target before computing.
+
+        Raises
+        ------
+        StoreError
+            If a file is damaged.
+        """
+        found: dict[str, int] = {}
+        for shard in self.manifests if shards is None else shards:
+            if self.manifests[shard].inputs:
+                path = self.path(shard, "inputs")
+                with _damage(path), pq.ParquetFile(path) as file:
+                    table = file.read(["key", "predicted"])
+                    found |= zip(
+                        table["key"].to_pylist(), table["predicted"].to_pylist(), strict=True
+                    )
+        return found
+
+    def tensor(self, identity: int) -> npt.NDArray[Any]:
+        """Input tensor, its content hash checked.
+
+        Raises
+        ------
+        InputError
+            If the inputs were left out of the store.
+        StoreError
+            If the file is damaged or holds another tensor.
+        """
+        entry = self.entries[identity]
+        path = self.path(self.shard_of[identity], "tensors")
+        with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            keys = file.read(["key"])["key"].to_pylist()
+            if entry.key not in keys:
+                raise InputError(
+                    f"the store holds no tensor of {entry.key!r} (extracted with tensors='omit'): "
+                    "pass the tensor as input="
+                )
+            row = keys.index(entry.key)
+            group = 0
+            while row >= file.metadata.row_group(group).num_rows:
+                row -= file.metadata.row_group(group).num_rows
+                group += 1
+            found = file.read_row_group(group).slice(row, 1).to_pylist()[0]
+        kind, shape, data = found["dtype"], found["shape"], found["data"]
+        if kind not in TENSOR_DTYPES or any(d < 0 for d in shape):
+            raise StoreError(f"{path}: the tensor of {entry.key!r} has an unknown type or shape")
+        dtype = np.dtype(kind).newbyteorder("<")
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise StoreError(f"{path}: the tensor of {entry.key!r} is not of the size it states")
+        tensor = np.frombuffer(data, dtype).reshape(shape).astype(kind, copy=False)
+        if content_hash(tensor) != entry.content:
+            raise StoreError(
+                f"{path}: the tensor of {entry.key!r} is not the one that was explained: copy the "
+                "store again"
+            )
+        return tensor
+
+
+class _damage:
+    """Turn what Arrow raises at a damaged file into a StoreError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError | pa.ArrowException | KeyError | UnicodeDecodeError):
+            raise StoreError(
+                f"{self.path} is damaged: {error}; copy the store again, or remove the shard and "
+                "extract its inputs anew"
+            ) from error
+
+
+def layers_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Return the table ``layers`` from the entries of ``store.json``."""
+    return pa.Table.from_pylist([{n: row[n] for n in LAYERS.names} for row in rows], LAYERS)

@@ -1,0 +1,285 @@
+"""One shard while it is written: data files under temporary names until the commit."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nrm_graph.errors import InputError
+from nrm_graph.store import metadata
+from nrm_graph.store.files import HashingFile, remove_quietly
+from nrm_graph.store.manifest import (
+    Entry,
+    FileInfo,
+    Manifest,
+    commit,
+    data_name,
+    is_text,
+)
+from nrm_graph.store.schema import (
+    GROUPS_PER_FILE,
+    INPUTS,
+    ORDER,
+    ROWS_PER_GROUP,
+    SCHEMAS,
+    TABLES,
+    TENSOR_DTYPES,
+    Record,
+    input_id,
+    parquet_options,
+    tensor_bytes,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_KEY_BYTES = 4096
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_key(key: object) -> None:
+    """Refuse a key that a store cannot hold.
+
+    Raises
+    ------
+    InputError
+        If it is no text of 1 to 4096 bytes in UTF-8.
+    """
+    if not isinstance(key, str) or not is_text(key) or not 0 < len(key.encode()) <= MAX_KEY_BYTES:
+        raise InputError(
+            f"expected a key of valid Unicode, 1 to {MAX_KEY_BYTES} bytes long, found "
+            f"{repr(key)[:100]}: give the input another key"
+        )
+
+
+def checked(record: Record) -> tuple[pa.Table, pa.Table]:
+    """Check a record; its nodes and edges in the types of the store, without ``input_id``.
+
+    Raises
+    ------
+    InputError
+        If a value is not finite (naming input and layer), missing or out of range.
+    """
+    check_key(record.key)
+    name = f"input {record.key!r}"
+    for what in ("target", "predicted"):
+        value = getattr(record, what)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or not -(1 << 31) <= value < 1 << 31:
+            raise InputError(f"{name}: expected {what} to be a 32-bit integer, found {value!r}")
+    with np.errstate(over="ignore"):  # float32 may overflow to the infinity that is refused
+        finite = math.isfinite(np.float32(record.logit))
+    if not finite:
+        raise InputError(f"{name}: its logit is {record.logit}: expected a finite float32")
+    if record.label is not None and not is_text(record.label):
+        raise InputError(f"{name}: expected a label of valid Unicode, found {record.label!r}")
+    if not isinstance(record.content, str) or not _SHA256.fullmatch(record.content):
+        raise InputError(f"{name}: expected content to be a SHA-256, found {record.content!r}")
+    if record.tensor is not None and record.tensor.dtype.name not in TENSOR_DTYPES:
+        raise InputError(f"{name}: a tensor of type {record.tensor.dtype} cannot be stored")
+    return _typed(record.nodes, "nodes", name), _typed(record.edges, "edges", name)
+
+
+def _typed(table: pa.Table, kind: str, name: str) -> pa.Table:
+    schema = SCHEMAS[kind].remove(0)
+    missing = [column for column in schema.names if column not in table.column_names]
+    if missing:
+        raise InputError(f"{name}: its {kind} lack the columns {', '.join(missing)}")
+    try:
+        typed = table.select(schema.names).cast(schema)
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(f"{name}: its {kind} do not fit the store's types: {error}") from error
+    for field in schema:
+        column = typed[field.name]
+        if not field.nullable and column.null_count:
+            raise InputError(f"{name}: {field.name} of its {kind} is null: expected a value")
+        if pa.types.is_floating(field.type):
+            finite = pc.is_finite(column)
+            row = pc.index(finite, False).as_py()
+            if row >= 0:
+                layer = typed[schema.names[0]][row].as_py()
+                raise InputError(
+                    f"{name}: {field.name} of its {kind} is {column[row].as_py()} in layer "
+                    f"{layer}: expected finite numbers; see whether the input or the network's "
+                    "output is very large, or use another composite"
+                )
+    return typed
+
+
+def ordered(table: pa.Table, kind: str, name: str) -> pa.Table:
+    """Rows of one input in the order of the format.
+
+    Raises
+    ------
+    InputError
+        If two rows speak of the same unit or edge.
+    """
+    keys = [table[column].to_numpy() for column in ORDER[kind]]
+    for attempt in range(2):
+        later = np.zeros(max(0, len(table) - 1), bool)  # strictly greater than the row before
+        equal = np.ones_like(later)
+        for key in keys:
+            later |= equal & (key[1:] > key[:-1])
+            equal &= key[1:] == key[:-1]
+        if equal.any():
+            row = int(np.flatnonzero(equal)[0])
+            twice = dict(zip(ORDER[kind], (int(key[row]) for key in keys), strict=True))
+            raise InputError(f"input {name!r}: its {kind} hold {twice} twice: sum such rows")
+        if later.all() or attempt:
+            break
+        order = np.lexsort(keys[::-1])
+        table = table.take(pa.array(order))
+        keys = [key[order] for key in keys]
+    return table
+
+
+class OpenShard:
+    """A shard that records are added to.
+
+    Parameters
+    ----------
+    folder : Path
+        The store's ``shards``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._token = secrets.token_hex(8)
+        self._files: dict[str, HashingFile] = {}
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._groups = {"nodes": 0, "edges": 0}
+        self._rows = dict.fromkeys(TABLES, 0)
+        self._inputs: list[dict[str, Any]] = []
+        self._metadata: list[dict[str, Any]] = []
+        self._entries: list[Entry] = []
+        self._tensors: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return sum(file.size for file in self._files.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether its files hold as many row groups as a file should."""
+        return max(self._groups.values()) >= GROUPS_PER_FILE
+
+    def _write(self, table: str, data: pa.Table) -> None:
+        if table not in self._writers:
+            path = self.folder / f"{self._token}.{table}.parquet.tmp"
+            self._files[table] = HashingFile(path)
+            self._writers[table] = pq.ParquetWriter(
+                self._files[table], data.schema, **parquet_options(table)
+            )
+        self._writers[table].write_table(data, row_group_size=ROWS_PER_GROUP)
+        self._rows[table] += len(data)
+
+    def add(
+        self, record: Record, fields: dict[str, Any], tables: tuple[pa.Table, pa.Table]
+    ) -> None:
+        """Write a checked record; ``fields`` is its metadata as plain values.
+
+        Raises
+        ------
+        InputError
+            If rows are there twice.
+        OSError
+            If the disk fails.
+        """
+        identity = input_id(record.key, record.target)
+        groups: dict[str, tuple[int, int]] = {}
+        for kind, table in zip(("nodes", "edges"), tables, strict=True):
+            rows = ordered(table, kind, record.key)
+            ids = pa.array(np.full(len(rows), identity, np.int64))
+            rows = pa.Table.from_arrays([ids, *rows.columns], schema=SCHEMAS[kind])
+            count = -(-len(rows) // ROWS_PER_GROUP)
+            groups[kind] = self._groups[kind], count
+            if count:
+                self._write(kind, rows)
+                self._groups[kind] += count
+        if record.tensor is not None and record.key not in self._tensors:
+            row = {
+                "key": record.key,
+                "content": record.content,
+                "dtype": record.tensor.dtype.name,
+                "shape": list(record.tensor.shape),
+                "data": tensor_bytes(record.tensor),
+            }
+            self._write("tensors", pa.Table.from_pylist([row], SCHEMAS["tensors"]))
+            self._tensors.add(record.key)
+        self._inputs.append(
+            {
+                "input_id": identity,
+                "key": record.key,
+                "label": record.label,
+                "target": record.target,
+                "predicted": record.predicted,
+                "logit": record.logit,
+            }
+        )
+        self._metadata.append(fields)
+        self._entries.append(
+            Entry(
+                identity,
+                record.key,
+                record.target,
+                record.content,
+                groups["nodes"],
+                groups["edges"],
+            )
+        )
+
+    def commit(self, name: str, failures: tuple[tuple[str, str], ...] = ()) -> Manifest:
+        """Finish the files and publish the shard under a name; on an error nothing remains.
+
+        Raises
+        ------
+        StoreError, OSError
+            If the disk fails.
+        """
+        try:
+            files: dict[str, FileInfo] = {}
+            kinds: dict[str, str] = {}
+            if self._entries:
+                kinds, arrays = metadata.columns(self._metadata)
+                inputs = pa.Table.from_pylist(self._inputs, INPUTS)
+                for field, array in arrays.items():
+                    inputs = inputs.append_column(field, array)
+                self._write("inputs", inputs)
+                for table in TABLES:
+                    if table not in self._writers:
+                        self._write(table, SCHEMAS[table].empty_table())
+                    self._writers[table].close()
+                    file = self._files[table]
+                    file.sync()
+                    file.close()
+                    files[table] = FileInfo(
+                        data_name(name, table), file.size, file.sha256, self._rows[table]
+                    )
+            manifest = Manifest(name, files, kinds, tuple(self._entries), (), failures)
+            commit(self.folder, manifest, {t: f.path for t, f in self._files.items()})
+        except BaseException:
+            self.abort()
+            raise
+        return manifest
+
+    def abort(self) -> None:
+        """Remove what was written and not committed."""
+        for file in self._files.values():
+            file.abandon()
+        for writer in self._writers.values():
+            with contextlib.suppress(Exception):
+                writer.close()
+        for file in self._files.values():
+            remove_quietly(file.path)

@@ -1,0 +1,196 @@
+"""Which SQL may run: one query over known tables with functions that only compute.
+
+The settings of a locked DuckDB connection still allow writing to the files that it may read
+(COPY overwrites them, ATTACH too), so what runs is decided on DuckDB's own parse tree, by lists of
+what is allowed: a new statement, table function or setting of a later DuckDB is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+
+from nrm_graph.errors import QueryError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_QUERIES = {"SELECT_NODE", "SET_OPERATION_NODE", "CTE_NODE", "RECURSIVE_CTE_NODE"}
+_REFERENCES = {
+    "BASE_TABLE",
+    "EMPTY",
+    "EMPTY_FROM",
+    "EXPRESSION_LIST",
+    "JOIN",
+    "PIVOT",
+    "SHOW_REF",
+    "SUBQUERY",
+    "TABLE_FUNCTION",
+}
+_TABLE_FUNCTIONS = {"range", "generate_series", "unnest"}
+# Not functions in DuckDB's list, or called volatile there although they only compute.
+_PLAIN = {
+    *("unnest", "random", "uuid", "gen_random_uuid", "uuidv4", "uuidv7", "error", "vector_type"),
+    *("current_date", "today", "now", "get_current_time", "get_current_timestamp"),
+    *("transaction_timestamp",),
+}
+_OF_THE_SERVER = ("pg_", "has_", "inet_", "current_", "session_")
+# DuckDB 1.5 calls some of these consistent; some plan the SQL that they are given, which opens
+# files.
+_CLOSED = {
+    *("getenv", "getvariable", "query", "glob", "get_block_size", "in_search_path"),
+    *("txid_current", "nextval", "currval", "setval", "setseed", "stats", "sleep_ms", "write_log"),
+    *("json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"),
+}
+_TOO_LONG = 1_000_000
+
+
+@functools.cache
+def _parser() -> duckdb.DuckDBPyConnection:
+    """Return a connection that parses and reads nothing."""
+    con = duckdb.connect(config={"threads": 1})  # no threads that a fork would lose
+    for setting in ("enable_external_access = false", "lock_configuration = true"):
+        con.execute(f"SET {setting}")
+    return con
+
+
+@functools.cache
+def _functions() -> frozenset[str]:
+    """Names of the functions that depend on their arguments alone."""
+    rows = (
+        _parser()
+        .cursor()
+        .execute(
+            "SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions()"
+        )
+    )
+    pure = {
+        name
+        for name, kind, stability in rows.fetchall()
+        if kind == "macro"
+        or (kind in ("scalar", "aggregate", "window") and stability == "CONSISTENT")
+    }
+    closed = {name for name in pure if name.startswith((*_OF_THE_SERVER, "__internal"))}
+    return frozenset((pure - closed - _CLOSED) | _PLAIN)
+
+
+def check_statement(sql: str, tables: Collection[str]) -> set[str]:
+    """Refuse everything but one query made of SELECT, set operations and CTEs.
+
+    Parameters
+    ----------
+    sql : str
+        The query.
+    tables : collection of str
+        Names of the tables that it may read, in lower case.
+
+    Returns
+    -------
+    set of str
+        Those of them that it reads.
+
+    Raises
+    ------
+    QueryError
+        If the text is not exactly one such query, names another table or file, or calls a
+        function that does more than compute.
+    """
+    if len(sql) > _TOO_LONG:
+        raise QueryError(f"the query has {len(sql)} characters, at most {_TOO_LONG} are allowed")
+    try:
+        # As a parameter, and on a cursor of its own: the text itself is not run here.
+        rows = _parser().cursor().execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
+        tree = json.loads(rows[0][0])
+    except (duckdb.Error, ValueError, RecursionError) as error:
+        raise QueryError(f"the query cannot be parsed: {error}") from None
+    if tree.get("error"):
+        message = str(tree.get("error_message"))
+        if tree.get("error_type") == "parser":
+            raise QueryError(f"the query cannot be parsed: {message}")
+        raise QueryError(f"only a single SELECT is allowed: {message}")
+    statements = tree.get("statements") or []
+    if len(statements) != 1:
+        raise QueryError(f"expected one statement, found {len(statements)}")
+    used: set[str] = set()
+    try:
+        node = statements[0].get("node")
+        if not isinstance(node, dict) or node.get("type") not in _QUERIES:
+            raise QueryError("only SELECT, set operations and CTEs are allowed")
+        _walk(node, frozenset(), frozenset(tables), used)
+    except RecursionError:
+        raise QueryError("the query is nested too deeply") from None
+    return used
+
+
+def _walk(node: Any, ctes: frozenset[str], tables: frozenset[str], used: set[str]) -> None:
+    if isinstance(node, list):
+        for item in node:
+            _walk(item, ctes, tables, used)
+        return
+    if not isinstance(node, dict):
+        return
+    kind = node.get("type")
+    if isinstance(kind, str):
+        if kind.endswith(("_NODE", "_STATEMENT")) and kind not in _QUERIES:
+            raise QueryError(f"only SELECT, set operations and CTEs are allowed, found {kind}")
+        if "class" not in node and "alias" in node and "sample" in node:
+            _reference(node, kind, ctes, tables, used)
+    name = str(node.get("function_name") or "").lower()
+    # The function of a TABLE_FUNCTION was checked with it; this is one inside an expression.
+    if name and name not in _functions() and not node.get("checked"):
+        raise QueryError(
+            f"the function {name}() is not allowed in a query: it is unknown, or does more than "
+            "compute from its arguments"
+        )
+    inside = ctes
+    if kind in ("CTE_NODE", "RECURSIVE_CTE_NODE"):
+        inside |= {str(node.get(k)).lower() for k in ("cte_name", "ctename") if node.get(k)}
+    # A CTE sees those before it, and itself only where it is recursive: a table's name that is
+    # out of scope would be looked up among files.
+    for entry in (node.get("cte_map") or {}).get("map") or ():
+        own = str(entry["key"]).lower()
+        body = entry["value"]
+        query = (body.get("query_node") or (body.get("query") or {}).get("node") or {}).get("type")
+        recursive = query == "RECURSIVE_CTE_NODE"
+        _walk(body, inside | {own} if recursive else inside, tables, used)
+        inside |= {own}
+    for key, value in node.items():
+        if key != "cte_map":
+            _walk(value, inside, tables, used)
+
+
+def _reference(
+    node: dict[str, Any], kind: str, ctes: frozenset[str], tables: frozenset[str], used: set[str]
+) -> None:
+    """Check what a FROM clause names."""
+    if kind not in _REFERENCES:
+        raise QueryError(f"a {kind} is not allowed in a query")
+    if kind == "TABLE_FUNCTION":
+        function = node.get("function") or {}
+        called = str(function.get("function_name") or "").lower()
+        if called not in _TABLE_FUNCTIONS:
+            raise QueryError(f"the table function {called}() is not allowed in a query")
+        function["checked"] = True
+    elif kind == "SHOW_REF":
+        shown = str(node.get("table_name") or "").strip('"').lower()
+        if node.get("query") is None and shown not in ("tables", *tables):
+            raise QueryError(f"SHOW {shown} is not allowed: SHOW TABLES and DESCRIBE are")
+    elif kind == "BASE_TABLE":
+        name = str(node.get("table_name") or "").lower()
+        qualified = [str(node[k]) for k in ("catalog_name", "schema_name") if node.get(k)]
+        if qualified:
+            raise QueryError(
+                f"the table {'.'.join([*qualified, name])} is not allowed: name the tables "
+                f"{', '.join(sorted(tables))} without a schema"
+            )
+        if name in ctes:
+            return
+        if name not in tables:
+            raise QueryError(
+                f"there is no table {name!r} in a store: expected one of "
+                f"{', '.join(sorted(tables))}; files cannot be read, pass Arrow tables as tables="
+            )
+        used.add(name)

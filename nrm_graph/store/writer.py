@@ -1,0 +1,301 @@
+"""Adding records to a store while others compute: conversion and writing in the background."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.store.manifest import MAX_ERROR, new_name
+from nrm_graph.store.reader import Snapshot
+from nrm_graph.store.schema import Record, input_id
+from nrm_graph.store.shard import OpenShard, check_key, checked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    import pyarrow as pa
+
+MAX_FAILURES = 1000
+
+
+class Writer:
+    """Write records to a store; a context manager.
+
+    Shards are committed as they fill, at ``flush`` and at the end of the block, also when an
+    error or Ctrl-C ends it: what was added completely is committed then.
+
+    Parameters
+    ----------
+    folder : Path
+        The store, which :func:`nrm_graph.store.settings.create` made.
+    threads : int
+        Background threads; each owns its own shard.
+    shard_inputs, shard_bytes : int
+        A shard is committed when it holds so many inputs or (about) so many bytes.
+    queue_bytes : int
+        ``add`` waits while more than this waits to be written, so that memory stays bounded.
+
+    Raises
+    ------
+    StoreError
+        If what is in the store cannot be read.
+
+    Notes
+    -----
+    One Writer belongs to one thread of its user.  Any number of processes may each write to the
+    same store with a Writer of their own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int = 1,
+        shard_inputs: int = 100,
+        shard_bytes: int = 256 << 20,
+        queue_bytes: int = 256 << 20,
+    ) -> None:
+        if min(threads, shard_inputs, shard_bytes, queue_bytes) < 1:
+            raise InputError("expected threads, shard and queue sizes of at least 1")
+        self.folder = folder
+        self._limits = shard_inputs, shard_bytes
+        self._queue_bytes = queue_bytes
+        self._snapshot = Snapshot(folder)
+        self._fields = self._snapshot.fields
+        self._known = set(self._snapshot.entries)
+        self._contents = {e.key: e.content for e in self._snapshot.entries.values()}
+        self._predicted: dict[str, int] | None = None
+        self._count = threads
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()  # guards everything below
+        self._queue: deque[tuple[int, Record, dict[str, Any], tuple[pa.Table, pa.Table]]] = deque()
+        self._waiting = 0  # bytes in the queue or being written
+        self._failures: dict[str, str] = {}
+        self._asked = 0  # flushes asked for
+        self._flushed: dict[int, int] = {}  # flushes done, by thread
+        self._closing = False
+        self._error: BaseException | None = None
+        self._reported = False
+        self._last_name = ""
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._reported:  # the block ends by the error of the thread: it is on its way
+            self._stop()
+        else:
+            self.close()
+
+    def committed(self, key: str, target: int, content: str | None = None) -> bool:
+        """Whether a pair is in the store or on its way there, so that it need not be computed.
+
+        Raises
+        ------
+        StoreError
+            If ``content`` is given and the key is there with another one.
+        """
+        check_key(key)
+        if content is not None and self._contents.get(key, content) != content:
+            raise StoreError(
+                f"the key {key!r} is in the store with another content (SHA-256 "
+                f"{self._contents[key][:12]}..., now {content[:12]}...): give the new input "
+                "another key"
+            )
+        return input_id(key, target) in self._known
+
+    def predicted(self, key: str) -> int | None:
+        """Strongest output of a key that is in the store, or None; one key has one content."""
+        if key not in self._contents:
+            return None
+        if self._predicted is None:
+            self._predicted = self._snapshot.predictions()
+        return self._predicted.get(key)
+
+    def add(self, record: Record) -> bool:
+        """Hand over a record to be written; False if its pair is there already.
+
+        Raises
+        ------
+        InputError
+            If a number is not finite (naming input and layer), or the record cannot be stored
+            for another reason; the writer can be used further.
+        StoreError
+            If the key is there with another content, or writing failed.
+        """
+        self._check()
+        if self.committed(record.key, record.target, record.content):
+            return False
+        tables = checked(record)
+        try:
+            fields = self._fields.accept(record.metadata)
+        except InputError as error:
+            raise InputError(f"input {record.key!r}: {error}") from error
+        size = sum(table.nbytes for table in tables) + 1024
+        size += 0 if record.tensor is None else record.tensor.nbytes
+        self._start()
+        with self._changed:
+            while self._waiting and self._waiting + size > self._queue_bytes and not self._error:
+                self._changed.wait()
+            self._check()
+            # One statement after the other that cannot fail: Ctrl-C adds a record or does not.
+            self._waiting += size
+            self._queue.append((size, record, fields, tables))
+            self._known.add(input_id(record.key, record.target))
+            self._contents[record.key] = record.content
+            self._failures.pop(record.key, None)
+            if self._predicted is not None:
+                self._predicted[record.key] = record.predicted
+            self._changed.notify_all()
+        return True
+
+    def fail(self, key: str, error: str) -> None:
+        """Record that an input failed; a later success of the key takes it back.
+
+        Raises
+        ------
+        InputError
+            If the key cannot be stored.
+        StoreError
+            If writing failed.
+        """
+        self._check()
+        check_key(key)
+        self._start()
+        with self._changed:
+            # Text of others may hold anything; what UTF-8 cannot hold is escaped.
+            self._failures[key] = error.encode("utf-8", "backslashreplace").decode()[:MAX_ERROR]
+            many = len(self._failures) >= MAX_FAILURES
+        if many:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what has been added, and wait for it.
+
+        Raises
+        ------
+        StoreError
+            If writing failed.
+        """
+        with self._changed:
+            if self._threads:
+                self._asked += 1
+                self._changed.notify_all()
+                while not self._error and min(self._flushed.values()) < self._asked:
+                    self._changed.wait()
+        self._check()
+
+    def close(self) -> None:
+        """Commit what has been added and end the threads.
+
+        Raises
+        ------
+        StoreError
+            If writing failed.
+        """
+        if self._closing:
+            return
+        try:
+            self.flush()
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _check(self) -> None:
+        """Raise the error of a background thread, if there is one."""
+        error = self._error
+        if error is None:
+            if self._closing:
+                raise StoreError("the writer is closed: open another one")
+            return
+        self._reported = True
+        if isinstance(error, NrmError):
+            raise type(error)(str(error)) from error
+        if isinstance(error, OSError):
+            raise StoreError(
+                f"cannot write to {self.folder}: {error.strerror or error}; what was committed "
+                "before stays readable: free space or permissions and run the same command again"
+            ) from error
+        if isinstance(error, Exception):
+            raise StoreError(f"writing to {self.folder} failed: {error!r}") from error
+        raise error
+
+    def _start(self) -> None:
+        for number in range(len(self._threads), self._count):
+            self._flushed[number] = self._asked
+            # Daemons: a Writer that is never closed must not keep the process alive.
+            thread = threading.Thread(
+                target=self._run, args=(number,), name=f"nrm-writer-{number}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+
+    def _run(self, number: int) -> None:
+        """Write what is queued; the loop of a background thread."""
+        shard: OpenShard | None = None
+        try:
+            while True:
+                item = None
+                with self._changed:
+                    while not (
+                        self._queue
+                        or self._closing
+                        or self._error
+                        or self._flushed[number] < self._asked
+                    ):
+                        self._changed.wait()
+                    if self._queue and not self._error:
+                        item = self._queue.popleft()
+                    asked, ends = self._asked, self._closing or self._error is not None
+                if item is None:
+                    if shard is not None or self._failures:
+                        shard, opened = None, shard
+                        self._commit(opened)
+                    with self._changed:
+                        self._flushed[number] = asked
+                        self._changed.notify_all()
+                    if ends:
+                        return
+                    continue
+                size, record, fields, tables = item
+                shard = shard or OpenShard(self.folder / "shards")
+                shard.add(record, fields, tables)
+                inputs, limit = self._limits
+                if len(shard) >= inputs or shard.size >= limit or shard.full:
+                    shard, opened = None, shard
+                    self._commit(opened)
+                with self._changed:
+                    self._waiting -= size
+                    self._changed.notify_all()
+                del item, record, fields, tables
+        except BaseException as error:  # raised again in the user's thread
+            if shard is not None:
+                shard.abort()
+            with self._changed:
+                self._error = self._error or error
+                self._queue.clear()
+                self._changed.notify_all()
+
+    def _commit(self, shard: OpenShard | None) -> None:
+        with self._changed:
+            # Named when committed, not when opened: a later commit never wins over an earlier one.
+            name = self._last_name = new_name(after=self._last_name)
+            failures, self._failures = self._failures, {}
+        if shard is not None or failures:
+            shard = shard or OpenShard(self.folder / "shards")
+            shard.commit(name, tuple(sorted(failures.items())))
