@@ -60,7 +60,7 @@ def main() -> None:
         with Gradient(network, box) as attributor:
             attributor(x.clone().requires_grad_(True), torch.eye(4)[[0]])
 
-    def extract(count: int, batch: int) -> float:
+    def extract(count: int) -> float:
         """Extract photographs, repeated under new keys, into a new store; seconds in all."""
         stores[0] += 1
         rows = [{"input": images[i % 4], "key": str(i)} for i in range(count)]
@@ -70,7 +70,6 @@ def main() -> None:
             rows,
             folder / f"{stores[0]}.nrm",
             composite="epsilon_gamma_box",
-            batch_size=batch,
             progress=False,
         ).close()
         return time.perf_counter() - start
@@ -89,7 +88,7 @@ def main() -> None:
     def forward() -> None:
         states.forward(net, x)
 
-    extract(1, 1), training_step(), heatmap(), compute()  # warm up
+    extract(1), training_step(), heatmap(), compute()  # warm up
     found: dict[str, list[float]] = {}
     for _ in range(rounds):
         times = {
@@ -99,10 +98,8 @@ def main() -> None:
             "forward and tables": seconds(compute),
         }
         # One input's own cost: tracing and making the store happen once, whatever the number.
-        one, five = extract(1, 1), extract(5, 1)
-        times["extraction, written (batches of 1)"] = (five - one) / 4
-        one, eight = extract(4, 4), extract(12, 4)
-        times["extraction, written (batches of 4)"] = (eight - one) / 8
+        one, seven = extract(1), extract(7)
+        times["extraction, written"] = (seven - one) / 6
         for name, value in times.items():
             found.setdefault(name, []).append(value)
     step = found["training step"]
@@ -110,10 +107,9 @@ def main() -> None:
         ratios = [v / s for v, s in zip(values, step, strict=True)]
         print(f"{name:<36} {statistics.median(ratios):5.2f} training steps")
     heat = found["zennit heatmap"]
-    for batch in (1, 4):
-        mine = found[f"extraction, written (batches of {batch})"]
-        ratio = statistics.median(v / h for v, h in zip(mine, heat, strict=True))
-        print(f"extraction (batches of {batch}) / zennit heatmap: {ratio:.2f}")
+    mine = found["extraction, written"]
+    ratio = statistics.median(v / h for v, h in zip(mine, heat, strict=True))
+    print(f"extraction, written / zennit heatmap: {ratio:.2f}")
     store = folder / f"{stores[0]}.nrm"
     with ng.open(store) as db:
         (count,) = db.sql("SELECT count(*) FROM edges").fetchall()[0]

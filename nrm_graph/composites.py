@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph import rules
 from nrm_graph.errors import CompositeError, StoreError
 from nrm_graph.operations import UNRULED
-from nrm_graph.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Rule, ZBox, ZPlus
+from nrm_graph.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, ZBox, ZPlus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nrm_graph.rules.base import Rule
     from nrm_graph.topology import LayerInfo, Topology
 
 

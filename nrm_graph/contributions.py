@@ -38,16 +38,22 @@ CHUNK = 1 << 22
 
 
 class Piece(NamedTuple):
-    """A term of one sample: x' and w', its factor, ``s``, and what the transpose gave.
+    """A term of one sample: x' and w', ``factor = scale / d``, ``s``, and the transpose of s.
 
     Tensors are native values of a batch of one (see :mod:`nrm_graph.batching`).
     """
 
     x: Tensor
     weight: Tensor
-    factor: Tensor
+    d: Tensor
+    scale: float
     s: Tensor
     back: Tensor
+
+    @property
+    def factor(self) -> Tensor:
+        """What the products of a neuron are multiplied by."""
+        return self.scale / self.d
 
 
 class Ends(NamedTuple):

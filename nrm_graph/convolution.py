@@ -53,12 +53,12 @@ class Convolution:
     groups: int
     skip: tuple[int, ...]
 
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
-        """``(N, C, ...)`` and weight to output."""
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(N, C, ...)`` and weight to output, plus a bias ``(1, C, 1, ...)``."""
         z = torch.ops.aten.convolution(
             x,
             w,
-            None,
+            None if bias is None else bias.flatten(),
             self.stride,
             self.padding,
             self.dilation,

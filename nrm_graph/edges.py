@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.linear import Weighing
     from nrm_graph.plan import Plan
-    from nrm_graph.rules import Flow
+    from nrm_graph.rules.base import Flow
     from nrm_graph.states import State
 
 
@@ -88,14 +88,6 @@ def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
     )
 
 
-def unit_dots(plan: Plan, layer_id: int, a: Tensor, b: Tensor) -> Tensor:
-    """Sum the product of two tensors ``(N, *shape)`` by unit."""
-    if regular(plan, layer_id) and not plan.partitions[layer_id].single:
-        dots: Tensor = torch.linalg.vecdot(a.flatten(2), b.expand_as(a).flatten(2))
-        return dots
-    return unit_sums(plan, layer_id, a * b)
-
-
 class _Tables:
     """What one relevance pass over a batch leaves behind."""
 
@@ -123,7 +115,7 @@ class _Tables:
         net, state = self.plan.network, self.state
         layer_id, op = net.layout.layer_of[name], net.layout.weighings[name]
         kernel = states.flow(state, name)
-        weighed = [relevance * share.factor for share in kernel.shares]
+        weighed = [share.weigh(relevance) for share in kernel.shares]
         made: list[list[Block]] = [[] for _ in range(self.n)]
         for k, operand in enumerate(op.operands):
             terms = [
@@ -174,7 +166,8 @@ class _Tables:
                 Piece(
                     below.one(term.x, b),
                     term.weight,
-                    above.one(share.factor.expand_as(s), b),
+                    above.one(share.d.expand_as(s), b),
+                    share.scale,
                     above.one(s, b),
                     below.one(back, b),
                 )
@@ -253,15 +246,18 @@ class _Tables:
         layer_id, see = self.plan.network.layout.layer_of[name], self.state.samples
         part = self.plan.partitions[layer_id]
         found: list[tuple[int, Any, Any]] = []
+        sums = [unit_sums(self.plan, layer_id, see(name, s)) for s in weighed]
         for unit, extra in ((STABILIZER, kernel.unplaced), (BIAS, kernel.held)):
             parts, q = [], None
-            for share, s in zip(kernel.shares, weighed, strict=True):
+            for share, s, own_sums in zip(kernel.shares, weighed, sums, strict=True):
                 if unit == BIAS and share.bias is not None:
-                    parts.append(self._bias(name, s, share.bias))
+                    parts.append(self._bias(name, s, own_sums, share.bias))
+                elif unit == STABILIZER and share.eps and share.sign:
+                    # s is R scale / d, and d has this sign wherever R is: R scale / |d| is s.
+                    parts.append(own_sums * (share.sign * share.eps))
                 elif unit == STABILIZER and share.eps:
-                    size = see(name, share.factor.abs().expand_as(relevance))
-                    lost = unit_dots(self.plan, layer_id, see(name, relevance), size)
-                    parts.append(lost * share.eps)
+                    lost = relevance * (share.eps * share.scale) / share.d.abs()
+                    parts.append(unit_sums(self.plan, layer_id, see(name, lost)))
             if extra is not None:
                 parts.append(unit_sums(self.plan, layer_id, see(name, relevance * extra)))
             if not parts:
@@ -282,23 +278,25 @@ class _Tables:
                     layer_id,
                     units,
                     np.full_like(units, unit),
-                    sums[b],
+                    total[b],
                     None if q is None else q[b],
                 )
-                for unit, sums, q in found
+                for unit, total, q in found
             ]
             if blocks:
                 self.blocks[b].append(ends.finish(merged(blocks)))
-        self.absorbed[layer_id] = [(unit, sums.sum(1, dtype=np.float64)) for unit, sums, _ in found]
+        self.absorbed[layer_id] = [
+            (unit, total.sum(1, dtype=np.float64)) for unit, total, _ in found
+        ]
 
-    def _bias(self, name: str, s: Tensor, bias: Tensor) -> Tensor:
-        """Sum ``s * bias`` by unit."""
-        layer_id, see = self.plan.network.layout.layer_of[name], self.state.samples
+    def _bias(self, name: str, s: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
+        """Sum ``s * bias`` by unit, from the sums of s where a unit has one bias."""
+        layer_id = self.plan.network.layout.layer_of[name]
         per_channel = bias.ndim == s.ndim and bias.numel() == bias.shape[1] == s.shape[1]
         plain = self.plan.network.layout.batches[name].plain
         if plain and per_channel and regular(self.plan, layer_id):
-            return unit_sums(self.plan, layer_id, s) * bias.flatten()
-        return unit_sums(self.plan, layer_id, see(name, s * bias))
+            return sums * bias.flatten()
+        return unit_sums(self.plan, layer_id, self.state.samples(name, s * bias))
 
     def edges(self, b: int) -> pa.Table:
         """Edge table of a sample."""
@@ -352,6 +350,14 @@ class _Tables:
             }
         )
 
+    def _sizes(self, layer_id: int) -> Any:
+        """Count the neurons of every unit, once."""
+        key = ("sizes", layer_id)
+        if key not in self.plan.kept:
+            part = self.plan.partitions[layer_id]
+            self.plan.kept[key] = np.bincount(part.labels.ravel(), minlength=part.n_units)
+        return self.plan.kept[key]
+
     def _activations(self, name: str, layer_id: int) -> Any:
         """Mean activation of every unit, ``(N, n_units)``; the same for every target."""
         found = self.state.means.get(name)
@@ -362,8 +368,7 @@ class _Tables:
             value = self.state.samples(after, self.state.values[after])
             if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
                 value = self.state.samples(name, self.state.values[name])
-            sizes = np.bincount(self.plan.partitions[layer_id].labels.ravel())
-            found = unit_sums(self.plan, layer_id, value).cpu().numpy() / sizes
+            found = unit_sums(self.plan, layer_id, value).cpu().numpy() / self._sizes(layer_id)
             self.state.means[name] = found
         return found
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class Dense:
     """``z = x @ w.T`` on the last axis."""
 
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """``(..., in)`` and ``(out, in)`` to ``(..., out)``."""
-        return torch.nn.functional.linear(x, w)
+        return torch.nn.functional.linear(x, w, bias)
 
     def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient in x."""
@@ -74,9 +74,9 @@ class Dense:
 class Scale:
     """Elementwise ``z = x * w``, with broadcasting: the operand of a sum, or a batch-norm."""
 
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """Broadcast product."""
-        return x * w
+        return x * w if bias is None else x * w + bias
 
     def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient in x."""
@@ -115,7 +115,7 @@ class Opaque:
     def _refuse(self) -> CompositeError:
         return CompositeError(f"there is no rule for the kind {self.kind} in this release")
 
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """Refuse."""
         raise self._refuse()
 

@@ -167,7 +167,7 @@ def _weigh(
     kernel, op = flow(state, name), state.network.layout.weighings[name]
     shares = []
     for share in kernel.shares:
-        s = relevance * share.factor
+        s = share.weigh(relevance)
         for term in share.terms:
             operand = op.operands[term.operand]
             back = op.maps[term.operand].transpose(s, term.weight, state.values[operand])

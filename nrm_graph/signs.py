@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.layers import Layout
     from nrm_graph.program import Node, Program
-    from nrm_graph.rules import Rule
+    from nrm_graph.rules.base import Rule
 
 _RECTIFIERS = frozenset({"aten.relu.default", "aten.relu6.default"})
 

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph import rules, signs
+from nrm_graph import signs
 from nrm_graph.errors import InputError
 from nrm_graph.execution import resolve
 from nrm_graph.layers import Layout, layout
 from nrm_graph.operations import MAX_POOL, SAME, function
 from nrm_graph.program import Node, Program, Ref, Weight
-from nrm_graph.rules import Signs
+from nrm_graph.rules.base import Signs, evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.composites import Composite
     from nrm_graph.linear import Weighing
-    from nrm_graph.rules import Flow, Group, Rule
+    from nrm_graph.rules.base import Flow, Group, Rule
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def flow(state: State, name: str) -> Flow:
                 net.groups[name, at] = rule.groups(op.resolved(z), at)
             xs = [state.values[operand] for operand in op.operands]
             groups = net.groups[name, at]
-            found = rules.flow(groups, op, xs, z, rule.unplaced(z, at))
+            found = evaluated(groups, op, xs, z, rule.unplaced(z, at))
             found = found._replace(held=_held(state, op, found))
         state.flows[name] = found
     return found

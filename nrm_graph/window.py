@@ -42,13 +42,14 @@ class Window:
     def _matrix(self, d: int, size: int, like: Tensor) -> Tensor:
         return _matrix(self.windows[d] or (), size, like.dtype, like.device)
 
-    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """Sum over the windows, times w per output."""
         for d, spans in enumerate(self.windows):
             if spans is not None:
                 matrix = self._matrix(d, x.shape[d], x)
                 x = (x.movedim(d, -1) @ matrix.T).movedim(-1, d)
-        return self._squeeze(x) * w
+        z = self._squeeze(x) * w
+        return z if bias is None else z + bias
 
     def _squeeze(self, x: Tensor) -> Tensor:
         if self.keep:

@@ -1,186 +1,27 @@
 """Propagation rules: how a neuron's relevance is shared among what it reads.
 
-A rule turns one weighing operation into *groups* of *parts*.  A part is an effective operand
-x' and an effective weight w'; the parts of a group share one denominator ``d = sum x' w' + b``,
-and the conditional relevance is ``q(i|j) = sum over parts of x'_i w'_ij factor_j`` with
-``factor = scale / stab(d)`` (arXiv:2606.00557).  What does not reach an operand is stated by its
-own formula: ``bias`` (``b factor``) and ``stabilizer`` (``scale eps / |stab(d)|``, and what the
-rule cannot place).  Names and parameters are zennit's.
-
-Groups hold no activations: they are made once for a network, at the first input, and only what
-can be non-zero is made (see :class:`Signs`).
-
-Notation: x+ = max(x, 0), x- = min(x, 0); stab(d) = d + eps * sign(d) with sign(0) = +1.
+Names and parameters are zennit's; :mod:`nrm_graph.rules.base` says what a rule consists of.
+x+ = max(x, 0), x- = min(x, 0), the same for weights w and biases b.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from nrm_graph.errors import CompositeError, StoreError
 from nrm_graph.linear import Scale
+from nrm_graph.rules.base import Group, Part, Rule, Signs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
     from nrm_graph.linear import Weighing
-
-
-@dataclass(frozen=True)
-class Signs:
-    """What is known of an operation's values before any input is seen.
-
-    Attributes
-    ----------
-    non_negative : tuple of bool
-        For every operand, whether no neuron of it is ever negative.
-    silent : bool
-        Whether relevance vanishes wherever the output is not positive (only ReLUs read it).
-    """
-
-    non_negative: tuple[bool, ...]
-    silent: bool = False
-
-
-class Part(NamedTuple):
-    """One product of a denominator: operand number, how x becomes x', and w'."""
-
-    operand: int
-    transform: Callable[[Tensor], Tensor]
-    weight: Tensor
-
-
-class Group(NamedTuple):
-    """Parts over one denominator.
-
-    ``where`` restricts the group to outputs of one sign of z (1 or -1; 0 for all).  ``plain``
-    says that the denominator is z itself, so that it need not be computed again.
-    """
-
-    parts: tuple[Part, ...]
-    bias: Tensor | None
-    eps: float
-    scale: float = 1.0
-    where: int = 0
-    plain: bool = False
-
-
-class Term(NamedTuple):
-    """A part at one batch: operand number, x' and w'."""
-
-    operand: int
-    x: Tensor
-    weight: Tensor
-
-
-class Share(NamedTuple):
-    """A group at one batch: ``q(i|j)`` is the sum over terms of x' w' times ``factor``.
-
-    ``q(bias|j) = bias * factor`` and ``q(stabilizer|j) = eps * |factor|``, with eps signed.
-    """
-
-    terms: tuple[Term, ...]
-    factor: Tensor
-    bias: Tensor | None
-    eps: float
-
-
-class Flow(NamedTuple):
-    """The kernel of one operation at one batch of inputs.
-
-    Attributes
-    ----------
-    shares : tuple of Share
-        By denominator.
-    unplaced : Tensor or None
-        Share that the rule cannot place, of the output's shape; it belongs to the stabilizer.
-    held : Tensor or None
-        Share of constants that were routed in (padding, class tokens); it belongs to the bias.
-    """
-
-    shares: tuple[Share, ...]
-    unplaced: Tensor | None = None
-    held: Tensor | None = None
-
-    def bias(self) -> Tensor | None:
-        """q(bias|j), of the output's shape."""
-        parts = [share.bias * share.factor for share in self.shares if share.bias is not None]
-        return _total([*parts, self.held])
-
-    def stabilizer(self) -> Tensor | None:
-        """q(stabilizer|j), of the output's shape."""
-        parts = [share.eps * share.factor.abs() for share in self.shares if share.eps]
-        return _total([*parts, self.unplaced])
-
-
-def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return sum(present[1:], present[0]) if present else None
-
-
-class Rule:
-    """Base of all rules: a frozen dataclass with plain parameters and one method.
-
-    ``proportional`` says that n_ij vanishes where x_i does.
-    """
-
-    proportional: ClassVar[bool] = True
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """Parts and denominators of ``op``, whose weights are :attr:`Weighing.tensors`."""
-        raise NotImplementedError
-
-    def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
-        """Share of every output neuron that no group serves."""
-        return None
-
-    def to_json(self) -> dict[str, Any]:
-        """Name and parameters as plain values."""
-        return {"rule": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
-
-
-def flow(
-    groups: Sequence[Group],
-    op: Weighing,
-    xs: Sequence[Tensor],
-    z: Tensor,
-    unplaced: Tensor | None = None,
-) -> Flow:
-    """Evaluate groups at the operands ``xs`` and the output ``z`` of one batch."""
-    shares = []
-    for group in groups:
-        terms = tuple(Term(p.operand, p.transform(xs[p.operand]), p.weight) for p in group.parts)
-        if not terms:
-            continue
-        d = z
-        if not group.plain:
-            d = sum(
-                (op.maps[t.operand].apply(t.x, t.weight) for t in terms[1:]),
-                op.maps[terms[0].operand].apply(terms[0].x, terms[0].weight),
-            )
-            if group.bias is not None:
-                d = d + group.bias
-        # Adding 0.0 turns -0.0 into 0.0, whose sign counts as positive.
-        eps = torch.copysign(torch.full((), group.eps, dtype=d.dtype, device=d.device), d + 0.0)
-        factor = eps.add_(d).reciprocal_()
-        if not group.eps:  # nothing stabilises d = 0: what is there cannot be placed
-            empty = d == 0
-            factor = factor.masked_fill_(empty, 0.0)
-            lost = group.scale * empty.to(d.dtype)
-            unplaced = lost if unplaced is None else unplaced + lost
-        if group.scale != 1.0:
-            factor = factor.mul_(group.scale)
-        if group.where:
-            factor = factor * ((z > 0) if group.where > 0 else (z < 0))
-        eps_signed = group.eps if group.scale >= 0 else -group.eps
-        shares.append(Share(terms, factor, group.bias, eps_signed))
-    return Flow(tuple(shares), unplaced)
 
 
 def _bias(op: Weighing, zero_params: str | None = None) -> Tensor | None:
@@ -270,10 +111,10 @@ class Gamma(Rule):
                 if not signs.non_negative[k]:
                     parts.append(Part(k, _minus, other[k]))
             b = None if bias is None else bias + self.gamma * half(bias)
-            # No relevance arrives where z is not positive if the operation is silent there.
-            found.append(
-                Group(tuple(parts), b, self.stabilizer, where=0 if signs.silent else where)
-            )
+            # No relevance arrives where z is not positive if the operation is silent there.  Where
+            # it does, d is z and more of the same sign.
+            chosen = 0 if signs.silent else where
+            found.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=where))
         return tuple(found)
 
     def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
@@ -292,7 +133,7 @@ class ZPlus(Rule):
         """See :meth:`Rule.groups`."""
         bias = _bias(op, self.zero_params)
         up = None if bias is None else _plus(bias)
-        return (Group(_agreeing(op, signs), up, self.stabilizer),)
+        return (Group(_agreeing(op, signs), up, self.stabilizer, sign=1),)
 
 
 @dataclass(frozen=True)
@@ -319,11 +160,11 @@ class AlphaBeta(Rule):
         """See :meth:`Rule.groups`."""
         bias = _bias(op, self.zero_params)
         up = None if bias is None else _plus(bias)
-        found = [Group(_agreeing(op, signs), up, self.stabilizer, self.alpha)]
+        found = [Group(_agreeing(op, signs), up, self.stabilizer, self.alpha, sign=1)]
         if self.beta:
             down = None if bias is None else _minus(bias)
             parts = _agreeing(op, signs, agree=False)
-            found.append(Group(parts, down, self.stabilizer, -self.beta))
+            found.append(Group(parts, down, self.stabilizer, -self.beta, sign=-1))
         return tuple(found)
 
 
@@ -365,7 +206,7 @@ class WSquare(Rule):
         """See :meth:`Rule.groups`."""
         parts = tuple(Part(k, torch.ones_like, w.square()) for k, w in enumerate(op.tensors))
         bias = _bias(op, self.zero_params)
-        return (Group(parts, None if bias is None else bias.square(), self.stabilizer),)
+        return (Group(parts, None if bias is None else bias.square(), self.stabilizer, sign=1),)
 
 
 @dataclass(frozen=True)
@@ -400,6 +241,21 @@ class Pass(Rule):
         one = torch.ones((), dtype=op.tensors[0].dtype, device=op.tensors[0].device)
         return (Group((Part(0, torch.ones_like, one),), None, 0.0),)
 
+
+__all__ = [
+    "AlphaBeta",
+    "Epsilon",
+    "Flat",
+    "Gamma",
+    "Norm",
+    "Pass",
+    "Rule",
+    "Signs",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
+    "from_json",
+]
 
 RULES: dict[str, type[Rule]] = {
     rule.__name__: rule
