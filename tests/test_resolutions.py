@@ -57,3 +57,38 @@ def test_channel_tables_are_summed_neuron_tables(composite):
     assert not np.isfinite(np.array(rows["conditional"], float)).all()
     for layer in fine.topology.layers:
         assert fine.cut(layer.name).total == pytest.approx(1.0, abs=1e-11 * variation)
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma"])
+@pytest.mark.parametrize("resolution", ["channel", "neuron"])
+def test_channels_whose_parts_are_empty(composite, resolution):
+    """All weights of one sign: what an empty part cannot place is stabiliser, in tables too."""
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(27, 2),
+    ).double()
+    with torch.no_grad():
+        for conv in (net[0], net[2]):
+            conv.weight[0].abs_()
+            conv.weight[1] = -conv.weight[1].abs()
+            conv.bias[0] = 0.0
+            conv.bias[1] = 0.5
+    x = torch.rand(2, 4, 4, dtype=torch.float64)
+    m = ng.measure(net, x, target=1, composite=composite, resolution=resolution)
+    nodes, edges = (table.to_pandas() for table in m.tables())
+    variation = max(row["total_variation"] for row in m.report().to_pylist())
+    for layer in m.topology.layers[1:]:
+        of_layer = edges[edges.dst_layer == layer.layer_id]
+        out = of_layer.groupby("dst_unit").relevance.sum()
+        here = nodes[(nodes.layer_id == layer.layer_id) & (nodes.unit >= 0)]
+        expected = here.set_index("unit").relevance
+        assert expected.subtract(out, fill_value=0.0).abs().max() < 1e-12 * variation
+        row = next(r for r in m.report().to_pylist() if r["layer"] == layer.name)
+        for unit, name in ((-1, "bias"), (-2, "stabilizer")):
+            found = of_layer[of_layer.src_unit == unit].relevance.sum()
+            assert found == pytest.approx(row[name], abs=1e-12 * variation)

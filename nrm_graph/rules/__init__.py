@@ -164,7 +164,8 @@ class AlphaBeta(Rule):
         if self.beta:
             down = None if bias is None else _minus(bias)
             parts = _agreeing(op, signs, agree=False)
-            found.append(Group(parts, down, self.stabilizer, -self.beta, sign=-1))
+            # An empty part has d = 0, whose sign counts as positive: no sign for all.
+            found.append(Group(parts, down, self.stabilizer, -self.beta))
         return tuple(found)
 
 
