@@ -18,7 +18,7 @@ from nrm_graph.blocks import Block, merged
 from nrm_graph.convolution import Convolution
 from nrm_graph.errors import InputError
 from nrm_graph.linear import Dense
-from nrm_graph.plan import Columns, columns
+from nrm_graph.plan import Columns, along, columns
 from nrm_graph.pruning import select
 
 if TYPE_CHECKING:
@@ -207,15 +207,45 @@ def axis_blocks(
 def triple_blocks(
     ends: Ends, key: tuple[Any, ...], kind: Map, pieces: Sequence[Piece], count: int
 ) -> Iterator[Block]:
-    """Blocks from every single neuron-level edge."""
+    """Blocks from every single neuron-level edge.
+
+    Where the strongest are kept alone, a large operation is taken in chunks whose outputs are
+    its own, so that memory is bounded by a chunk and by what is kept.
+    """
     z, x = tuple(pieces[0].s.shape), tuple(pieces[0].x.shape)
-    shape, plan = tuple(pieces[0].weight.shape), ends.plan
-    if count > MAX_TRIPLES:
-        yield from _in_chunks(ends, kind, pieces, count, z, x, shape)
+    shape, plan, layer = tuple(pieces[0].weight.shape), ends.plan, ends.dst_layer
+    chunks = None
+    own = chunked_by(plan, layer)
+    if count > CHUNK and own and isinstance(kind, Convolution | Dense):
+        sources = [s for s, _ in ends.layers(np.unique(ends.src[ends.src >= 0]))]
+        limits = {(layer, s): plan.limits.get((layer, s)) for s in sources}
+        if all(limits.values()):
+            chunks = kind.chunks(z, x, shape, CHUNK, whole=own == "channels")
+    if chunks is not None:
+
+        def made() -> Iterator[Block]:
+            for channels, lines in chunks:
+                found = kind.triples(z, x, shape, channels, lines)  # type: ignore[call-arg]
+                yield from _triples(ends, pieces, found)
+
+        yield from select(made, {k: v for k, v in limits.items() if v is not None})
         return
-    if (key, "triples") not in plan.kept:
-        plan.kept[key, "triples"] = kind.triples(z, x, shape)
-    yield from _triples(ends, pieces, plan.kept[key, "triples"])
+    if count > MAX_TRIPLES:
+        raise _too_large(plan.network.layout.topology.layers[layer].name, count)
+    found = plan.kept.get((key, "triples"))
+    if found is None:
+        found = kind.triples(z, x, shape)
+        if count <= CHUNK:
+            plan.kept[key, "triples"] = found
+    yield from _triples(ends, pieces, found)
+
+
+def chunked_by(plan: Plan, layer: int) -> str:
+    """Which parts of a layer share no unit: ``neurons``, whole ``channels``, or none."""
+    part = plan.partitions[layer]
+    if part.single:
+        return "neurons"
+    return "channels" if part.labels.ndim > 1 and along(part.labels, 0) is not None else ""
 
 
 def refuse_too_large(plan: Plan) -> None:
@@ -231,7 +261,7 @@ def refuse_too_large(plan: Plan) -> None:
         upper, lower = layout.topology.layers[group.dst], layout.topology.layers[group.src]
         vectors = upper.kind == "dense" and len(upper.shape) == 1
         fine = plan.partitions[group.dst].single or plan.partitions[group.src].single
-        limited = (group.dst, group.src) in plan.limits and plan.partitions[group.dst].single
+        limited = (group.dst, group.src) in plan.limits and chunked_by(plan, group.dst)
         if fine and not vectors and not limited and group.dense_edges > MAX_TRIPLES:
             raise _too_large(f"{upper.name} and {lower.name}", group.dense_edges)
 
@@ -242,35 +272,6 @@ def _too_large(name: str, count: int) -> InputError:
         "resolution 'channel' for the layer and for what it reads, or keep the strongest edges "
         "alone with coverage= or top="
     )
-
-
-def _in_chunks(
-    ends: Ends,
-    kind: Map,
-    pieces: Sequence[Piece],
-    count: int,
-    z: tuple[int, ...],
-    x: tuple[int, ...],
-    shape: tuple[int, ...],
-) -> Iterator[Block]:
-    """Blocks of an operation with too many edges to hold: only the strongest are kept."""
-    plan, layer = ends.plan, ends.dst_layer
-    sources = [s for s, _ in ends.layers(np.unique(ends.src[ends.src >= 0]))]
-    limited = all((layer, s) in plan.limits for s in sources)
-    chunks = None
-    if isinstance(kind, Convolution | Dense) and limited and ends.single:
-        chunks = kind.chunks(z, x, shape, CHUNK)
-    if chunks is None:
-        name = plan.network.layout.topology.layers[layer].name
-        raise _too_large(name, count)
-
-    def pieces_of_it() -> Iterator[Block]:
-        for channels, lines in chunks:
-            found = kind.triples(z, x, shape, channels, lines)  # type: ignore[call-arg]
-            yield from _triples(ends, pieces, found)
-
-    limits = {(layer, s): plan.limits[layer, s] for s in sources}
-    yield from select(pieces_of_it, limits)
 
 
 def _triples(ends: Ends, pieces: Sequence[Piece], triples: Triples) -> Iterator[Block]:

@@ -26,12 +26,18 @@ def outer(axes: list[Any], *sizes: tuple[int, ...]) -> tuple[npt.NDArray[np.int6
     return tuple(flat)
 
 
-def pieces(channels: int, lines: int, count: int, size: int) -> list[tuple[range, range]]:
-    """Cut ``count`` edges, spread evenly over channels and lines, into pieces of about a size."""
+def pieces(channels: int, lines: int, count: int, size: int) -> list[tuple[range, range | None]]:
+    """Cut ``count`` edges, spread evenly over channels and lines, into pieces of about a size.
+
+    A single line stands for all of them, which is None.
+    """
     wide = max(1, channels * size // max(count, 1))
     high = lines if wide > 1 else max(1, lines * size * channels // max(count, 1))
     return [
-        (range(c, min(c + wide, channels)), range(i, min(i + high, lines)))
+        (
+            range(c, min(c + wide, channels)),
+            range(i, min(i + high, lines)) if lines > 1 else None,
+        )
         for c in range(0, channels, wide)
         for i in range(0, lines, high)
     ]
@@ -164,12 +170,20 @@ class Convolution:
         return (i, o, k) if self.transposed else (o, i, k)
 
     def chunks(
-        self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...], size: int
-    ) -> list[tuple[range, range]] | None:
-        """Return channels and lines of pieces of about ``size`` edges, outputs never shared."""
+        self,
+        z: tuple[int, ...],
+        x: tuple[int, ...],
+        w: tuple[int, ...],
+        size: int,
+        whole: bool = False,
+    ) -> list[tuple[range, range | None]] | None:
+        """Return channels and lines of pieces of about ``size`` edges, outputs never shared.
+
+        ``whole`` channels have all their lines in one piece.
+        """
         if self.transposed or z[0] != 1:
             return None
-        return pieces(z[1], z[2], self.dense_edges(z, x, w), size)
+        return pieces(z[1], 1 if whole else z[2], self.dense_edges(z, x, w), size)
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""

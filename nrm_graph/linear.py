@@ -60,9 +60,16 @@ class Dense:
         return r * w[0] + o, r * w[1] + i, o * w[1] + i
 
     def chunks(
-        self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...], size: int
-    ) -> list[tuple[range, range]]:
+        self,
+        z: tuple[int, ...],
+        x: tuple[int, ...],
+        w: tuple[int, ...],
+        size: int,
+        whole: bool = False,
+    ) -> list[tuple[range, range | None]] | None:
         """Return outputs and tokens of pieces of about ``size`` edges."""
+        if whole:  # channels of tokens are no outputs of their own
+            return None
         return pieces(w[0], math.prod(z[:-1]), self.dense_edges(z, x, w), size)
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:

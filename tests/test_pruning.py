@@ -84,12 +84,13 @@ class Small(nn.Module):
         return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).flatten(1))
 
 
+@pytest.mark.parametrize("resolution", ["neuron", {"a": "neuron", "b": "channel"}])
 @pytest.mark.parametrize("limit", [Limit(0.7), Limit(1.0, 7), Limit(0.9, 40)])
-def test_large_operations_in_chunks_give_the_same(limit, monkeypatch):
+def test_large_operations_in_chunks_give_the_same(limit, resolution, monkeypatch):
     """Neuron resolution in bounded memory: pieces of a convolution, pruned as one."""
     torch.manual_seed(1)
     x = torch.randn(2, 7, 7, dtype=torch.float64)
-    m = ng.measure(Small().double(), x, target=1, resolution="neuron")
+    m = ng.measure(Small().double(), x, target=1, resolution=resolution)
     groups = limits(m.topology, m.partitions, limit, auto=False)
 
     def table():
