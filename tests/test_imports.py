@@ -37,12 +37,14 @@ LEVELS = (
     ("database",),
     ("extraction",),
     # for people
-    ("demo_network", "sources", "plots"),
+    ("arrays",),
+    ("demo_network", "models", "sources", "plots", "overview"),
     ("export",),
     ("demo",),
+    ("arguments",),
     ("cli",),
 )
-LIGHT = ("database", "export", "plots", "cli", "demo")
+LIGHT = ("database", "export", "overview", "plots", "cli", "demo")
 """Modules beside the first three rows that never import torch themselves."""
 
 DUCKDB = ("store",)
