@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence, Sized
@@ -120,6 +121,7 @@ def extract(
     entries = items(inputs)
     early, first = _first(entries, on_error)
     program = trace(model, _example(model, first))
+    _check_range(targets, math.prod(program.shapes()[program.output]))
     kind = _dtype(program)
     net = states.network(program, composites.get(composite), kind, where)
     topology = net.layout.topology
@@ -200,6 +202,13 @@ def _targets(target: Any) -> list[str | int]:
     if not found:
         raise InputError("target names nothing to explain: expected at least one")
     return found
+
+
+def _check_range(targets: list[str | int], outputs: int) -> None:
+    """Refuse a target that no input can have, before a store is made."""
+    for choice in targets:
+        if isinstance(choice, int) and not 0 <= choice < outputs:
+            raise InputError(f"target {choice} is out of range: the network has {outputs} outputs")
 
 
 def _first(

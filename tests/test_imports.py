@@ -21,7 +21,7 @@ LEVELS = (
     ("clauses", "expressions", "pruning", "graph", "store"),
     # the traced network
     ("batching", "operations", "program", "convolution", "window"),
-    ("execution", "folding", "conversion", "linear", "naming", "signs"),
+    ("execution", "vetting", "folding", "conversion", "linear", "naming", "signs"),
     ("layers", "rules"),
     ("tracing", "composites"),
     # relevance passes and tables
