@@ -121,7 +121,8 @@ def extract(
     entries = items(inputs)
     early, first = _first(entries, on_error)
     program = trace(model, _example(model, first))
-    _check_range(targets, math.prod(program.shapes()[program.output]))
+    outputs = math.prod(program.shapes()[program.output])
+    _check_range(targets, outputs, first if on_error == "stop" else None, classes)
     kind = _dtype(program)
     net = states.network(program, composites.get(composite), kind, where)
     topology = net.layout.topology
@@ -204,9 +205,13 @@ def _targets(target: Any) -> list[str | int]:
     return found
 
 
-def _check_range(targets: list[str | int], outputs: int) -> None:
-    """Refuse a target that no input can have, before a store is made."""
+def _check_range(
+    targets: list[str | int], outputs: int, first: Sample | None, classes: Sequence[str] | None
+) -> None:
+    """Refuse a target that no input can have, or the first has not, before a store is made."""
     for choice in targets:
+        if choice == "label" and first is not None:
+            choice = class_index(first, classes)
         if isinstance(choice, int) and not 0 <= choice < outputs:
             raise InputError(f"target {choice} is out of range: the network has {outputs} outputs")
 
