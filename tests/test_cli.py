@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 import types
@@ -14,10 +17,12 @@ import networkx as nx
 import numpy as np
 import pytest
 
+import nrm_graph as ng
 from nrm_graph import cli, models
 from nrm_graph.demo_network import FashionCNN, load_demo
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -37,7 +42,11 @@ def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[
         assert f"example:\n  nrm-graph {name} " in text
         assert "exit codes:" in text
     assert cli.main(["extract", "--help"]) == 0
-    assert "trust" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "trust" in text
+    parameters = set(inspect.signature(ng.extract).parameters) - {"model", "path", "progress"}
+    for name in parameters:
+        assert ("INPUTS" if name == "inputs" else f"--{name.replace('_', '-')}") in text
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,17 @@ def test_help_is_light() -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def module() -> Iterator[str]:
+    """Name of a function that gives the demo network."""
+    made = types.ModuleType("nrm_cli_models")
+    made.demo = lambda: load_demo()[0]  # type: ignore[attr-defined]
+    sys.modules[made.__name__] = made
+    yield "nrm_cli_models:demo"
+    del sys.modules[made.__name__]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, module: str) -> Path:
     """Store of three images, written by the command itself."""
     folder = tmp_path_factory.mktemp("cli")
     _, inputs = load_demo()
@@ -99,25 +118,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels=np.array([item["label"] for item in inputs[:3]]),
     )
     path = folder / "relevance.nrm"
-    made = types.ModuleType("nrm_cli_models")
-    made.demo = lambda: load_demo()[0]  # type: ignore[attr-defined]
-    sys.modules[made.__name__] = made
-    try:
-        argv = ["extract", "nrm_cli_models:demo", str(folder / "three.npz"), "--store", str(path)]
-        assert cli.main([*argv, "--quiet"]) == 0
-    finally:
-        del sys.modules[made.__name__]
+    argv = ["extract", module, str(folder / "three.npz"), "--store", str(path)]
+    assert cli.main([*argv, "--quiet"]) == 0
     return path
-
-
-def test_info(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", str(store)]) == 0
-    out = capsys.readouterr().out
-    assert "features.0" in out
-    assert "epsilon_gamma" in out
-    assert cli.main(["info", str(store), "--format", "json"]) == 0
-    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-    assert names == ["x", *(f"features.{i}" for i in (0, 3, 6)), "classifier.0", "classifier.3"]
 
 
 def test_sql(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,3 +201,138 @@ def test_demo_of_three_images(
     for text in ("Conservation", "joint", "conditional", "mean_relevance", "Try next", "svg"):
         assert text in out
     assert picture.stat().st_size > 1000
+
+
+def test_info_says_what_a_store_holds(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(store)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in lines[: lines.index("")])
+    with ng.open(store) as db:
+        edges = db.sql("SELECT count(*) FROM edges").fetchall()[0][0]
+    assert [facts[n] for n in ("inputs", "keys", "targets", "failures")] == ["3", "3", "3", "0"]
+    assert facts["edges"] == f"{edges:,}"
+    assert facts["composite"] == "epsilon_gamma (convolution Gamma, dense Epsilon)"
+    assert facts["resolution"] == "neuron for 6 layers"
+    assert facts["pruning"] == "none: every edge is stored"
+    assert facts["precision"] == "lossless (float32)"
+    assert facts["preprocessing"] == "pixels / 255"
+    assert "torch" in facts["versions"]
+    size = sum(file.stat().st_size for file in (store / "shards").glob("*.edges.parquet"))
+    assert facts["bytes per edge"] == f"{size / edges:.2f}"
+    assert facts["size of edges"] == f"{size / 1e3:,.1f} kB"
+    assert cli.main(["info", str(store), "--format", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)[1]
+    assert row["name"] == "features.0"
+    (alias,) = row["aliases"]
+    ask = ["relevance", str(store), "--input", "three-00000", "--format", "json"]
+    found = []
+    for name in (row["name"], alias):
+        assert cli.main([*ask, f"{name}[2]"]) == 0
+        found.append(json.loads(capsys.readouterr().out)[0]["relevance"])
+    assert found[0] == found[1]
+
+
+def test_a_small_store(
+    store: Path, module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "small.nrm")
+    options = "--coverage 0.9 --top 500 --mantissa-bits 8 --tensors omit --on-error skip"
+    inputs = str(store.parent / "three.npz")
+    assert cli.main(["extract", module, inputs, "--store", path, *options.split(), "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(["info", path]) == 0
+    shown = capsys.readouterr().out
+    for text in ("coverage 0.9, top 500, 5 of 5 pairs", "rounded to 8 bits", "0 (inputs left out)"):
+        assert text in shown
+    assert cli.main(["relevance", path, "--input", "three-00000", "features.0[1]"]) == 3
+    assert "pass the tensor as input=" in capsys.readouterr().err
+
+
+def test_relevance_in_words(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["relevance", str(store), "--input", "three-00000", "features.3[2]"]
+    assert cli.main(ask) == 0
+    words = dict(
+        re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
+    )
+    assert words["event"] == "features.3[2]"
+    product = float(words["relevance"]) * float(words["logit"])
+    assert float(words["of the logit"]) == pytest.approx(product, rel=1e-4)
+    assert cli.main([*ask, "--given", "features.6[5]"]) == 0
+    assert "amplification" in capsys.readouterr().out
+    assert cli.main([*ask, "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith('"input","target","logit","event","relevance"\n')
+
+
+# As a process
+
+
+def process(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell line in which ``nrm`` is the command."""
+    call = f'nrm() {{ "{sys.executable}" -m nrm_graph "$@"; }}; set -o pipefail; {command}'
+    return subprocess.run(
+        ["bash", "-c", call],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env},
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "code", "out", "err"),
+    [
+        ("nrm info /nothing", {}, 6, "", "nrm-graph: there is no store at /nothing"),
+        ("nrm info", {}, 2, "", "usage: nrm-graph"),
+        ("nrm info '{store}' | head -n 1", {}, 0, "inputs", ""),
+        (
+            "nrm sql '{store}' 'SELECT * FROM range(3000000)' --format csv | head -n 1",
+            {},
+            0,
+            "",
+            "",
+        ),
+        ("nrm info '{store}' > /dev/full", {}, 1, "", "cannot write the output: No space left"),
+        ("nrm info '{store}' >&-", {}, 0, "", ""),
+        ("nrm sql '{store}' \"SELECT 'é漢' AS x\"", {"PYTHONIOENCODING": "utf-8"}, 0, "é漢", ""),
+        (
+            "nrm sql '{store}' \"SELECT 'é漢' AS x\"",
+            {"PYTHONIOENCODING": "ascii"},
+            0,
+            r"\xe9\u",
+            "",
+        ),
+        ("nrm info '{store}/é漢'", {"PYTHONIOENCODING": "ascii"}, 6, "", r"/\xe9\u6f22"),
+        ("nrm sql '{store}' $'SELECT \\'\\xff\\''", {}, 7, "", "cannot be parsed"),
+        ("nrm extract torchvision:vgg61 x --store y", {}, 3, "", "did you mean"),
+    ],
+)
+def test_a_process(
+    store: Path, command: str, env: dict[str, str], code: int, out: str, err: str
+) -> None:
+    done = process(command.replace("{store}", str(store)), **env)
+    assert done.returncode == code, done.stderr
+    assert out in done.stdout
+    assert err in done.stderr
+    assert "Traceback" not in done.stderr
+    if not err:
+        assert done.stderr == ""
+    elif code != 2:
+        assert done.stderr.count("\n") == 1
+
+
+def test_messages_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "/no\x1b[2Jthing\nnext\u202e"]) == 6
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert r"/no\x1b[2Jthing next\u202e" in shown
+
+
+def test_there_is_too_little_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(spec: str) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(models, "load_model", fails)
+    assert cli.main(["extract", "m", "i", "--store", "never.nrm"]) == 1
+    assert "not enough memory" in capsys.readouterr().err
