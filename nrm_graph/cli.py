@@ -69,7 +69,9 @@ def _run(args: argparse.Namespace) -> int:
         return _say(" ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
     except KeyboardInterrupt:
         return _say("interrupted; what is in the store stays valid", 130)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise  # a bug, not what torch says where memory ends
         return _say("there is not enough memory: try a smaller --batch-size or resolution", 1)
     except BrokenPipeError:  # the reader, head for instance, has seen enough
         _drop_output()
