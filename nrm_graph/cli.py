@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph import arguments
 from nrm_graph.errors import InputError, NrmError
-from nrm_graph.export import TABLE_FORMATS, graph_path, write_graph, write_table
+from nrm_graph.export import (
+    TABLE_FORMATS,
+    graph_path,
+    one_line,
+    print_facts,
+    write_graph,
+    write_table,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 EXIT_CODES = """\
 exit codes:
@@ -38,24 +48,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv : sequence of str, optional
         Arguments; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a character is no error
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         args = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has printed help or usage
         return stop.code if isinstance(stop.code, int) else 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning  # type: ignore[assignment]
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         args.command(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except NrmError as error:
-        message = " ".join([str(error), *getattr(error, "__notes__", ())])
-        print(f"nrm-graph: {message}", file=sys.stderr)
-        return error.exit_code
+        return _say(" ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
     except KeyboardInterrupt:
-        print("nrm-graph: interrupted; what is in the store stays valid", file=sys.stderr)
-        return 130
+        return _say("interrupted; what is in the store stays valid", 130)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise  # a bug, not what torch says where memory ends
+        return _say("there is not enough memory: try a smaller --batch-size or resolution", 1)
     except BrokenPipeError:  # the reader, head for instance, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        # The library turns its own into NrmError: this is standard output.
+        _drop_output()
+        return _say(f"cannot write the output: {error.strerror or error}", 1)
     return 0
+
+
+def _drop_output() -> None:
+    """Let what is still buffered for standard output go nowhere."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(message: str, code: int) -> int:
+    """Print a message on one line, without what would steer a terminal; return the exit code."""
+    print(f"nrm-graph: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Any, *_: Any) -> None:
+    print(f"note: {one_line(str(message))}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,7 +141,13 @@ def _parser() -> argparse.ArgumentParser:
         "package.module:function, which gives a model, or (model, preprocessing, classes).\n"
         "The last two RUN CODE: use only files and modules that you trust.\n\n"
         "INPUTS is a folder of images (sub-folders are labels), an image, or an .npy or .npz\n"
-        "file (arrays images or inputs, and labels); float arrays are taken as they are.",
+        "file (arrays images or inputs, and labels); float arrays are taken as they are.\n"
+        "Images are read without their EXIF orientation and transparency, as torchvision does.\n\n"
+        "The same command again goes on where it stopped. With --on-error skip, inputs that\n"
+        "fail are kept in the table failures, which info shows, and the exit code is 0.\n\n"
+        "A large network in little space:\n"
+        "  nrm-graph extract torchvision:vgg16 photos/ --store small.nrm --coverage 0.99 \\\n"
+        "      --mantissa-bits 10 --tensors omit --on-error skip",
     )
     extract.add_argument("model", metavar="MODEL")
     extract.add_argument("inputs", metavar="INPUTS")
@@ -109,16 +156,47 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument(
         "--target",
         default="predicted",
-        type=_target,
+        type=arguments.target,
         help="predicted, label, an output's number, or several with commas (predicted)",
     )
     extract.add_argument(
         "--resolution",
         default="auto",
-        type=_resolution,
+        type=arguments.resolution,
         help="auto, neuron, channel, feature, token, or by layer: features.0=channel,... (auto)",
     )
-    extract.add_argument("--batch-size", type=_positive, default=16, help="inputs at once (16)")
+    extract.add_argument(
+        "--coverage", type=float, default=1.0, help="keep the strongest edges up to this share (1)"
+    )
+    extract.add_argument(
+        "--top",
+        type=arguments.positive,
+        help="keep at most so many edges for each input and pair of layers",
+    )
+    extract.add_argument(
+        "--mantissa-bits", type=arguments.positive, help="round edges, 1 to 22 bits (lossless)"
+    )
+    extract.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what an input that cannot be read or explained does (stop)",
+    )
+    extract.add_argument(
+        "--tensors",
+        choices=("keep", "omit"),
+        default="keep",
+        help="keep the inputs in the store, which exact queries need, or omit them (keep)",
+    )
+    extract.add_argument(
+        "--classes", metavar="FILE", help="names of the outputs, one a line (those of the model)"
+    )
+    extract.add_argument(
+        "--preprocessing", metavar="WORDS", help="how the inputs were prepared, kept in the store"
+    )
+    extract.add_argument(
+        "--batch-size", type=arguments.positive, default=16, help="inputs at once (16)"
+    )
     extract.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (auto)")
     extract.add_argument("--quiet", action="store_true", help="show no progress bar")
 
@@ -127,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         _info,
         "Show what a store holds and the names of its layers.",
         "nrm-graph info relevance.nrm",
+        "Expressions accept a layer's name and its aliases.\n"
         "--format csv, json or parquet gives the table of layers alone.",
     )
     sql = add(
@@ -161,38 +240,9 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (info, sql, relevance):
         sub.add_argument("--format", choices=TABLE_FORMATS, help="by default that of --output")
         sub.add_argument("--output", metavar="FILE", help="write here, not to standard output")
-    subgraph.add_argument("--top", type=_positive, default=200, help="edges to keep (200)")
+    subgraph.add_argument("--top", type=arguments.positive, default=200, help="edges to keep (200)")
     subgraph.add_argument("--output", required=True, metavar="FILE")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
-    return value
-
-
-def _target(text: str) -> Any:
-    parts = [part.strip() for part in text.split(",")]
-    found: list[str | int] = []
-    for part in parts:
-        number = part.removeprefix("-")
-        if part not in ("predicted", "label") and not (number.isascii() and number.isdigit()):
-            raise argparse.ArgumentTypeError(
-                f"expected predicted, label or a number, found {part!r}"
-            )
-        found.append(part if part in ("predicted", "label") else int(part))
-    return found[0] if len(found) == 1 else found
-
-
-def _resolution(text: str) -> str | dict[str, str]:
-    if "=" not in text:
-        return text
-    pairs = [part.rpartition("=") for part in text.split(",")]
-    if not all(name and how for name, _, how in pairs):
-        raise argparse.ArgumentTypeError(f"expected LAYER=RESOLUTION,..., found {text!r}")
-    return {name.strip(): how.strip() for name, _, how in pairs}
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -202,11 +252,15 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from nrm_graph import sources
+    from nrm_graph.store.files import local_path
 
-    if os.path.lexists(args.store) and not os.path.isdir(args.store):  # noqa: PTH112
+    if os.path.lexists(local_path(args.store)) and not local_path(args.store).is_dir():
         raise InputError(f"--store {args.store} is a file: expected a store or a new name")
-    model, preprocessing, classes = sources.load_model(args.model)
+    names = None if args.classes is None else arguments.lines(args.classes)
+
+    from nrm_graph import models, sources
+
+    model, preprocessing, classes = models.load_model(args.model)
     inputs = sources.load_inputs(args.inputs, preprocessing)
 
     import nrm_graph as ng
@@ -218,44 +272,41 @@ def _extract(args: argparse.Namespace) -> None:
         composite=args.composite,
         target=args.target,
         resolution=args.resolution,
+        coverage=args.coverage,
+        top=args.top,
+        mantissa_bits=args.mantissa_bits,
         batch_size=args.batch_size,
         device=args.device,
         progress=not args.quiet,
-        classes=classes,
+        classes=classes if names is None else names,
+        preprocessing=inputs.preprocessing if args.preprocessing is None else args.preprocessing,
+        tensors=args.tensors,
+        on_error=args.on_error,
     ) as db:
-        held = db.sql("SELECT count(*) AS n FROM inputs").to_arrow_table()["n"][0].as_py()
-    print(f"{args.store} holds {held:,} inputs; next: nrm-graph info {args.store}")
+        ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
+        failures = f", {failed:,} failed" if failed else ""
+        print(f"{args.store} holds {len(db):,} inputs{failures}; next: nrm-graph info {args.store}")
+
+
+SHOWN_FAILURES = 10
 
 
 def _info(args: argparse.Namespace) -> None:
     import nrm_graph as ng
+    from nrm_graph import overview
 
     with ng.open(args.store) as db:
-        layers = db.sql("SELECT * FROM layers ORDER BY layer_id").to_arrow_table()
         if args.output is None and args.format in (None, "table"):
-            counts = db.sql(
-                "SELECT (SELECT count(*) FROM inputs) AS inputs, "
-                "(SELECT count(DISTINCT key) FROM inputs) AS keys, "
-                "(SELECT count(*) FROM edges) AS edges"
-            ).to_arrow_table()
-            facts: Mapping[str, Any] = {**counts.to_pylist()[0], **_facts(db.meta)}
-            width = max(map(len, facts))
-            for name, value in facts.items():
-                shown = f"{value:,}" if isinstance(value, int) else value
-                print(f"{name:<{width}}  {shown}")
+            print_facts(overview.facts(db))
             print()
-        write_table(layers, args.format, args.output)
-
-
-def _facts(meta: Any) -> dict[str, Any]:
-    """Return the entries of a store's settings that fit on a line."""
-    found: dict[str, Any] = {}
-    for name, value in dict(meta).items():
-        if name == "composite" and isinstance(value, dict):
-            value = value.get("name") or "custom"
-        if isinstance(value, str | int | float | bool):
-            found[str(name)] = value if isinstance(value, str) else str(value)
-    return found
+            failures = db.sql("SELECT key, error FROM failures ORDER BY key").fetchall()
+            for key, error in failures[:SHOWN_FAILURES]:
+                print(f"failed: {one_line(f'{key}: {error}')}")
+            if len(failures) > SHOWN_FAILURES:
+                print(f"... {len(failures) - SHOWN_FAILURES:,} more in the table failures")
+            if failures:
+                print()
+        write_table(overview.layers(db), args.format, args.output)
 
 
 def _sql(args: argparse.Namespace) -> None:
@@ -274,6 +325,7 @@ def _relevance(args: argparse.Namespace) -> None:
     import pyarrow as pa
 
     import nrm_graph as ng
+    from nrm_graph import overview
 
     with ng.open(args.store) as db:
         m = db.measure(args.input, target=args.target)
@@ -281,9 +333,12 @@ def _relevance(args: argparse.Namespace) -> None:
         row = {"input": args.input, "target": m.target, "logit": m.logit, "event": repr(event)}
         if given is not None:
             row |= {"given": repr(given), "amplification": getattr(value, "amplification", None)}
+        row["relevance"] = float(value)
+        if args.output is None and args.format is None:
+            print_facts(overview.answer(row, m, db.meta["classes"]))
+        else:
+            write_table(pa.Table.from_pylist([row]), args.format, args.output)
         _notes(m.flags)
-        table = pa.Table.from_pylist([row | {"relevance": float(value)}])
-        write_table(table, args.format, args.output)
 
 
 def _subgraph(args: argparse.Namespace) -> None:

@@ -69,6 +69,7 @@ def run(
         composite="epsilon_gamma",
         target="predicted",
         classes=CLASSES,
+        preprocessing="pixels / 255",
     ) as db:
         edges = _rows(db.sql("SELECT count(*) AS n FROM edges"))["n"][0].as_py()
         print(

@@ -175,6 +175,22 @@ def write_table(
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def one_line(text: str) -> str:
+    """Return text on one line, without characters that would steer a terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in " ".join(text.split())
+    )
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print names and values, aligned, each pair on one line."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
+        print(f"{name:<{width}}  {one_line(shown)}")
+
+
 def encode_table(table: pa.Table, form: str) -> bytes:
     """Encode a table as CSV, JSON records, Parquet or aligned text."""
     import pyarrow as pa

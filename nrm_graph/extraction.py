@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence, Sized
@@ -121,6 +122,8 @@ def extract(
     entries = items(inputs)
     early, first = _first(entries, on_error)
     program = trace(model, _example(model, first))
+    outputs = math.prod(program.shapes()[program.output])
+    _check_range(targets, outputs, first if on_error == "stop" else None, classes)
     kind = _dtype(program)
     net = states.network(program, composites.get(composite), kind, where)
     topology = net.layout.topology
@@ -202,6 +205,17 @@ def _targets(target: Any) -> list[str | int]:
     if not found:
         raise InputError("target names nothing to explain: expected at least one")
     return found
+
+
+def _check_range(
+    targets: list[str | int], outputs: int, first: Sample | None, classes: Sequence[str] | None
+) -> None:
+    """Refuse a target that no input can have, or the first has not, before a store is made."""
+    for choice in targets:
+        if choice == "label" and first is not None:
+            choice = class_index(first, classes)
+        if isinstance(choice, int) and not 0 <= choice < outputs:
+            raise InputError(f"target {choice} is out of range: the network has {outputs} outputs")
 
 
 def _first(

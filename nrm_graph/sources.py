@@ -1,278 +1,244 @@
-"""MODEL and INPUTS of the command line: networks by name or file, images and arrays."""
+"""INPUTS of the command line: a folder of images, an image, or arrays, read one at a time."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import sys
+import os
+import re
+import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from nrm_graph.arrays import rows_of
 from nrm_graph.errors import InputError
 
-if TYPE_CHECKING:
-    import os
-
 Preprocessing = Callable[[Any], torch.Tensor]
-Loaded = tuple[torch.nn.Module, Preprocessing | None, tuple[str, ...] | None]
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-_FORMS = (
-    "torchvision:NAME, torchvision:NAME@weights.pt, torchvision:NAME@random:SEED, a .pt2 file or "
-    "package.module:function"
-)
+PIXELS = "pixels / 255"
+AS_GIVEN = "floats as they stand in the file"
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-def load_model(spec: str) -> Loaded:
-    """Load the network that MODEL names.
+class Inputs(Sequence[Any]):
+    """A data set: each input is read when it is asked for, so that one that fails stands alone.
 
     Parameters
     ----------
-    spec : str
-        ``torchvision:vgg16`` (default pretrained weights, downloaded once by torchvision),
-        ``torchvision:vgg16@weights.pt`` (a state dict, read without pickled code),
-        ``torchvision:vgg16@random:0`` (seeded random weights), a ``.pt2`` file written by
-        ``torch.export.save``, or ``package.module:function``.  The last two run code: use only
-        what you trust.
-
-    Returns
-    -------
-    model : torch.nn.Module
-        The network.
-    preprocessing : callable or None
-        Turns a PIL image into the network's input.
-    classes : tuple of str or None
-        Names of the outputs.  A weights file of as many outputs as torchvision's default
-        weights is taken to have their classes.
-
-    Raises
-    ------
-    InputError
-        If there is no such model, or it cannot be loaded.
+    keys : list of str
+        Names of the inputs, unique.
+    read : callable
+        Gives the tensor of an input from its position.
+    labels : list or None
+        By position; None where there is no label.
+    preprocessing : str
+        How the inputs are prepared, in words.
     """
-    if "://" in spec:
-        raise InputError(f"MODEL {spec} is an address: download the file and name it here")
-    if spec.startswith("torchvision:"):
-        return _torchvision(spec.removeprefix("torchvision:"))
-    if spec.endswith(".pt2"):
-        return _archive(_existing(spec)), None, None
-    module, colon, function = spec.partition(":")
-    if not colon or not module or not function:
-        raise InputError(f"cannot tell what model {spec!r} is: expected {_FORMS}")
-    return _function(spec, module, function)
+
+    def __init__(
+        self,
+        keys: list[str],
+        read: Callable[[int], torch.Tensor],
+        labels: list[Any] | None,
+        preprocessing: str,
+    ) -> None:
+        self.keys = keys
+        self.preprocessing = preprocessing
+        self._read = read
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, position: Any) -> Any:
+        """Return ``input``, ``key`` and, if known, ``label`` of one input.
+
+        Raises
+        ------
+        InputError
+            If it is damaged or cannot be read.
+        """
+        if not -len(self) <= position < len(self):
+            raise IndexError(position)
+        position %= len(self)
+        item = {"input": self._read(position), "key": self.keys[position]}
+        label = None if self._labels is None else self._labels[position]
+        return item if label is None else item | {"label": label}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-
-
-def _existing(path: str | os.PathLike[str]) -> Path:
-    found = Path(path)
-    if not found.exists():
-        raise InputError(f"there is no file or folder {found}")
-    return found
-
-
-def _torchvision(spec: str) -> Loaded:
-    from torchvision import models
-
-    name, _, source = spec.partition("@")
-    known = models.list_models(module=models)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "torchvision.models lists them"
-        raise InputError(f"torchvision has no classification model {name!r}: {hint}")
-    weights = models.get_model_weights(name).DEFAULT
-    preprocessing = weights.transforms()
-    classes = tuple(str(c) for c in weights.meta["categories"])
-    if not source:
-        try:
-            return models.get_model(name, weights=weights), preprocessing, classes
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"cannot get the pretrained weights of {name} ({_first_line(error)}); without a "
-                f"network give a file, torchvision:{name}@weights.pt, or random weights, "
-                f"torchvision:{name}@random:0"
-            ) from None
-    if source.startswith("random:"):
-        seed = source.removeprefix("random:")
-        if not seed.isascii() or not seed.isdigit() or int(seed) >= 2**63:
-            raise InputError(f"the seed of random weights is an integer, found {seed!r}")
-        return _build(name, seed=int(seed)), preprocessing, None
-    state = _state_dict(_existing(source))
-    model = _build(name)
-    head = [key for key in model.state_dict() if key.endswith(".bias")][-1]
-    outputs = int(state[head].shape[0]) if head in state and state[head].ndim == 1 else None
-    if outputs not in (None, model.state_dict()[head].shape[0]):
-        model = _build(name, num_classes=outputs)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        problem = " ".join(str(error).split())[:200]
-        raise InputError(f"the weights in {source} are not those of {name}: {problem}") from None
-    return model, preprocessing, classes if outputs == len(classes) else None
-
-
-def _build(name: str, seed: int = 0, **options: Any) -> torch.nn.Module:
-    from torchvision import models
-
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # on the initialisation of old models
-        torch.manual_seed(seed)
-        model: torch.nn.Module = models.get_model(name, weights=None, **options)
-    return model
-
-
-def _state_dict(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are not weights
-        raise InputError(
-            f"cannot read weights from {path}, expected a state dict of tensors saved by "
-            f"torch.save: {_first_line(error)}"
-        ) from None
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if (
-        not isinstance(found, dict)
-        or not found
-        or not all(isinstance(value, torch.Tensor) for value in found.values())
-    ):
-        raise InputError(f"{path} does not hold a state dict: expected names and tensors")
-    return {str(key).removeprefix("module."): value for key, value in found.items()}
-
-
-def _archive(path: Path) -> torch.nn.Module:
-    try:
-        model: torch.nn.Module = torch.export.load(path).module()
-    except Exception as error:  # an archive can fail in any way: it is code
-        raise InputError(
-            f"cannot load {path}, expected a file written by torch.export.save: "
-            f"{_first_line(error)}"
-        ) from None
-    # An exported program is in one mode for good, and torch refuses to be told so.
-    model.eval = lambda: model  # type: ignore[method-assign]
-    for module in model.modules():
-        module.training = False
-    return model
-
-
-def _function(spec: str, module: str, function: str) -> Loaded:
-    here = str(Path.cwd())
-    added = here not in sys.path
-    if added:  # a console script does not look into the current folder by itself
-        sys.path.insert(0, here)
-    try:
-        target: Any = importlib.import_module(module)
-        for part in function.split("."):
-            target = getattr(target, part)
-        found = target if isinstance(target, torch.nn.Module) else target()
-    except Exception as error:  # the user's code can raise anything
-        raise InputError(
-            f"cannot load the model {spec}: {type(error).__name__}: {_first_line(error)}"
-        ) from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
-    model, preprocessing, classes = (
-        (*found, None, None)[:3] if isinstance(found, tuple) else (found, None, None)
-    )
-    if not isinstance(model, torch.nn.Module) or not (
-        preprocessing is None or callable(preprocessing)
-    ):
-        raise InputError(
-            f"{spec} must give a torch.nn.Module, alone or in a tuple with a preprocessing and "
-            f"the class names, found {type(model).__name__}"
-        )
-    return model, preprocessing, None if classes is None else tuple(str(c) for c in classes)
-
-
-def load_inputs(
-    path: str | os.PathLike[str], preprocessing: Preprocessing | None = None
-) -> Iterator[dict[str, Any]]:
-    """Read the inputs that INPUTS names, one at a time.
+def load_inputs(path: str | os.PathLike[str], preprocessing: Preprocessing | None = None) -> Inputs:
+    """Find the inputs that INPUTS names; each is read when its turn comes.
 
     Parameters
     ----------
     path : path-like
-        A folder of images (sub-folders are labels), an image, an ``.npy`` array, or an ``.npz``
-        with ``images`` or ``inputs`` and perhaps ``labels``.  The first axis of an array counts
-        the inputs.  Float arrays are taken as they are; uint8 arrays are images, of shape
+        A folder of images (the first sub-folder is the label), an image, an ``.npy`` array, or an
+        ``.npz`` with ``images`` or ``inputs`` and perhaps ``labels``.  The first axis of an array
+        counts the inputs.  Float arrays are taken as they are; uint8 arrays are images, of shape
         (N, H, W), (N, H, W, C) or (N, C, H, W) with one or three channels.
     preprocessing : callable, optional
-        Turns a PIL image into an input; without one, images become floats in [0, 1] of shape
-        (C, H, W), where grey images have one channel.
+        Turns a PIL image in RGB into an input; without one, images become floats in [0, 1] of
+        shape (C, H, W), where grey images have one channel.
 
     Returns
     -------
-    iterator of dict
-        ``input`` (tensor), ``key`` (relative path, or name and number) and, if known, ``label``.
+    Inputs
+        A sequence of mappings with ``input`` (tensor), ``key`` (relative path, or name and
+        number) and, if known, ``label``; its ``keys`` and ``len`` are known at once.
 
     Raises
     ------
     InputError
-        If something is missing, empty, damaged or of another kind; a damaged file of a folder
-        is named when its turn comes.
+        If something is missing, empty or of another kind; a damaged image is named when it is
+        read.
+
+    Notes
+    -----
+    Images are read as torchvision's ``ImageFolder`` reads them: the first frame of an animation,
+    without transparency (the colours below it show) and without turning by the EXIF orientation.
+    Other than there, 16-bit grey images keep their range instead of being clipped at 255.  Files
+    and folders whose names begin with a dot are left out, links are followed, and what is no
+    Unicode in a file's name stands escaped in its key.
     """
-    if "://" in str(path):
-        raise InputError(f"INPUTS {path} is an address: download the files and name the folder")
-    path = _existing(path)
+    text = os.fspath(path)
+    if "://" in text:
+        raise InputError(f"INPUTS {text} is an address: download the files and name the folder")
+    path = Path(text)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"there is no file or folder {text!r} ({reason})") from None
     suffix = path.suffix.lower()
-    if path.is_dir():
+    if stat.S_ISDIR(mode):
         return _folder(path, preprocessing)
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{text} is no plain file: expected a folder of images, an image or array")
     if suffix in (".npy", ".npz"):
-        return _array(path, suffix, preprocessing)
+        return _array(path, preprocessing)
     if suffix in IMAGE_SUFFIXES:
-        return iter([{"input": _image(path, preprocessing), "key": path.name}])
+        return Inputs(
+            [_unicode(path.name)], lambda _: _image(path, preprocessing), None, words(preprocessing)
+        )
     raise InputError(
         f"cannot read inputs from {path}: expected a folder of images, an image, .npy or .npz"
     )
 
 
-def _folder(path: Path, preprocessing: Preprocessing | None) -> Iterator[dict[str, Any]]:
-    found = sorted(
-        (file.relative_to(path) for file in path.rglob("*") if _is_image(file, path)),
-        key=lambda name: name.as_posix(),
-    )
+def words(preprocessing: Preprocessing | None) -> str:
+    """Say in one line how images are prepared; the same in every process."""
+    if preprocessing is None:
+        return PIXELS
+    text = _ADDRESS.sub("", " ".join(repr(preprocessing).split()))
+    name = getattr(preprocessing, "__qualname__", None)
+    if name is not None:  # a function: its repr says no more than its name
+        text = f"{getattr(preprocessing, '__module__', '')}.{name}"
+    return _unicode(text)[:1000]
+
+
+def _unicode(name: str) -> str:
+    """Return a file's name with its bytes that are no Unicode escaped."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _folder(path: Path, preprocessing: Preprocessing | None) -> Inputs:
+    found = sorted(_files(path, (), ()))
     if not found:
         raise InputError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    keys = [_unicode("/".join(parts)) for parts in found]
+    labels = [_unicode(parts[0]) if len(parts) > 1 else None for parts in found]
 
-    def images() -> Iterator[dict[str, Any]]:
-        for name in found:
-            label = {"label": name.parts[0]} if len(name.parts) > 1 else {}
-            yield {"input": _image(path / name, preprocessing), "key": name.as_posix(), **label}
+    def read(position: int) -> torch.Tensor:
+        return _image(path.joinpath(*found[position]), preprocessing)
 
-    return images()
+    return Inputs(keys, read, labels, words(preprocessing))
 
 
-def _is_image(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return not hidden and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+def _files(
+    folder: Path, parts: tuple[str, ...], above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, ...]]:
+    """Relative paths of images; links are followed, but never back to a folder above."""
+    try:
+        here = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror or error}") from None
+    above = (*above, (here.st_dev, here.st_ino))
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        try:
+            found = entry.stat()
+        except OSError:  # a link to nothing or to itself: it fails when its turn comes
+            found = None
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            if (found.st_dev, found.st_ino) not in above:
+                yield from _files(Path(entry.path), (*parts, entry.name), above)
+        elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and (
+            found is None or stat.S_ISREG(found.st_mode)
+        ):
+            yield (*parts, entry.name)
 
 
 def _image(path: Path, preprocessing: Preprocessing | None) -> torch.Tensor:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        if not path.stat().st_size:
+            raise InputError(f"cannot read the image {path}: the file is empty")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata, unused transparency
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            grey = preprocessing is None and image.mode in ("1", "L")
-            picture = image.convert("L" if grey else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
-        raise InputError(f"cannot read the image {path}: {_first_line(error)}") from None
+            with Image.open(path) as image:
+                picture = _eight_bits(image, preprocessing is not None)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(
+            f"cannot read the image {path}: it is damaged, or no image that Pillow knows"
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        size = re.search(r"\((\d+) pixels\)", str(error))
+        raise InputError(
+            f"cannot read the image {path}: it has {size[1] if size else 'too many'} pixels, "
+            f"expected at most {Image.MAX_IMAGE_PIXELS}: make it smaller"
+        ) from None
+    except Exception as error:  # decoders of damaged files raise anything
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise InputError(f"cannot read the image {path}: {reason}") from None
     return _prepared(picture, preprocessing, str(path))
+
+
+def _eight_bits(image: Any, colour: bool) -> Any:
+    """First frame as RGB, or as L where the image is grey and may stay so.
+
+    Raises
+    ------
+    InputError
+        If the pixels have 32 bits: their range is not known.
+    """
+    from PIL import Image
+
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"cannot read the image {image.filename}: it has 32 bits a pixel, whose range is not "
+            "known: save it with 8 or 16 bits, or as an .npy of floats"
+        )
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        wide = np.asarray(image).astype(np.float32)
+        image = Image.fromarray(np.rint(wide / np.float32(257)).astype(np.uint8))
+    grey = not colour and image.mode in ("1", "L", "LA")
+    return image.convert("L" if grey else "RGB")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def _prepared(picture: Any, preprocessing: Preprocessing | None, name: str) -> torch.Tensor:
@@ -280,7 +246,12 @@ def _prepared(picture: Any, preprocessing: Preprocessing | None, name: str) -> t
         pixels = np.asarray(picture)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(255))
-    value = preprocessing(picture)
+    try:
+        value = preprocessing(picture)
+    except Exception as error:  # the user's code can raise anything
+        raise InputError(
+            f"the preprocessing of {name} failed: {type(error).__name__}: {_first_line(error)}"
+        ) from error
     if not isinstance(value, torch.Tensor):
         raise InputError(
             f"the preprocessing of {name} gave {type(value).__name__}, expected a tensor"
@@ -288,47 +259,26 @@ def _prepared(picture: Any, preprocessing: Preprocessing | None, name: str) -> t
     return value
 
 
-def _array(
-    path: Path, suffix: str, preprocessing: Preprocessing | None
-) -> Iterator[dict[str, Any]]:
-    labels: list[Any] | None = None
-    try:
-        if suffix == ".npy":
-            values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            with np.load(path, allow_pickle=False) as archive:
-                name = next((n for n in ("images", "inputs") if n in archive), None)
-                if name is None:
-                    raise InputError(
-                        f"{path} holds {', '.join(archive.files) or 'nothing'}: expected an "
-                        "array named images or inputs"
-                    )
-                values = archive[name]
-                labels = archive["labels"].tolist() if "labels" in archive else None
-    except InputError:
-        raise
-    except Exception as error:  # damaged files raise from zipfile, zlib, numpy and the system
-        raise InputError(f"cannot read the array {path}: {_first_line(error)}") from None
-    if not isinstance(values, np.ndarray) or values.ndim < 2 or not len(values):
-        shape = getattr(values, "shape", ())
+def _array(path: Path, preprocessing: Preprocessing | None) -> Inputs:
+    values, labels = rows_of(path)
+    shape, dtype = values.shape, values.dtype
+    if len(shape) < 2 or not shape[0]:
         raise InputError(f"{path} has shape {shape}: the first axis must count at least one input")
-    if values.dtype != np.uint8 and values.dtype.kind != "f":
-        raise InputError(f"{path} holds {values.dtype}: expected floats, or uint8 for images")
-    if values.dtype == np.uint8 and not _is_pictures(values.shape):
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise InputError(f"{path} holds {dtype}: expected floats, or uint8 for images")
+    if dtype == np.uint8 and not _is_pictures(shape):
         raise InputError(
-            f"{path} holds uint8 of shape {values.shape}: images are (N, H, W), (N, H, W, C) or "
+            f"{path} holds uint8 of shape {shape}: images are (N, H, W), (N, H, W, C) or "
             "(N, C, H, W) with one or three channels; give other inputs as floats"
         )
-    if labels is not None and (not isinstance(labels, list) or len(labels) != len(values)):
-        raise InputError(f"{path} has {len(values)} inputs and labels that do not match them")
+    if labels is not None and (not isinstance(labels, list) or len(labels) != shape[0]):
+        raise InputError(f"{path} has {shape[0]} inputs and labels that do not match them")
+    keys = [f"{_unicode(path.stem)}-{i:05d}" for i in range(shape[0])]
 
-    def items() -> Iterator[dict[str, Any]]:
-        for i, value in enumerate(values):
-            key = f"{path.stem}-{i:05d}"
-            label = {} if labels is None else {"label": labels[i]}
-            yield {"input": _tensor(value, preprocessing, key), "key": key, **label}
+    def read(position: int) -> torch.Tensor:
+        return _tensor(values[position], preprocessing, keys[position])
 
-    return items()
+    return Inputs(keys, read, labels, words(preprocessing) if dtype == np.uint8 else AS_GIVEN)
 
 
 def _is_pictures(shape: tuple[int, ...]) -> bool:
@@ -338,7 +288,8 @@ def _is_pictures(shape: tuple[int, ...]) -> bool:
 def _tensor(value: Any, preprocessing: Preprocessing | None, key: str) -> torch.Tensor:
     if value.dtype != np.uint8:
         kind = np.float64 if value.dtype == np.float64 else np.float32
-        return torch.from_numpy(np.array(value, dtype=kind))
+        with np.errstate(over="ignore"):  # what overflows is refused as infinity
+            return torch.from_numpy(np.array(value, dtype=kind))
     from PIL import Image
 
     pixels = np.asarray(value)

@@ -146,10 +146,14 @@ def forward(net: Network, x: Tensor) -> State:
     for node in net.program.nodes:
         args = _resolve(node.args, state, n)
         kwargs = {key: _resolve(value, state, n) for key, value in node.kwargs}
-        if node.op in MAX_POOL:
-            value, state.winners[node.name] = max_pool(node.op, args)
-        else:
-            value = function(node.op)(*args, **kwargs)
+        try:
+            if node.op in MAX_POOL:
+                value, state.winners[node.name] = max_pool(node.op, args)
+            else:
+                value = function(node.op)(*args, **kwargs)
+        except Exception as error:  # a stored program can hold anything
+            error.add_note(f"at the node {node.name} ({node.op})")
+            raise
         state.values[node.name] = value
         _track_constants(node, state, args, kwargs, n)
     if "output" in net.layout.weighings:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 
 from nrm_graph import composites, states
-from nrm_graph.errors import InputError, StoreError
-from nrm_graph.operations import SUPPORTED
+from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.prepare import from_network
 from nrm_graph.program import Program, from_json
 from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
 from nrm_graph.store.schema import content_hash
+from nrm_graph.vetting import PROBLEMS, first_line, vet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
+    from nrm_graph.states import Network
 
 # Two float32 forward runs of one network differ by the order of their sums: by about 1e-6 of the
 # largest output on another machine or batch size, and by 1e-4 where a winner of max-pooling flips.
@@ -42,14 +46,45 @@ def load_program(db: Database) -> Program:
         program = from_json(text.decode("utf-8"), weights)
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise StoreError(f"the program of {db.path} cannot be read: {error}") from error
-    foreign = sorted({node.op for node in program.nodes} - SUPPORTED)
-    if foreign:
-        raise StoreError(f"the program names operations that are not allowed: {foreign}")
     if program.hash() != db.meta["program_hash"]:
         raise StoreError(
             f"the program of {db.path} is not the one it was made with: copy the store again"
         )
+    vet(program)
     return program
+
+
+@contextmanager
+def _own(db: Database, *, given: bool = False) -> Iterator[None]:
+    """Turn what a stored program, composite or input breaks into the store's own error.
+
+    With ``given``, an InputError stays one: it may be due to what the caller asked for.
+    """
+    try:
+        yield
+    except NrmError as error:
+        if isinstance(error, StoreError) or (given and isinstance(error, InputError)):
+            raise
+        raise StoreError(f"what {db.path} holds does not fit together: {error}") from error
+    except PROBLEMS as error:
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        raise StoreError(
+            f"the program of {db.path} cannot be executed: {first_line(error)}{notes}"
+        ) from error
+
+
+def _network(db: Database, kind: torch.dtype) -> Network:
+    """Prepare the stored network, and compare its layers with those that the store lists."""
+    program = load_program(db)
+    net = states.network(program, composites.from_json(db.meta["composite"]), kind)
+    found = net.layout.topology.to_json()
+    listed = [{name: row[name] for name in found["layers"][0]} for row in db.meta["layers"]]
+    if found["layers"] != listed or found["groups"] != db.meta["groups"]:
+        raise StoreError(
+            f"the layers that {db.path / 'store.json'} lists are not those of its program: copy "
+            "the store again, and do not trust one from a stranger"
+        )
+    return net
 
 
 def stored_measure(
@@ -72,12 +107,12 @@ def stored_measure(
     kind = x.dtype if dtype is None else getattr(torch, dtype)
     cache = db._network or {}
     if kind not in cache:
-        program = load_program(db)
-        net = states.network(program, composites.from_json(db.meta["composite"]), kind)
-        cache[kind] = net
+        with _own(db):
+            cache[kind] = _network(db, kind)
         db._network = cache
     target = db._snapshot.entries[identity].target
-    found = from_network(cache[kind], x.to(kind), target, db.units(), scale)
+    with _own(db, given=dtype is not None):
+        found = from_network(cache[kind], x.to(kind), target, db.units(), scale)
     _compare(db, identity, found)
     return found
 

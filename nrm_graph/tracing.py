@@ -98,6 +98,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Program:
             f"{type(model).__name__} has parameters on the meta device, which hold no numbers: "
             "load its weights first (model.to_empty(device=...) and load_state_dict)"
         )
+    _refuse_unsound(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -122,6 +123,21 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Program:
     program = settle_batches(program, examples)
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
+
+
+def _refuse_unsound(model: nn.Module) -> None:
+    """Refuse weights that are not numbers; infinity may stand in a buffer, as in a mask."""
+    statistics = ("running_mean", "running_var")
+    for kind, tensors in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
+        for name, tensor in tensors():
+            if not tensor.is_floating_point():
+                continue
+            strict = kind == "parameter" or name.rpartition(".")[2] in statistics
+            if not bool((torch.isfinite(tensor) if strict else ~torch.isnan(tensor)).all()):
+                raise TraceError(
+                    f"the {kind} {name} of {type(model).__name__} holds NaN"
+                    f"{' or infinity' if strict else ''}: load weights of a network that works"
+                )
 
 
 def _export(model: nn.Module, examples: Sequence[Tensor]) -> Any:

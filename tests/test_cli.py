@@ -1,11 +1,13 @@
-"""The command line: sources, exports, pictures, help, and each command on the demo network."""
+"""The command line: help, usage, and each command on the demo network."""
 
 from __future__ import annotations
 
 import csv
+import inspect
 import io
-import itertools
 import json
+import os
+import re
 import subprocess
 import sys
 import types
@@ -13,327 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
 
 import nrm_graph as ng
-from nrm_graph import cli, export, plots, sources
+from nrm_graph import cli, models
 from nrm_graph.demo_network import FashionCNN, load_demo
-from nrm_graph.errors import InputError
-from nrm_graph.graph import subgraph
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
 
+
 COMMANDS = ("demo", "extract", "info", "sql", "relevance", "subgraph")
-
-
-def made_up(layers: int = 4, name: str = "features.{}") -> nx.DiGraph:
-    """Graph like a measure's, with NumPy scalars and a pseudo node."""
-    graph = nx.DiGraph(share=0.5)
-    names = [name.format(i) for i in range(layers)]
-    for depth, layer in enumerate(names):
-        for unit in (-1, 0, 1, 2) if depth else (0, 1, 2):
-            graph.add_node(
-                (layer, unit),
-                layer=layer if unit >= 0 else f"{layer} bias",
-                unit=unit,
-                relevance=np.float32(0.5 - unit / 3),
-                depth=np.int64(depth),
-            )
-    for below, above in itertools.pairwise(names):
-        graph.add_edge((below, 0), (above, 1), relevance=np.float32(-0.25))
-        graph.add_edge((below, 2), (above, 2), relevance=0.125)
-        graph.add_edge((above, -1), (above, 1), relevance=0.5)
-    return graph
-
-
-# Graphs and pictures
-
-
-def test_graphml_and_json_can_be_read_again(tmp_path: Path) -> None:
-    graph = made_up()
-    export.write_graph(graph, tmp_path / "g.graphml")
-    again = nx.read_graphml(tmp_path / "g.graphml")
-    assert set(again) == {f"{layer}:{unit}" for layer, unit in graph}
-    assert again.edges["features.0:0", "features.1:1"]["relevance"] == -0.25
-    assert again.nodes["features.1:-1"] == {
-        "layer": "features.1 bias",
-        "unit": -1,
-        "relevance": pytest.approx(0.5 + 1 / 3),
-        "depth": 1,
-    }
-    export.write_graph(graph, tmp_path / "g.json")
-    data = json.loads((tmp_path / "g.json").read_text())
-    again = nx.node_link_graph(data, edges="edges")
-    assert dict(again.nodes) == dict(graph.nodes)
-    assert dict(again.edges) == dict(graph.edges)
-    assert again.graph == {"share": 0.5}
-
-
-@pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
-def test_pictures(tmp_path: Path, suffix: str, magic: bytes) -> None:
-    export.write_graph(made_up(), tmp_path / f"g{suffix}")
-    assert (tmp_path / f"g{suffix}").read_bytes().startswith(magic)
-
-
-def test_graph_errors(tmp_path: Path) -> None:
-    for path, message in (
-        (tmp_path / "g.gexf", "ends in"),
-        (tmp_path / "no" / "g.json", "no folder"),
-    ):
-        with pytest.raises(InputError, match=message):
-            export.write_graph(made_up(), path)
-    with pytest.raises(InputError, match="no nodes"):
-        plots.plot_subgraph(nx.DiGraph())
-    graph = made_up()
-    del graph.nodes["features.0", 0]["relevance"]
-    with pytest.raises(InputError, match="no attribute 'relevance'"):
-        plots.plot_subgraph(graph)
-
-
-@pytest.mark.parametrize(
-    ("layers", "name"), [(2, "x{}"), (5, "features.{}"), (20, "layer1.{}.downsample.conv1")]
-)
-def test_layer_names_do_not_overlap(layers: int, name: str) -> None:
-    ax = plots.plot_subgraph(made_up(layers, name))
-    figure: Any = ax.figure
-    figure.canvas.draw()
-    labels = ax.get_xticklabels()
-    assert [label.get_text() for label in labels] == [name.format(i) for i in range(layers)]
-    if labels[0].get_rotation() == 0:
-        boxes = [label.get_window_extent() for label in labels]
-        assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
-    else:  # slanted lines: the distance between them against the height of a line
-        positions = ax.transData.transform([(i, 0.0) for i in range(layers)])[:, 0]
-        apart = np.diff(positions) * np.sin(np.deg2rad(labels[0].get_rotation()))
-        assert (apart >= labels[0].get_fontsize() / 72 * figure.dpi).all()
-
-
-def test_plot_uses_given_axes_and_leaves_pyplot_alone() -> None:
-    from matplotlib.figure import Figure
-
-    ax = Figure().add_subplot()
-    assert plots.plot_subgraph(made_up(), ax) is ax
-    pyplot = sys.modules.get("matplotlib.pyplot")
-    assert pyplot is None or not pyplot.get_fignums()
-
-
-def test_neurons_of_maps_are_drawn_at_their_places() -> None:
-    graph = made_up(2)
-    graph.graph["shapes"] = {"features.0": (3, 4, 5)}
-    graph.graph["title"] = "a title"
-    for unit in range(3):
-        graph.nodes["features.0", unit]["position"] = f"{unit}, {unit + 1}, {unit + 2}"
-    ax = plots.plot_subgraph(graph, image=np.zeros((4, 5)))
-    (frame,) = ax.child_axes
-    assert len(frame.images) == 1
-    (dots,) = frame.collections
-    found = {tuple(int(v) for v in place) for place in np.asarray(dots.get_offsets())}
-    assert found == {(2, 1), (3, 2), (4, 3)}  # (column, row)
-    assert ax.get_title() == "a title"
-    assert {"0: 1,2", "1: 2,3", "2: 3,4"} <= {text.get_text() for text in ax.texts}
-
-
-def test_positions_only_for_neurons() -> None:
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(2, 3, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(12, 2)
-    )
-    x = torch.rand(1, 2, 4, 4)
-    for resolution, expected in (("neuron", True), ({"input": "channel", "0": "channel"}, False)):
-        m = ng.measure(network, x, target=0, composite="epsilon", resolution=resolution)
-        graph = subgraph(m.topology, *m.tables(), top=10_000, partitions=m.partitions)
-        placed = {node for node, data in graph.nodes(data=True) if "position" in data}
-        assert placed == {n for n in graph if expected and n[1] >= 0 and n[0] != "3"}
-        for name, unit in placed:
-            place = tuple(int(i) for i in graph.nodes[name, unit]["position"].split(", "))
-            shape = m.topology.layer(name).shape
-            assert graph.graph["shapes"][name] == shape
-            assert np.ravel_multi_index(place, shape) == unit
-
-
-# Tables
-
-
-TABLE = pa.table({"key": ["a", None], "shape": [[1, 2], None], "r": [0.5, float("nan")]})
-
-
-def test_table_formats(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(export.encode_table(TABLE, "csv").decode())))
-    assert rows[0] == {"key": "a", "shape": "[1, 2]", "r": "0.5"}
-    assert json.loads(export.encode_table(TABLE, "json")) == [
-        {"key": "a", "shape": [1, 2], "r": 0.5},
-        {"key": None, "shape": None, "r": None},
-    ]
-    assert json.loads(export.encode_table(TABLE.slice(0, 0), "json")) == []
-    export.write_table(TABLE, output=tmp_path / "t.parquet")
-    assert pq.read_table(tmp_path / "t.parquet").column_names == ["key", "shape", "r"]
-    text = export.text_table(TABLE, limit=1)
-    assert text.splitlines()[0].split() == ["key", "shape", "r"]
-    assert "1 more rows" in text
-
-
-# Models and inputs
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """Importable module with model functions."""
-    made = types.ModuleType("nrm_test_models")
-    made.demo = lambda: load_demo()[0]  # type: ignore[attr-defined]
-    made.both = lambda: (load_demo()[0], None, ["a", "b"])  # type: ignore[attr-defined]
-    made.wrong = lambda: 3  # type: ignore[attr-defined]
-    made.broken = lambda: 1 / 0  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, made.__name__, made)
-    return made
-
-
-def test_random_weights_are_seeded_and_leave_the_generator_alone() -> None:
-    before = torch.random.get_rng_state()
-    one, preprocessing, classes = sources.load_model("torchvision:squeezenet1_1@random:3")
-    two, _, _ = sources.load_model("torchvision:squeezenet1_1@random:3")
-    assert torch.equal(torch.random.get_rng_state(), before)
-    for name, value in one.state_dict().items():
-        torch.testing.assert_close(value, two.state_dict()[name], rtol=0, atol=0)
-    assert classes is None
-    assert preprocessing is not None
-    assert preprocessing(Image.new("RGB", (300, 260))).shape == (3, 224, 224)
-
-
-def test_weights_file(tmp_path: Path) -> None:
-    from torchvision import models
-
-    for outputs in (1000, 7):
-        model = models.mobilenet_v3_small(num_classes=outputs)
-        torch.save(model.state_dict(), tmp_path / "w.pt")
-        again, _, classes = sources.load_model(
-            f"torchvision:mobilenet_v3_small@{tmp_path / 'w.pt'}"
-        )
-        key = "classifier.3.weight"
-        torch.testing.assert_close(again.state_dict()[key], model.state_dict()[key])
-        assert classes is None if outputs == 7 else classes is not None
-    with pytest.raises(InputError, match="not those of alexnet"):
-        sources.load_model(f"torchvision:alexnet@{tmp_path / 'w.pt'}")
-
-
-def test_exported_program_and_function(tmp_path: Path, module: types.ModuleType) -> None:
-    model, inputs = load_demo()
-    x = torch.stack([item["input"] for item in inputs[:2]])
-    dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    exported = torch.export.export(model, (x,), dynamic_shapes=dynamic)
-    torch.export.save(exported, tmp_path / "m.pt2")
-    for spec in (str(tmp_path / "m.pt2"), "nrm_test_models:demo"):
-        loaded, preprocessing, classes = sources.load_model(spec)
-        torch.testing.assert_close(loaded.eval()(x), model(x))
-        assert (preprocessing, classes) == (None, None)
-    assert sources.load_model("nrm_test_models:both")[2] == ("a", "b")
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("vgg16", "expected torchvision:NAME"),
-        ("https://a.b/m.pt2", "address"),
-        ("torchvision:vgg61", "did you mean"),
-        ("torchvision:vgg16@random:x", "seed"),
-        ("torchvision:vgg16@nothing.pt", "no file"),
-        ("nothing.pt2", "no file"),
-        ("{bad}.pt2", "torch.export.save"),
-        ("torchvision:vgg16@{bad}.pt2", "state dict"),
-        ("no_such_module:f", "ModuleNotFoundError"),
-        ("nrm_test_models:nothing", "AttributeError"),
-        ("nrm_test_models:wrong", "must give a torch.nn.Module"),
-        ("nrm_test_models:broken", "ZeroDivisionError"),
-    ],
-)
-def test_model_errors(tmp_path: Path, module: types.ModuleType, spec: str, message: str) -> None:
-    (tmp_path / "bad.pt2").write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match=message):
-        sources.load_model(spec.replace("{bad}", str(tmp_path / "bad")))
-
-
-def test_folder_of_images(tmp_path: Path) -> None:
-    for name in ("dog/b.png", "cat/a.png", "cat/deep/c.jpg", "top.png", ".hidden/x.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (5, 4), (255, 0, 0)).save(tmp_path / name)
-    (tmp_path / "cat" / "notes.txt").write_text("no image")
-    found = list(sources.load_inputs(tmp_path))
-    assert [(item["key"], item.get("label")) for item in found] == [
-        ("cat/a.png", "cat"),
-        ("cat/deep/c.jpg", "cat"),
-        ("dog/b.png", "dog"),
-        ("top.png", None),
-    ]
-    assert found[0]["input"].shape == (3, 4, 5)
-    assert found[0]["input"][0].eq(1).all()
-    (one,) = sources.load_inputs(tmp_path / "top.png", lambda image: torch.ones(image.size))
-    assert one["key"] == "top.png"
-    assert one["input"].shape == (5, 4)
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "expected"),
-    [
-        ((2, 4, 5), np.uint8, (1, 4, 5)),
-        ((2, 4, 5, 3), np.uint8, (3, 4, 5)),
-        ((2, 3, 4, 5), np.uint8, (3, 4, 5)),
-        ((2, 1, 4, 5), np.uint8, (1, 4, 5)),
-        ((2, 7), np.float32, (7,)),
-        ((2, 3, 4, 5), np.float64, (3, 4, 5)),
-    ],
-)
-def test_arrays(tmp_path: Path, shape: tuple[int, ...], dtype: Any, expected: Any) -> None:
-    values = (np.random.default_rng(0).random(shape) * 255).astype(dtype)
-    np.save(tmp_path / "a.npy", values)
-    np.savez(tmp_path / "a.npz", inputs=values, labels=np.array(["cat", "dog"]))
-    for name, labels in (("a.npy", [None, None]), ("a.npz", ["cat", "dog"])):
-        items = list(sources.load_inputs(tmp_path / name))
-        assert [item["key"] for item in items] == ["a-00000", "a-00001"]
-        assert [item.get("label") for item in items] == labels
-        assert tuple(items[1]["input"].shape) == expected
-        scale = 255 if dtype == np.uint8 else 1
-        total = float(items[1]["input"].double().sum()) * scale
-        assert total == pytest.approx(float(values[1].astype(float).sum()), rel=1e-5)
-
-
-def _write(path: Path, make: Callable[[Path], Any]) -> Path:
-    make(path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "message"),
-    [
-        ("none", lambda p: None, "no file or folder"),
-        ("empty", lambda p: p.mkdir(), "no images"),
-        ("a.txt", lambda p: p.write_text(""), "expected a folder"),
-        ("a.png", lambda p: p.write_bytes(b"\x89PNG"), "cannot read the image"),
-        ("a.npy", lambda p: p.write_bytes(b"x"), "cannot read the array"),
-        ("b.npy", lambda p: np.save(p, np.array([{}, {}])), "cannot read the array"),
-        ("c.npy", lambda p: np.save(p, np.zeros((2, 3), int)), "expected floats"),
-        ("d.npy", lambda p: np.save(p, np.zeros((0, 3))), "at least one input"),
-        ("e.npy", lambda p: np.save(p, np.zeros(3)), "first axis"),
-        ("f.npy", lambda p: np.save(p, np.zeros((2, 5, 6, 4), np.uint8)), "one or three"),
-        ("a.npz", lambda p: p.write_bytes(b"PK"), "cannot read the array"),
-        ("b.npz", lambda p: np.savez(p, data=np.zeros((2, 3))), "named images or inputs"),
-        (
-            "c.npz",
-            lambda p: np.savez(p, inputs=np.zeros((2, 3)), labels=np.zeros(3, int)),
-            "do not match",
-        ),
-    ],
-)
-def test_input_errors(tmp_path: Path, name: str, make: Callable[[Path], Any], message: str) -> None:
-    path = _write(tmp_path / name, make)
-    with pytest.raises(InputError, match=message) as info:
-        list(sources.load_inputs(path))
-    assert "\n" not in str(info.value)
-    with pytest.raises(InputError, match="address"):
-        sources.load_inputs("https://example.org/cat.png")
 
 
 # Arguments
@@ -349,7 +43,11 @@ def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[
         assert f"example:\n  nrm-graph {name} " in text
         assert "exit codes:" in text
     assert cli.main(["extract", "--help"]) == 0
-    assert "trust" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "trust" in text
+    parameters = set(inspect.signature(ng.extract).parameters) - {"model", "path", "progress"}
+    for name in parameters:
+        assert ("INPUTS" if name == "inputs" else f"--{name.replace('_', '-')}") in text
 
 
 @pytest.mark.parametrize(
@@ -380,7 +78,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def stop(spec: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sources, "load_model", stop)
+    monkeypatch.setattr(models, "load_model", stop)
     assert cli.main(["extract", "m", "i", "--store", "never.nrm"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -399,7 +97,17 @@ def test_help_is_light() -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def module() -> Iterator[str]:
+    """Name of a function that gives the demo network."""
+    made = types.ModuleType("nrm_cli_models")
+    made.demo = lambda: load_demo()[0]  # type: ignore[attr-defined]
+    sys.modules[made.__name__] = made
+    yield "nrm_cli_models:demo"
+    del sys.modules[made.__name__]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, module: str) -> Path:
     """Store of three images, written by the command itself."""
     folder = tmp_path_factory.mktemp("cli")
     _, inputs = load_demo()
@@ -411,25 +119,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels=np.array([item["label"] for item in inputs[:3]]),
     )
     path = folder / "relevance.nrm"
-    made = types.ModuleType("nrm_cli_models")
-    made.demo = lambda: load_demo()[0]  # type: ignore[attr-defined]
-    sys.modules[made.__name__] = made
-    try:
-        argv = ["extract", "nrm_cli_models:demo", str(folder / "three.npz"), "--store", str(path)]
-        assert cli.main([*argv, "--quiet"]) == 0
-    finally:
-        del sys.modules[made.__name__]
+    argv = ["extract", module, str(folder / "three.npz"), "--store", str(path)]
+    assert cli.main([*argv, "--quiet"]) == 0
     return path
-
-
-def test_info(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", str(store)]) == 0
-    out = capsys.readouterr().out
-    assert "features.0" in out
-    assert "epsilon_gamma" in out
-    assert cli.main(["info", str(store), "--format", "json"]) == 0
-    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-    assert names == ["x", *(f"features.{i}" for i in (0, 3, 6)), "classifier.0", "classifier.3"]
 
 
 def test_sql(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -510,3 +202,145 @@ def test_demo_of_three_images(
     for text in ("Conservation", "joint", "conditional", "mean_relevance", "Try next", "svg"):
         assert text in out
     assert picture.stat().st_size > 1000
+
+
+def test_info_says_what_a_store_holds(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", str(store)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in lines[: lines.index("")])
+    with ng.open(store) as db:
+        edges = db.sql("SELECT count(*) FROM edges").fetchall()[0][0]
+    assert [facts[n] for n in ("inputs", "keys", "targets", "failures")] == ["3", "3", "3", "0"]
+    assert facts["edges"] == f"{edges:,}"
+    assert facts["composite"] == "epsilon_gamma (convolution Gamma, dense Epsilon)"
+    assert facts["resolution"] == "neuron for 6 layers"
+    assert facts["pruning"] == "none: every edge is stored"
+    assert facts["precision"] == "lossless (float32)"
+    assert facts["preprocessing"] == "pixels / 255"
+    assert "torch" in facts["versions"]
+    size = sum(file.stat().st_size for file in (store / "shards").glob("*.edges.parquet"))
+    assert facts["bytes per edge"] == f"{size / edges:.2f}"
+    assert facts["size of edges"] == f"{size / 1e6:,.1f} MB"
+    assert cli.main(["info", str(store), "--format", "json"]) == 0
+    row = json.loads(capsys.readouterr().out)[1]
+    assert row["name"] == "features.0"
+    (alias,) = row["aliases"]
+    ask = ["relevance", str(store), "--input", "three-00000", "--format", "json"]
+    found = []
+    for name in (row["name"], alias):
+        assert cli.main([*ask, f"{name}[2]"]) == 0
+        found.append(json.loads(capsys.readouterr().out)[0]["relevance"])
+    assert found[0] == found[1]
+
+
+def test_a_small_store(
+    store: Path, module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "small.nrm")
+    options = "--coverage 0.9 --top 500 --mantissa-bits 8 --tensors omit --on-error skip"
+    inputs = str(store.parent / "three.npz")
+    assert cli.main(["extract", module, inputs, "--store", path, *options.split(), "--quiet"]) == 0
+    capsys.readouterr()
+    assert cli.main(["info", path]) == 0
+    shown = capsys.readouterr().out
+    for text in ("coverage 0.9, top 500, 5 of 5 pairs", "rounded to 8 bits", "0 (inputs left out)"):
+        assert text in shown
+    assert cli.main(["relevance", path, "--input", "three-00000", "features.0[1]"]) == 3
+    assert "pass the tensor as input=" in capsys.readouterr().err
+
+
+def test_relevance_in_words(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["relevance", str(store), "--input", "three-00000", "features.3[2]"]
+    assert cli.main(ask) == 0
+    words = dict(
+        re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
+    )
+    assert words["event"] == "features.3[2]"
+    product = float(words["relevance"]) * float(words["logit"])
+    assert float(words["of the logit"]) == pytest.approx(product, rel=1e-4)
+    assert cli.main([*ask, "--given", "features.6[5]"]) == 0
+    assert "amplification" in capsys.readouterr().out
+    assert cli.main([*ask, "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith('"input","target","logit","event","relevance"\n')
+
+
+# As a process
+
+
+def process(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell line in which ``nrm`` is the command."""
+    call = f'nrm() {{ "{sys.executable}" -m nrm_graph "$@"; }}; set -o pipefail; {command}'
+    return subprocess.run(
+        ["bash", "-c", call],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), **env},
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "code", "out", "err"),
+    [
+        ("nrm info /nothing", {}, 6, "", "nrm-graph: there is no store at /nothing"),
+        ("nrm info", {}, 2, "", "usage: nrm-graph"),
+        ("nrm info '{store}' | head -n 1", {}, 0, "inputs", ""),
+        (
+            "nrm sql '{store}' 'SELECT * FROM range(3000000)' --format csv | head -n 1",
+            {},
+            0,
+            "",
+            "",
+        ),
+        ("nrm info '{store}' > /dev/full", {}, 1, "", "cannot write the output: No space left"),
+        ("nrm info '{store}' >&-", {}, 0, "", ""),
+        ("nrm sql '{store}' \"SELECT 'é漢' AS x\"", {"PYTHONIOENCODING": "utf-8"}, 0, "é漢", ""),
+        (
+            "nrm sql '{store}' \"SELECT 'é漢' AS x\"",
+            {"PYTHONIOENCODING": "ascii"},
+            0,
+            r"\xe9\u",
+            "",
+        ),
+        ("nrm info '{store}/é漢'", {"PYTHONIOENCODING": "ascii"}, 6, "", r"/\xe9\u6f22"),
+        ("nrm sql '{store}' $'SELECT \\'\\xff\\''", {}, 7, "", "cannot be parsed"),
+        ("nrm extract torchvision:vgg61 x --store y", {}, 3, "", "did you mean"),
+    ],
+)
+def test_a_process(
+    store: Path, command: str, env: dict[str, str], code: int, out: str, err: str
+) -> None:
+    done = process(command.replace("{store}", str(store)), **env)
+    assert done.returncode == code, done.stderr
+    assert out in done.stdout
+    assert err in done.stderr
+    assert "Traceback" not in done.stderr
+    if not err:
+        assert done.stderr == ""
+    elif code != 2:
+        assert done.stderr.count("\n") == 1
+
+
+def test_messages_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info", "/no\x1b[2Jthing\nnext\u202e"]) == 6
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert r"/no\x1b[2Jthing next\u202e" in shown
+
+
+def test_there_is_too_little_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(spec: str) -> None:
+        raise errors[0]
+
+    errors: list[Exception] = [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ]
+    monkeypatch.setattr(models, "load_model", fails)
+    while errors:
+        assert cli.main(["extract", "m", "i", "--store", "never.nrm"]) == 1
+        assert "not enough memory" in capsys.readouterr().err
+        del errors[0]

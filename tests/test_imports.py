@@ -21,7 +21,7 @@ LEVELS = (
     ("clauses", "expressions", "pruning", "graph", "store"),
     # the traced network
     ("batching", "operations", "program", "convolution", "window"),
-    ("execution", "folding", "conversion", "linear", "naming", "signs"),
+    ("execution", "vetting", "folding", "conversion", "linear", "naming", "signs"),
     ("layers", "rules"),
     ("tracing", "composites"),
     # relevance passes and tables
@@ -37,12 +37,14 @@ LEVELS = (
     ("database",),
     ("extraction",),
     # for people
-    ("demo_network", "sources", "plots"),
+    ("arrays",),
+    ("demo_network", "models", "sources", "plots", "overview"),
     ("export",),
     ("demo",),
+    ("arguments",),
     ("cli",),
 )
-LIGHT = ("database", "export", "plots", "cli", "demo")
+LIGHT = ("database", "export", "overview", "plots", "cli", "demo")
 """Modules beside the first three rows that never import torch themselves."""
 
 DUCKDB = ("store",)

@@ -264,6 +264,8 @@ RULES: dict[str, type[Rule]] = {
 }
 """The rules that a stored composite may name."""
 
+MAX_PARAMETER = 1e30
+
 
 def from_json(data: Mapping[str, Any]) -> Rule:
     """Read a rule that :meth:`Rule.to_json` wrote."""
@@ -271,6 +273,11 @@ def from_json(data: Mapping[str, Any]) -> Rule:
     name = parameters.pop("rule", None)
     if name not in RULES:
         raise StoreError(f"unknown rule {name!r}: expected one of {', '.join(RULES)}")
+    for key, value in parameters.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (value is None or isinstance(value, str)) if key == "zero_params" else number
+        if not fits or (number and not abs(value) <= MAX_PARAMETER):
+            raise StoreError(f"rule {name}: {key} cannot be {repr(value)[:100]}")
     try:
         return RULES[name](**parameters)
     except TypeError as error:

@@ -1,0 +1,138 @@
+"""What a store holds, in words and numbers, for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from nrm_graph.store.schema import LAYERS, TABLES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nrm_graph.database import Database
+    from nrm_graph.exact import Measure
+
+
+def facts(db: Database) -> dict[str, str]:
+    """Return counts, settings and sizes of a store, in the order in which people read them.
+
+    Parameters
+    ----------
+    db : Database
+        An open store.
+
+    Returns
+    -------
+    dict of str to str
+        Names and values, each fit for one line.
+    """
+    counts = db.sql(
+        "SELECT (SELECT count(*) FROM inputs), (SELECT count(DISTINCT key) FROM inputs), "
+        "(SELECT count(DISTINCT target) FROM inputs), (SELECT count(*) FROM edges), "
+        "(SELECT count(*) FROM failures)"
+    ).fetchall()[0]
+    meta = db.meta
+    found = {
+        name: f"{count:,}"
+        for name, count in zip(
+            ("inputs", "keys", "targets", "edges", "failures"), counts, strict=True
+        )
+    }
+    found |= {
+        "network": f"{len(meta['layers'])} layers, program {meta['program_hash'][:12]}",
+        "composite": _composite(meta),
+        "resolution": _resolution(meta),
+        "pruning": _pruning(meta),
+        "precision": _precision(meta),
+        "preprocessing": meta["preprocessing"] or "not known",
+        "classes": _classes(meta),
+        "versions": ", ".join(f"{name} {v}" for name, v in sorted(meta["versions"].items())),
+        "format": str(meta["format_version"]),
+    }
+    return found | _sizes(db, counts[3])
+
+
+def layers(db: Database) -> pa.Table:
+    """Return the table of layers with the other names that expressions accept."""
+    rows = [
+        {name: row[name] for name in LAYERS.names} | {"aliases": row["aliases"]}
+        for row in db.meta["layers"]
+    ]
+    return pa.Table.from_pylist(rows, LAYERS.append(pa.field("aliases", pa.list_(pa.string()))))
+
+
+def answer(row: Mapping[str, Any], m: Measure, classes: Sequence[str] | None) -> Mapping[str, Any]:
+    """Return a relevance for people: with the target's class, and on the scale of the logit."""
+    shown = dict(row)
+    if classes and m.target is not None and m.target < len(classes):
+        shown["target"] = f"{m.target} ({classes[m.target]})"
+    if "given" not in row:
+        shown["of the logit"] = row["relevance"] * m.logit
+    return shown
+
+
+def _composite(meta: Mapping[str, Any]) -> str:
+    composite, kinds = meta["composite"], {row["kind"] for row in meta["layers"]}
+    try:
+        rules = [f"{kind} {rule['rule']}" for kind, rule in composite["kinds"] if kind in kinds]
+        rules += [f"first {kind} {rule['rule']}" for kind, rule in composite["first"]]
+        rules += [f"{layer} {rule['rule']}" for layer, rule in composite["layers"]]
+    except (KeyError, TypeError, ValueError):  # of another writer: exact queries will refuse it
+        rules = []
+    name = str(composite.get("name") or "custom")
+    return f"{name} ({', '.join(rules)})" if rules else name
+
+
+def _resolution(meta: Mapping[str, Any]) -> str:
+    counts = Counter(row["resolution"] for row in meta["layers"])
+    return ", ".join(f"{name} for {n} layers" for name, n in counts.items())
+
+
+def _pruning(meta: Mapping[str, Any]) -> str:
+    asked = [] if meta["coverage"] == 1 else [f"coverage {meta['coverage']:g}"]
+    asked += [] if meta["top"] is None else [f"top {meta['top']:,}"]
+    pruned = meta.get("pruned")
+    if not asked and not pruned:
+        return "none: every edge is stored"
+    where = ""
+    if isinstance(pruned, list):
+        where = f"{len(pruned)} of {len(meta['groups'])} pairs of layers"
+    return ", ".join([*asked, where] if where else asked)
+
+
+def _precision(meta: Mapping[str, Any]) -> str:
+    bits = meta["mantissa_bits"]
+    return "lossless (float32)" if bits is None else f"edges rounded to {bits} bits"
+
+
+def _classes(meta: Mapping[str, Any]) -> str:
+    names = meta["classes"]
+    if not names:
+        return "not known"
+    return f"{len(names):,}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _sizes(db: Database, edges: int) -> dict[str, str]:
+    manifests = db._snapshot.manifests.values()
+    size = {
+        table: sum(m.files[table].size for m in manifests if table in m.files) for table in TABLES
+    }
+    held = sum(m.files["tensors"].rows for m in manifests if "tensors" in m.files)
+    found = {f"size of {table}": _bytes(size[table]) for table in TABLES if table != "tensors"}
+    found["size of tensors"] = _bytes(size["tensors"]) if held else "0 (inputs left out)"
+    program = sum(info["size"] for info in db.meta["files"].values())
+    found["size of network"] = _bytes(program)
+    found["size in all"] = _bytes(sum(size.values()) + program)
+    if edges:
+        found["bytes per edge"] = f"{size['edges'] / edges:.2f}"
+    return found
+
+
+def _bytes(size: int) -> str:
+    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= one:
+            return f"{size / one:,.1f} {unit}"
+    return f"{size} bytes"

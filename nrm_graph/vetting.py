@@ -1,0 +1,158 @@
+"""A stranger's program, checked before anything of it runs on data.
+
+Every operation is run on tensors of the ``meta`` device, which have shapes but no memory: what
+does not fit, or would take absurd memory, shows there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nrm_graph.errors import StoreError
+from nrm_graph.execution import resolve
+from nrm_graph.operations import SUPPORTED, function
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nrm_graph.program import Node, Program
+
+MAX_NODES = 100_000
+MAX_PARTS = 100_000
+"""Values that one operation may split another into."""
+MAX_ELEMENTS = 1 << 30
+"""Of one value, for one sample: 4 GiB."""
+MAX_TOTAL = 1 << 32
+MAX_INTEGER = 1 << 31
+_LAST = (1 << 63) - 1  # torch's end of a slice to the end
+_KINDS = (torch.int64, torch.int32, torch.bool)
+
+PROBLEMS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+)
+"""What torch, and code that trusts a program, raise where the program is not sound."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, cut to a readable length."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def vet(program: Program) -> None:
+    """Check that a program is sound: operations, arguments, shapes, sizes and tensors.
+
+    Parameters
+    ----------
+    program : Program
+        As read from a store; nothing in it is trusted.
+
+    Raises
+    ------
+    StoreError
+        Naming the node or tensor that is wrong.
+    """
+    foreign = sorted({node.op for node in program.nodes} - SUPPORTED)
+    if foreign:
+        names = ", ".join(foreign)[:200]
+        raise StoreError(f"the program names operations that are not allowed: {names}")
+    if len(program.nodes) > MAX_NODES:
+        raise StoreError(
+            f"the program has {len(program.nodes):,} nodes, expected at most {MAX_NODES:,}"
+        )
+    for name, tensor in program.weights.items():
+        if not tensor.is_floating_point() and tensor.dtype not in _KINDS:
+            raise StoreError(f"the tensor {name!r} of the program has the type {tensor.dtype}")
+        if tensor.is_floating_point() and torch.isnan(tensor).any():
+            raise StoreError(f"the tensor {name!r} of the program holds NaN")
+    weights = {name: tensor.to("meta") for name, tensor in program.weights.items()}
+    values: dict[str, Any] = {}
+    total = 0
+    for name, shape in program.inputs:
+        _bounded(f"the input {name}", shape)
+        values[name] = torch.empty((1, *shape), dtype=torch.float32, device="meta")
+    with torch.no_grad():
+        for node in program.nodes:
+            name = f"the node {node.name} ({node.op})"
+            try:
+                _plain(node)
+                args = resolve(node.args, values, weights, 1)
+                kwargs = {key: resolve(value, values, weights, 1) for key, value in node.kwargs}
+                _few(node.op, args)
+                found = function(node.op)(*args, **kwargs)
+            except PROBLEMS as error:
+                raise StoreError(
+                    f"{name} of the program cannot be executed: {first_line(error)}"
+                ) from error
+            for part in found if isinstance(found, tuple | list) else [found]:
+                if not isinstance(part, Tensor):
+                    raise StoreError(f"{name} of the program gives no tensor")
+                total += _bounded(name, part.shape)
+            if isinstance(found, Tensor):
+                _stated(name, node, found)
+            values[node.name] = found
+            if total > MAX_TOTAL:
+                raise StoreError(f"the program needs more than {MAX_TOTAL:,} numbers up to {name}")
+    if not isinstance(values[program.output], Tensor):
+        raise StoreError(f"the output of the program, {program.output}, is no tensor")
+
+
+def _bounded(name: str, shape: Any) -> int:
+    size = 1
+    for length in shape:
+        if length < 0:
+            raise StoreError(f"{name} of the program has the shape {tuple(shape)}")
+        size *= length
+    if size > MAX_ELEMENTS:
+        raise StoreError(
+            f"{name} of the program would hold {size:,} numbers, expected at most {MAX_ELEMENTS:,}"
+        )
+    return size
+
+
+def _stated(name: str, node: Node, found: Tensor) -> None:
+    """Compare a value's shape with the one that the program states."""
+    batch = node.batch
+    sound = 0 <= batch.axis < max(1, found.ndim) and batch.outer >= 1 and batch.inner >= 1
+    if not sound or batch.native_shape(node.shape) != tuple(found.shape):
+        raise StoreError(
+            f"{name} of the program gives the shape {tuple(found.shape)}, which is not the one "
+            "that the program states"
+        )
+
+
+def _plain(node: Node) -> None:
+    for value in _leaves((node.args, tuple(v for _, v in node.kwargs))):
+        if isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER and value != _LAST:
+            raise ValueError(f"an argument is {value}")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def _few(op: str, args: list[Any]) -> None:
+    """Refuse to cut a value into absurdly many."""
+    if op not in ("aten.unbind.int", "aten.split.Tensor", "aten.chunk.default"):
+        return
+    at = 1 if op == "aten.unbind.int" else 2
+    parts = args[0].shape[args[at] if len(args) > at else 0]
+    if op == "aten.split.Tensor":
+        parts //= max(1, args[1])
+    if op == "aten.chunk.default":
+        parts = min(parts, args[1])
+    if parts > MAX_PARTS:
+        raise ValueError(f"it cuts a value into {parts:,}")
