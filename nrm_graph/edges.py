@@ -96,6 +96,26 @@ def unit_dots(plan: Plan, layer_id: int, a: Tensor, b: Tensor) -> Tensor:
     return unit_sums(plan, layer_id, a * b)
 
 
+def mean_activations(plan: Plan, state: State, name: str) -> Any:
+    """Mean activation of every unit of a layer, ``(N, n_units)``; the same for every target.
+
+    ``name`` is that of the layer's value in the program.
+    """
+    found = state.means.get(name)
+    if found is None:
+        layout = plan.network.layout
+        layer_id = layout.layer_of[name]
+        after = layout.activation[name]
+        after = after if after in state.values else name
+        value = state.samples(after, state.values[after])
+        if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
+            value = state.samples(name, state.values[name])
+        sizes = np.bincount(plan.partitions[layer_id].labels.ravel())
+        found = unit_sums(plan, layer_id, value).cpu().numpy() / sizes
+        state.means[name] = found
+    return found
+
+
 class _Tables:
     """What one relevance pass over a batch leaves behind."""
 
@@ -333,7 +353,7 @@ class _Tables:
         for name, i in net.layout.layer_of.items():
             part = self.plan.partitions[i]
             sums = self.relevance[i][b] if i in self.relevance else np.zeros(part.n_units, kind)
-            means = self._activations(name, i)[b]
+            means = mean_activations(self.plan, self.state, name)[b]
             (chosen,) = np.nonzero((sums != 0) | (means != 0))
             columns.append((i, chosen, sums[chosen], means[chosen]))
             lost = [(u, t[b]) for u, t in self.absorbed.get(i, ())]
@@ -351,21 +371,6 @@ class _Tables:
                 "activation": pa.array(means.astype(kind), mask=unit < 0),
             }
         )
-
-    def _activations(self, name: str, layer_id: int) -> Any:
-        """Mean activation of every unit, ``(N, n_units)``; the same for every target."""
-        found = self.state.means.get(name)
-        if found is None:
-            layout = self.plan.network.layout
-            after = layout.activation[name]
-            after = after if after in self.state.values else name
-            value = self.state.samples(after, self.state.values[after])
-            if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
-                value = self.state.samples(name, self.state.values[name])
-            sizes = np.bincount(self.plan.partitions[layer_id].labels.ravel())
-            found = unit_sums(self.plan, layer_id, value).cpu().numpy() / sizes
-            self.state.means[name] = found
-        return found
 
 
 _LAYERS = ("dst_layer", "src_layer")
