@@ -226,7 +226,7 @@ def test_a_flipped_bit_is_found(copy, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_anywhere_is_found(copy, kind):
-    finds_flips(copy, kind, lambda size: [(at, at % 8) for at in range(0, size, size // 300 + 1)])
+    finds_flips(copy, kind, lambda size: [(at, at % 8) for at in range(0, size, size // 250 + 1)])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -69,14 +69,14 @@ def verify(
     manifests = read_shards(path, found)
     check_identities(manifests, found)
     facts = Facts(meta)
-    inputs = sum(len(m.inputs) for m in manifests)
+    pairs = {entry.input_id for m in manifests for entry in m.inputs}
 
     def content(nodes: Rows, edges: Rows, where: dict[str, Any]) -> None:
         for layer, problem in conservation.check(facts, nodes, edges):
             found.error(problem, **where, layer=None if layer is None else facts.name(layer))
 
     hidden = None if progress and sys.stderr.isatty() else True
-    with tqdm(total=inputs, unit=" inputs", disable=hidden) as bar:
+    with tqdm(total=sum(len(m.inputs) for m in manifests), unit=" inputs", disable=hidden) as bar:
         for manifest in manifests:
             for info in manifest.files.values():
                 check_file(
@@ -90,8 +90,8 @@ def verify(
             if manifest.files:
                 check_tables(path / "shards", manifest, facts, found, content, bar.update)
     recomputed = 0
-    if sample and inputs:
+    if sample and pairs:
         from nrm_graph.verify.recompute import recompute
 
         recomputed = recompute(path, sample, found, hidden)
-    return Report(path, found.sorted(), len(manifests), inputs, recomputed)
+    return Report(path, found.sorted(), len(manifests), len(pairs), recomputed)

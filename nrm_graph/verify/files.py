@@ -33,11 +33,28 @@ def check_settings(path: Path, found: Findings) -> dict[str, Any] | None:
     for name, info in meta["files"].items():
         check_file(path / name, info["size"], info["sha256"], found, file=name)
     _check_units(path, meta, found)
+    if not _is_pruned(meta.get("pruned", []), meta["groups"]):
+        found.error(
+            "expected pruned to list [dst, src, coverage, top] of groups", file="store.json"
+        )
+        meta.pop("pruned")
     known = {"store.json", "shards", *meta["files"]}
     for other in sorted(path.iterdir()):
         if other.name not in known:
             _left_over(other, found)
     return meta
+
+
+def _is_pruned(value: Any, groups: list[list[int]]) -> bool:
+    """Whether a value is a list of pairs of layers with their coverage and number of edges."""
+    pairs = [group[:2] for group in groups]
+    return isinstance(value, list) and all(
+        isinstance(row, list)
+        and len(row) == 4
+        and row[:2] in pairs
+        and (row[3] is None or isinstance(row[3], int))
+        for row in value
+    )
 
 
 def check_file(path: Path, size: int, sha256: str, found: Findings, **where: Any) -> bool:
@@ -62,7 +79,11 @@ def _check_seal(path: Path, limit: int, found: Findings, **where: Any) -> None:
     """Check what a JSON file says about its own content."""
     raw = parse_object(read_limited(path, limit), path.name)
     said = raw.pop("seal", None)
-    if said is None:
+    if said is None and any(
+        v == seal({k: raw[k] for k in raw if k != name}) for name, v in raw.items()
+    ):
+        found.error("its seal bears another name: it was edited", **where)
+    elif said is None:
         found.note("it bears no checksum of its own: a change in it may go unseen", **where)
     elif said != seal(raw):
         found.error("its content is not the one that was sealed: it was edited", **where)

@@ -91,7 +91,7 @@ class Facts:
     @property
     def bits(self) -> int | None:
         """Mantissa bits of edges; None for lossless."""
-        bits: int | None = self.meta["mantissa_bits"]
+        bits: int | None = self.meta.get("mantissa_bits")
         return bits
 
 
