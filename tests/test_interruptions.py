@@ -22,13 +22,17 @@ from nrm_graph import cli, extraction
 from nrm_graph.verify import verify
 
 SCRIPT = Path(interrupted.__file__)
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(ng.__file__).parents[1])}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(ng.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+}
 ROUNDING = 64 * float(np.finfo(np.float32).eps)
 """Of an input's total variation in a table.
 
 Two runs whose batches differ take the sums of convolutions and dense layers in another order.  The
 forward runs differ by a few epsilons of the summed magnitudes, and each of the layers below divides
-by such a sum; 1.4 epsilons of the total variation is the worst found here."""
+by such a sum; 3.1 epsilons of the total variation is the worst found here, for batches of 1 to 7."""
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +95,8 @@ def assert_sound(path, whole):
     report = verify(path, sample=2)
     assert report.sound, report.findings
     with ng.open(path) as db:
+        if not len(db):
+            return 0
         found = rows_of(db)
         ids = set(db._snapshot.entries)
     same_rows(found, whole, ids)
@@ -138,6 +144,7 @@ import interrupted
 from interrupted import COUNT, Images, commit_every_item, extract, network, small_shards
 from test_store_commit import Steps
 import nrm_graph.extraction
+interrupted.program()
 base = pathlib.Path(sys.argv[1])
 which = sys.argv[3]
 step = int(sys.argv[4])
@@ -258,7 +265,7 @@ def test_a_full_disk_at_steps_of_an_extraction(tmp_path):
             except ng.StoreError as error:
                 message = str(error)
                 told += "No space left" in message
-                assert told, message  # noqa: PT017
+                assert told, message
         if steps.count < k:
             break
         extract(path, 2, 1).close()
@@ -308,7 +315,7 @@ def test_two_writers_and_a_reader(tmp_path, whole):
             with ng.open(path) as db:
                 assert len(db) >= seen
                 seen, looks = len(db), looks + 1
-                if seen and looks < 50:
+                if seen and looks < 8:
                     same_rows(rows_of(db), whole, set(db._snapshot.entries))
         for writer in writers:
             code, told = ended(writer)
