@@ -326,6 +326,7 @@ def _subgraph(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     from nrm_graph.verify import verify
+    from nrm_graph.verify.report import counted
 
     report = verify(args.store, sample=args.sample, progress=True)
     if args.format or args.output:
@@ -336,9 +337,10 @@ def _verify(args: argparse.Namespace) -> None:
     if args.format is None:
         print(report)
     if not report.sound:
+        errors = counted(len(report.errors), "error")
         raise StoreError(
-            f"{args.store} is damaged ({len(report.errors)} errors): copy it again, or remove the "
-            "shards named and extract their inputs anew"
+            f"{args.store} is damaged ({errors}): copy it again, or remove the shards named and "
+            "extract their inputs anew"
         )
 
 

@@ -32,7 +32,7 @@ ROUNDING = 64 * float(np.finfo(np.float32).eps)
 
 Two runs whose batches differ take the sums of convolutions and dense layers in another order.  The
 forward runs differ by a few epsilons of the summed magnitudes, and each of the layers below divides
-by such a sum; 3.1 epsilons of the total variation is the worst found here, for batches of 1 to 7."""
+by such a sum; 3.1 epsilons of the total variation is the worst found here (batches of 1 to 7)."""
 
 
 @pytest.fixture(autouse=True)

@@ -453,6 +453,24 @@ def test_damage_of_grouped_and_pruned_stores(tmp_path, options, table, change):
     assert all(e.key and e.layer and e.shard for e in report.errors)
 
 
+@pytest.mark.parametrize("table", ["nodes", "edges"])
+def test_page_checksums_name_the_input(plain, tmp_path, table):
+    """A bit that was flipped before the manifest was written: only the page's checksum tells."""
+    path = shutil.copytree(plain, tmp_path / "copy.nrm")
+    file = kinds(path)[f"{table}.parquet"]
+    with pq.ParquetFile(file) as opened:
+        column = opened.metadata.row_group(1).column(3)
+        at = column.data_page_offset + column.total_compressed_size - 1
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+    reseal(file)
+    (error,) = verify(path, sample=0).errors
+    second = json.loads(kinds(path)["json"].read_text())["inputs"][1]["key"]
+    assert (error.file, error.key) == (file.name, second)
+    assert "cannot be read" in error.problem
+
+
 def test_pruned_rows_are_checked(tmp_path):
     path = build(tmp_path / "s.nrm", count=2, coverage=0.6)
 

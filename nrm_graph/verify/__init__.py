@@ -72,8 +72,12 @@ def verify(
     pairs = {entry.input_id for m in manifests for entry in m.inputs}
 
     def content(nodes: Rows, edges: Rows, where: dict[str, Any]) -> None:
-        for layer, problem in conservation.check(facts, nodes, edges):
-            found.error(problem, **where, layer=None if layer is None else facts.name(layer))
+        try:
+            for layer, problem in conservation.check(facts, nodes, edges):
+                found.error(problem, **where, layer=None if layer is None else facts.name(layer))
+        except MemoryError:  # a stranger's store.json may describe any number of units
+            units = f"{sum(row['n_units'] for row in meta['layers']):,}"
+            found.error(f"not checked: {units} units do not fit in memory", **where)
 
     hidden = None if progress and sys.stderr.isatty() else True
     with tqdm(total=sum(len(m.inputs) for m in manifests), unit=" inputs", disable=hidden) as bar:

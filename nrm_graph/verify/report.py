@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 ERROR, NOTE = "error", "note"
 
 
+def counted(number: int, word: str) -> str:
+    """Return a number and its word.
+
+    >>> counted(1, "error"), counted(1200, "note")
+    ('1 error', '1,200 notes')
+    """
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong (``error``) or worth knowing (``note``), and where.
@@ -89,10 +98,10 @@ class Report:
         return not self.errors
 
     def __str__(self) -> str:
-        state = "sound" if self.sound else f"DAMAGED, {len(self.errors)} errors"
-        notes = f", {len(self.notes)} notes" if self.notes else ""
+        state = "sound" if self.sound else f"DAMAGED, {counted(len(self.errors), 'error')}"
+        notes = f", {counted(len(self.notes), 'note')}" if self.notes else ""
         return (
-            f"{self.path}: {self.inputs:,} inputs in {self.shards:,} shards, "
+            f"{self.path}: {counted(self.inputs, 'input')} in {counted(self.shards, 'shard')}, "
             f"{self.recomputed:,} recomputed: {state}{notes}"
         )
 
