@@ -11,12 +11,21 @@ from nrm_graph.errors import InputError
 
 def positive(text: str) -> int:
     """Read a whole number of at least 1."""
+    return _whole(text, 1)
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, found {value}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected at least {least}, found {value}")
     return value
 
 

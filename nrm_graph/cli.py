@@ -10,7 +10,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph import arguments
-from nrm_graph.errors import InputError, NrmError
+from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.export import (
     TABLE_FORMATS,
     graph_path,
@@ -229,6 +229,24 @@ def _parser() -> argparse.ArgumentParser:
         "nrm-graph subgraph relevance.nrm --input cat.png --top 100 --output cat.svg",
         "The suffix names the format: .graphml, .json (node-link), .svg or .png.",
     )
+    verify = add(
+        "verify",
+        _verify,
+        "Check a store: checksums, rows, conservation, and a sample computed again.",
+        "nrm-graph verify relevance.nrm --sample 10",
+        "One line per finding says what is wrong and where.  Notes leave a store sound (exit 0);\n"
+        "an error means that it is damaged (exit 6).",
+    )
+    verify.add_argument("store", metavar="STORE")
+    verify.add_argument(
+        "--sample",
+        type=arguments.count,
+        default=3,
+        metavar="N",
+        help="inputs to compute again from the stored program (3)",
+    )
+    verify.add_argument("--format", choices=TABLE_FORMATS, help="findings as a table")
+    verify.add_argument("--output", metavar="FILE", help="write that table here")
     for sub in (info, sql, relevance, subgraph):
         sub.add_argument("store", metavar="STORE")
     sql.add_argument("query", metavar="QUERY")
@@ -352,6 +370,26 @@ def _subgraph(args: argparse.Namespace) -> None:
         write_graph(graph, path)
         _notes(m.flags)
     print(f"{path}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from nrm_graph.verify import verify
+    from nrm_graph.verify.report import counted
+
+    report = verify(args.store, sample=args.sample, progress=True)
+    if args.format or args.output:
+        write_table(report.to_table(), args.format, args.output)
+    else:
+        for finding in report.findings:
+            print("".join(c if c.isprintable() else "?" for c in str(finding)))
+    if args.format is None:
+        print(report)
+    if not report.sound:
+        errors = counted(len(report.errors), "error")
+        raise StoreError(
+            f"{args.store} is damaged ({errors}): copy it again, or remove the shards named and "
+            "extract their inputs anew"
+        )
 
 
 def _notes(flags: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nrm_graph.exact import Measure
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
+    from nrm_graph.verify.report import Report
 
 
 def open(path: str | os.PathLike[str]) -> Database:
@@ -228,6 +229,25 @@ class Database:
         from nrm_graph.stored import stored_measure
 
         return stored_measure(self, found[0], dtype, scale, input)
+
+    def verify(self, *, sample: int = 3, progress: bool = False) -> Report:
+        """Check the store's bytes, form and content; see :func:`nrm_graph.verify.verify`.
+
+        Parameters
+        ----------
+        sample : int
+            Number of inputs to compute again from the stored program; 0 needs no torch.
+        progress : bool
+            Show a bar where standard error is a terminal.
+
+        Returns
+        -------
+        Report
+            ``sound``, ``errors`` and ``notes``.
+        """
+        from nrm_graph.verify import verify
+
+        return verify(self, sample=sample, progress=progress)
 
     def units(self) -> dict[str, Any]:
         """Resolution of every layer: a name, or the user's own partition."""

@@ -88,6 +88,34 @@ def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
     )
 
 
+def mean_activations(plan: Plan, state: State, name: str) -> Any:
+    """Mean activation of every unit of a layer, ``(N, n_units)``; the same for every target.
+
+    ``name`` is that of the layer's value in the program.
+    """
+    found = state.means.get(name)
+    if found is None:
+        layout = plan.network.layout
+        layer_id = layout.layer_of[name]
+        after = layout.activation[name]
+        after = after if after in state.values else name
+        value = state.samples(after, state.values[after])
+        if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
+            value = state.samples(name, state.values[name])
+        found = unit_sums(plan, layer_id, value).cpu().numpy() / _sizes(plan, layer_id)
+        state.means[name] = found
+    return found
+
+
+def _sizes(plan: Plan, layer_id: int) -> Any:
+    """Count the neurons of every unit, once."""
+    key = ("sizes", layer_id)
+    if key not in plan.kept:
+        part = plan.partitions[layer_id]
+        plan.kept[key] = np.bincount(part.labels.ravel(), minlength=part.n_units)
+    return plan.kept[key]
+
+
 class _Tables:
     """What one relevance pass over a batch leaves behind."""
 
@@ -331,7 +359,7 @@ class _Tables:
         for name, i in net.layout.layer_of.items():
             part = self.plan.partitions[i]
             sums = self.relevance[i][b] if i in self.relevance else np.zeros(part.n_units, kind)
-            means = self._activations(name, i)[b]
+            means = mean_activations(self.plan, self.state, name)[b]
             (chosen,) = np.nonzero((sums != 0) | (means != 0))
             columns.append((i, chosen, sums[chosen], means[chosen]))
             lost = [(u, t[b]) for u, t in self.absorbed.get(i, ())]
@@ -349,28 +377,6 @@ class _Tables:
                 "activation": pa.array(means.astype(kind), mask=unit < 0),
             }
         )
-
-    def _sizes(self, layer_id: int) -> Any:
-        """Count the neurons of every unit, once."""
-        key = ("sizes", layer_id)
-        if key not in self.plan.kept:
-            part = self.plan.partitions[layer_id]
-            self.plan.kept[key] = np.bincount(part.labels.ravel(), minlength=part.n_units)
-        return self.plan.kept[key]
-
-    def _activations(self, name: str, layer_id: int) -> Any:
-        """Mean activation of every unit, ``(N, n_units)``; the same for every target."""
-        found = self.state.means.get(name)
-        if found is None:
-            layout = self.plan.network.layout
-            after = layout.activation[name]
-            after = after if after in self.state.values else name
-            value = self.state.samples(after, self.state.values[after])
-            if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
-                value = self.state.samples(name, self.state.values[name])
-            found = unit_sums(self.plan, layer_id, value).cpu().numpy() / self._sizes(layer_id)
-            self.state.means[name] = found
-        return found
 
 
 _LAYERS = ("dst_layer", "src_layer")

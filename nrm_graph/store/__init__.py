@@ -45,6 +45,9 @@ greater name holds the key. File names MUST be ``<shard>.<table>.parquet``: plai
 folder.  A reader MUST check sizes when it opens the store, and SHOULD check page checksums when it
 reads one input for exact inference.
 
+**Seal.** ``store.json`` and manifests MAY hold ``seal``: the SHA-256 of the object without it, as
+JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Readers MAY check it.
+
 **Identity.** ``input_id`` is the first 64 bits, big-endian, of SHA-256 over the UTF-8 bytes of
 ``<n>:<key>:<target>``, shifted right by one, where n is the length of the key in bytes; the length
 in front keeps two pairs from joining to the same bytes.  It is never negative.  ``content`` is the

@@ -12,9 +12,12 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -110,6 +113,18 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
             f"{name} is malformed: expected a JSON object, found a JSON {type(value).__name__}"
         )
     return value
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object: of its text with sorted keys, without spaces, in ASCII.
+
+    Examples
+    --------
+    >>> seal({"b": 1, "a": None})[:12]
+    'c0bf82ad036c'
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from nrm_graph.store.files import (
     publish,
     read_limited,
     remove_quietly,
+    seal,
     write_synced,
 )
 from nrm_graph.store.metadata import SQL_TYPES, name_problem
@@ -70,6 +71,11 @@ class Manifest:
     failures: tuple[tuple[str, str], ...] = ()
 
 
+def is_name(name: str) -> bool:
+    """Whether a shard may bear a name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def new_name(after: str = "") -> str:
     """Name of a new shard: nanoseconds and 64 random bits, unique without a lock.
 
@@ -87,31 +93,29 @@ def data_name(shard: str, table: str) -> str:
 
 def encode(manifest: Manifest) -> bytes:
     """Serialise a manifest as JSON."""
-    return json.dumps(
-        {
-            "format_version": FORMAT_VERSION,
-            "name": manifest.name,
-            "files": {
-                table: {"name": f.name, "size": f.size, "sha256": f.sha256, "rows": f.rows}
-                for table, f in manifest.files.items()
-            },
-            "metadata": dict(manifest.metadata),
-            "inputs": [
-                {
-                    "input_id": e.input_id,
-                    "key": e.key,
-                    "target": e.target,
-                    "content": e.content,
-                    "nodes": list(e.nodes),
-                    "edges": list(e.edges),
-                }
-                for e in manifest.inputs
-            ],
-            "replaces": list(manifest.replaces),
-            "failures": [{"key": key, "error": error} for key, error in manifest.failures],
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "name": manifest.name,
+        "files": {
+            table: {"name": f.name, "size": f.size, "sha256": f.sha256, "rows": f.rows}
+            for table, f in manifest.files.items()
         },
-        ensure_ascii=False,
-    ).encode("utf-8")
+        "metadata": dict(manifest.metadata),
+        "inputs": [
+            {
+                "input_id": e.input_id,
+                "key": e.key,
+                "target": e.target,
+                "content": e.content,
+                "nodes": list(e.nodes),
+                "edges": list(e.edges),
+            }
+            for e in manifest.inputs
+        ],
+        "replaces": list(manifest.replaces),
+        "failures": [{"key": key, "error": error} for key, error in manifest.failures],
+    }
+    return json.dumps(content | {"seal": seal(content)}, ensure_ascii=False).encode("utf-8")
 
 
 def decode(name: str, data: bytes) -> Manifest:

@@ -16,6 +16,7 @@ from nrm_graph.store.files import (
     file_size,
     parse_object,
     read_limited,
+    seal,
     sha256_of,
 )
 from nrm_graph.store.manifest import is_text
@@ -82,6 +83,7 @@ def create(
     }
     full = {"format_version": FORMAT_VERSION, **settings, "files": described}
     try:
+        full["seal"] = seal(json.loads(json.dumps(full, allow_nan=False)))  # keys as text
         text = json.dumps(full, indent=1, sort_keys=True, allow_nan=False).encode("utf-8")
         _decode(path, text)  # what could not be read again is never written
     except (TypeError, ValueError, StoreError) as error:
@@ -162,8 +164,15 @@ def _compare(words: str, old: Any, new: Any) -> None:
         )
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, *, sizes: bool = True) -> dict[str, Any]:
     """Read ``store.json``; nothing in it is trusted.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder.
+    sizes : bool
+        Whether to check the sizes of the program's files.
 
     Raises
     ------
@@ -178,7 +187,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             "its first result leaves such a folder; run it again)"
         )
     settings = _decode(path, read_limited(path / "store.json", MAX_SETTINGS_BYTES))
-    for name, info in settings["files"].items():
+    for name, info in settings["files"].items() if sizes else ():
         size = file_size(path / name)
         if size != info["size"]:
             raise StoreError(

@@ -1,0 +1,101 @@
+"""Whether a store holds what was written, and whether what it holds can be true.
+
+Bytes: sizes and SHA-256 of every file, page checksums.  Form: schemas, row counts, row groups,
+order, references, finite numbers.  Content: conservation of relevance by unit, pseudo-unit and
+cut, from the tables alone; and a sample of inputs computed again from the stored program.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from nrm_graph.errors import InputError, StoreError
+from nrm_graph.store.files import local_path
+from nrm_graph.verify import conservation
+from nrm_graph.verify.files import check_file, check_identities, check_settings, read_shards
+from nrm_graph.verify.report import Finding, Findings, Report
+from nrm_graph.verify.tables import Facts, Rows, check_tables
+
+if TYPE_CHECKING:
+    from nrm_graph.database import Database
+
+__all__ = ["Finding", "Report", "verify"]
+
+SAMPLE = 3
+
+
+def verify(
+    store: str | os.PathLike[str] | Database, *, sample: int = SAMPLE, progress: bool = False
+) -> Report:
+    """Check a store; what is committed now, whatever a snapshot saw.
+
+    Parameters
+    ----------
+    store : path or Database
+        The store.
+    sample : int
+        Number of inputs to compute again from the stored program, which needs torch; 0 for none.
+    progress : bool
+        Show a bar where standard error is a terminal.
+
+    Returns
+    -------
+    Report
+        Errors say what is wrong and where, notes what is worth knowing of a sound store.
+
+    Raises
+    ------
+    StoreError
+        If there is no store at all.  Damage is no exception, but a finding.
+
+    Notes
+    -----
+    Memory is bounded by the rows of one input.  Conservation holds up to rounding: an error of
+    less than about ``100 eps`` of a layer's total variation is seen by checksums alone.
+    """
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
+        raise InputError(f"sample must be a number of inputs, found {sample!r}")
+    path = local_path(store if isinstance(store, str | os.PathLike) else store.path)
+    if not (path / "store.json").exists():
+        raise StoreError(f"there is no store at {path}: expected a folder with a store.json")
+    found = Findings()
+    meta = check_settings(path, found)
+    if meta is None:
+        return Report(path, found.sorted())
+    manifests = read_shards(path, found)
+    check_identities(manifests, found)
+    facts = Facts(meta)
+    pairs = {entry.input_id for m in manifests for entry in m.inputs}
+
+    def content(nodes: Rows, edges: Rows, where: dict[str, Any]) -> None:
+        try:
+            for layer, problem in conservation.check(facts, nodes, edges):
+                found.error(problem, **where, layer=None if layer is None else facts.name(layer))
+        except MemoryError:  # a stranger's store.json may describe any number of units
+            units = f"{sum(row['n_units'] for row in meta['layers']):,}"
+            found.error(f"not checked: {units} units do not fit in memory", **where)
+
+    hidden = None if progress and sys.stderr.isatty() else True
+    with tqdm(total=sum(len(m.inputs) for m in manifests), unit=" inputs", disable=hidden) as bar:
+        for manifest in manifests:
+            for info in manifest.files.values():
+                check_file(
+                    path / "shards" / info.name,
+                    info.size,
+                    info.sha256,
+                    found,
+                    shard=manifest.name,
+                    file=info.name,
+                )
+            if manifest.files:
+                check_tables(path / "shards", manifest, facts, found, content, bar.update)
+    recomputed = 0
+    if sample and pairs:
+        from nrm_graph.verify.recompute import recompute
+
+        recomputed = recompute(path, sample, found, hidden)
+    return Report(path, found.sorted(), len(manifests), len(pairs), recomputed)

@@ -1,0 +1,207 @@
+"""A sample of inputs, computed again from the stored program and compared with the tables."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nrm_graph import units
+from nrm_graph.database import Database
+from nrm_graph.edges import mean_activations
+from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.plan import plan
+from nrm_graph.topology import BIAS, STABILIZER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nrm_graph.exact import Measure
+    from nrm_graph.topology import Topology
+    from nrm_graph.verify.report import Findings
+
+EPS = float(np.finfo(np.float32).eps)
+
+TOLERANCE = 1e-3
+"""What recomputed sums may differ by, relative to the layer's sum of |R| at single neurons.
+
+About 8,400 machine epsilons.  Another batch size alone changes the forward run's rounding, and
+where a rule divides by sums that nearly vanish (epsilon) this is amplified: by up to 93 epsilons
+on the demo network and 172 on a DenseNet-121 with random weights, both with batches of 16 against
+one; 3 to 7 for gamma, a residual net, ResNet-18 and a trained VGG16.  Another machine or device
+gets room for fifty times the worst of these.  A wrong weight or rule moves layers by percents."""
+
+
+def recompute(path: Path, sample: int, found: Findings, hidden: bool | None) -> int:
+    """Compare a sample of inputs, spread over all; return how many could be computed."""
+    try:
+        db = Database(path)
+    except StoreError:
+        found.note("nothing was recomputed: the store cannot be opened as it is")
+        return 0
+    done = 0
+    with db:
+        ids = sorted(db._snapshot.entries)
+        places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False)
+        for place in tqdm(places.astype(int), unit=" recomputed", disable=hidden):
+            identity = ids[place]
+            entry = db._snapshot.entries[identity]
+            shard = db._snapshot.shard_of[identity]
+            where = {"shard": shard, "key": entry.key, "target": entry.target}
+            done += _one(db, identity, found, where)
+    return done
+
+
+def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) -> bool:
+    snapshot = db._snapshot
+    try:
+        snapshot.tensor(identity)
+    except InputError:
+        found.note("could not be recomputed: the store holds no input tensors", **where)
+        return False
+    except StoreError:
+        return False  # told by the tables' checks
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            m = db.measure(identity)
+        for warning in told:
+            found.error(str(warning.message), **where)
+        if not _same_network(db, m, found):
+            return False
+        nodes = snapshot.rows(identity, "nodes")
+        predicted = int(snapshot.facts(identity)["predicted"])
+    except NrmError as error:
+        found.error(f"cannot be recomputed: {error}", **where)
+        return False
+    except Exception as error:  # settings or a program that a stranger has made
+        found.error(f"cannot be recomputed: {type(error).__name__}: {error}", **where)
+        return False
+    _compare_prediction(m, predicted, found, where)
+    columns = {name: nodes[name].to_numpy() for name in nodes.column_names}
+    _compare_nodes(m, columns, found, where)
+    _compare_activations(m, columns, found, where)
+    return True
+
+
+def _same_network(db: Database, m: Measure, found: Findings) -> bool:
+    """Whether ``store.json`` describes the layers that the stored program has."""
+    described = m.topology.to_json()
+    same = described["groups"] == db.meta["groups"] and len(described["layers"]) == len(
+        db.meta["layers"]
+    )
+    for mine, row, part in zip(described["layers"], db.meta["layers"], m.partitions, strict=False):
+        mine["n_units"] = part.n_units
+        wrong = [name for name, value in mine.items() if row[name] != value]
+        if wrong:
+            same = False
+            found.error(
+                f"{', '.join(wrong)} of the layer is not as in the stored program",
+                file="store.json",
+                layer=row["name"],
+            )
+    if not same and described["groups"] != db.meta["groups"]:
+        found.error("the groups are not those of the stored program", file="store.json")
+    return same
+
+
+def _compare_prediction(m: Measure, predicted: int, found: Findings, where: dict[str, Any]) -> None:
+    output = m.state.output[0].cpu().numpy()
+    inside = 0 <= predicted < len(output)
+    if not inside or output.max() - output[predicted] > TOLERANCE * np.abs(output).max():
+        found.error(
+            f"the stored prediction is {predicted}, the program's {int(output.argmax())}", **where
+        )
+
+
+def _compare_nodes(
+    m: Measure, stored: dict[str, Any], found: Findings, where: dict[str, Any]
+) -> None:
+    """Compare nodes layer by layer: sums over channels must agree, single units may flip."""
+    usual = units.automatic(m.topology)
+    lost = {(row["layer"]): row for row in m.report().to_pylist()}
+    flipped: dict[str, int] = {}
+    for layer, part, how in zip(m.topology.layers, m.partitions, usual, strict=True):
+        values = m.marginal(layer.name, by="neuron").astype(np.float64).ravel()
+        labels = part.labels.ravel()
+        again = np.bincount(labels, values, minlength=part.n_units)
+        row = lost[layer.name]
+        scale = np.abs(values).sum() + abs(row["bias"]) + abs(row["stabilizer"])
+        limit = TOLERANCE * scale
+        mine = stored["layer_id"] == layer.layer_id
+        unit, relevance = stored["unit"][mine], stored["relevance"][mine].astype(np.float64)
+        held = np.zeros(part.n_units)
+        held[unit[unit >= 0]] = relevance[unit >= 0]
+        group, words = _groups(m.topology, layer.layer_id, part, how)
+        count = int(group.max(initial=-1)) + 1
+        sums: list[Any] = [np.bincount(group, v, minlength=count) for v in (held, again)]
+        compared: tuple[tuple[str, Any, Any], ...] = (
+            (words, sums[0], sums[1]),
+            ("bias", relevance[unit == BIAS].sum(keepdims=True), np.array([row["bias"]])),
+            (
+                "stabilizer",
+                relevance[unit == STABILIZER].sum(keepdims=True),
+                np.array([row["stabilizer"]]),
+            ),
+        )
+        differs = False
+        for name, before, after in compared:
+            off = np.abs(before - after)
+            worst = int(np.argmax(off)) if len(off) else 0
+            if len(off) and off[worst] > limit:
+                differs = True
+                found.error(
+                    f"recomputed, the relevance of {name} {worst} is {after[worst]:.9g}, stored "
+                    f"is {before[worst]:.9g} (allowed: {limit:.2g})",
+                    **where,
+                    layer=layer.name,
+                )
+        flips = int((np.abs(held - again) > limit).sum())
+        if flips and not differs and count < part.n_units:
+            flipped[layer.name] = flips
+    if flipped:
+        listed = ", ".join(f"{n} of {name}" for name, n in flipped.items())
+        found.note(
+            f"near-tied max-pools chose other neurons when recomputed: units {listed}", **where
+        )
+
+
+def _compare_activations(
+    m: Measure, stored: dict[str, Any], found: Findings, where: dict[str, Any]
+) -> None:
+    """Compare mean activations, which no near tie changes by more than rounding."""
+    made = plan(m.network, m.partitions)
+    for name, i in m.network.layout.layer_of.items():
+        again = mean_activations(made, m.state, name)[0]
+        mine = (stored["layer_id"] == i) & (stored["unit"] >= 0)
+        held = np.zeros(len(again))
+        held[stored["unit"][mine]] = stored["activation"][mine]
+        off = np.abs(held - again)
+        # Means may cancel; rounding is relative to the activations that they are made of.
+        limit = TOLERANCE * float(m.state.values[name].abs().max())
+        worst = int(np.argmax(off)) if len(off) else 0
+        if len(off) and off[worst] > limit:
+            found.error(
+                f"recomputed, the activation of unit {worst} is {again[worst]:.9g}, stored is "
+                f"{held[worst]:.9g} (allowed: {limit:.2g})",
+                **where,
+                layer=m.topology.layers[i].name,
+            )
+
+
+def _groups(topology: Topology, layer_id: int, part: Any, how: str) -> tuple[Any, str]:
+    """Units that are compared as one, and what to call them.
+
+    Where a pool is nearly tied, another position may win on another machine or in another batch;
+    its channel stays the same.
+    """
+    if part.resolution in ("channel", "feature", "head"):
+        return np.arange(part.n_units), part.resolution
+    if not part.single:  # a partition that may cut channels
+        return np.zeros(part.n_units, np.int64), "the layer, group"
+    coarse = units.partition(topology.layers[layer_id], how)
+    group = np.zeros(part.n_units, np.int64)
+    group[part.labels.ravel()] = coarse.labels.ravel()
+    return group, "neuron" if coarse.single else coarse.resolution

@@ -1,0 +1,132 @@
+"""What ``verify`` says: findings, each with its place in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ERROR, NOTE = "error", "note"
+
+
+def counted(number: int, word: str) -> str:
+    """Return a number and its word.
+
+    >>> counted(1, "error"), counted(1200, "note")
+    ('1 error', '1,200 notes')
+    """
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (``error``) or worth knowing (``note``), and where.
+
+    Attributes
+    ----------
+    severity : str
+        ``error`` or ``note``; a store with notes alone is sound.
+    problem : str
+        What was expected and found.
+    shard, file, key, target, layer
+        Where; None for what does not apply.
+    """
+
+    severity: str
+    problem: str
+    shard: str | None = None
+    file: str | None = None
+    key: str | None = None
+    target: int | None = None
+    layer: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The place in words; empty for the store as a whole."""
+        parts = []
+        if self.file is not None or self.shard is not None:
+            parts.append(self.file or f"shard {self.shard}")
+        if self.key is not None:
+            target = "" if self.target is None else f" (target {self.target})"
+            parts.append(f"input {self.key!r}{target}")
+        if self.layer is not None:
+            parts.append(f"layer {self.layer}")
+        return ", ".join(parts)
+
+    def __str__(self) -> str:
+        place = self.where
+        return " ".join(f"{self.severity}: {f'{place}: ' if place else ''}{self.problem}".split())
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked, and what was found.
+
+    Attributes
+    ----------
+    path : Path
+        The store.
+    findings : tuple of Finding
+        Errors first.
+    shards, inputs, recomputed : int
+        How many were checked; ``recomputed`` inputs were computed again from the stored program.
+    """
+
+    path: Path
+    findings: tuple[Finding, ...]
+    shards: int = 0
+    inputs: int = 0
+    recomputed: int = 0
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that are errors."""
+        return tuple(f for f in self.findings if f.severity == ERROR)
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        """The findings that are notes."""
+        return tuple(f for f in self.findings if f.severity == NOTE)
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no error."""
+        return not self.errors
+
+    def __str__(self) -> str:
+        state = "sound" if self.sound else f"DAMAGED, {counted(len(self.errors), 'error')}"
+        notes = f", {counted(len(self.notes), 'note')}" if self.notes else ""
+        return (
+            f"{self.path}: {counted(self.inputs, 'input')} in {counted(self.shards, 'shard')}, "
+            f"{self.recomputed:,} recomputed: {state}{notes}"
+        )
+
+    def to_table(self) -> pa.Table:
+        """Arrow table of the findings, one column per attribute."""
+        kinds = {"target": pa.int32()}
+        schema = pa.schema([(f.name, kinds.get(f.name, pa.string())) for f in fields(Finding)])
+        rows = [{f.name: getattr(one, f.name) for f in fields(Finding)} for one in self.findings]
+        return pa.Table.from_pylist(rows, schema)
+
+
+class Findings:
+    """Collects findings in the order of their discovery."""
+
+    def __init__(self) -> None:
+        self.found: list[Finding] = []
+
+    def error(self, problem: str, **where: Any) -> None:
+        """Add an error; ``where`` are the attributes of :class:`Finding`."""
+        self.found.append(Finding(ERROR, problem, **where))
+
+    def note(self, problem: str, **where: Any) -> None:
+        """Add a note."""
+        self.found.append(Finding(NOTE, problem, **where))
+
+    def sorted(self) -> tuple[Finding, ...]:
+        """Errors first, else in the order of their discovery."""
+        return tuple(sorted(self.found, key=lambda f: f.severity != ERROR))
