@@ -74,7 +74,11 @@ def vet(program: Program) -> None:
             raise StoreError(f"the tensor {name!r} of the program has the type {tensor.dtype}")
         if tensor.is_floating_point() and torch.isnan(tensor).any():
             raise StoreError(f"the tensor {name!r} of the program holds NaN")
-    weights = {name: tensor.to("meta") for name, tensor in program.weights.items()}
+    # In one dtype, as a pass is computed in one, whatever the network was trained in.
+    weights = {
+        name: tensor.to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in program.weights.items()
+    }
     values: dict[str, Any] = {}
     total = 0
     for name, shape in program.inputs:

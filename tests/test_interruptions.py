@@ -347,10 +347,11 @@ def test_ctrl_c_keeps_what_was_completed(tmp_path, whole, at):
 
 def test_ctrl_c_of_the_command(tmp_path, whole, monkeypatch, capsys):
     """Exit code 130, one line, and a store that holds what was completed."""
-    from nrm_graph import sources
+    from nrm_graph import models, sources
 
     data = interrupted.Images(COUNT, 0, signal.SIGINT, 5)
-    monkeypatch.setattr(sources, "load_model", lambda spec: (interrupted.network(), None, None))
+    data.preprocessing = None
+    monkeypatch.setattr(models, "load_model", lambda spec: (interrupted.network(), None, None))
     monkeypatch.setattr(sources, "load_inputs", lambda *_: data)
     path = tmp_path / "s.nrm"
     command = ["extract", "m", "i", "--store", str(path), "--composite", "epsilon", "--quiet"]

@@ -545,10 +545,19 @@ def test_edited_settings_are_found(plain, tmp_path):
         raw["composite"] = ng.composites.get("excitation_backprop").to_json()
 
     for name, change, text in (
-        ("kind", lambda raw: raw["layers"][1].update(kind="convolution"), "kind of the layer"),
-        ("alias", lambda raw: raw["layers"][1].update(aliases=["x9"]), "aliases of the layer"),
+        (
+            "kind",
+            lambda raw: raw["layers"][1].update(kind="convolution"),
+            "are not those of its program",
+        ),
+        (
+            "alias",
+            lambda raw: raw["layers"][1].update(aliases=["x9"]),
+            "are not those of its program",
+        ),
         ("composite", composite, "recomputed, the relevance of"),
-        ("groups", lambda raw: raw["groups"].append([2, 0, 3]), "the groups are not"),
+        ("units", lambda raw: raw["layers"][1].update(n_units=99), "units, expected 99"),
+        ("groups", lambda raw: raw["groups"].append([2, 0, 3]), "are not those of its program"),
         ("hash", lambda raw: raw.update(program_hash="0" * 64), "is not the one it was made with"),
     ):
         path = shutil.copytree(plain, tmp_path / f"{name}.nrm")

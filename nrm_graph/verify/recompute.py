@@ -69,7 +69,7 @@ def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) ->
             m = db.measure(identity)
         for warning in told:
             found.error(str(warning.message), **where)
-        if not _same_network(db, m, found):
+        if not _same_units(db, m, found):
             return False
         nodes = snapshot.rows(identity, "nodes")
         predicted = int(snapshot.facts(identity)["predicted"])
@@ -86,25 +86,18 @@ def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) ->
     return True
 
 
-def _same_network(db: Database, m: Measure, found: Findings) -> bool:
-    """Whether ``store.json`` describes the layers that the stored program has."""
-    described = m.topology.to_json()
-    same = described["groups"] == db.meta["groups"] and len(described["layers"]) == len(
-        db.meta["layers"]
-    )
-    for mine, row, part in zip(described["layers"], db.meta["layers"], m.partitions, strict=False):
-        mine["n_units"] = part.n_units
-        wrong = [name for name, value in mine.items() if row[name] != value]
-        if wrong:
-            same = False
-            found.error(
-                f"{', '.join(wrong)} of the layer is not as in the stored program",
-                file="store.json",
-                layer=row["name"],
-            )
-    if not same and described["groups"] != db.meta["groups"]:
-        found.error("the groups are not those of the stored program", file="store.json")
-    return same
+def _same_units(db: Database, m: Measure, found: Findings) -> bool:
+    """Whether ``store.json`` counts the units that its resolutions give."""
+    wrong = [
+        (row["name"], row["n_units"], part.n_units)
+        for row, part in zip(db.meta["layers"], m.partitions, strict=True)
+        if row["n_units"] != part.n_units
+    ]
+    for name, listed, counted in wrong:
+        found.error(
+            f"the layer has {counted} units, expected {listed}", file="store.json", layer=name
+        )
+    return not wrong
 
 
 def _compare_prediction(m: Measure, predicted: int, found: Findings, where: dict[str, Any]) -> None:
