@@ -544,6 +544,7 @@ def test_edited_settings_are_found(plain, tmp_path):
     def composite(raw):
         raw["composite"] = ng.composites.get("excitation_backprop").to_json()
 
+    foreign = "are not those of its program"
     for name, change, text in (
         (
             "kind",
@@ -556,8 +557,7 @@ def test_edited_settings_are_found(plain, tmp_path):
             "are not those of its program",
         ),
         ("composite", composite, "recomputed, the relevance of"),
-        ("units", lambda raw: raw["layers"][1].update(n_units=99), "units, expected 99"),
-        ("groups", lambda raw: raw["groups"].append([2, 0, 3]), "are not those of its program"),
+        ("groups", lambda raw: raw["groups"].append([2, 0, 3]), foreign),
         ("hash", lambda raw: raw.update(program_hash="0" * 64), "is not the one it was made with"),
     ):
         path = shutil.copytree(plain, tmp_path / f"{name}.nrm")
@@ -569,6 +569,9 @@ def test_edited_settings_are_found(plain, tmp_path):
         change(raw)
         (path / "store.json").write_text(json.dumps(raw))
         assert any("it was edited" in e.problem for e in verify(path, sample=0).errors)
+    path = build(tmp_path / "channels.nrm", count=1, resolution="channel")
+    edit_json(path / "store.json", lambda raw: raw["layers"][1].update(n_units=99))
+    assert any("units, expected 99" in e.problem for e in verify(path).errors)
     path = shutil.copytree(plain, tmp_path / "version.nrm")
     edit_json(path / "store.json", lambda raw: raw.update(format_version=2))
     (error,) = verify(path).errors
