@@ -298,22 +298,25 @@ def _settings(
     }, own
 
 
-BYTES_PER_EDGE = 4.0
-"""Measured on channel tables of a VGG16 (3.6) and neuron tables of the demo network."""
+BYTES_PER_EDGE = {False: 4.0, True: 8.5}
+"""Of grouped edges (VGG16 channels: 3.6) and of edges between neurons, which carry q (8.3)."""
 
 
 def describe(made: Plan) -> str:
     """Say what will be stored: resolutions, and an upper bound of edges and bytes."""
-    topology = made.network.layout.topology
     counts: dict[str, int] = {}
     for part in made.partitions:
         counts[part.resolution] = counts.get(part.resolution, 0) + 1
-    edges = sum(pruning.table_size(group, made.partitions) for group in topology.groups)
+    edges, size = 0, 0.0
+    for group in made.network.layout.topology.groups:
+        number = pruning.table_size(group, made.partitions)
+        single = made.partitions[group.dst].single and made.partitions[group.src].single
+        edges, size = edges + number, size + number * BYTES_PER_EDGE[single]
     chosen = ", ".join(f"{name} for {n} layers" for name, n in counts.items())
     pruned = f"; {len(made.limits)} pairs of layers pruned" if made.limits else ""
     return (
-        f"resolution: {chosen}{pruned}; at most {edges:,} edges and about "
-        f"{edges * BYTES_PER_EDGE / 1e6:,.1f} MB an input"
+        f"resolution: {chosen}{pruned}; at most {edges:,} edges and about {size / 1e6:,.1f} MB "
+        "an input"
     )
 
 
