@@ -121,3 +121,31 @@ def test_too_large_without_a_limit_is_refused(monkeypatch):
     m = ng.measure(Small(), torch.randn(2, 7, 7), resolution="neuron")
     with pytest.raises(ng.InputError, match="keep the strongest edges"):
         m.tables()
+
+
+def test_automatic_limits_of_large_groups(monkeypatch):
+    from nrm_graph import pruning
+
+    m = ng.measure(Small(), torch.randn(2, 7, 7), resolution="neuron")
+    assert limits(m.topology, m.partitions, Limit(), auto=True) == {}
+    monkeypatch.setattr(pruning, "GROUP_BUDGET", 1000)
+    sizes = {(g.dst, g.src): g.dense_edges for g in m.topology.groups}
+    found = limits(m.topology, m.partitions, Limit(), auto=True)
+    assert found == {pair: Limit(0.99) for pair, size in sizes.items() if size > 1000}
+    assert 0 < len(found) < len(sizes)
+    assert limits(m.topology, m.partitions, Limit(), auto=False) == {}
+    asked = limits(m.topology, m.partitions, Limit(0.5), auto=True)
+    assert asked == dict.fromkeys(sizes, Limit(0.5))
+
+
+def test_a_store_says_which_groups_are_pruned(monkeypatch, tmp_path):
+    from nrm_graph import pruning
+
+    monkeypatch.setattr(pruning, "GROUP_BUDGET", 1000)
+    net, rows = Small().eval(), [torch.randn(2, 7, 7), torch.randn(2, 7, 7)]
+    db = ng.extract(net, rows, tmp_path / "s.nrm", progress=False)
+    pruned = {(dst, src) for dst, src, coverage, top in db.meta["pruned"] if coverage == 0.99}
+    assert pruned
+    found = db.sql("SELECT DISTINCT dst_layer, src_layer FROM edges WHERE src_unit = -3").fetchall()
+    assert set(found) == pruned
+    assert db.verify().sound
