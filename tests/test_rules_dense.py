@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import dense_rules
 import numpy as np
 import pytest
@@ -92,6 +94,13 @@ SQUARE = {  # shape-preserving: Pass applies
 }
 
 
+TABLES = {
+    "operations": OPERATIONS,
+    "square": SQUARE,
+    "large": {"transposed3d": (lambda: transposed_3d()[0], transposed_3d()[1])},
+}
+
+
 def draw(make, shape, seed: int, *, rectified: bool = False, between: nn.Module | None = None):
     """One operation with random signed parameters under a dense head, and an input."""
     generator = torch.Generator().manual_seed(seed)
@@ -117,6 +126,14 @@ def draw(make, shape, seed: int, *, rectified: bool = False, between: nn.Module 
     return nn.Sequential(*first, op, *rest, nn.Flatten(), head).eval(), op, head, x
 
 
+@functools.cache
+def drawn(table: str, operation: str, seed: int, rectified: bool = False):
+    """Draw one operation of a table and trace it, once for all rules: tracing takes the time."""
+    make, shape = TABLES[table][operation]
+    net, op, head, x = draw(make, shape, seed, rectified=rectified)
+    return net, op, head, x, ng.trace(net, x)
+
+
 def composite(layer: str, rule: str, params: dict):
     epsilon, norm = ng.rules.Epsilon(), ng.rules.Norm()
     kinds = {
@@ -129,7 +146,9 @@ def composite(layer: str, rule: str, params: dict):
     return ng.composites.composite("mine", kinds, layers={layer: getattr(ng.rules, rule)(**params)})
 
 
-def compare(net, op, head, x, layer: str, rule: str, params: dict, *, rectified=False) -> None:
+def compare(
+    net, op, head, x, program, layer: str, rule: str, params: dict, *, rectified=False
+) -> None:
     """Input relevance, layer relevance and both pseudo-neurons against dense matrices."""
     a = torch.relu(x) if rectified else x
     with torch.no_grad():
@@ -139,7 +158,7 @@ def compare(net, op, head, x, layer: str, rule: str, params: dict, *, rectified=
     relevance = top.q[TARGET]
     expected = relevance @ k.q
     m = ng.measure(
-        net,
+        net if program is None else program,
         x,
         target=TARGET,
         composite=composite(layer, rule, params),
@@ -176,26 +195,20 @@ def compare(net, op, head, x, layer: str, rule: str, params: dict, *, rectified=
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_on_signed_input(rule, operation):
     name, params = RULES[rule]
-    make, shape = OPERATIONS[operation]
-    net, op, head, x = draw(make, shape, seed=len(operation))
-    compare(net, op, head, x, "0", name, params)
+    compare(*drawn("operations", operation, len(operation)), "0", name, params)
 
 
 @pytest.mark.parametrize("operation", ["dense", "conv2d", "conv2d_grouped", "transposed2d"])
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_behind_a_relu(rule, operation):
     name, params = RULES[rule]
-    make, shape = OPERATIONS[operation]
-    net, op, head, x = draw(make, shape, seed=3, rectified=True)
-    compare(net, op, head, x, "1", name, params, rectified=True)
+    compare(*drawn("operations", operation, 3, True), "1", name, params, rectified=True)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_on_transposed_conv3d(rule):
     name, params = RULES[rule]
-    make, shape = (lambda: transposed_3d()[0]), transposed_3d()[1]
-    net, op, head, x = draw(make, shape, seed=4)
-    compare(net, op, head, x, "0", name, params)
+    compare(*drawn("large", "transposed3d", 4), "0", name, params)
 
 
 @pytest.mark.parametrize("operation", SQUARE)
@@ -203,19 +216,17 @@ def test_pass(operation):
     make, shape = SQUARE[operation]
     net, op, head, x = draw(make, shape, seed=5)
     if operation.startswith("batch_norm"):
-        compare(net, op, head, x, "0", "Pass", {})
+        compare(net, op, head, x, None, "0", "Pass", {})
     else:
         with pytest.raises(ng.CompositeError, match="Pass needs an elementwise operation"):
-            compare(net, op, head, x, "0", "Pass", {})
+            compare(net, op, head, x, None, "0", "Pass", {})
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("operation", ["batch_norm2d", "batch_norm1d"])
 def test_rule_on_unfolded_batch_norm(rule, operation):
     name, params = RULES[rule]
-    make, shape = SQUARE[operation]
-    net, op, head, x = draw(make, shape, seed=6)
-    compare(net, op, head, x, "0", name, params)
+    compare(*drawn("square", operation, 6), "0", name, params)
 
 
 # Corners of the formulas
@@ -229,7 +240,7 @@ def test_alpha_beta_with_an_empty_negative_part(make):
         for parameter in op.parameters():
             parameter.abs_()
     x = x.abs()
-    compare(net, op, head, x, "0", "AlphaBeta", {"alpha": 2.0, "beta": 1.0})
+    compare(net, op, head, x, None, "0", "AlphaBeta", {"alpha": 2.0, "beta": 1.0})
     k = dense_rules.kernel(dense_rules.linear(op, shape), x.numpy(), "AlphaBeta")
     assert (k.stabilizer < -0.99).all()  # the share -beta has no place
 
@@ -241,7 +252,7 @@ def test_a_neuron_that_nothing_reaches(rule):
         op.weight[1] = 0.0
         op.bias[1] = 0.0
         op.bias[2] = 0.0
-    compare(net, op, head, x, "0", rule, {})
+    compare(net, op, head, x, None, "0", rule, {})
     k = dense_rules.kernel(dense_rules.linear(op, (4,)), x.numpy(), rule)
     assert k.stabilizer[1] == pytest.approx(1.0)
     assert not k.q[1].any()
@@ -251,7 +262,7 @@ def test_flat_counts_connections_with_weight_zero():
     net, op, head, x = draw(lambda: nn.Conv2d(1, 2, 2, padding=1), (1, 3, 3), seed=9)
     with torch.no_grad():
         op.weight[0, 0, 0, 0] = 0.0
-    compare(net, op, head, x, "0", "Flat", {"stabilizer": 1e-6})
+    compare(net, op, head, x, None, "0", "Flat", {"stabilizer": 1e-6})
 
 
 @pytest.mark.parametrize("rule", ["WSquare", "Flat", "ZBox"])

@@ -1,0 +1,16 @@
+"""What holds for every test."""
+
+import signal
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _interruptible():
+    """Let Ctrl-C interrupt, also where the tests run in the background, which ignores it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, before)
