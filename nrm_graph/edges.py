@@ -8,6 +8,7 @@ while the pass goes down, so that a layer's relevance is not kept.
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from nrm_graph.pruning import prune
 from nrm_graph.topology import BIAS, PRUNED, STABILIZER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -62,6 +63,8 @@ def edge_tables(state: State, start: Tensor, plan: Plan) -> list[tuple[pa.Table,
     tables = _Tables(state, start, plan)
     with torch.no_grad():
         propagate.relevance_pass(state, start, visit=tables.visit, weigh=tables.weigh)
+        for call in tables.later:
+            call()
         return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])]
 
 
@@ -116,8 +119,17 @@ def _sizes(plan: Plan, layer_id: int) -> Any:
     return plan.kept[key]
 
 
+def _on_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 class _Tables:
-    """What one relevance pass over a batch leaves behind."""
+    """What one relevance pass over a batch leaves behind.
+
+    Rows are made on the host.  On an accelerator that waits until the pass is over (``later``),
+    so that the pass never waits for the host; on a CPU it is done at once, and a layer's
+    relevance need not be kept.
+    """
 
     def __init__(self, state: State, start: Tensor, plan: Plan) -> None:
         self.state, self.start, self.plan = state, start, plan
@@ -129,10 +141,20 @@ class _Tables:
         self.reached: list[dict[int, Any]] = [{} for _ in range(self.n)]
         self.pruned: list[dict[int, float]] = [defaultdict(float) for _ in range(self.n)]
         self.labels = [plan.sample_labels(state, b) for b in range(self.n)]
+        self.later: list[Callable[[], None]] = []
+
+    def _do(self, call: Callable[[], None]) -> None:
+        if _on_host(self.start):
+            call()
+        else:
+            self.later.append(call)
 
     def visit(self, layer_id: int, relevance: Tensor) -> None:
         """Keep a layer's relevance by unit."""
-        sums = unit_sums(self.plan, layer_id, relevance).cpu().numpy()
+        self._do(partial(self._visited, layer_id, unit_sums(self.plan, layer_id, relevance)))
+
+    def _visited(self, layer_id: int, relevance: Tensor) -> None:
+        sums = relevance.cpu().numpy()
         self.relevance[layer_id] = sums
         if layer_id == self.plan.network.layout.topology.output.layer_id:
             for b in range(self.n):
@@ -157,7 +179,7 @@ class _Tables:
             total = self._operand(name, op, k, layer_id, terms, made)
             yield operand, total
         for b, blocks in enumerate(made):
-            self._finish(b, layer_id, blocks)
+            self._do(partial(self._finish, b, layer_id, blocks))
         self._absorb(name, relevance, kernel, weighed)
 
     def _operand(
@@ -186,7 +208,6 @@ class _Tables:
                 tables.append([p[1] for p in pairs])
             else:
                 backs.append(kind.transpose(s, term.weight, x))
-        key = (name, k)
         batches = self.plan.network.layout.batches
         above, below = batches[name], batches[op.operands[k]]
         for b in range(self.n):
@@ -201,29 +222,39 @@ class _Tables:
                 )
                 for (term, share, s), back in zip(terms, backs, strict=True)
             ]
-            count = op.dense_edges(k, tuple(pieces[0].s.shape), tuple(pieces[0].x.shape))
-            ends = Ends(
-                self.plan, layer_id, self.labels[b][op.operands[k]], self._alive(b, layer_id)
-            )
-            found = modes[b]
-            if found is None:
-                made[b] += triple_blocks(ends, key, kind, pieces, count)
-            elif found[0] == "channels":
-                if fused:
-                    gradients = [table[b] for table in tables]
-                else:
-                    gradients = [kind.weight_gradient(p.s, p.weight, p.x) for p in pieces]  # type: ignore[union-attr]
-                made[b] += channel_blocks(ends, key, kind, pieces, gradients, *found[1:])  # type: ignore[arg-type]
-            elif found[0] == "vector":
-                made[b] += vector_blocks(ends, key, pieces, *found[1:])
-            elif found[0] == "features":
-                made[b] += feature_blocks(ends, key, pieces, *found[1:])
-            else:
-                axis = 0 if found[0] == "first" else -1
-                made[b] += axis_blocks(ends, pieces, axis, *found[1:])
+            gradients = [table[b] for table in tables] if fused else None
+            self._do(partial(self._rows, b, name, op, k, modes[b], pieces, gradients, made[b]))
         shares = [term.x * back for (term, _, _), back in zip(terms, backs, strict=True)]
         total: Tensor = sum(shares[1:], shares[0])
         return total
+
+    def _rows(
+        self,
+        b: int,
+        name: str,
+        op: Weighing,
+        k: int,
+        how: Any,
+        pieces: list[Piece],
+        gradients: list[Tensor] | None,
+        made: list[Block],
+    ) -> None:
+        """Edges of operand k for one sample, appended to ``made``."""
+        layer_id, kind = self.plan.network.layout.layer_of[name], op.maps[k]
+        ends = Ends(self.plan, layer_id, self.labels[b][op.operands[k]], self._alive(b, layer_id))
+        if how is None:
+            count = op.dense_edges(k, tuple(pieces[0].s.shape), tuple(pieces[0].x.shape))
+            made += triple_blocks(ends, (name, k), kind, pieces, count)
+        elif how[0] == "channels":
+            if gradients is None:
+                gradients = [kind.weight_gradient(p.s, p.weight, p.x) for p in pieces]  # type: ignore[union-attr]
+            made += channel_blocks(ends, (name, k), kind, pieces, gradients, *how[1:])  # type: ignore[arg-type]
+        elif how[0] == "vector":
+            made += vector_blocks(ends, (name, k), pieces, *how[1:])
+        elif how[0] == "features":
+            made += feature_blocks(ends, (name, k), pieces, *how[1:])
+        else:
+            made += axis_blocks(ends, pieces, 0 if how[0] == "first" else -1, *how[1:])
 
     def _mode(self, name: str, op: Weighing, k: int, dst: Any, labels: Any) -> Any:
         if self.plan.labels is None:
@@ -273,10 +304,11 @@ class _Tables:
         """Pseudo-edges of a layer, and their totals."""
         layer_id, see = self.plan.network.layout.layer_of[name], self.state.samples
         part = self.plan.partitions[layer_id]
-        found: list[tuple[int, Any, Any]] = []
+        found: list[tuple[int, Tensor, Tensor | None]] = []
         sums = [unit_sums(self.plan, layer_id, see(name, s)) for s in weighed]
         for unit, extra in ((STABILIZER, kernel.unplaced), (BIAS, kernel.held)):
-            parts, q = [], None
+            parts: list[Tensor] = []
+            q = None
             for share, s, own_sums in zip(kernel.shares, weighed, sums, strict=True):
                 if unit == BIAS and share.bias is not None:
                     parts.append(self._bias(name, s, own_sums, share.bias))
@@ -294,9 +326,16 @@ class _Tables:
                 whole = kernel.bias() if unit == BIAS else kernel.stabilizer()
                 assert whole is not None
                 own = see(name, whole.expand_as(relevance))
-                q = own.reshape(self.n, -1).cpu().numpy()
-            total = sum(parts[1:], parts[0])
-            found.append((unit, total.cpu().numpy(), q))
+                q = own.reshape(self.n, -1)
+            found.append((unit, sum(parts[1:], parts[0]), q))
+        self._do(partial(self._absorbed, layer_id, found))
+
+    def _absorbed(self, layer_id: int, tensors: list[tuple[int, Tensor, Tensor | None]]) -> None:
+        part = self.plan.partitions[layer_id]
+        found = [
+            (unit, total.cpu().numpy(), None if q is None else q.cpu().numpy())
+            for unit, total, q in tensors
+        ]
         units = np.arange(part.n_units)
         for b in range(self.n):
             ends = Ends(self.plan, layer_id, None, self._alive(b, layer_id))

@@ -92,3 +92,17 @@ def test_channels_whose_parts_are_empty(composite, resolution):
         for unit, name in ((-1, "bias"), (-2, "stabilizer")):
             found = of_layer[of_layer.src_unit == unit].relevance.sum()
             assert found == pytest.approx(row[name], abs=1e-12 * variation)
+
+
+@pytest.mark.parametrize("resolution", ["channel", "neuron"])
+def test_rows_that_wait_for_the_end_of_the_pass_are_the_same(resolution, monkeypatch):
+    """As on an accelerator, where the pass must not wait for the host."""
+    from nrm_graph import edges
+
+    torch.manual_seed(0)
+    m = ng.measure(Residual().double(), torch.randn(3, 17, 17).double(), resolution=resolution)
+    at_once = m.tables()
+    m._cache.clear()
+    monkeypatch.setattr(edges, "_on_host", lambda tensor: False)
+    for table, expected in zip(m.tables(), at_once, strict=True):
+        assert table.equals(expected)
