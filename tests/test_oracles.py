@@ -271,6 +271,9 @@ def test_captum_epsilon():
 @pytest.mark.parametrize("name", ["epsilon_plus", "epsilon_gamma"])
 def test_joint_tables_of_zennit_crp(name):
     """Conditions of two layers, each channel by itself; ``exclude_parallel`` is "passes"."""
+    pytest.importorskip(
+        "crp", reason="zennit-crp pins an older zennit: pip install --no-deps zennit-crp==0.6.0"
+    )
     from crp.attribution import CondAttribution
 
     net, x = plain(), picture(3, 12, 12)

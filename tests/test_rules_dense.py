@@ -269,7 +269,7 @@ def test_flat_counts_connections_with_weight_zero():
 def test_an_input_of_zeros(rule):
     params = {"low": -1.0, "high": 2.0} if rule == "ZBox" else {}
     net, op, head, x = draw(lambda: nn.Conv2d(1, 2, 2), (1, 3, 3), seed=10)
-    compare(net, op, head, x * 0, "0", rule, params)
+    compare(net, op, head, x * 0, None, "0", rule, params)
 
 
 # Rules on sums
