@@ -77,15 +77,18 @@ def regular(plan: Plan, layer_id: int) -> bool:
 
 def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
     """Sum a layer's values ``(N, *shape)`` by unit: ``(N, n_units)``."""
-    part = plan.partitions[layer_id]
-    if part.single:
-        return values.reshape(len(values), -1)
-    if regular(plan, layer_id):
+    if regular(plan, layer_id) and values.ndim > 2:
         return values.flatten(2).sum(2)
-    place = torch.from_numpy(part.labels.ravel().astype(np.int64)).to(values.device)
-    return values.new_zeros(len(values), part.n_units).index_add_(
-        1, place, values.reshape(len(values), -1)
-    )
+    part, flat = plan.partitions[layer_id], values.reshape(len(values), -1)
+    key = ("place", layer_id)
+    if key not in plan.kept:
+        place = part.labels.ravel().astype(np.int64)
+        ordered = np.array_equal(place, np.arange(part.n_units))  # every neuron is its own unit
+        plan.kept[key] = None if ordered else torch.from_numpy(place)
+    place = plan.kept[key]
+    if place is None:
+        return flat
+    return values.new_zeros(len(values), part.n_units).index_add_(1, place.to(values.device), flat)
 
 
 def mean_activations(plan: Plan, state: State, name: str) -> Any:
@@ -294,7 +297,7 @@ class _Tables:
                 whole = kernel.bias() if unit == BIAS else kernel.stabilizer()
                 assert whole is not None
                 own = see(name, whole.expand_as(relevance))
-                q = own.reshape(self.n, -1).cpu().numpy()
+                q = unit_sums(self.plan, layer_id, own).cpu().numpy()
             total = sum(parts[1:], parts[0])
             found.append((unit, total.cpu().numpy(), q))
         units = np.arange(part.n_units)

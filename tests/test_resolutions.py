@@ -92,3 +92,26 @@ def test_channels_whose_parts_are_empty(composite, resolution):
         for unit, name in ((-1, "bias"), (-2, "stabilizer")):
             found = of_layer[of_layer.src_unit == unit].relevance.sum()
             assert found == pytest.approx(row[name], abs=1e-12 * variation)
+
+
+def test_single_neurons_in_an_order_of_the_users_own():
+    """A partition that renumbers neurons: node and pseudo rows follow it, as edges do."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        net[0].weight.abs_()
+    x = torch.rand(1, 3, dtype=torch.float64) + 1
+    order = np.array([2, 0, 3, 1], np.int32)
+    own = ng.measure(net, x, target=1, resolution={"0": order}).tables()
+    usual = ng.measure(net, x, target=1, resolution="neuron").tables()
+    for mine, plain, unit in zip(own, usual, ("unit", "dst_unit"), strict=True):
+        found = mine.to_pandas()
+        expected = plain.to_pandas()
+        kind = "layer_id" if unit == "unit" else "dst_layer"
+        for column, layer in (("src_unit", "src_layer"), (unit, kind)):
+            if column in expected:
+                inner = (expected[layer] == 1) & (expected[column] >= 0)
+                expected.loc[inner, column] = order[expected.loc[inner, column]]
+        keys = [c for c in expected if "unit" in c or "layer" in c]
+        both = [t.sort_values(keys).reset_index(drop=True) for t in (found, expected)]
+        np.testing.assert_allclose(both[0].to_numpy(float), both[1].to_numpy(float), atol=1e-13)
