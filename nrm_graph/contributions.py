@@ -245,7 +245,8 @@ def chunked_by(plan: Plan, layer: int) -> str:
     part = plan.partitions[layer]
     if part.single:
         return "neurons"
-    return "channels" if part.labels.ndim > 1 and along(part.labels, 0) is not None else ""
+    own = along(part.labels, 0) if part.labels.ndim > 1 else None
+    return "channels" if own is not None and len(own) == part.n_units else ""
 
 
 def refuse_too_large(plan: Plan) -> None:
