@@ -258,7 +258,21 @@ class _Tables:
                 if self.plan.partitions[layer_id].single:
                     reached[block.src[block.src >= 0]] = True
                 else:
-                    reached[:] = True  # from a group: which of its neurons is not known
+                    # From a group, of which it is not known which neuron read it.
+                    reached |= self._awake(b, source)
+
+    def _awake(self, b: int, layer_id: int) -> Any:
+        """Units that may hold relevance, of a layer of single neurons.
+
+        Where a layer is silent no walk reaches what is not positive, and its rule gives no
+        kernel there.
+        """
+        net = self.plan.network
+        name = next(value for value, i in net.layout.layer_of.items() if i == layer_id)
+        if name not in net.silent:
+            return True
+        value = self.state.samples(name, self.state.values[name])[b : b + 1]
+        return unit_sums(self.plan, layer_id, value)[0].cpu().numpy() > 0
 
     def _pruned(self, b: int, block: Block) -> Block:
         """Keep what the limit of the block's layers allows."""

@@ -1,5 +1,6 @@
 """Grouped tables are the neuron tables, summed."""
 
+import dense_rules
 import numpy as np
 import pytest
 import torch
@@ -115,3 +116,22 @@ def test_single_neurons_in_an_order_of_the_users_own():
         keys = [c for c in expected if "unit" in c or "layer" in c]
         both = [t.sort_values(keys).reset_index(drop=True) for t in (found, expected)]
         np.testing.assert_allclose(both[0].to_numpy(float), both[1].to_numpy(float), atol=1e-13)
+
+
+def test_neurons_below_groups_hold_the_kernel_of_their_rule_alone():
+    """Which neurons a group reads is not known; those that no walk can reach hold no rows."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2)
+    ).double()
+    x = torch.randn(1, 3, 3, dtype=torch.float64)
+    one = np.zeros((3, 1, 1), int)
+    m = ng.measure(net, x, target=0, resolution={"2": one})
+    k = dense_rules.kernel(dense_rules.linear(net[0], (1, 3, 3)), x.numpy().ravel(), "Gamma")
+    rows = m.edges("0", "input").to_pydict()
+    z = net[0](x[None]).detach().numpy().ravel()
+    assert (z < 0).any()
+    assert (z[rows["dst_unit"]] > 0).all()
+    np.testing.assert_allclose(
+        rows["conditional"], k.q[rows["dst_unit"], rows["src_unit"]], atol=1e-12
+    )
