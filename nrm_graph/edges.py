@@ -223,7 +223,7 @@ class _Tables:
                 made[b] += feature_blocks(ends, key, pieces, *found[1:])
             else:
                 axis = 0 if found[0] == "first" else -1
-                made[b] += axis_blocks(ends, pieces, axis, *found[1:])
+                made[b] += axis_blocks(ends, kind, pieces, axis, *found[1:])
         shares = [term.x * back for (term, _, _), back in zip(terms, backs, strict=True)]
         total: Tensor = sum(shares[1:], shares[0])
         return total

@@ -135,3 +135,22 @@ def test_neurons_below_groups_hold_the_kernel_of_their_rule_alone():
     np.testing.assert_allclose(
         rows["conditional"], k.q[rows["dst_unit"], rows["src_unit"]], atol=1e-12
     )
+
+
+class Copies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.pool, self.fc = nn.Conv2d(2, 3, 2), nn.AvgPool2d(3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        copies = nn.functional.interpolate(self.a(x), size=(3, 3))
+        return self.fc(self.pool(copies).flatten(1))
+
+
+def test_an_average_of_copies_of_one_neuron_has_its_conditional():
+    torch.manual_seed(5)
+    x = torch.randn(1, 2, 2, 2, dtype=torch.float64)
+    m = ng.measure(Copies().double(), x, target=0, resolution="neuron")
+    rows = m.edges("pool", "a").to_pandas()
+    assert list(rows.src_unit) == list(rows.dst_unit) == [0, 1, 2]
+    np.testing.assert_allclose(rows.conditional, rows.relevance / m.marginal("pool"), rtol=1e-12)

@@ -400,3 +400,22 @@ def test_constants_that_are_routed_in_and_split_off(kind):
 def test_parameters_that_would_be_wrong_in_silence_are_refused(rule, parameters):
     with pytest.raises(ng.CompositeError, match=f"{rule}: {next(iter(parameters))} must be"):
         getattr(ng.rules, rule)(**parameters)
+
+
+class Broadcast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(3, 1), nn.Linear(4, 2)
+        self.shift = nn.Parameter(torch.tensor([1.0, -1.0, 2.0, -3.0]))
+
+    def forward(self, x):
+        return self.out(self.inner(x) + self.shift)
+
+
+def test_gamma_without_bias_on_a_sum_that_is_wider_than_its_operand():
+    torch.manual_seed(14)
+    kinds = {"dense": ng.rules.Epsilon(), "sum": ng.rules.Gamma(zero_params="bias")}
+    composite = ng.composites.composite("wide", kinds)
+    x = torch.randn(1, 3, dtype=torch.float64)
+    m = ng.measure(Broadcast().double(), x, target=0, composite=composite)
+    assert all_ends(m) == pytest.approx(m.cut("x").total, abs=1e-13)

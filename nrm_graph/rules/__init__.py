@@ -132,9 +132,10 @@ class Gamma(_Checked):
                     parts.append(Part(k, _minus, other[k]))
             b = None if bias is None else bias + self.gamma * half(bias)
             # No relevance arrives where z is not positive if the operation is silent there.  Where
-            # it does, d is z and more of the same sign.
+            # it does, d is z and more of the same sign, unless the bias is left out of d.
             chosen = 0 if signs.silent else where
-            found.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=where))
+            sign = where if bias is op.bias else 0
+            found.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=sign))
         return tuple(found)
 
     def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:

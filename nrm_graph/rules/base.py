@@ -197,6 +197,8 @@ def evaluated(
             lost = group.scale * empty.to(d.dtype)
             unplaced = lost if unplaced is None else unplaced + lost
         if group.where:
+            if stabilised.shape != z.shape:  # without its bias, d may be smaller
+                stabilised = stabilised.expand_as(z).clone()
             stabilised.masked_fill_((z <= 0) if group.where > 0 else (z >= 0), torch.inf)
         shares.append(Share(terms, stabilised, group.bias, group.eps, group.scale, group.sign))
     return Flow(tuple(shares), unplaced)
