@@ -193,15 +193,24 @@ def feature_blocks(
 
 
 def axis_blocks(
-    ends: Ends, pieces: Sequence[Piece], axis: int, dst: Any, src: Any
+    ends: Ends, kind: Map, pieces: Sequence[Piece], axis: int, dst: Any, src: Any
 ) -> Iterator[Block]:
     """Blocks of an operation that keeps an axis: what arrives comes from the same position."""
-    total: Any = 0
-    for p in pieces:
-        shares = p.x * p.back
-        at = 1 if axis == 0 else shares.ndim - 1
-        total = total + shares.movedim(at, 0).flatten(1).sum(1)
-    yield from _rows(ends, dst, src, total.cpu().numpy(), None)
+
+    def sums(backs: Sequence[Tensor]) -> Any:
+        total: Any = 0
+        for p, back in zip(pieces, backs, strict=True):
+            shares = p.x * back
+            at = 1 if axis == 0 else shares.ndim - 1
+            total = total + shares.movedim(at, 0).flatten(1).sum(1)
+        return total.cpu().numpy()
+
+    # Copies of single neurons (interpolated, say) may be read by a vector.
+    layers = ends.layers(np.unique(src[src >= 0]))
+    q = None
+    if ends.single and any(ends.plan.partitions[layer].single for layer, _ in layers):
+        q = sums([kind.transpose(p.factor, p.weight, p.x) for p in pieces])
+    yield from _rows(ends, dst, src, sums([p.back for p in pieces]), q)
 
 
 def triple_blocks(
@@ -245,7 +254,8 @@ def chunked_by(plan: Plan, layer: int) -> str:
     part = plan.partitions[layer]
     if part.single:
         return "neurons"
-    return "channels" if part.labels.ndim > 1 and along(part.labels, 0) is not None else ""
+    own = along(part.labels, 0) if part.labels.ndim > 1 else None
+    return "channels" if own is not None and len(own) == part.n_units else ""
 
 
 def refuse_too_large(plan: Plan) -> None:

@@ -26,8 +26,9 @@ from nrm_graph.contributions import (
     triple_blocks,
     vector_blocks,
 )
-from nrm_graph.plan import along, mode
+from nrm_graph.plan import mode
 from nrm_graph.pruning import prune
+from nrm_graph.sums import mean_activations, regular, unit_sums
 from nrm_graph.topology import BIAS, PRUNED, STABILIZER
 
 if TYPE_CHECKING:
@@ -66,57 +67,6 @@ def edge_tables(state: State, start: Tensor, plan: Plan) -> list[tuple[pa.Table,
         for call in tables.later:
             call()
         return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])]
-
-
-def regular(plan: Plan, layer_id: int) -> bool:
-    """Whether the units of a layer are its channels, in order."""
-    key = ("regular", layer_id)
-    if key not in plan.kept:
-        part = plan.partitions[layer_id]
-        channels = along(part.labels, 0) if part.labels.ndim else None
-        plan.kept[key] = channels is not None and np.array_equal(channels, np.arange(part.n_units))
-    return bool(plan.kept[key])
-
-
-def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
-    """Sum a layer's values ``(N, *shape)`` by unit: ``(N, n_units)``."""
-    part = plan.partitions[layer_id]
-    if part.single:
-        return values.reshape(len(values), -1)
-    if regular(plan, layer_id):
-        return values.flatten(2).sum(2)
-    place = torch.from_numpy(part.labels.ravel().astype(np.int64)).to(values.device)
-    return values.new_zeros(len(values), part.n_units).index_add_(
-        1, place, values.reshape(len(values), -1)
-    )
-
-
-def mean_activations(plan: Plan, state: State, name: str) -> Any:
-    """Mean activation of every unit of a layer, ``(N, n_units)``; the same for every target.
-
-    ``name`` is that of the layer's value in the program.
-    """
-    found = state.means.get(name)
-    if found is None:
-        layout = plan.network.layout
-        layer_id = layout.layer_of[name]
-        after = layout.activation[name]
-        after = after if after in state.values else name
-        value = state.samples(after, state.values[after])
-        if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
-            value = state.samples(name, state.values[name])
-        found = unit_sums(plan, layer_id, value).cpu().numpy() / _sizes(plan, layer_id)
-        state.means[name] = found
-    return found
-
-
-def _sizes(plan: Plan, layer_id: int) -> Any:
-    """Count the neurons of every unit, once."""
-    key = ("sizes", layer_id)
-    if key not in plan.kept:
-        part = plan.partitions[layer_id]
-        plan.kept[key] = np.bincount(part.labels.ravel(), minlength=part.n_units)
-    return plan.kept[key]
 
 
 def _on_host(tensor: Tensor) -> bool:
@@ -254,7 +204,7 @@ class _Tables:
         elif how[0] == "features":
             made += feature_blocks(ends, (name, k), pieces, *how[1:])
         else:
-            made += axis_blocks(ends, pieces, 0 if how[0] == "first" else -1, *how[1:])
+            made += axis_blocks(ends, kind, pieces, 0 if how[0] == "first" else -1, *how[1:])
 
     def _mode(self, name: str, op: Weighing, k: int, dst: Any, labels: Any) -> Any:
         if self.plan.labels is None:
@@ -286,7 +236,21 @@ class _Tables:
                 if self.plan.partitions[layer_id].single:
                     reached[block.src[block.src >= 0]] = True
                 else:
-                    reached[:] = True  # from a group: which of its neurons is not known
+                    # From a group, of which it is not known which neuron read it.
+                    reached |= self._awake(b, source)
+
+    def _awake(self, b: int, layer_id: int) -> Any:
+        """Units that may hold relevance, of a layer of single neurons.
+
+        Where a layer is silent no walk reaches what is not positive, and its rule gives no
+        kernel there.
+        """
+        net = self.plan.network
+        name = next(value for value, i in net.layout.layer_of.items() if i == layer_id)
+        if name not in net.silent:
+            return True
+        value = self.state.samples(name, self.state.values[name])[b : b + 1]
+        return unit_sums(self.plan, layer_id, value)[0].cpu().numpy() > 0
 
     def _pruned(self, b: int, block: Block) -> Block:
         """Keep what the limit of the block's layers allows."""
@@ -326,7 +290,7 @@ class _Tables:
                 whole = kernel.bias() if unit == BIAS else kernel.stabilizer()
                 assert whole is not None
                 own = see(name, whole.expand_as(relevance))
-                q = own.reshape(self.n, -1)
+                q = unit_sums(self.plan, layer_id, own)
             found.append((unit, sum(parts[1:], parts[0]), q))
         self._do(partial(self._absorbed, layer_id, found))
 

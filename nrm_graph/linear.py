@@ -260,11 +260,11 @@ def weighing(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
         for i, factor in ((0, 1.0), (1, sign)):
             if isinstance(args[i], Ref):
                 operands.append(args[i].name)
-                scales.append(None if factor == 1.0 else torch.tensor(factor))
+                scales.append(None if factor == 1.0 else torch.tensor(factor, dtype=torch.float64))
             elif isinstance(args[i], Weight):
                 bias = weights[args[i].name] * factor
             else:
-                bias = torch.tensor(float(args[i]) * factor)
+                bias = torch.tensor(float(args[i]) * factor, dtype=torch.float64)
         return Weighing(kind, tuple(operands), (Scale(),) * len(operands), tuple(scales), bias)
     if kind == "batch_norm":
         scale, shift = tensor(1), tensor(2)

@@ -45,14 +45,6 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An input that could not be read, and why."""
-
-    key: str
-    error: Exception
-
-
 def items(inputs: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     """Raw items of the inputs, each with a name for messages, or an exception in its place.
 

@@ -79,7 +79,7 @@ class State:
         Native value of every node: the batch where the network has it.
     winners : dict of str to Tensor
         Flat spatial index of every max-pool's selection (torch's first in scan order).
-    constant : dict of str to Tensor
+    constant : dict of str to Tensor, or to a list of them for the parts of a split
         Where a value is a constant that was routed in (padding, class tokens).
     flows : dict of str to Flow
         Kernels, filled at the first pass.
@@ -93,7 +93,7 @@ class State:
     values: dict[str, Any]
     positive: bool = False
     winners: dict[str, Tensor] = field(default_factory=dict)
-    constant: dict[str, Tensor] = field(default_factory=dict)
+    constant: dict[str, Any] = field(default_factory=dict)
     flows: dict[str, Flow] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
 
@@ -195,6 +195,8 @@ def _track_constants(
     def mark(arg: Any) -> Any:
         if isinstance(arg, Ref):
             found = marks.get(arg.name)
+            if isinstance(found, list):  # parts of a split
+                return found
             operand = state.values[arg.name]
             return operand.new_zeros(operand.shape) if found is None else found.to(operand.dtype)
         if isinstance(arg, Weight):
@@ -216,7 +218,8 @@ def _track_constants(
         marks[node.name] = torch.nn.functional.pad(mark(node.args[0]), args[1], value=1.0).bool()
     else:
         routed = function(node.op)(*[mark(a) for a in node.args], **kwargs)
-        marks[node.name] = routed.bool()
+        parts = isinstance(routed, list | tuple)
+        marks[node.name] = [part.bool() for part in routed] if parts else routed.bool()
 
 
 def flow(state: State, name: str) -> Flow:

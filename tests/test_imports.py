@@ -28,7 +28,7 @@ LEVELS = (
     ("states",),
     ("propagate", "labels"),
     ("plan",),
-    ("contributions",),
+    ("contributions", "sums"),
     ("edges",),
     # answers
     ("exact",),

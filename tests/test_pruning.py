@@ -84,7 +84,13 @@ class Small(nn.Module):
         return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).flatten(1))
 
 
-@pytest.mark.parametrize("resolution", ["neuron", {"a": "neuron", "b": "channel"}])
+# Channels 0 and 2 of the layer b, and 1 and 3, are one unit.
+PAIRS = np.tile(np.arange(4).reshape(4, 1, 1) % 2, (1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "resolution", ["neuron", {"a": "neuron", "b": "channel"}, {"a": "neuron", "b": PAIRS}]
+)
 @pytest.mark.parametrize("limit", [Limit(0.7), Limit(1.0, 7), Limit(0.9, 40)])
 def test_large_operations_in_chunks_give_the_same(limit, resolution, monkeypatch):
     """Neuron resolution in bounded memory: pieces of a convolution, pruned as one."""
@@ -98,8 +104,9 @@ def test_large_operations_in_chunks_give_the_same(limit, resolution, monkeypatch
         return nodes, edges
 
     at_once, complete = table(), m.tables()[1].to_pandas()
-    monkeypatch.setattr(contributions, "MAX_TRIPLES", 10)
     monkeypatch.setattr(contributions, "CHUNK", 64)
+    if isinstance(resolution, str) or resolution["b"] is not PAIRS:  # those are not cut up
+        monkeypatch.setattr(contributions, "MAX_TRIPLES", 10)
     in_pieces = table()
     for whole, pieces in zip(at_once, in_pieces, strict=True):
         assert whole.drop_columns(["relevance"]).equals(pieces.drop_columns(["relevance"]))

@@ -1,5 +1,6 @@
 """Grouped tables are the neuron tables, summed."""
 
+import dense_rules
 import numpy as np
 import pytest
 import torch
@@ -106,3 +107,64 @@ def test_rows_that_wait_for_the_end_of_the_pass_are_the_same(resolution, monkeyp
     monkeypatch.setattr(edges, "_on_host", lambda tensor: False)
     for table, expected in zip(m.tables(), at_once, strict=True):
         assert table.equals(expected)
+
+
+def test_single_neurons_in_an_order_of_the_users_own():
+    """A partition that renumbers neurons: node and pseudo rows follow it, as edges do."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    with torch.no_grad():
+        net[0].weight.abs_()
+    x = torch.rand(1, 3, dtype=torch.float64) + 1
+    order = np.array([2, 0, 3, 1], np.int32)
+    own = ng.measure(net, x, target=1, resolution={"0": order}).tables()
+    usual = ng.measure(net, x, target=1, resolution="neuron").tables()
+    for mine, plain, unit in zip(own, usual, ("unit", "dst_unit"), strict=True):
+        found = mine.to_pandas()
+        expected = plain.to_pandas()
+        kind = "layer_id" if unit == "unit" else "dst_layer"
+        for column, layer in (("src_unit", "src_layer"), (unit, kind)):
+            if column in expected:
+                inner = (expected[layer] == 1) & (expected[column] >= 0)
+                expected.loc[inner, column] = order[expected.loc[inner, column]]
+        keys = [c for c in expected if "unit" in c or "layer" in c]
+        both = [t.sort_values(keys).reset_index(drop=True) for t in (found, expected)]
+        np.testing.assert_allclose(both[0].to_numpy(float), both[1].to_numpy(float), atol=1e-13)
+
+
+def test_neurons_below_groups_hold_the_kernel_of_their_rule_alone():
+    """Which neurons a group reads is not known; those that no walk can reach hold no rows."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 2)
+    ).double()
+    x = torch.randn(1, 3, 3, dtype=torch.float64)
+    one = np.zeros((3, 1, 1), int)
+    m = ng.measure(net, x, target=0, resolution={"2": one})
+    k = dense_rules.kernel(dense_rules.linear(net[0], (1, 3, 3)), x.numpy().ravel(), "Gamma")
+    rows = m.edges("0", "input").to_pydict()
+    z = net[0](x[None]).detach().numpy().ravel()
+    assert (z < 0).any()
+    assert (z[rows["dst_unit"]] > 0).all()
+    np.testing.assert_allclose(
+        rows["conditional"], k.q[rows["dst_unit"], rows["src_unit"]], atol=1e-12
+    )
+
+
+class Copies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.pool, self.fc = nn.Conv2d(2, 3, 2), nn.AvgPool2d(3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        copies = nn.functional.interpolate(self.a(x), size=(3, 3))
+        return self.fc(self.pool(copies).flatten(1))
+
+
+def test_an_average_of_copies_of_one_neuron_has_its_conditional():
+    torch.manual_seed(5)
+    x = torch.randn(1, 2, 2, 2, dtype=torch.float64)
+    m = ng.measure(Copies().double(), x, target=0, resolution="neuron")
+    rows = m.edges("pool", "a").to_pandas()
+    assert list(rows.src_unit) == list(rows.dst_unit) == [0, 1, 2]
+    np.testing.assert_allclose(rows.conditional, rows.relevance / m.marginal("pool"), rtol=1e-12)

@@ -314,3 +314,119 @@ def test_rule_on_a_sum(rule):
         report["add"]["stabilizer"], relevance @ k.stabilizer, rtol=0, atol=atol
     )
     assert (report["add"]["bias"] or 0.0) == 0
+
+
+class Elementwise(nn.Module):
+    """A sum with a number, or one that is scaled: numbers that float32 does not hold."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.inner = kind, nn.Linear(3, 3).double()
+
+    def forward(self, x):
+        y = self.inner(x)
+        if self.kind == "constant":
+            return y + 0.1
+        if self.kind == "alpha":
+            return torch.add(y, x, alpha=0.1)
+        return torch.relu(-x) + torch.relu(-2 * x)
+
+
+def all_ends(m) -> float:
+    """Relevance of the ends of all walks, as the tables have it."""
+    rows = m.tables()[0].to_pandas()
+    inputs = [layer.layer_id for layer in m.topology.inputs]
+    return float(rows[rows.layer_id.isin(inputs) | (rows.unit < 0)].relevance.sum())
+
+
+@pytest.mark.parametrize("kind", ["constant", "alpha"])
+def test_numbers_in_a_sum_are_those_of_the_network(kind):
+    torch.manual_seed(12)
+    x = torch.randn(1, 3, dtype=torch.float64)
+    m = ng.measure(Elementwise(kind), x, target=0, composite="epsilon")
+    assert m.cut("x").total == pytest.approx(1.0, abs=1e-14)
+    assert all_ends(m) == pytest.approx(1.0, abs=1e-14)
+
+
+def test_a_denominator_of_minus_zero_counts_as_positive():
+    x = torch.tensor([[0.0, 1.0, 2.0]], dtype=torch.float64)
+    m = ng.measure(Elementwise("negative"), x, target=0, composite="excitation_backprop")
+    assert m.cut("x").total == all_ends(m) == 1.0
+
+
+def test_gamma_without_a_stabilizer_loses_nothing_twice():
+    """Where z is 0, and where only the denominator of the other sign is."""
+    net = nn.Sequential(nn.Conv1d(1, 1, 2, bias=False), nn.Flatten(), nn.Linear(2, 2)).double()
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[[4.0, -5.0]]]))
+    kinds = {"convolution": ng.rules.Gamma(0.25, 0.0), "dense": ng.rules.Flat()}
+    x = torch.tensor([[[1.0, 1.0, 0.8]]], dtype=torch.float64)
+    for scale in (0.0, 1.0):
+        composite = ng.composites.composite("no stabilizer", kinds)
+        m = ng.measure(net, x * scale, target=0, composite=composite)
+        assert m.cut("input").total == pytest.approx(1.0, abs=1e-14)
+        assert all_ends(m) == pytest.approx(1.0, abs=1e-14)
+
+
+class Parts(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.token = nn.Parameter(torch.ones(1, 2))
+        self.left, self.right = nn.Linear(5, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        if self.kind == "pad":
+            x = nn.functional.pad(x, (0, 2), value=1.0)
+        else:
+            x = torch.cat([x, self.token.expand(x.shape[0], -1)], 1)
+        left, right = x.split([5, 3], 1)
+        return self.left(left) + self.right(right)
+
+
+@pytest.mark.parametrize("kind", ["pad", "token"])
+def test_constants_that_are_routed_in_and_split_off(kind):
+    torch.manual_seed(13)
+    net, x = Parts(kind).double(), torch.randn(1, 6, dtype=torch.float64)
+    m = ng.measure(net, x, target=0, composite="epsilon")
+    assert m.cut("x").total == pytest.approx(1.0, abs=1e-13)
+    assert all_ends(m) == pytest.approx(1.0, abs=1e-13)
+    inner = net.right.weight[0, 1:].sum() + net.right.bias[0]
+    share = float((inner / net(x)[0, 0]).detach())  # but for what epsilon absorbs
+    found = {row["layer"]: row["bias"] for row in m.report().to_pylist()}
+    assert found["right"] == pytest.approx(share, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rule", "parameters"),
+    [
+        ("Epsilon", {"epsilon": -0.1}),
+        ("ZPlus", {"stabilizer": float("nan")}),
+        ("Gamma", {"gamma": -0.25}),
+        ("ZBox", {"high": float("inf")}),
+        ("ZPlus", {"zero_params": ["bias"]}),
+        ("WSquare", {"zero_params": "weight"}),
+    ],
+)
+def test_parameters_that_would_be_wrong_in_silence_are_refused(rule, parameters):
+    with pytest.raises(ng.CompositeError, match=f"{rule}: {next(iter(parameters))} must be"):
+        getattr(ng.rules, rule)(**parameters)
+
+
+class Broadcast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(3, 1), nn.Linear(4, 2)
+        self.shift = nn.Parameter(torch.tensor([1.0, -1.0, 2.0, -3.0]))
+
+    def forward(self, x):
+        return self.out(self.inner(x) + self.shift)
+
+
+def test_gamma_without_bias_on_a_sum_that_is_wider_than_its_operand():
+    torch.manual_seed(14)
+    kinds = {"dense": ng.rules.Epsilon(), "sum": ng.rules.Gamma(zero_params="bias")}
+    composite = ng.composites.composite("wide", kinds)
+    x = torch.randn(1, 3, dtype=torch.float64)
+    m = ng.measure(Broadcast().double(), x, target=0, composite=composite)
+    assert all_ends(m) == pytest.approx(m.cut("x").total, abs=1e-13)

@@ -6,6 +6,7 @@ x+ = max(x, 0), x- = min(x, 0), the same for weights w and biases b.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,8 +56,27 @@ def _agreeing(op: Weighing, signs: Signs, agree: bool = True) -> tuple[Part, ...
     return tuple(parts)
 
 
+class _Checked(Rule):
+    def __post_init__(self) -> None:
+        """Refuse parameters that would give wrong numbers, or be passed over in silence."""
+        for name, value in vars(self).items():
+            least = " of at least 0" if name in _NON_NEGATIVE else ""
+            if name == "zero_params":
+                fits, expected = value in (None, "bias"), "None or 'bias'"
+            else:
+                fits = math.isfinite(value) and not (least and value < 0)
+                expected = f"a finite number{least}"
+            if not fits:
+                raise CompositeError(
+                    f"{type(self).__name__}: {name} must be {expected}, found {value!r}"
+                )
+
+
+_NON_NEGATIVE = ("epsilon", "stabilizer", "gamma")
+
+
 @dataclass(frozen=True)
-class Epsilon(Rule):
+class Epsilon(_Checked):
     """``n = x w``, ``d = sum + b`` (Bach et al. 2015)."""
 
     epsilon: float = 1e-6
@@ -70,7 +90,7 @@ class Epsilon(Rule):
 
 
 @dataclass(frozen=True)
-class Norm(Rule):
+class Norm(_Checked):
     """Epsilon for operations without parameters (sums, averages)."""
 
     stabilizer: float = 1e-6
@@ -81,7 +101,7 @@ class Norm(Rule):
 
 
 @dataclass(frozen=True)
-class Gamma(Rule):
+class Gamma(_Checked):
     """Generalised gamma: the sign of z chooses which weights are favoured.
 
     Where z > 0: ``x+ (w + g w+) + x- (w + g w-)`` over ``sum + b + g b+``; where z < 0 the
@@ -112,9 +132,10 @@ class Gamma(Rule):
                     parts.append(Part(k, _minus, other[k]))
             b = None if bias is None else bias + self.gamma * half(bias)
             # No relevance arrives where z is not positive if the operation is silent there.  Where
-            # it does, d is z and more of the same sign.
+            # it does, d is z and more of the same sign, unless the bias is left out of d.
             chosen = 0 if signs.silent else where
-            found.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=where))
+            sign = where if bias is op.bias else 0
+            found.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=sign))
         return tuple(found)
 
     def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
@@ -123,7 +144,7 @@ class Gamma(Rule):
 
 
 @dataclass(frozen=True)
-class ZPlus(Rule):
+class ZPlus(_Checked):
     """``n = x+ w+ + x- w-``, ``d = sum + b+``; excitation backprop with ``zero_params="bias"``."""
 
     stabilizer: float = 1e-6
@@ -137,7 +158,7 @@ class ZPlus(Rule):
 
 
 @dataclass(frozen=True)
-class AlphaBeta(Rule):
+class AlphaBeta(_Checked):
     """``alpha`` times the positive part minus ``beta`` times the negative part, each normalised.
 
     ``alpha - beta`` must be 1.  Where a part is empty its share has no place and belongs to
@@ -150,6 +171,7 @@ class AlphaBeta(Rule):
     zero_params: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-12:
             raise CompositeError(
                 f"AlphaBeta needs alpha, beta >= 0 and alpha - beta = 1, found alpha="
@@ -170,7 +192,7 @@ class AlphaBeta(Rule):
 
 
 @dataclass(frozen=True)
-class ZBox(Rule):
+class ZBox(_Checked):
     """``n = x w - low w+ - high w-``, ``d = sum``: for inputs bounded by ``low`` and ``high``.
 
     The bias cancels.  Padding positions have no bounds and contribute nothing.
@@ -195,7 +217,7 @@ class ZBox(Rule):
 
 
 @dataclass(frozen=True)
-class WSquare(Rule):
+class WSquare(_Checked):
     """``n = w^2``, ``d = sum + b^2``."""
 
     proportional: ClassVar[bool] = False
@@ -211,7 +233,7 @@ class WSquare(Rule):
 
 
 @dataclass(frozen=True)
-class Flat(Rule):
+class Flat(_Checked):
     """``n = 1``, ``d = fan-in``: every real position alike, padding left out."""
 
     proportional: ClassVar[bool] = False
@@ -280,5 +302,5 @@ def from_json(data: Mapping[str, Any]) -> Rule:
             raise StoreError(f"rule {name}: {key} cannot be {repr(value)[:100]}")
     try:
         return RULES[name](**parameters)
-    except TypeError as error:
+    except (TypeError, CompositeError) as error:
         raise StoreError(f"rule {name}: {error}") from None

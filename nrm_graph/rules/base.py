@@ -185,15 +185,20 @@ def evaluated(
         if not terms:
             continue
         d = z if group.plain else _denominator(op, terms, group.bias)
-        # Where d is -0.0 every product is zero, so that its sign changes nothing.
+        if group.sign > 0 and not group.plain:
+            d.abs_()  # -0.0, or what rounding makes of a sum of non-negative numbers
         eps = torch.full((), group.eps, dtype=d.dtype, device=d.device)
         stabilised = torch.copysign(eps, d).add_(d)
         if not group.eps:  # nothing stabilises d = 0: what is there cannot be placed
             empty = d == 0
+            if group.where:
+                empty = empty & ((z > 0) if group.where > 0 else (z < 0))
             stabilised.masked_fill_(empty, torch.inf)
             lost = group.scale * empty.to(d.dtype)
             unplaced = lost if unplaced is None else unplaced + lost
         if group.where:
+            if stabilised.shape != z.shape:  # without its bias, d may be smaller
+                stabilised = stabilised.expand_as(z).clone()
             stabilised.masked_fill_((z <= 0) if group.where > 0 else (z >= 0), torch.inf)
         shares.append(Share(terms, stabilised, group.bias, group.eps, group.scale, group.sign))
     return Flow(tuple(shares), unplaced)

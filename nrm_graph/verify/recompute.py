@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from nrm_graph import units
 from nrm_graph.database import Database
-from nrm_graph.edges import mean_activations
 from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.plan import plan
+from nrm_graph.sums import mean_activations
 from nrm_graph.topology import BIAS, STABILIZER
 
 if TYPE_CHECKING:

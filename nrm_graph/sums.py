@@ -1,0 +1,70 @@
+"""Sums over units, of relevance and activations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nrm_graph.plan import along
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from nrm_graph.plan import Plan
+    from nrm_graph.states import State
+
+
+def regular(plan: Plan, layer_id: int) -> bool:
+    """Whether the units of a layer are its channels, in order."""
+    key = ("regular", layer_id)
+    if key not in plan.kept:
+        part = plan.partitions[layer_id]
+        channels = along(part.labels, 0) if part.labels.ndim else None
+        plan.kept[key] = channels is not None and np.array_equal(channels, np.arange(part.n_units))
+    return bool(plan.kept[key])
+
+
+def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
+    """Sum a layer's values ``(N, *shape)`` by unit: ``(N, n_units)``."""
+    if regular(plan, layer_id) and values.ndim > 2:
+        return values.flatten(2).sum(2)
+    part, flat = plan.partitions[layer_id], values.reshape(len(values), -1)
+    key = ("place", layer_id)
+    if key not in plan.kept:
+        place = part.labels.ravel().astype(np.int64)
+        ordered = np.array_equal(place, np.arange(part.n_units))  # every neuron is its own unit
+        plan.kept[key] = None if ordered else torch.from_numpy(place)
+    place = plan.kept[key]
+    if place is None:
+        return flat
+    return values.new_zeros(len(values), part.n_units).index_add_(1, place.to(values.device), flat)
+
+
+def mean_activations(plan: Plan, state: State, name: str) -> Any:
+    """Mean activation of every unit of a layer, ``(N, n_units)``; the same for every target.
+
+    ``name`` is that of the layer's value in the program.
+    """
+    found = state.means.get(name)
+    if found is None:
+        layout = plan.network.layout
+        layer_id = layout.layer_of[name]
+        after = layout.activation[name]
+        after = after if after in state.values else name
+        value = state.samples(after, state.values[after])
+        if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
+            value = state.samples(name, state.values[name])
+        found = unit_sums(plan, layer_id, value).cpu().numpy() / _sizes(plan, layer_id)
+        state.means[name] = found
+    return found
+
+
+def _sizes(plan: Plan, layer_id: int) -> Any:
+    """Count the neurons of every unit, once."""
+    key = ("sizes", layer_id)
+    if key not in plan.kept:
+        part = plan.partitions[layer_id]
+        plan.kept[key] = np.bincount(part.labels.ravel(), minlength=part.n_units)
+    return plan.kept[key]
