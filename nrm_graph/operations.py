@@ -154,7 +154,6 @@ SAME = NON_NEGATIVE | frozenset(
         "log_sigmoid.default",
         "threshold.default",
         "prelu.default",
-        "softsign.default",
     ]
 )
 

@@ -154,8 +154,9 @@ class _Buckets:
         """Find the bucket in which the limit falls, and what it may still give."""
         total = self.sums.sum()
         counts, sums = np.cumsum(self.counts[::-1]), np.cumsum(self.sums[::-1])
-        # Rounding must not ask for more than there is.
-        goal = self.limit.coverage * total * (1 - 1e-12)
+        # Rounding must not ask for more than there is; a share of 1 asks for everything.
+        share = self.limit.coverage
+        goal = share * total * (1 - 1e-12) if share < 1.0 else np.inf
         reached = sums >= goal
         if self.limit.top is not None:
             reached |= counts >= self.limit.top

@@ -68,9 +68,10 @@ def test_smallest_covering_set_and_exact_totals(values, coverage, top, pieces):
     assert np.array_equal(order, np.arange(len(found)))
 
 
-def test_a_complete_limit_keeps_everything():
-    whole = random_block([1.0, -2.0, 3.0, 0.0, 0.5, 4.0], 3)
-    assert len(prune(whole, Limit(1.0, 6))) == len(whole)
+def test_a_limit_that_leaves_room_keeps_everything():
+    whole = random_block([1.0, -2.0, 3.0, 1e-30, 0.5, 4.0], 3)
+    assert len(prune(whole, Limit(1.0, 6))) == len(whole) == 6
+    assert len(prune(whole, Limit(1.0, 100))) == 6
 
 
 class Small(nn.Module):
