@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence, Sized
@@ -30,7 +31,6 @@ from nrm_graph.store.writer import Writer
 from nrm_graph.tracing import trace
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Iterator, Mapping
 
     from nrm_graph.composites import Composite
@@ -149,7 +149,7 @@ def extract(
         disable=None if shown else True,
     )
     size = _per_pass(batch_size, net, where)
-    with Writer(folder) as writer, bar:
+    with Writer(folder, threads=_writers()) as writer, bar:
         run = _Run(made, targets, classes, writer, where, tensors == "keep", mantissa_bits)
         batch: list[Sample] = []
         told = False
@@ -329,6 +329,11 @@ def _per_pass(batch_size: int, net: Network, where: torch.device) -> int:
         return batch_size
     neurons = sum(layer.n_neurons for layer in net.layout.topology.layers)
     return max(1, min(batch_size, CPU_NEURONS // neurons))
+
+
+def _writers() -> int:
+    """Writer threads: one beside a few cores that compute, more beside many."""
+    return max(1, min(4, (os.cpu_count() or 1) // 4))
 
 
 def _pace(seconds: float, inputs: int, total: int | None) -> str:

@@ -14,3 +14,9 @@ def _interruptible():
     yield
     if before is signal.SIG_IGN:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def _one_writer(monkeypatch):
+    """One shard per extraction, however many cores the machine has."""
+    monkeypatch.setattr("nrm_graph.extraction._writers", lambda: 1)

@@ -208,7 +208,7 @@ PROGRAMS = {
     "foreign operation": (put("relu", op="aten.from_file.default"), "not allowed"),
     "python": (put("relu", op="builtins.eval"), "not allowed"),
     "dotted": (put("relu", op="aten.relu.default.__globals__"), "not allowed"),
-    "no name of ATen": (put("relu", op="aten.softsign.default"), "node relu.*cannot be executed"),
+    "no name of ATen": (put("relu", op="aten.softsign.default"), "not allowed"),
     "file argument": (inserted(op="aten.relu.default", args=["/etc/passwd"]), "node extra"),
     "view of 10^12": (argument("reshape", 1, [10**6, 10**6]), "node"),
     "expand to 10^12": (

@@ -119,6 +119,24 @@ def test_resume_writes_nothing_twice(db, demo):
     assert len(again) == len(db)
 
 
+def test_several_writer_threads_store_the_same(demo, tmp_path, monkeypatch):
+    model, data = demo
+    found = []
+    for writers in (1, 3):
+        monkeypatch.setattr("nrm_graph.extraction._writers", lambda n=writers: n)
+        path = tmp_path / f"{writers}.nrm"
+        with ng.extract(model, data[:5], path, batch_size=2, progress=False) as db:
+            found.append(
+                [
+                    db.sql(f"SELECT * FROM {table} ORDER BY ALL").fetchall()
+                    for table in ("inputs", "nodes", "edges")
+                ]
+            )
+            assert db.verify(sample=1).sound
+        assert len(list((path / "shards").glob("*.json"))) == writers
+    assert found[0] == found[1]
+
+
 def test_one_key_with_another_content_is_an_error(db, demo):
     model, data = demo
     changed = [{**data[0], "input": data[0]["input"] * 0.5}]

@@ -155,9 +155,9 @@ def test_a_program_that_was_changed_is_not_run(tmp_path, what):
 
 def test_a_damaged_tensor_file_is_named(tmp_path):
     db = ng.extract(network(), inputs(), tmp_path / "s.nrm", **OPTIONS)
-    file = next((db.path / "shards").glob("*.tensors.parquet"))
-    table = pq.read_table(file)
-    rows = [row | {"data": bytes(16)} for row in table.to_pylist()]
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
+    for file in (db.path / "shards").glob("*.tensors.parquet"):
+        table = pq.read_table(file)
+        rows = [row | {"data": bytes(16)} for row in table.to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
     with pytest.raises(ng.StoreError, match="is not the one that was explained"):
         db.measure("k0")
