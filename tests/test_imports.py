@@ -18,7 +18,7 @@ LEVELS = (
     ("errors",),
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision"),
-    ("clauses", "expressions", "pruning", "graph", "store"),
+    ("clauses", "expressions", "event_json", "pruning", "graph", "store"),
     # the traced network
     ("batching", "operations", "program", "convolution", "window"),
     ("execution", "vetting", "folding", "conversion", "linear", "naming", "signs"),
