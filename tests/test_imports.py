@@ -34,7 +34,8 @@ LEVELS = (
     ("exact",),
     ("prepare",),
     ("stored", "samples"),
-    ("database", "verify"),  # each calls the other: db.verify() and the store that verify opens
+    # Each calls the others: db.verify(), db.materialize() and the store that they read.
+    ("database", "verify", "conditions"),
     ("extraction",),
     # for people
     ("arrays",),
@@ -44,7 +45,7 @@ LEVELS = (
     ("arguments",),
     ("cli",),
 )
-LIGHT = ("database", "verify", "export", "overview", "plots", "cli", "demo")
+LIGHT = ("database", "verify", "conditions", "export", "overview", "plots", "cli", "demo")
 """Modules beside the first three rows that never import torch themselves."""
 
 DUCKDB = ("store",)
