@@ -21,16 +21,18 @@ LEVELS = (
     ("clauses", "expressions", "event_json", "pruning", "graph", "store"),
     # the traced network
     ("batching", "operations", "program", "convolution", "window"),
-    ("execution", "vetting", "folding", "conversion", "linear", "naming", "signs"),
+    ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
     ("layers", "rules"),
     ("tracing", "composites"),
     # relevance passes and tables
     ("states",),
     ("propagate", "labels"),
-    ("plan",),
+    ("reach", "plan"),
     ("contributions", "sums"),
     ("edges",),
     # answers
+    ("answers", "conditioned"),
+    ("joint",),
     ("exact",),
     ("prepare",),
     ("stored", "samples"),
