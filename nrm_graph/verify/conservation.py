@@ -32,15 +32,14 @@ def check(
     """Everything that must sum to something else: (layer, problem), at most one per kind.
 
     The tables of a condition obey the same laws, for its walks step and end as all do; rounding
-    is amplified there, and q is not the edge's share of its neuron.
+    is amplified there.
     """
     sums = _Sums(facts, nodes, edges, max(1.0, amplification) * ROUNDINGS * EPS)
     yield from sums.units()
     yield from sums.pseudo_units()
     yield from sums.corners()
     yield from sums.cuts()
-    if not facts.conditioned:
-        yield from sums.conditionals()
+    yield from sums.conditionals()
 
 
 class _Sums:

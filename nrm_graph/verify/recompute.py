@@ -90,8 +90,8 @@ def _one_condition(
         except NrmError as error:
             inside.error(f"cannot be recomputed: {error}", **where)
             continue
-        known = before is not None and rounding is not None
-        if known and abs(before - after) > TOLERANCE * rounding * abs(before):
+        limit = TOLERANCE * (rounding or 0.0) * abs(before or 0.0)
+        if limit and abs(before - after) > limit:
             inside.error(f"recomputed, R(event) is {after:.9g}, stored is {before:.9g}", **where)
             continue
         if (given is None) == (facts["status"] == "defined"):
