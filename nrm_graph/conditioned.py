@@ -97,6 +97,21 @@ def values(
 
 
 @torch.no_grad()
+def arrived(state: State, start: Tensor, clause: Clause, layer_id: int) -> Tensor:
+    """Relevance ``(1, *shape)`` of what arrives at a layer under the literals down to it."""
+    shape = state.network.layout.topology.layers[layer_id].shape
+    found = [start.new_zeros(1, *shape)]
+
+    def visit(i: int, r: Tensor) -> None:
+        if i == layer_id:
+            found[0] = r
+
+    above = {i: literal for i, literal in clause.items() if i >= layer_id}
+    relevance_pass(state, start, above, until=layer_id, visit=visit)
+    return found[0]
+
+
+@torch.no_grad()
 def certified(
     state: State, start: Tensor, terms: Sequence[tuple[float, Clause]]
 ) -> tuple[float, float, float]:

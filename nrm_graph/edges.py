@@ -13,7 +13,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from nrm_graph import propagate, states
@@ -30,12 +29,14 @@ from nrm_graph.contributions import (
 from nrm_graph.plan import mode
 from nrm_graph.pruning import prune
 from nrm_graph.reach import reach
+from nrm_graph.rows import edge_rows, node_columns, node_rows
 from nrm_graph.sums import mean_activations, regular, unit_sums
 from nrm_graph.topology import BIAS, PRUNED, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import pyarrow as pa
     from torch import Tensor
 
     from nrm_graph.clauses import Clause
@@ -364,55 +365,16 @@ class _Tables:
 
     def edges(self, b: int) -> pa.Table:
         """Edge table of a sample."""
-        blocks = sorted(self.blocks[b], key=lambda block: (block.dst_layer, block.src_layer))
-        kind = self.start.cpu().numpy().dtype
-        sizes = [len(block) for block in blocks]
-
-        def column(values: list[Any], dtype: Any) -> Any:
-            return (
-                np.concatenate(values).astype(dtype, copy=False) if values else np.zeros(0, dtype)
-            )
-
-        nothing = [np.full(len(block), np.nan, kind) for block in blocks if block.q is None]
-        q = column([nothing.pop(0) if block.q is None else block.q for block in blocks], kind)
-        layers = [np.array([getattr(c, k) for c in blocks], np.int16) for k in _LAYERS]
-        return pa.table(
-            {
-                "dst_layer": np.repeat(layers[0], sizes),
-                "dst_unit": column([block.dst for block in blocks], np.int32),
-                "src_layer": np.repeat(layers[1], sizes),
-                "src_unit": column([block.src for block in blocks], np.int32),
-                "relevance": column([block.relevance for block in blocks], kind),
-                "conditional": pa.array(q, mask=np.isnan(q)),  # pruned rows have none either
-            }
-        )
+        return edge_rows(self.blocks[b], self.start.cpu().numpy().dtype)
 
     def nodes(self, b: int) -> pa.Table:
         """Node table of a sample."""
-        net = self.plan.network
         kind = self.start.cpu().numpy().dtype
         columns: list[tuple[Any, ...]] = []
-        for name, i in net.layout.layer_of.items():
+        for i, name in enumerate(self.plan.network.values):
             part = self.plan.partitions[i]
             sums = self.relevance[i][b] if i in self.relevance else np.zeros(part.n_units, kind)
             means = mean_activations(self.plan, self.state, name)[b]
-            (chosen,) = np.nonzero((sums != 0) | (means != 0))
-            columns.append((i, chosen, sums[chosen], means[chosen]))
             lost = [(u, t[b]) for u, t in self.absorbed.get(i, ())]
-            lost = sorted(u for u in [*lost, (PRUNED, self.pruned[b][i])] if u[1])
-            units, values = [u for u, _ in lost], [t for _, t in lost]
-            nothing = np.full(len(units), np.nan)
-            columns.append((i, np.array(units, np.int64), np.array(values, kind), nothing))
-        layer = np.concatenate([np.full(len(c[1]), c[0], np.int16) for c in columns])
-        unit, sums, means = (np.concatenate([c[k] for c in columns]) for k in (1, 2, 3))
-        return pa.table(
-            {
-                "layer_id": layer,
-                "unit": unit.astype(np.int32),
-                "relevance": sums.astype(kind),
-                "activation": pa.array(means.astype(kind), mask=unit < 0),
-            }
-        )
-
-
-_LAYERS = ("dst_layer", "src_layer")
+            columns += node_columns(i, sums, means, [*lost, (PRUNED, self.pruned[b][i])])
+        return node_rows(columns, kind)

@@ -1,44 +1,34 @@
-"""Exact answers for one input: the Normalized Relevance Measure (arXiv:2606.00557).
-
-All numbers come from relevance passes over the traced program at the neuron level; grouped
-edges are never multiplied, because grouping destroys the Markov property (see the README).
-"""
+"""Exact answers for one input: the Normalized Relevance Measure (arXiv:2606.00557)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from nrm_graph import conditioned
-from nrm_graph.answers import Conditional, Cut, Matrix, Side
-from nrm_graph.clauses import expand
-from nrm_graph.errors import EventError, InputError, UndefinedConditional
+from nrm_graph.algebra import Algebra
+from nrm_graph.answers import Cut, Matrix, Side
+from nrm_graph.between import Between, neuron_batches, neuron_table
+from nrm_graph.errors import EventError, InputError
 from nrm_graph.events import Event, Layer, NeuronSet
 from nrm_graph.joint import Groups, joint
 from nrm_graph.plan import plan
+from nrm_graph.pruning import check
 from nrm_graph.units import partition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import networkx as nx
     import numpy.typing as npt
-    from torch import Tensor
 
-    from nrm_graph.states import Network, State
-    from nrm_graph.topology import LayerInfo, Topology
+    from nrm_graph.topology import LayerInfo
     from nrm_graph.units import Partition
-
-ROUNDING = 32
-"""R(B) counts as vanished below this many machine epsilons of the sum of |R| it is made of."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Measure:
+class Measure(Algebra):
     """The relevance measure of one input and target, conditioned or not.
 
     Call it with an event; see :func:`nrm_graph.measure` for how to get one.
@@ -61,183 +51,6 @@ class Measure:
     memory : int
         Bytes that events of one batch may hold.
     """
-
-    network: Network
-    state: State
-    partitions: tuple[Partition, ...]
-    start: Tensor
-    target: int | None
-    logit: float
-    predicted: int
-    scale: float = 1.0
-    memory: int = conditioned.MEMORY
-    condition: Event | None = None
-    condition_relevance: float = 1.0
-    amplification: float = 1.0
-    terms: conditioned.Terms = ((1.0, {}),)
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def __repr__(self) -> str:
-        target = "weighted outputs" if self.target is None else f"target {self.target}"
-        given = "" if self.condition is None else f" given {self.condition!r}"
-        layers = len(self.topology.layers)
-        return f"<Measure of {target}{given}, logit {self.logit:.4g}: {layers} layers>"
-
-    @property
-    def topology(self) -> Topology:
-        """Layers and edge groups of the network."""
-        return self.network.layout.topology
-
-    @property
-    def absorbed(self) -> float:
-        """Share of the measure that pseudo-neurons of any layer hold."""
-        if self.condition is not None:
-            return float(self._cache["absorbed"])
-        return sum(float(part.double().sum()) for part in self._nodes()[1].values())
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What a reader must know before trusting signs and sizes."""
-        found = []
-        if self.logit < 0:
-            found.append(
-                f"the target's logit is negative ({self.logit:.4g}): positive relevance speaks "
-                "against the target"
-            )
-        spread = float(self.state.output.abs().max())
-        if abs(self.logit) < 0.05 * spread:
-            found.append(
-                f"the target's logit ({self.logit:.4g}) is small beside the largest output "
-                f"({spread:.4g}): relevances may be very large"
-            )
-        if self.amplification > 100:
-            found.append(
-                f"the condition's relevance nearly cancels: rounding is amplified "
-                f"{self.amplification:.3g} times"
-            )
-        return tuple(found)
-
-    def __call__(self, event: Event, given: Event | None = None) -> float:
-        """Relevance of an event, or conditional relevance R(event | given).
-
-        Returns
-        -------
-        float
-            A :class:`nrm_graph.answers.Conditional` where there is a condition.
-
-        Raises
-        ------
-        UndefinedConditional
-            If R(given) is below rounding.
-        """
-        if given is not None:
-            return self.given(given)(event)
-        (value,) = self.many([event]).tolist()
-        if self.condition is None:
-            return value  # type: ignore[no-any-return]
-        return Conditional(value, self.amplification, self.absorbed)
-
-    def many(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
-        """Relevance of many events, which share the activations and, where alike, passes."""
-        return self._values(events) / self.condition_relevance * self.scale
-
-    def _values(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
-        """R(event & condition) of events, on the unit scale."""
-        owners, coefficients, clauses = [], [], []
-        for number, event in enumerate(events):
-            if not isinstance(event, Event):
-                raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
-            whole = event if self.condition is None else self.condition & event
-            for coefficient, clause in expand(whole, self.topology, self.partitions):
-                owners.append(number)
-                coefficients.append(coefficient)
-                clauses.append(clause)
-        known = self._root_relevance if len(clauses) > 2 or "root" in self._cache else None
-        found = conditioned.values(self.state, self.start, clauses, known, self.memory)
-        total = np.zeros(len(events))
-        weights = np.array(coefficients, np.float64)
-        np.add.at(total, np.array(owners, np.int64), found * weights)
-        return total
-
-    def _root_relevance(self, layer_id: int) -> Tensor:
-        """Relevance of a layer ``(1, *shape)`` without the condition."""
-        if "root" not in self._cache:
-            whole: conditioned.Terms = ((1.0, {}),)
-            found = (
-                self._nodes()
-                if self.condition is None
-                else conditioned.nodes(self.state, self.start, whole)
-            )
-            self._cache["root"] = found[0]
-        found = self._cache["root"].get(layer_id)
-        shape = self.topology.layers[layer_id].shape
-        return self.start.new_zeros(1, *shape) if found is None else found[None]
-
-    def given(self, event: Event) -> Measure:
-        """Return the measure conditioned on an event: R(. & event) / R(event).
-
-        All answers of a measure can be asked of it, exactly, above, between and below the
-        event's layers.  Conditioning twice is conditioning on both.
-
-        Raises
-        ------
-        UndefinedConditional
-            If R(event) is below rounding.
-        EventError
-            If the event does not fit the network.
-
-        Notes
-        -----
-        Conditional relevance has no scale: ``scale="logit"`` does not multiply it.
-        """
-        if not isinstance(event, Event):
-            raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
-        known = self._cache.get("given")
-        if known is not None and known[0] == event:
-            return known[1]  # type: ignore[no-any-return]
-        both = event if self.condition is None else self.condition & event
-        terms = expand(both, self.topology, self.partitions)
-        value, size, absorbed = conditioned.certified(self.state, self.start, terms)
-        eps = float(torch.finfo(self.start.dtype).eps)
-        if abs(value) <= ROUNDING * eps * size:
-            raise UndefinedConditional(
-                f"R({both!r}) is {value:.3g}, below rounding ({ROUNDING} eps times "
-                f"{size:.3g}): the conditional is undefined; condition on a set whose "
-                "relevance does not cancel"
-            )
-        shares = tuple((coefficient / value, clause) for coefficient, clause in terms)
-        if not np.isfinite([coefficient for coefficient, _ in shares]).all():
-            raise UndefinedConditional(f"R({both!r}) is too small for its inverse: {value:.3g}")
-        cache = {"absorbed": absorbed / value}
-        if "root" in self._cache or (self.condition is None and "nodes" in self._cache):
-            self._root_relevance(0)
-            cache["root"] = self._cache["root"]
-        found = replace(
-            self,
-            scale=1.0,
-            condition=both,
-            condition_relevance=value,
-            amplification=size / abs(value),
-            terms=shares,
-            _cache=cache,
-        )
-        self._cache["given"] = (event, found)
-        return found
-
-    def interaction(self, a: Event, b: Event) -> float:
-        """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
-        both, left, right = self.many([a & b, a, b]) / self.scale
-        return float(both - left * right)
-
-    def _nodes(self) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
-        """Relevance and absorbed shares of every layer."""
-        if "nodes" not in self._cache:
-            self._cache["nodes"] = conditioned.nodes(self.state, self.start, self.terms)
-        return self._cache["nodes"]  # type: ignore[no-any-return]
-
-    def _relevance(self, layer: LayerInfo) -> Tensor:
-        found = self._nodes()[0].get(layer.layer_id)
-        return self.start.new_zeros(layer.shape) if found is None else found
 
     def marginal(self, layer: str, by: Any = "unit") -> npt.NDArray[Any]:
         """Relevance of a layer.
@@ -383,32 +196,108 @@ class Measure:
             self._cache["tables"] = conditioned.tables(self.state, self.start, self.terms, made)
         return self._cache["tables"]  # type: ignore[no-any-return]
 
-    def edges(self, dst: str, src: str) -> pa.Table:
+    def edges(
+        self,
+        upper: str,
+        lower: str,
+        /,
+        by: str = "unit",
+        *,
+        dst: NeuronSet | None = None,
+        src: NeuronSet | None = None,
+        coverage: float = 1.0,
+        top: int | None = None,
+    ) -> pa.Table:
         """Edges from one layer to one that it reads, as in the ``edges`` table of a store.
 
         ``edges(layer, layer)`` gives the layer's pseudo-edges.
 
+        Parameters
+        ----------
+        upper, lower : str
+            Layer nearer the output, and the one that it reads.
+        by : "unit" or "neuron"
+            Units of the measure's resolution; or single neurons, numbered by flat index, computed
+            now from the network's program, however large the complete table would be.
+        dst, src : NeuronSet, optional
+            With ``by="neuron"``: only edges from a set of the upper layer, to a set of the lower.
+        coverage : float
+            With ``by="neuron"``: keep the fewest edges that hold this share of the sum of
+            |relevance|; what is left out stands in rows of the pseudo-unit -3.
+        top : int, optional
+            With ``by="neuron"``: keep at most so many edges, the strongest.
+
+        Returns
+        -------
+        pyarrow.Table
+            dst_layer, dst_unit, src_layer, src_unit, relevance, conditional; sorted by units.
+
         Raises
         ------
         EventError
-            If the first layer does not read the second directly.
+            If the first layer does not read the second directly, or a set is of another layer.
+        InputError
+            If there are too many neuron-level edges for one table: see :meth:`edge_batches`.
         """
-        upper, lower = self.topology.layer(dst), self.topology.layer(src)
-        if upper != lower and lower.layer_id not in self.topology.sources(upper.layer_id):
-            names = [self.topology.layers[i].name for i in self.topology.sources(upper.layer_id)]
-            raise EventError(
-                f"{upper.name} does not read {lower.name} directly; it reads "
-                f"{', '.join(names) or 'nothing'}"
-            )
+        if by == "neuron":
+            asked = self._between(upper, lower, dst, src)
+            return neuron_table(asked, check(coverage, top), self.scale)
+        if by != "unit":
+            raise InputError(f"edges: expected by='unit' or by='neuron', found {by!r}")
+        if dst is not None or src is not None or top is not None or coverage != 1.0:
+            raise InputError("dst, src, coverage and top go with by='neuron'")
+        above, below = self._pair(upper, lower)
         _, rows = self.tables()
-        keep = (rows["dst_layer"].to_numpy() == upper.layer_id) & (
-            rows["src_layer"].to_numpy() == lower.layer_id
+        keep = (rows["dst_layer"].to_numpy() == above.layer_id) & (
+            rows["src_layer"].to_numpy() == below.layer_id
         )
         found = rows.filter(pa.array(keep))
         if self.scale != 1.0:
             scaled = found["relevance"].to_numpy() * self.scale
             found = found.set_column(4, "relevance", pa.array(scaled))
         return found
+
+    def edge_batches(
+        self,
+        upper: str,
+        lower: str,
+        /,
+        *,
+        dst: NeuronSet | None = None,
+        src: NeuronSet | None = None,
+    ) -> pa.RecordBatchReader:
+        """Neuron-level edges as a stream of Arrow batches, each computed when it is read.
+
+        Rows are those of ``edges(upper, lower, by="neuron", dst=dst, src=src)``; memory is
+        bounded by a batch, and all edges of an upper neuron are in one.
+        """
+        return neuron_batches(self._between(upper, lower, dst, src), self.scale)
+
+    def _between(
+        self, upper: str, lower: str, dst: NeuronSet | None, src: NeuronSet | None
+    ) -> Between:
+        above, below = self._pair(upper, lower)
+        masks = []
+        for info, chosen in ((above, dst), (below, src)):
+            if chosen is None:
+                masks.append(np.ones(info.n_neurons, bool))
+                continue
+            if not isinstance(chosen, NeuronSet) or self.topology.layer(chosen.layer) != info:
+                raise EventError(f"expected a neuron set of layer {info.name}, found {chosen!r}")
+            masks.append(chosen.mask(info.shape, self.partitions[info.layer_id]).ravel())
+        ids = above.layer_id, below.layer_id
+        return Between(self.state, self.start, self.terms, *ids, *masks)
+
+    def _pair(self, upper: str, lower: str) -> tuple[LayerInfo, LayerInfo]:
+        """Two layers, the first of which reads the second, or is it."""
+        above, below = self.topology.layer(upper), self.topology.layer(lower)
+        if above != below and below.layer_id not in self.topology.sources(above.layer_id):
+            names = [self.topology.layers[i].name for i in self.topology.sources(above.layer_id)]
+            raise EventError(
+                f"{above.name} does not read {below.name} directly; it reads "
+                f"{', '.join(names) or 'nothing'}"
+            )
+        return above, below
 
     def subgraph(self, top: int = 200) -> nx.DiGraph:
         """Return the strongest ``top`` edges as a graph; see :func:`nrm_graph.graph.subgraph`."""

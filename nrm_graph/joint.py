@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nrm_graph.clauses import Literal
-from nrm_graph.conditioned import per_pass
+from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.propagate import relevance_pass
 from nrm_graph.reach import reach
 from nrm_graph.states import repeated
@@ -91,32 +91,18 @@ def joint(
     """
     found = np.zeros((upper.count, lower.count))
     for coefficient, clause in terms:
-        arrived = _arrived(state, start, clause, upper.layer_id)
+        above = arrived(state, start, clause, upper.layer_id)
         below = {i: literal for i, literal in clause.items() if i <= lower.layer_id}
         ahead = _ahead(state, below, lower.layer_id)
         between = {i: v for i, v in clause.items() if lower.layer_id < i < upper.layer_id}
         if upper.layer_id == lower.layer_id:
-            part = _same(arrived * ahead, upper, lower)
+            part = _same(above * ahead, upper, lower)
         elif upper.count <= lower.count:
-            part = _from_above(state, arrived, between, ahead, upper, lower, memory)
+            part = _from_above(state, above, between, ahead, upper, lower, memory)
         else:
-            part = _from_below(state, arrived, between, ahead, upper, lower, memory)
+            part = _from_below(state, above, between, ahead, upper, lower, memory)
         found += coefficient * part
     return found
-
-
-def _arrived(state: State, start: Tensor, clause: Clause, layer_id: int) -> Tensor:
-    """Relevance ``(1, *shape)`` of what arrives at a layer under the literals down to it."""
-    shape = state.network.layout.topology.layers[layer_id].shape
-    found = [start.new_zeros(1, *shape)]
-
-    def visit(i: int, r: Tensor) -> None:
-        if i == layer_id:
-            found[0] = r
-
-    above = {i: literal for i, literal in clause.items() if i >= layer_id}
-    relevance_pass(state, start, above, until=layer_id, visit=visit)
-    return found[0]
 
 
 def _ahead(state: State, clause: Clause, layer_id: int) -> Tensor:
@@ -144,7 +130,7 @@ def _pieces(state: State, count: int, upper: Groups, lower: Groups, memory: int)
 
 def _from_above(
     state: State,
-    arrived: Tensor,
+    above: Tensor,
     between: Clause,
     ahead: Tensor,
     upper: Groups,
@@ -153,7 +139,7 @@ def _from_above(
 ) -> npt.NDArray[np.float64]:
     found = np.zeros((upper.count, lower.count))
     for piece in _pieces(state, upper.count, upper, lower, memory):
-        start = arrived * upper.masks(piece.start, piece.stop, arrived)
+        start = above * upper.masks(piece.start, piece.stop, above)
 
         def visit(i: int, r: Tensor, piece: range = piece) -> None:
             if i == lower.layer_id:
@@ -167,7 +153,7 @@ def _from_above(
 
 def _from_below(
     state: State,
-    arrived: Tensor,
+    above: Tensor,
     between: Clause,
     ahead: Tensor,
     upper: Groups,
@@ -182,7 +168,7 @@ def _from_below(
         copies = repeated(state, len(piece))
         onward = reach(copies, clause, until=upper.layer_id)
         sums = upper.sums(
-            onward.times(copies, upper.layer_id, arrived.expand(len(piece), *arrived.shape[1:]))
+            onward.times(copies, upper.layer_id, above.expand(len(piece), *above.shape[1:]))
         )
         found[:, piece.start : piece.stop] = sums.double().cpu().numpy().T
     return found

@@ -18,7 +18,7 @@ LEVELS = (
     ("errors",),
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision"),
-    ("clauses", "expressions", "event_json", "pruning", "graph", "store"),
+    ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
     # the traced network
     ("batching", "operations", "program", "convolution", "window"),
     ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
@@ -32,7 +32,7 @@ LEVELS = (
     ("edges",),
     # answers
     ("answers", "conditioned"),
-    ("joint",),
+    ("joint", "between", "algebra"),
     ("exact",),
     ("prepare",),
     ("stored", "samples"),
