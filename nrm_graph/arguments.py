@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nrm_graph.errors import InputError
+from nrm_graph.errors import EventError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nrm_graph.events import Event
+
+MAX_EVENT_BYTES = 64 << 20
 
 
 def positive(text: str) -> int:
@@ -66,3 +74,62 @@ def lines(path: str) -> list[str]:
             return [line.strip() for line in file if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the classes in {path}: {error}") from None
+
+
+def names(text: str) -> list[str]:
+    """Read names with commas."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"expected names with commas between, found {text!r}")
+    return found
+
+
+def which(text: str | None, classes: Sequence[str] | None) -> int | None:
+    """Read a target of a store: a number, or the name of a class.
+
+    Raises
+    ------
+    InputError
+        If it is neither.
+    """
+    if text is None:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        if classes is not None and list(classes).count(text) == 1:
+            return list(classes).index(text)
+        known = "" if classes is None else " or the name of a class"
+        raise InputError(f"--target {text!r}: expected a number{known}") from None
+
+
+def event(text: str) -> Event:
+    """Read an event: an expression, or ``@`` and the name of a JSON file.
+
+    Raises
+    ------
+    EventError
+        If it is no event.
+    InputError
+        If the file cannot be read.
+    """
+    from nrm_graph import event_json, expressions
+
+    if not text.startswith("@"):
+        return expressions.parse(text)
+    path = Path(text[1:])
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_EVENT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the event in {path}: {error}") from None
+    if len(data) > MAX_EVENT_BYTES:
+        raise EventError(f"the event in {path} has more than {MAX_EVENT_BYTES:,} bytes")
+    try:
+        found = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise EventError(f"{path} holds no JSON: {error}") from None
+    try:
+        return event_json.from_json(found)
+    except EventError as error:
+        raise EventError(f"{path} holds no event: {error}") from None

@@ -179,7 +179,7 @@ class _Reader:
         if depth > MAX_DEPTH:
             raise EventError(f"an event has at most {MAX_DEPTH} levels of nesting, found more")
         if not isinstance(raw, dict):
-            raise _wrong("an event", "an object", raw)
+            raise EventError(f"expected an event as a JSON object, found {_short(raw)}")
         kind = raw.get("event")
         call = self.kinds.get(kind) if isinstance(kind, str) else None
         if call is None:
@@ -311,7 +311,7 @@ class _Reader:
 
 
 def _wrong(field: str, expected: str, found: object) -> EventError:
-    return EventError(f"expected {field} of an event to be {expected}, found {_short(found)}")
+    return EventError(f"in an event, expected {field} to be {expected}, found {_short(found)}")
 
 
 def _short(value: object) -> str:

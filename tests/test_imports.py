@@ -45,9 +45,20 @@ LEVELS = (
     ("export",),
     ("demo",),
     ("arguments",),
+    ("commands",),
     ("cli",),
 )
-LIGHT = ("database", "verify", "conditions", "export", "overview", "plots", "cli", "demo")
+LIGHT = (
+    "database",
+    "verify",
+    "conditions",
+    "export",
+    "overview",
+    "plots",
+    "cli",
+    "commands",
+    "demo",
+)
 """Modules beside the first three rows that never import torch themselves."""
 
 DUCKDB = ("store",)
