@@ -84,23 +84,42 @@ def names(text: str) -> list[str]:
     return found
 
 
-def which(text: str | None, classes: Sequence[str] | None) -> int | None:
-    """Read a target of a store: a number, or the name of a class.
+def which(text: str | None, classes: Sequence[str] | None) -> int | dict[int, float] | None:
+    """Read a target of a store: a number, the name of a class, or weights such as ``3=1,5=-1``.
 
     Raises
     ------
     InputError
-        If it is neither.
+        If it is none of these.
     """
     if text is None:
         return None
-    try:
-        return int(text)
-    except ValueError:
-        if classes is not None and list(classes).count(text) == 1:
-            return list(classes).index(text)
-        known = "" if classes is None else " or the name of a class"
-        raise InputError(f"--target {text!r}: expected a number{known}") from None
+    known = [] if classes is None else list(classes)
+
+    def one(name: str) -> int | None:
+        try:
+            return int(name)
+        except ValueError:
+            return known.index(name) if known.count(name) == 1 else None
+
+    found = one(text)
+    if found is not None:
+        return found
+    weights: dict[int, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.rpartition("=")
+        output = one(name.strip())
+        try:
+            value = float(weight)
+        except ValueError:
+            output = None
+        if output is None or output in weights:
+            raise InputError(
+                f"--target {text!r}: expected a number{', the name of a class' if known else ''} "
+                "or weights such as 3=1,5=-1"
+            )
+        weights[output] = value
+    return weights
 
 
 def event(text: str) -> Event:

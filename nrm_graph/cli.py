@@ -279,11 +279,14 @@ def _parser() -> argparse.ArgumentParser:
     materialize.add_argument(
         "--where", metavar="SQL", help="condition over inputs, such as \"label = 'cat'\" (all)"
     )
+    materialize.add_argument("--device", default="cpu", help="auto, cpu, cuda, ... (cpu)")
     materialize.add_argument("--quiet", action="store_true", help="show no progress bar")
     for sub in (relevance, paths, subgraph):
         sub.add_argument("--input", required=True, metavar="KEY", help="key of the input")
         sub.add_argument(
-            "--target", metavar="N", help="which of several targets: its number or class"
+            "--target",
+            metavar="N",
+            help="which of several targets: its number or class; or weights of outputs, 3=1,5=-1",
         )
     for sub in (info, sql, relevance, paths):
         sub.add_argument("--format", choices=TABLE_FORMATS, help="by default that of --output")

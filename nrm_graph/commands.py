@@ -117,7 +117,8 @@ def relevance(args: argparse.Namespace) -> None:
     with ng.open(args.store) as db:
         m = _measure(db, args)
         value = m(event, given=given)
-        row = {"input": args.input, "target": m.target, "logit": m.logit, "event": repr(event)}
+        target = args.target if m.target is None else m.target
+        row = {"input": args.input, "target": target, "logit": m.logit, "event": repr(event)}
         if given is not None:
             row |= {"given": repr(given), "amplification": getattr(value, "amplification", None)}
         row["relevance"] = float(value)
@@ -169,7 +170,13 @@ def materialize(args: argparse.Namespace) -> None:
     import nrm_graph as ng
 
     with ng.open(args.store) as db:
-        db.materialize(event, name=args.name, where=args.where, progress=not args.quiet)
+        db.materialize(
+            event,
+            name=args.name,
+            where=args.where,
+            device=args.device,
+            progress=not args.quiet,
+        )
         found = {row["name"]: row for row in db.conditions().to_pylist()}[args.name]
         undefined = ""
         if found["undefined"]:

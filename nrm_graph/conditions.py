@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,11 +27,12 @@ from nrm_graph.topology import PRUNED
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
+
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
     from nrm_graph.pruning import Limit
-
-Limits = dict[tuple[int, int], "Limit"]
+    from nrm_graph.store.manifest import Entry
 
 
 def materialize(
@@ -39,6 +41,7 @@ def materialize(
     name: str,
     where: str | None = None,
     inputs: Sequence[str | int] | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> None:
     """Compute and commit; see :meth:`nrm_graph.database.Database.materialize`."""
@@ -48,7 +51,7 @@ def materialize(
     topology = db.topology
     expand(event, topology, units.resolve(topology, db.units()))  # whether it fits the network
     chosen = _chosen(db, where, inputs)
-    limits = _limits(db)
+    form = _form(db)
     if chosen:
         _check_tensor(db, chosen[0])
     folder = conditions.create(db.path, db.meta, name, event, where)
@@ -62,7 +65,7 @@ def materialize(
         for identity in chosen:
             entry = db._snapshot.entries[identity]
             if not writer.committed(entry.key, entry.target, entry.content):
-                _add(writer, db, identity, event, limits)
+                _add(writer, db.measure(identity, device=device), entry, event, form)
             bar.update(1)
 
 
@@ -120,10 +123,8 @@ def _check_tensor(db: Database, identity: int) -> None:
         ) from None
 
 
-def _add(writer: Writer, db: Database, identity: int, event: Event, limits: Limits) -> None:
+def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: _Form) -> None:
     """Compute and hand over the tables of one input, or why there are none."""
-    m = db.measure(identity)
-    entry = db._snapshot.entries[identity]
 
     def record(nodes: pa.Table, edges: pa.Table, **facts: Any) -> Record:
         return Record(
@@ -144,7 +145,7 @@ def _add(writer: Writer, db: Database, identity: int, event: Event, limits: Limi
     except UndefinedConditional as error:
         writer.add(record(*_NOTHING, **_undefined(m, event, str(error))))
         return
-    nodes, edges = _stored(given.tables(), limits, db.meta["mantissa_bits"])
+    nodes, edges = form.stored(*given.tables())
     facts = {
         "relevance": float(given.condition_relevance),
         "amplification": float(given.amplification),
@@ -173,28 +174,34 @@ def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:
     }
 
 
-def _limits(db: Database) -> Limits:
-    """How the store prunes its pairs of layers."""
-    listed = db.meta.get("pruned")
+@dataclass(frozen=True)
+class _Form:
+    """How the store keeps tables: limits of pairs of layers, and mantissa bits of edges."""
+
+    limits: Mapping[tuple[int, int], Limit]
+    bits: int | None
+
+    def stored(self, nodes: pa.Table, edges: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Prune and round complete tables as the store's own are."""
+        if self.limits:
+            nodes, edges = _pruned(nodes, edges, self.limits)
+        return nodes, edges if self.bits is None else rounded(edges, self.bits)
+
+
+def _form(db: Database) -> _Form:
+    listed, bits = db.meta.get("pruned"), db.meta["mantissa_bits"]
     if listed is None:  # a store need not say: what it was asked for holds for every pair
         limit = pruning.check(db.meta["coverage"], db.meta["top"])
-        groups = db.topology.groups
-        return {} if limit.complete else {(group.dst, group.src): limit for group in groups}
+        groups = () if limit.complete else db.topology.groups
+        return _Form({(group.dst, group.src): limit for group in groups}, bits)
     try:
-        return {(int(d), int(s)): pruning.check(c, top) for d, s, c, top in listed}
+        limits = {(int(d), int(s)): pruning.check(c, top) for d, s, c, top in listed}
     except (TypeError, ValueError, InputError) as error:
         raise StoreError(
             f"{db.path / 'store.json'} is malformed: expected pruned to list [dst, src, coverage, "
             f"top], found {error}; copy the store again"
         ) from None
-
-
-def _stored(
-    tables: tuple[pa.Table, pa.Table], limits: Limits, bits: int | None
-) -> tuple[pa.Table, pa.Table]:
-    """Prune and round complete tables as the store's own are."""
-    nodes, edges = _pruned(*tables, limits) if limits else tables
-    return nodes, edges if bits is None else rounded(edges, bits)
+    return _Form(limits, bits)
 
 
 def _pruned(

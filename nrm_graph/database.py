@@ -267,6 +267,7 @@ class Database:
         name: str,
         where: str | None = None,
         inputs: Sequence[str | int] | None = None,
+        device: str | torch.device = "cpu",
         progress: bool = True,
     ) -> None:
         """Store the tables of many inputs, conditioned on an event, for SQL.
@@ -292,6 +293,8 @@ class Database:
             condition, as the event is.
         inputs : sequence of key or input_id, optional
             Compute only these of the chosen inputs in this call.
+        device : str or torch.device
+            As in :func:`nrm_graph.measure`.
         progress : bool
             Show a bar where standard error is a terminal.
 
@@ -315,7 +318,7 @@ class Database:
         from nrm_graph.conditions import materialize
 
         try:
-            materialize(self, event, name, where, inputs, progress)
+            materialize(self, event, name, where, inputs, device, progress)
         finally:
             self._refresh_conditions()
 

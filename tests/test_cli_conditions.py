@@ -76,6 +76,25 @@ def test_an_event_is_saved_and_read(
     assert float(given["relevance"]) == pytest.approx(expected, rel=1e-4)
 
 
+def test_targets_are_those_of_measures(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["relevance", str(store), "--input", KEYS[0], "--format", "json", "features.0[1]"]
+    with ng.open(store) as db:
+        for text, target in (
+            ("2", 2),
+            ("class 2", 2),
+            ("2=1,9=-1", {2: 1, 9: -1}),
+            ("class 2=.5, 4=2", {2: 0.5, 4: 2}),
+        ):
+            (row,) = json.loads(run(capsys, *ask, "--target", text)[0])
+            assert row["target"] == (text if isinstance(target, dict) else 2)
+            expected = db.measure(KEYS[0], target)(ng.Layer("features.0")[1])
+            assert row["relevance"] == pytest.approx(expected, rel=1e-5)
+    for text in ("2=", "=1", "2=1,2=1", "cat=1", "2=x", "", "2=nan", "99", "99=1"):
+        out, err = run(capsys, *ask, "--target", text, code=3)
+        assert not out
+        assert err.startswith("nrm-graph: ")
+
+
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
@@ -253,7 +272,11 @@ def test_paths_as_a_table(
         (["--input", "nothing"], 3, "no input 'nothing'"),
         (["--input", KEYS[0]], 3, "has the targets 2, 9"),
         (["--input", KEYS[0], "--target", "5"], 3, "has the targets 2, 9"),
-        (["--input", KEYS[0], "--target", "cat"], 3, "expected a number or the name of a class"),
+        (
+            ["--input", KEYS[0], "--target", "cat"],
+            3,
+            "a number, the name of a class or",
+        ),
         (["--input", KEYS[0], "--target", "9", "--given", "nothing[1]"], 5, "nothing"),
         (["--input", KEYS[0], "--target", "9", "--given", "features.6[[]]"], 5, "undefined"),
         (["--input", KEYS[0], "--k", "0"], 2, "at least 1"),
