@@ -45,6 +45,7 @@ MAX_PARTS = 100_000
 MAX_NUMBERS = 10_000_000
 MAX_NAME = 1000
 _MAX_AXES = 64  # of a NumPy array
+_MAX_BITS = 1 << 40
 _LOW, _HIGH = -(1 << 63), (1 << 63) - 1
 
 
@@ -291,6 +292,8 @@ class _Reader:
         shape = tuple(self.integer(d, "shape") for d in _listed(raw["shape"], "shape"))
         if len(shape) > _MAX_AXES or any(d < 0 for d in shape):
             raise _wrong("shape", f"at most {_MAX_AXES} numbers of at least 0", raw["shape"])
+        if math.prod(d or 1 for d in shape) > _MAX_BITS:  # NumPy refuses it even where one is 0
+            raise _wrong("shape", "that of a layer", shape)
         try:
             packed = base64.b64decode(raw["bits"], validate=True)
         except (TypeError, ValueError, binascii.Error):

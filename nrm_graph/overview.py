@@ -191,7 +191,11 @@ def _sizes(db: Database, edges: int) -> dict[str, str]:
     found["size of tensors"] = _bytes(size["tensors"]) if held else "0 (inputs left out)"
     program = sum(info["size"] for info in db.meta["files"].values())
     found["size of network"] = _bytes(program)
-    found["size in all"] = _bytes(sum(size.values()) + program)
+    apart = [c.snapshot.manifests.values() for c in db._conditions.values()]
+    further = sum(f.size for ms in apart for m in ms for f in m.files.values())
+    if apart:
+        found["size of conditions"] = _bytes(further)
+    found["size in all"] = _bytes(sum(size.values()) + program + further)
     if edges:
         found["bytes per edge"] = f"{size['edges'] / edges:.2f}"
     return found

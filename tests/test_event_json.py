@@ -197,6 +197,7 @@ def deep_list(depth):
         (bits(b"\xff\xff", 3), "bits of a mask must be 3"),
         (bits(b"\xff", 3), "bits of a mask must be 3"),
         (bits(b"", 1 << 40), "bits of a mask must be 1,099,511,627,776"),
+        (bits(b"", 1 << 62, 0, 1 << 62), "that of a layer"),
         (bits(b"", -1, 0), "numbers of at least 0"),
         (bits(b"", *[0] * 65), "at most 64 numbers"),
         ({"event": "units", "layer": "a", "ids": [1.5]}, "64-bit integers"),

@@ -87,7 +87,7 @@ def _one_condition(
             given = m.given(condition.event)
         except UndefinedConditional:
             given = None
-        except NrmError as error:
+        except (NrmError, MemoryError, *PROBLEMS) as error:
             inside.error(f"cannot be recomputed: {error}", **where)
             continue
         limit = TOLERANCE * (rounding or 0.0) * abs(before or 0.0)
