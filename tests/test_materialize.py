@@ -90,6 +90,17 @@ def test_rows_are_those_of_the_conditioned_measures(path, event):
                 assert sorted_rows(found[table]) == sorted_rows(
                     expected.select(found[table].column_names).cast(found[table].schema)
                 )
+            # And the strongest node of every layer by the definition: two events and a quotient.
+            for layer in db.topology.layers:
+                query = (
+                    f"SELECT unit, relevance FROM B_nodes WHERE input_id = {identity} "
+                    f"AND layer_id = {layer.layer_id} AND unit >= 0 "
+                    "ORDER BY abs(relevance) DESC LIMIT 1"
+                )
+                for unit, relevance in db.sql(query).fetchall():
+                    single = ng.Layer(layer.name).units([unit])
+                    expected = m(single & event) / m(event)
+                    assert relevance == pytest.approx(expected, rel=1e-4, abs=1e-4)
         report = db.verify(sample=2)
         assert report.sound, report.findings
         assert report.conditions == 1
@@ -685,6 +696,21 @@ def test_a_flipped_bit_is_found(damaged, table):
     assert not report.sound
     assert {error.file for error in report.errors} == {f"conditions/b/shards/{file.name}"}
     assert any("its bytes were changed" in error.problem for error in report.errors)
+
+
+@pytest.mark.parametrize("suffix", ["inputs.parquet", "nodes.parquet", "edges.parquet", "json"])
+def test_bits_are_found_wherever_they_flip(damaged, suffix):
+    for file in (damaged / "conditions").rglob(f"*{suffix}"):
+        data = file.read_bytes()
+        for place in np.linspace(0, len(data) - 1, 25).astype(int):
+            changed = bytearray(data)
+            changed[place] ^= 1 << (place % 7)
+            file.write_bytes(changed)
+            report = verify(damaged, sample=0)
+            assert not report.sound, (file.name, place)
+            assert all(error.file.startswith("conditions/b/") for error in report.errors)
+        file.write_bytes(data)
+    assert verify(damaged, sample=0).sound
 
 
 def test_a_sealed_condition_that_was_edited_is_found(damaged):
