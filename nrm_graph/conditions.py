@@ -53,7 +53,7 @@ def materialize(
     chosen = _chosen(db, where, inputs)
     form = _form(db)
     if chosen:
-        _check_tensor(db, chosen[0])
+        _check_first(db, chosen[0], device)
     folder = conditions.create(db.path, db.meta, name, event, where)
     bar = tqdm(
         total=len(chosen),
@@ -112,8 +112,11 @@ def _chosen(db: Database, where: str | None, inputs: Sequence[str | int] | None)
     return [i for i in db._snapshot.entries if i in wanted]
 
 
-def _check_tensor(db: Database, identity: int) -> None:
-    """Refuse a store without input tensors before anything is made."""
+def _check_first(db: Database, identity: int, device: str | torch.device) -> None:
+    """Refuse a store without input tensors, or a device, before anything is made."""
+    from nrm_graph.prepare import device_of
+
+    device_of(device)
     try:
         db._snapshot.tensor(identity)
     except InputError as error:
