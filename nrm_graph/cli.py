@@ -222,8 +222,8 @@ def _parser() -> argparse.ArgumentParser:
         commands.paths,
         "The strongest walks of one input through given layers, with their exact relevance.",
         "nrm-graph paths relevance.nrm --input cat.png --layers features.28,features.21 --k 20",
-        "The last line says how strong a path can be that the search has missed, and whether\n"
-        "the list is certified to be complete.\n\n" + EXPRESSIONS,
+        "The last line says how strong a path can be that is not listed, and whether the list is\n"
+        "certified to hold the strongest.\n\n" + EXPRESSIONS,
     )
     materialize = add(
         "materialize",

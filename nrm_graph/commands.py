@@ -150,7 +150,7 @@ def paths(args: argparse.Namespace) -> None:
             m = m.given(given)
         found = m.paths(k=args.k, layers=args.layers, by=args.by)
         sure = "certified" if found.certified else "not certified"
-        bound = f"at most {found.bound:.3g} may have been missed: {sure}"
+        bound = f"a path that is not listed has at most {found.bound:.3g}: {sure}"
         table = overview.paths(found, m, args.by)
         if args.output is None and args.format in (None, "table"):
             for row in table.to_pylist():

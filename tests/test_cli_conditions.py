@@ -234,7 +234,7 @@ def test_paths_in_words(
     assert out.splitlines() == [
         "   1   0.25         classifier.1[9] > features.6[15, 1, 1] > features.0 bias",
         "   2  -0.125        classifier.1[9] > features.6[15, 1, 1]",
-        "at most 0.0123 may have been missed: not certified",
+        "a path that is not listed has at most 0.0123: not certified",
     ]
     assert not [line for line in err.splitlines() if not line.startswith("note: ")]
     assert fixed_paths[0] == {
@@ -257,7 +257,7 @@ def test_paths_as_a_table(
     assert first["rank"] == 1
     assert first["layers"] == ["classifier.1", "features.6", "features.0"]
     assert first["units"] == [9, 743, -1]
-    assert "note: at most 0.0123 may have been missed: not certified\n" in err
+    assert "note: a path that is not listed has at most 0.0123: not certified\n" in err
     assert fixed_paths[0]["condition"] == ng.event_from_json(
         ng.event_to_json(ng.Layer("features.6")[5] | ng.Layer("features.6")[7])
     )
