@@ -266,7 +266,10 @@ def _parser() -> argparse.ArgumentParser:
     relevance.add_argument("expression", metavar="EXPR")
     relevance.add_argument("--save-event", metavar="FILE", help="write the event as JSON")
     paths.add_argument(
-        "--layers", metavar="A,B,...", type=arguments.names, help="layers to pass (all of them)"
+        "--layers",
+        metavar="A,B,...",
+        type=arguments.names,
+        help="layers to pass (those that every walk passes)",
     )
     paths.add_argument("--k", type=arguments.positive, default=10, help="number of paths (10)")
     paths.add_argument(

@@ -82,9 +82,10 @@ def info(args: argparse.Namespace) -> None:
         if args.output is None and args.format in (None, "table"):
             print_facts(overview.facts(db))
             print()
-            for line in overview.conditions(db):
+            conditions = overview.conditions(db)
+            for line in conditions:
                 print(one_line(f"condition: {line}"))
-            if db.conditions().num_rows:
+            if conditions:
                 print()
             failures = db.sql("SELECT key, error FROM failures ORDER BY key").fetchall()
             for key, error in failures[:SHOWN_FAILURES]:

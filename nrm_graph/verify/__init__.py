@@ -56,7 +56,8 @@ def verify(
     Notes
     -----
     Memory is bounded by the rows of one input.  Conservation holds up to rounding: an error of
-    less than about ``100 eps`` of a layer's total variation is seen by checksums alone.
+    less than about ``100 eps`` of the total variation of a layer, or of one above it, is seen by
+    checksums alone; in tables of a condition, times its amplification.
     """
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
         raise InputError(f"sample must be a number of inputs, found {sample!r}")
