@@ -17,6 +17,7 @@ from nrm_graph.plots.common import (
     POSITIVE,
     SIGNED,
     TEXT,
+    add_legend,
     colour,
     percent,
     size_in_points,
@@ -69,11 +70,18 @@ class Canvas:
         top = max(y for c in columns for y in (*c.heights.values(), c.beneath))
         text = 2.0 * _FONT
         self.across = width / (len(columns) + 0.1)
+        longest = max(len(column.layer.name) for column in columns)
+        for name in ax.get_xticklabels():
+            name.set_fontsize(min(8.0, max(4.0, self.across / (0.56 * longest))))
         self.up = (height - text) / (top + 1.05)
         ax.set_ylim(-0.55, top + 0.5 + text / self.up)
         self.side = max(8.0, self.up - 2.3 * _FONT)  # of a map
         room = max(3.0, min(self.up - 1.6 * _FONT, 0.55 * self.across))
-        self.diameter = min(26.0, 0.5 * self.side if maps else room)
+        self.diameter = min(26.0, max(12.0, 0.5 * self.side) if maps else room)
+        # "120 others: 12 %" must fit; narrow columns go without the shares.
+        self.font = min(_FONT, self.across / (17.0 * 0.52))
+        self.shares = self.font >= 4.5
+        self.font = max(4.5, self.font)
         parts = [abs(v) for c in columns for v in (*c.values, c.rest, c.lost)]
         self.largest = max(parts, default=0.0) or 1.0
 
@@ -147,7 +155,7 @@ class Canvas:
                     lift = self.frame(array)[1] * self.up / 2 + 1.0
                 place = ",".join(str(i) for i in np.unravel_index(unit, shape)) if neurons else ""
                 name = f"[{place}]" if neurons else str(unit)
-                self._text(x, y, f"{name}: {percent(value / self.whole)}", lift)
+                self._text(x, y, name, value, lift)
             if column.more:
                 area = self.size(column.rest)
                 self.ax.scatter(
@@ -155,14 +163,14 @@ class Canvas:
                     edgecolors=colour(column.rest), linewidths=0.6, zorder=3, label="others",
                 )  # fmt: skip
                 others = f"{column.more:,} other{'s' if column.more > 1 else ''}"
-                text = f"{others}: {percent(column.rest / self.whole)}"
-                self._text(x, column.beneath, text, area**0.5 / 2)
+                self._text(x, column.beneath, others, column.rest, area**0.5 / 2)
 
-    def _text(self, x: float, y: float, text: str, lift: float) -> None:
+    def _text(self, x: float, y: float, name: str, relevance: float, lift: float) -> None:
         """Write above a circle, where links, which arrive from the sides, are few."""
+        text = f"{name}: {percent(relevance / self.whole)}" if self.shares else name
         self.ax.annotate(
             text, (x, y), xytext=(0.0, lift + 1.0), textcoords="offset points", ha="center",
-            va="bottom", fontsize=_FONT, color=TEXT, path_effects=HALO, zorder=5,
+            va="bottom", fontsize=self.font, color=TEXT, path_effects=HALO, zorder=5,
         )  # fmt: skip
 
     def _inset(self, x: float, y: float, array: npt.NDArray[np.float64], value: float) -> None:
@@ -191,18 +199,15 @@ class Canvas:
                     [x], [0.0], s=[area], c=NEUTRAL, marker="s", linewidths=0.6, zorder=3,
                     edgecolors=NEGATIVE if column.lost < 0 else TEXT, label="absorbed",
                 )  # fmt: skip
-            text = f"absorbed: {percent(column.lost / self.whole)}"
-            self._text(x, 0.0, text, area**0.5 / 2)
+            self._text(x, 0.0, "absorbed", column.lost, area**0.5 / 2)
 
 
 def label(ax: Axes, columns: list[Column], whole: float, title: str, note: str) -> None:
     """Write everything that stands outside of the axes."""
-    width, height = size_in_points(ax)
+    width = size_in_points(ax)[0]
     ax.xaxis.tick_top()
     names = [f"{column.layer.name}\n{percent(column.sum / whole)}" for column in columns]
-    longest = max(len(column.layer.name) for column in columns)
-    font = min(8.0, max(4.0, 0.9 * width / len(columns) / (0.56 * longest)))
-    ax.set_xticks(range(len(names)), names, fontsize=font)
+    ax.set_xticks(range(len(names)), names, fontsize=8)
     ax.tick_params(axis="x", length=0, pad=2)
     ax.set_yticks([])
     for side in ax.spines.values():
@@ -212,7 +217,7 @@ def label(ax: Axes, columns: list[Column], whole: float, title: str, note: str) 
         "input (left) to output; areas: |relevance|, link widths: root of |joint relevance|\n"
         "a column's circles add up to the share at its top"
     )
-    ax.set_xlabel(wrapped(f"{text}\n{note}".strip(), width, 7.0), fontsize=7, color=TEXT)
+    ax.set_xlabel(wrapped(f"{text}\n{note}".strip(), 1.2 * width, 7.0), fontsize=7, color=TEXT)
     mark: dict[str, Any] = {"linestyle": "", "markersize": 6}
     handles = [
         Line2D([], [], color=POSITIVE, marker="o", label="positive", **mark),
@@ -220,11 +225,4 @@ def label(ax: Axes, columns: list[Column], whole: float, title: str, note: str) 
         Line2D([], [], color=_PALE, marker="o", mec=NEUTRAL, label="units not drawn", **mark),
         Line2D([], [], color=NEUTRAL, marker="s", mec=TEXT, label="absorbed", **mark),
     ]
-    ax.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -(16.0 + 9.0 * ax.get_xlabel().count("\n")) / height),
-        ncols=4,
-        fontsize=7,
-        frameon=False,
-    )
+    add_legend(ax, handles, 16.0 + 9.0 * ax.get_xlabel().count("\n"))

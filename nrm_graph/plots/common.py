@@ -14,6 +14,8 @@ from matplotlib.patheffects import withStroke
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
@@ -83,6 +85,21 @@ def wrapped(text: str, points: float, font: float) -> str:
     letters = max(16, int(points / (font * 0.52)))  # text is narrower than its widest letters
     lines = (textwrap.wrap(line, letters, break_long_words=True) for line in text.split("\n"))
     return "\n".join(part for line in lines for part in line)
+
+
+def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
+    """Put a legend so many points below the axes, in as many columns as there is room for."""
+    width, height = size_in_points(ax)
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -below / height),
+        ncols=min(len(handles), max(1, int(1.2 * width / 80.0))),
+        fontsize=7,
+        frameon=False,
+        borderpad=0.0,
+        columnspacing=1.5,
+    )
 
 
 def heading(m: Any, what: str) -> str:

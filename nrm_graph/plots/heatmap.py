@@ -112,23 +112,24 @@ def plot_heatmap(
     info = m.topology.inputs[0] if layer is None else m.topology.layer(layer)
     last = m.partitions[info.layer_id].resolution in ("feature", "token")
     values = np.asarray(m.marginal(info.name, by="neuron"), dtype=np.float64)
-    maps = _maps(values, info.name, last, channel_sum)
+    shown = _pictured(values, info.name, last, channel_sum)
+    maps = shown.ndim == 3
     background = None if image is None else grey(image)
-    if background is not None and maps is None:
+    if background is not None and not maps:
         raise InputError(
             f"an image needs a layer of maps below it: {info.name} has the shape {info.shape}"
         )
-    bound, beyond = _limit(values if maps is None else maps, limit)
+    bound, beyond = _limit(shown, limit)
     own = ax is None
     if ax is None:
-        ax = new_axes(*_size(maps))
+        ax = new_axes(*_size(shown))
     width = size_in_points(ax)[0]  # a colour bar will take some of it
-    if maps is None:
-        _draw_bars(ax, values.ravel(), bound)
-    else:
-        _draw_maps(ax, maps, bound, background, len(info.shape))
+    if maps:
+        _draw_maps(ax, shown, bound, background, len(info.shape))
         if colorbar:
             _draw_colorbar(ax, bound, beyond, background is not None)
+    else:
+        _draw_bars(ax, shown, bound)
     ax.set_title(wrapped(heading(m, f"relevance of {info.name}"), width, 9.0), fontsize=9)
     note = f"{_whereabouts(m, info.layer_id)} {amplified(m)}".strip()
     ax.set_xlabel(wrapped(note, width, 7.0), fontsize=7, color=TEXT)
@@ -139,29 +140,26 @@ def plot_heatmap(
     return ax
 
 
-def _maps(
+def _pictured(
     values: npt.NDArray[np.float64], name: str, last: bool, channel_sum: bool
-) -> npt.NDArray[np.float64] | None:
-    """Return the maps to draw, (count, H, W), or None for a vector."""
+) -> npt.NDArray[np.float64]:
+    """Return what to draw: maps, (count, H, W), or a vector, (n,)."""
     if not values.size:
         raise InputError(f"there is nothing to draw: {name} has no neurons")
-    axes = values.ndim
-    if axes == 3:
-        channels_first = np.moveaxis(values, -1, 0) if last else values
-        maps = channels_first.sum(0, keepdims=True) if channel_sum else channels_first
-    else:
-        maps = values.squeeze()
-        if maps.ndim == 3 and not last:  # (1, C, H, W): frames or windows of one
-            return _maps(maps, name, last, channel_sum)
-        if maps.ndim > 2:
-            raise InputError(
-                f"{name} has the shape {values.shape}: expected a vector, (H, W) or (C, H, W); "
-                "sum m.marginal(layer, by='neuron') over the other axes and draw that"
-            )
-        maps = maps[None]
-    if maps.ndim < 3 or (len(maps) == 1 and 1 in maps.shape[1:]):
-        return None
-    return maps
+    maps = values
+    while maps.ndim > 3 and 1 in maps.shape:  # frames or windows of one
+        maps = maps.squeeze(maps.shape.index(1))
+    if maps.ndim > 3:
+        raise InputError(
+            f"{name} has the shape {values.shape}: expected a vector, (H, W) or (C, H, W); "
+            "sum m.marginal(layer, by='neuron') over the other axes and draw that"
+        )
+    if maps.ndim == 3:
+        maps = np.moveaxis(maps, -1, 0) if last else maps
+        maps = maps.sum(0, keepdims=True) if channel_sum else maps
+    if maps.size == max(maps.shape, default=1):
+        return maps.ravel()
+    return maps if maps.ndim == 3 else maps[None]
 
 
 def _limit(values: npt.NDArray[np.float64], limit: float | None) -> tuple[float, bool]:
@@ -177,9 +175,9 @@ def _limit(values: npt.NDArray[np.float64], limit: float | None) -> tuple[float,
     return bound, largest > bound
 
 
-def _size(maps: npt.NDArray[np.float64] | None) -> tuple[float, float]:
+def _size(maps: npt.NDArray[np.float64]) -> tuple[float, float]:
     """Size of a new figure, in inches."""
-    if maps is None:
+    if maps.ndim < 3:
         return 5.2, 2.8
     rows, columns = _grid(len(maps))
     ratio = rows * maps.shape[1] / (columns * maps.shape[2])

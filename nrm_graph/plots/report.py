@@ -14,6 +14,7 @@ from nrm_graph.plots.common import (
     POSITIVE,
     TEXT,
     absorbed,
+    add_legend,
     amplified,
     heading,
     new_axes,
@@ -167,11 +168,11 @@ def _label(ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float
     ax.set_yticks(range(len(rows)), [str(row["layer"]) for row in rows], fontsize=font)
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=7)
-    columns = (
+    columns = [
         ("sum", [float(row["sum"]) / whole for row in rows]),
         ("absorbed", [absorbed(row) / whole for row in rows]),
         ("left", [float(v) / whole for v in left]),
-    )
+    ][max(0, 3 - int(width / 75.0)) :]  # narrow axes have room for the last
     style: dict[str, Any] = {"ha": "right"}
     for number, (name, shares) in enumerate(columns):
         across = 5.0 * font + number * 5.8 * font  # points to the right of the axes
@@ -197,8 +198,8 @@ def _label(ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float
             )
     text = "relevance" if abs(whole - 1.0) < 1e-3 else f"relevance ({whole:.4g} in all)"
     if ax.get_xscale() == "symlog":
-        text += f"; logarithmic beyond -{abs(whole):.3g} and {abs(whole):.3g}, linear between"
-    ax.set_xlabel(text, fontsize=8)
+        text += f"; linear from -{abs(whole):.3g} to {abs(whole):.3g}, logarithmic beyond"
+    ax.set_xlabel(wrapped(text, 1.2 * width, 8.0), fontsize=8)
     if hasattr(m, "report"):
         note = "\n".join(filter(None, [heading(m, "relevance by layer"), amplified(m)]))
         ax.set_title(wrapped(note, width, 9.0), fontsize=9, pad=12)
@@ -210,14 +211,6 @@ def _label(ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float
         if _seen(rows, kind):
             handles.append(Patch(color=shade, label=_NAMES[kind]))
     handles.append(Line2D([], [], color="black", linewidth=1.0, label="left"))
-    below = -34.0 / height
-    ax.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, below),
-        ncols=3 if len(handles) > 4 else 4,
-        fontsize=7,
-        frameon=False,
-    )
+    add_legend(ax, handles, 32.0 + 10.0 * ax.get_xlabel().count("\n"))
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
