@@ -18,8 +18,6 @@ from nrm_graph.events import And, Edge, Event, NeuronSet, Not, Or
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy.typing as npt
-
     from nrm_graph.topology import Topology
     from nrm_graph.units import Partition
 
@@ -28,10 +26,14 @@ MAX_CLAUSES = 4096
 
 @dataclass(frozen=True)
 class Literal:
-    """What a conjunction says of one layer: pass through ``mask``, or avoid it."""
+    """What a conjunction says of one layer: pass through ``mask``, or avoid it.
+
+    A bound event's mask is a boolean array of the layer's shape.  Passes take a batch of them, and
+    weights in a Tensor, too.
+    """
 
     passes: bool
-    mask: npt.NDArray[np.bool_]
+    mask: Any
 
     def merge(self, other: Literal) -> Literal:
         """Both at once; exact because a walk visits a layer at most once."""

@@ -8,11 +8,11 @@ while the pass goes down, so that a layer's relevance is not kept.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from nrm_graph import propagate, states
@@ -28,21 +28,28 @@ from nrm_graph.contributions import (
 )
 from nrm_graph.plan import mode
 from nrm_graph.pruning import prune
+from nrm_graph.reach import reach
+from nrm_graph.rows import edge_rows, node_columns, node_rows
 from nrm_graph.sums import mean_activations, regular, unit_sums
 from nrm_graph.topology import BIAS, PRUNED, STABILIZER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    import pyarrow as pa
     from torch import Tensor
 
+    from nrm_graph.clauses import Clause
     from nrm_graph.linear import Weighing
     from nrm_graph.plan import Plan
+    from nrm_graph.reach import Reach
     from nrm_graph.rules.base import Flow
     from nrm_graph.states import State
 
 
-def edge_tables(state: State, start: Tensor, plan: Plan) -> list[tuple[pa.Table, pa.Table]]:
+def edge_tables(
+    state: State, start: Tensor, plan: Plan, clause: Clause | None = None
+) -> list[tuple[pa.Table, pa.Table]]:
     """Complete node and edge tables of every sample of a batch.
 
     Parameters
@@ -53,20 +60,28 @@ def edge_tables(state: State, start: Tensor, plan: Plan) -> list[tuple[pa.Table,
         Initial relevance.
     plan : Plan
         Units of every layer, see :func:`nrm_graph.plan.plan`.
+    clause : Clause, optional
+        A conjunction: tables hold R(n & conjunction) and R(j -> i & conjunction).
 
     Returns
     -------
     list of (nodes, edges)
         Arrow tables with the columns of a store, without ``input_id``; edges are sorted by
         (dst_layer, src_layer, dst_unit, src_unit).  Exact zeros are left out, but where both
-        units are single neurons a row with q != 0 stays if any walk reaches its dst.
+        units are single neurons a row with q != 0 stays if any walk reaches its dst.  Under a
+        conjunction q is ``q(i|j) h(i) / h(j)`` (see :mod:`nrm_graph.reach`), by which the walks
+        of the conjunction go on from j; null where h(j) is 0.
     """
-    tables = _Tables(state, start, plan)
     with torch.no_grad():
-        propagate.relevance_pass(state, start, visit=tables.visit, weigh=tables.weigh)
+        tables = _Tables(state, start, plan, reach(state, clause or {}))
+        propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
         for call in tables.later:
             call()
         return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])]
+
+
+def _is(h: Any, number: float) -> bool:
+    return isinstance(h, float) and h == number
 
 
 def _on_host(tensor: Tensor) -> bool:
@@ -81,8 +96,8 @@ class _Tables:
     relevance need not be kept.
     """
 
-    def __init__(self, state: State, start: Tensor, plan: Plan) -> None:
-        self.state, self.start, self.plan = state, start, plan
+    def __init__(self, state: State, start: Tensor, plan: Plan, below: Reach) -> None:
+        self.state, self.start, self.plan, self.below = state, start, plan, below
         self.n = start.shape[0]
         self.relevance: dict[int, Any] = {}
         self.absorbed: dict[int, list[tuple[int, Any]]] = defaultdict(list)
@@ -101,14 +116,18 @@ class _Tables:
 
     def visit(self, layer_id: int, relevance: Tensor) -> None:
         """Keep a layer's relevance by unit."""
-        self._do(partial(self._visited, layer_id, unit_sums(self.plan, layer_id, relevance)))
+        arrived = unit_sums(self.plan, layer_id, relevance)
+        onward = self.below.times(self.state, layer_id, relevance)
+        kept = arrived if onward is relevance else unit_sums(self.plan, layer_id, onward)
+        self._do(partial(self._visited, layer_id, arrived, kept))
 
-    def _visited(self, layer_id: int, relevance: Tensor) -> None:
-        sums = relevance.cpu().numpy()
-        self.relevance[layer_id] = sums
-        if layer_id == self.plan.network.layout.topology.output.layer_id:
+    def _visited(self, layer_id: int, arrived: Tensor, kept: Tensor) -> None:
+        self.relevance[layer_id] = kept.cpu().numpy()
+        if self.plan.partitions[layer_id].single:
+            there = arrived.cpu().numpy() != 0
             for b in range(self.n):
-                self.reached[b][layer_id] = sums[b] != 0
+                known = self.reached[b].get(layer_id, False)
+                self.reached[b][layer_id] = there[b] | known
 
     def weigh(self, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Take the step through one operation: its edges, and the relevance of its operands."""
@@ -124,34 +143,33 @@ class _Tables:
                 for term in share.terms
                 if term.operand == k
             ]
-            if not terms:
+            # Of a walk that steps over a set it must pass through, nothing is in the event.
+            if not terms or _is(self.below.below(name, operand), 0.0):
                 continue
-            total = self._operand(name, op, k, layer_id, terms, made)
+            total = self._operand(name, op, k, terms, made)
             yield operand, total
         for b, blocks in enumerate(made):
             self._do(partial(self._finish, b, layer_id, blocks))
         self._absorb(name, relevance, kernel, weighed)
 
     def _operand(
-        self,
-        name: str,
-        op: Weighing,
-        k: int,
-        layer_id: int,
-        terms: list[Any],
-        made: list[list[Block]],
+        self, name: str, op: Weighing, k: int, terms: list[Any], made: list[list[Block]]
     ) -> Tensor:
         """Relevance of operand k; its edges are appended to ``made``."""
         kind, x = op.maps[k], self.state.values[op.operands[k]]
+        layer_id = self.plan.network.layout.layer_of[name]
         dst = self.plan.partitions[layer_id].labels
         modes = [self._mode(name, op, k, dst, labels) for labels in self.labels]
+        h = self.below.below(name, op.operands[k])
+        # What goes on from the operand: x' h in place of x'.
+        onward = [term.x if _is(h, 1.0) else term.x * h for term, _, _ in terms]
         fused = all(found is not None and found[0] == "channels" for found in modes)
         backs: list[Tensor] = []
         tables: list[list[Tensor]] = []
-        for term, _, s in terms:
+        for (term, _, s), ahead in zip(terms, onward, strict=True):
             if fused:
                 pairs = [
-                    kind.both(s[b : b + 1], term.weight, term.x[b : b + 1])  # type: ignore[union-attr]
+                    kind.both(s[b : b + 1], term.weight, ahead[b : b + 1])  # type: ignore[union-attr]
                     for b in range(self.n)
                 ]
                 backs.append(pairs[0][0] if self.n == 1 else torch.cat([p[0] for p in pairs]))
@@ -163,14 +181,14 @@ class _Tables:
         for b in range(self.n):
             pieces = [
                 Piece(
-                    below.one(term.x, b),
+                    below.one(ahead, b),
                     term.weight,
                     above.one(share.d.expand_as(s), b),
                     share.scale,
                     above.one(s, b),
                     below.one(back, b),
                 )
-                for (term, share, s), back in zip(terms, backs, strict=True)
+                for (term, share, s), ahead, back in zip(terms, onward, backs, strict=True)
             ]
             gradients = [table[b] for table in tables] if fused else None
             self._do(partial(self._rows, b, name, op, k, modes[b], pieces, gradients, made[b]))
@@ -194,17 +212,31 @@ class _Tables:
         ends = Ends(self.plan, layer_id, self.labels[b][op.operands[k]], self._alive(b, layer_id))
         if how is None:
             count = op.dense_edges(k, tuple(pieces[0].s.shape), tuple(pieces[0].x.shape))
-            made += triple_blocks(ends, (name, k), kind, pieces, count)
+            blocks = triple_blocks(ends, (name, k), kind, pieces, count)
         elif how[0] == "channels":
             if gradients is None:
                 gradients = [kind.weight_gradient(p.s, p.weight, p.x) for p in pieces]  # type: ignore[union-attr]
-            made += channel_blocks(ends, (name, k), kind, pieces, gradients, *how[1:])  # type: ignore[arg-type]
+            blocks = channel_blocks(ends, (name, k), kind, pieces, gradients, *how[1:])  # type: ignore[arg-type]
         elif how[0] == "vector":
-            made += vector_blocks(ends, (name, k), pieces, *how[1:])
+            blocks = vector_blocks(ends, (name, k), pieces, *how[1:])
         elif how[0] == "features":
-            made += feature_blocks(ends, (name, k), pieces, *how[1:])
+            blocks = feature_blocks(ends, (name, k), pieces, *how[1:])
         else:
-            made += axis_blocks(ends, kind, pieces, 0 if how[0] == "first" else -1, *how[1:])
+            blocks = axis_blocks(ends, kind, pieces, 0 if how[0] == "first" else -1, *how[1:])
+        made += self._onward(b, layer_id, blocks)
+
+    def _onward(self, b: int, layer_id: int, blocks: Iterable[Block]) -> Iterator[Block]:
+        """Blocks whose q is that of the conjunction: ``q(i|j) h(i) / h(j)``."""
+        name = self.plan.network.values[layer_id]
+        h = self.below.at(name) if self.plan.partitions[layer_id].single else 1.0
+        if isinstance(h, float):  # 1: where it is 0 there are no edges
+            yield from blocks
+            return
+        own = self.state.samples(name, h)[b : b + 1]
+        units = unit_sums(self.plan, layer_id, own)[0].cpu().numpy()
+        units = np.where(units == 0, np.nan, units)
+        for block in blocks:
+            yield block if block.q is None else replace(block, q=block.q / units[block.dst])
 
     def _mode(self, name: str, op: Weighing, k: int, dst: Any, labels: Any) -> Any:
         if self.plan.labels is None:
@@ -246,7 +278,7 @@ class _Tables:
         kernel there.
         """
         net = self.plan.network
-        name = next(value for value, i in net.layout.layer_of.items() if i == layer_id)
+        name = net.values[layer_id]
         if name not in net.silent:
             return True
         value = self.state.samples(name, self.state.values[name])[b : b + 1]
@@ -267,6 +299,8 @@ class _Tables:
     def _absorb(self, name: str, relevance: Tensor, kernel: Flow, weighed: list[Tensor]) -> None:
         """Pseudo-edges of a layer, and their totals."""
         layer_id, see = self.plan.network.layout.layer_of[name], self.state.samples
+        if not self.below.absorbs(layer_id):
+            return
         part = self.plan.partitions[layer_id]
         found: list[tuple[int, Tensor, Tensor | None]] = []
         sums = [unit_sums(self.plan, layer_id, see(name, s)) for s in weighed]
@@ -315,7 +349,7 @@ class _Tables:
                 for unit, total, q in found
             ]
             if blocks:
-                self.blocks[b].append(ends.finish(merged(blocks)))
+                self.blocks[b] += self._onward(b, layer_id, [ends.finish(merged(blocks))])
         self.absorbed[layer_id] = [
             (unit, total.sum(1, dtype=np.float64)) for unit, total, _ in found
         ]
@@ -331,55 +365,16 @@ class _Tables:
 
     def edges(self, b: int) -> pa.Table:
         """Edge table of a sample."""
-        blocks = sorted(self.blocks[b], key=lambda block: (block.dst_layer, block.src_layer))
-        kind = self.start.cpu().numpy().dtype
-        sizes = [len(block) for block in blocks]
-
-        def column(values: list[Any], dtype: Any) -> Any:
-            return (
-                np.concatenate(values).astype(dtype, copy=False) if values else np.zeros(0, dtype)
-            )
-
-        nothing = [np.full(len(block), np.nan, kind) for block in blocks if block.q is None]
-        q = column([nothing.pop(0) if block.q is None else block.q for block in blocks], kind)
-        layers = [np.array([getattr(c, k) for c in blocks], np.int16) for k in _LAYERS]
-        return pa.table(
-            {
-                "dst_layer": np.repeat(layers[0], sizes),
-                "dst_unit": column([block.dst for block in blocks], np.int32),
-                "src_layer": np.repeat(layers[1], sizes),
-                "src_unit": column([block.src for block in blocks], np.int32),
-                "relevance": column([block.relevance for block in blocks], kind),
-                "conditional": pa.array(q, mask=np.isnan(q)),  # pruned rows have none either
-            }
-        )
+        return edge_rows(self.blocks[b], self.start.cpu().numpy().dtype)
 
     def nodes(self, b: int) -> pa.Table:
         """Node table of a sample."""
-        net = self.plan.network
         kind = self.start.cpu().numpy().dtype
         columns: list[tuple[Any, ...]] = []
-        for name, i in net.layout.layer_of.items():
+        for i, name in enumerate(self.plan.network.values):
             part = self.plan.partitions[i]
             sums = self.relevance[i][b] if i in self.relevance else np.zeros(part.n_units, kind)
             means = mean_activations(self.plan, self.state, name)[b]
-            (chosen,) = np.nonzero((sums != 0) | (means != 0))
-            columns.append((i, chosen, sums[chosen], means[chosen]))
             lost = [(u, t[b]) for u, t in self.absorbed.get(i, ())]
-            lost = sorted(u for u in [*lost, (PRUNED, self.pruned[b][i])] if u[1])
-            units, values = [u for u, _ in lost], [t for _, t in lost]
-            nothing = np.full(len(units), np.nan)
-            columns.append((i, np.array(units, np.int64), np.array(values, kind), nothing))
-        layer = np.concatenate([np.full(len(c[1]), c[0], np.int16) for c in columns])
-        unit, sums, means = (np.concatenate([c[k] for c in columns]) for k in (1, 2, 3))
-        return pa.table(
-            {
-                "layer_id": layer,
-                "unit": unit.astype(np.int32),
-                "relevance": sums.astype(kind),
-                "activation": pa.array(means.astype(kind), mask=unit < 0),
-            }
-        )
-
-
-_LAYERS = ("dst_layer", "src_layer")
+            columns += node_columns(i, sums, means, [*lost, (PRUNED, self.pruned[b][i])])
+        return node_rows(columns, kind)

@@ -1,192 +1,67 @@
-"""Exact answers for one input: the Normalized Relevance Measure (arXiv:2606.00557).
-
-All numbers come from relevance passes over the traced program at the neuron level; grouped
-edges are never multiplied, because grouping destroys the Markov property (see the README).
-"""
+"""Exact answers for one input: the Normalized Relevance Measure (arXiv:2606.00557)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from nrm_graph import propagate
-from nrm_graph.clauses import expand
-from nrm_graph.edges import edge_tables
-from nrm_graph.errors import EventError, InputError, UndefinedConditional
-from nrm_graph.events import Event
+from nrm_graph import conditioned
+from nrm_graph.algebra import Algebra
+from nrm_graph.answers import Cut, Matrix, Side
+from nrm_graph.between import Between, neuron_batches, neuron_table
+from nrm_graph.errors import EventError, InputError
+from nrm_graph.events import Event, Layer, NeuronSet
+from nrm_graph.joint import Groups, joint
 from nrm_graph.plan import plan
+from nrm_graph.pruning import check
+from nrm_graph.units import partition
 
 if TYPE_CHECKING:
     import networkx as nx
     import numpy.typing as npt
-    from torch import Tensor
 
-    from nrm_graph.states import Network, State
-    from nrm_graph.topology import LayerInfo, Topology
+    from nrm_graph.topology import LayerInfo
     from nrm_graph.units import Partition
-
-ROUNDING = 32
-"""R(B) counts as vanished below this many machine epsilons of the sum of |R| it is made of."""
-
-
-class Conditional(float):
-    """A conditional relevance: a float that knows how far rounding may have been amplified.
-
-    Attributes
-    ----------
-    amplification : float
-        Sum of |R| over the condition's neurons, over |R(condition)|.
-    """
-
-    amplification: float
-
-    def __new__(cls, value: float, amplification: float) -> Conditional:
-        """Attach the amplification to a value."""
-        made = super().__new__(cls, value)
-        made.amplification = amplification
-        return made
-
-    def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]
-        return float(self), self.amplification
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A cut through the network: every walk passes ``layer``, bypasses it, or ended above.
-
-    Attributes
-    ----------
-    layer : str
-        The layer asked about.
-    relevance : float
-        Its relevance.
-    bypass : dict of str to float
-        Relevance of walks that bypass it, by the layer at which they arrive next.
-    absorbed : dict of str to float
-        What pseudo-neurons above the cut hold, by layer.
-    """
-
-    layer: str
-    relevance: float
-    bypass: dict[str, float]
-    absorbed: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        """Sum of all parts; 1 but for rounding, on the unit scale."""
-        return self.relevance + sum(self.bypass.values()) + sum(self.absorbed.values())
-
-    def __float__(self) -> float:
-        return self.total
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Measure:
-    """The relevance measure of one input and target.
+class Measure(Algebra):
+    """The relevance measure of one input and target, conditioned or not.
 
-    Call it with an event; see :func:`measure` for how to get one.
+    Call it with an event; see :func:`nrm_graph.measure` for how to get one.
+
+    Attributes
+    ----------
+    target : int or None
+        Output that is explained; None for weighted outputs.
+    logit : float
+        Its value, or the weighted sum.
+    predicted : int
+        The largest output.
+    condition : Event or None
+        What the measure is conditioned on.
+    condition_relevance : float
+        R(condition), on the unit scale; 1 without a condition.
+    amplification : float
+        Sum of |R| over the condition's neurons, over |R(condition)|: how far rounding may have
+        been amplified.
+    memory : int
+        Bytes that events of one batch may hold.
     """
 
-    network: Network
-    state: State
-    partitions: tuple[Partition, ...]
-    start: Tensor
-    target: int | None
-    logit: float
-    predicted: int
-    scale: float = 1.0
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def __repr__(self) -> str:
-        target = "weighted outputs" if self.target is None else f"target {self.target}"
-        return f"<Measure of {target}, logit {self.logit:.4g}: {len(self.topology.layers)} layers>"
-
-    @property
-    def topology(self) -> Topology:
-        """Layers and edge groups of the network."""
-        return self.network.layout.topology
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """What a reader must know before trusting signs and sizes."""
-        found = []
-        if self.logit < 0:
-            found.append(
-                f"the target's logit is negative ({self.logit:.4g}): positive relevance speaks "
-                "against the target"
-            )
-        spread = float(self.state.output.abs().max())
-        if abs(self.logit) < 0.05 * spread:
-            found.append(
-                f"the target's logit ({self.logit:.4g}) is small beside the largest output "
-                f"({spread:.4g}): relevances may be very large"
-            )
-        return tuple(found)
-
-    def __call__(self, event: Event, given: Event | None = None) -> float:
-        """Relevance of an event, or conditional relevance R(event | given).
-
-        Raises
-        ------
-        UndefinedConditional
-            If R(given) is below rounding.
-        """
-        if given is None:
-            return self._value(event)[0] * self.scale
-        both = self._value(event & given)[0]
-        value, magnitude = self._value(given)
-        eps = float(torch.finfo(self.start.dtype).eps)
-        if abs(value) <= ROUNDING * eps * magnitude:
-            raise UndefinedConditional(
-                f"R({given!r}) is {value:.3g}, below rounding ({ROUNDING} eps times "
-                f"{magnitude:.3g}): the conditional is undefined; condition on a set whose "
-                "relevance does not cancel"
-            )
-        return Conditional(both / value, magnitude / abs(value))
-
-    def _value(self, event: Event) -> tuple[float, float]:
-        if not isinstance(event, Event):
-            raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
-        total, size = 0.0, 0.0
-        for coefficient, clause in expand(event, self.topology, self.partitions):
-            with torch.no_grad():
-                outcome = propagate.relevance_pass(self.state, self.start, clause)
-            total += coefficient * float(outcome.value)
-            size += abs(coefficient) * float(outcome.magnitude if clause else 1.0)
-        return total, size if total or size else 1.0
-
-    def _unconditional(self) -> dict[str, Any]:
-        """Relevance and absorbed shares of every layer, from one pass."""
-        if not self._cache:
-            relevance: dict[int, Tensor] = {}
-            lost: dict[tuple[int, str], Tensor] = {}
-            with torch.no_grad():
-                propagate.relevance_pass(
-                    self.state,
-                    self.start,
-                    visit=lambda i, r: relevance.__setitem__(i, r[0]),
-                    absorb=lambda i, kind, r: lost.__setitem__((i, kind), r[0]),
-                )
-            self._cache.update(relevance=relevance, lost=lost)
-        return self._cache
-
-    def _relevance(self, layer: LayerInfo) -> Tensor:
-        found = self._unconditional()["relevance"].get(layer.layer_id)
-        return self.start.new_zeros(layer.shape) if found is None else found
-
-    def marginal(self, layer: str, by: str = "unit") -> npt.NDArray[Any]:
+    def marginal(self, layer: str, by: Any = "unit") -> npt.NDArray[Any]:
         """Relevance of a layer.
 
         Parameters
         ----------
         layer : str
             Name or alias.
-        by : str
-            ``unit`` sums over the units of the resolution; ``neuron`` gives every neuron.
+        by : str or array_like of int
+            ``unit`` sums over the units of the measure's resolution; ``neuron`` gives every
+            neuron; or any resolution or partition, see :func:`nrm_graph.units.partition`.
 
         Returns
         -------
@@ -195,42 +70,90 @@ class Measure:
         """
         info = self.topology.layer(layer)
         values = self._relevance(info).cpu().numpy() * self.scale
-        if by == "neuron":
+        if isinstance(by, str) and by == "neuron":
             return values.astype(values.dtype)
-        if by != "unit":
-            raise InputError(f"marginal: expected by='unit' or by='neuron', found {by!r}")
-        part = self.partitions[info.layer_id]
+        part = self._partition(info, by)
         sums = np.bincount(
             part.labels.ravel(), values.ravel().astype(np.float64), minlength=part.n_units
         )
         return sums.astype(values.dtype)
 
+    def _partition(self, layer: LayerInfo, by: Any) -> Partition:
+        if isinstance(by, str) and by == "unit":
+            return self.partitions[layer.layer_id]
+        return partition(layer, by)
+
+    def strongest(self, layer: str, k: int) -> Event:
+        """Return the set of the k units of a layer that together carry most relevance.
+
+        Relevance adds up within a layer, so these are the units of largest relevance.
+        """
+        found = self.marginal(layer)
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= len(found):
+            raise InputError(f"k must be a number of units from 1 to {len(found)}, found {k!r}")
+        chosen = np.argsort(-found, kind="stable")[:k]
+        return Layer(self.topology.layer(layer).name).units(np.sort(chosen).tolist())
+
+    def joint(self, rows: str | NeuronSet, columns: str | NeuronSet, by: Any = "unit") -> Matrix:
+        """Exact joint relevance of every unit of one layer with every unit of another.
+
+        Parameters
+        ----------
+        rows, columns : str or NeuronSet
+            Layers, neighbours or not and in either order; or a neuron set, to which the units are
+            restricted: ``ng.Layer("conv1").units([3, 7])``, or a region.
+        by : str, array_like of int, or a pair of them
+            Resolution of both sides, or of each; see :meth:`marginal`.
+
+        Returns
+        -------
+        Matrix
+            ``values[i, j]`` is R(row i & column j) of this measure; units without a neuron in the
+            set asked for are left out.
+
+        Notes
+        -----
+        As many passes as the side with fewer units has, between the two layers alone, in batches
+        of about ``memory`` bytes.
+        """
+        pair = by if isinstance(by, tuple) else (by, by)
+        if len(pair) != 2:
+            raise InputError(f"by takes one resolution or a pair, found {len(pair)}")
+        sides = [self._side(s, how) for s, how in zip((rows, columns), pair, strict=True)]
+        upper, lower = sorted((group for group, _ in sides), key=lambda g: -g.layer_id)
+        values = joint(self.state, self.start, self.terms, upper, lower, self.memory)
+        if upper is not sides[0][0]:
+            values = values.T
+        kind = self.start.cpu().numpy().dtype
+        return Matrix((values * self.scale).astype(kind), sides[0][1], sides[1][1])
+
+    def _side(self, asked: str | NeuronSet, by: Any) -> tuple[Groups, Side]:
+        """Return the groups of neurons of one side of a joint matrix."""
+        if not isinstance(asked, str | NeuronSet):
+            raise EventError(f"joint takes a layer's name or a neuron set, found {asked!r}")
+        info = self.topology.layer(asked if isinstance(asked, str) else asked.layer)
+        part = self._partition(info, by)
+        if isinstance(asked, str):
+            labels, units = part.labels.astype(np.int64), np.arange(part.n_units)
+        else:
+            mask = asked.mask(info.shape, self.partitions[info.layer_id])
+            units, place = np.unique(part.labels[mask], return_inverse=True)
+            labels = np.full(info.shape, -1, np.int64)
+            labels[mask] = place.ravel()
+        return Groups(info.layer_id, labels, len(units)), Side(info.name, units.astype(np.int64))
+
     def cut(self, layer: str) -> Cut:
         """Return the cut through a layer and the tensors that bypass it."""
         info = self.topology.layer(layer)
         names = [found.name for found in self.topology.layers]
-        relevance, reached = 0.0, False
-        bypass: dict[str, float] = {}
-        absorbed: dict[str, float] = {}
-
-        def stop(layer_id: int, r: Tensor) -> bool:
-            nonlocal relevance, reached
-            if layer_id > info.layer_id:
-                return False
-            share = float(r.sum()) * self.scale
-            if layer_id == info.layer_id:
-                relevance = share
-            else:
-                bypass[names[layer_id]] = share
-            return True
-
-        def absorb(layer_id: int, kind: str, r: Tensor) -> None:
-            name = names[layer_id]
-            absorbed[name] = absorbed.get(name, 0.0) + float(r.sum()) * self.scale
-
-        with torch.no_grad():
-            propagate.relevance_pass(self.state, self.start, absorb=absorb, stop=stop)
-        return Cut(info.name, relevance, bypass, absorbed)
+        arrived, absorbed = conditioned.cut(self.state, self.start, self.terms, info.layer_id)
+        relevance = arrived.pop(info.layer_id, 0.0) * self.scale
+        return Cut(
+            info.name,
+            relevance,
+            {names[i]: share * self.scale for i, share in arrived.items()},
+            {names[i]: share * self.scale for i, share in absorbed.items()},
+        )
 
     def report(self) -> pa.Table:
         """Conservation report, one row per layer from the output to the input.
@@ -238,10 +161,10 @@ class Measure:
         Columns: layer, kind, sum, bias, stabilizer, pruned, remainder (what the layer's
         pseudo-neurons hold), total_variation (sum of |R|).
         """
-        found = self._unconditional()
+        _, absorbed = self._nodes()
 
         def lost(layer_id: int, kind: str) -> float:
-            part = found["lost"].get((layer_id, kind))
+            part = absorbed.get((layer_id, kind))
             return 0.0 if part is None else float(part.double().sum()) * self.scale
 
         rows = []
@@ -262,38 +185,119 @@ class Measure:
         return pa.Table.from_pylist(rows)
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
-        """Complete node and edge tables of the input, on the unit scale."""
-        if "tables" not in self._unconditional():
+        """Complete node and edge tables of the input, on the unit scale.
+
+        Of a conditioned measure they hold R(n | condition) and R(j -> i | condition); the column
+        ``conditional`` is q under the condition, by which walks of it go on from j, and null where
+        the condition is no single conjunction.
+        """
+        if "tables" not in self._cache:
             made = plan(self.network, self.partitions)
-            (self._cache["tables"],) = edge_tables(self.state, self.start, made)
+            self._cache["tables"] = conditioned.tables(self.state, self.start, self.terms, made)
         return self._cache["tables"]  # type: ignore[no-any-return]
 
-    def edges(self, dst: str, src: str) -> pa.Table:
+    def edges(
+        self,
+        upper: str,
+        lower: str,
+        /,
+        by: str = "unit",
+        *,
+        dst: NeuronSet | None = None,
+        src: NeuronSet | None = None,
+        coverage: float = 1.0,
+        top: int | None = None,
+    ) -> pa.Table:
         """Edges from one layer to one that it reads, as in the ``edges`` table of a store.
 
         ``edges(layer, layer)`` gives the layer's pseudo-edges.
 
+        Parameters
+        ----------
+        upper, lower : str
+            Layer nearer the output, and the one that it reads.
+        by : "unit" or "neuron"
+            Units of the measure's resolution; or single neurons, numbered by flat index, computed
+            now from the network's program, however large the complete table would be.
+        dst, src : NeuronSet, optional
+            With ``by="neuron"``: only edges from a set of the upper layer, to a set of the lower.
+        coverage : float
+            With ``by="neuron"``: keep the fewest edges that hold this share of the sum of
+            |relevance|; what is left out stands in rows of the pseudo-unit -3.
+        top : int, optional
+            With ``by="neuron"``: keep at most so many edges, the strongest.
+
+        Returns
+        -------
+        pyarrow.Table
+            dst_layer, dst_unit, src_layer, src_unit, relevance, conditional; sorted by units.
+
         Raises
         ------
         EventError
-            If the first layer does not read the second directly.
+            If the first layer does not read the second directly, or a set is of another layer.
+        InputError
+            If there are too many neuron-level edges for one table: see :meth:`edge_batches`.
         """
-        upper, lower = self.topology.layer(dst), self.topology.layer(src)
-        if upper != lower and lower.layer_id not in self.topology.sources(upper.layer_id):
-            names = [self.topology.layers[i].name for i in self.topology.sources(upper.layer_id)]
-            raise EventError(
-                f"{upper.name} does not read {lower.name} directly; it reads "
-                f"{', '.join(names) or 'nothing'}"
-            )
+        if by == "neuron":
+            asked = self._between(upper, lower, dst, src)
+            return neuron_table(asked, check(coverage, top), self.scale)
+        if by != "unit":
+            raise InputError(f"edges: expected by='unit' or by='neuron', found {by!r}")
+        if dst is not None or src is not None or top is not None or coverage != 1.0:
+            raise InputError("dst, src, coverage and top go with by='neuron'")
+        above, below = self._pair(upper, lower)
         _, rows = self.tables()
-        keep = (rows["dst_layer"].to_numpy() == upper.layer_id) & (
-            rows["src_layer"].to_numpy() == lower.layer_id
+        keep = (rows["dst_layer"].to_numpy() == above.layer_id) & (
+            rows["src_layer"].to_numpy() == below.layer_id
         )
         found = rows.filter(pa.array(keep))
         if self.scale != 1.0:
             scaled = found["relevance"].to_numpy() * self.scale
             found = found.set_column(4, "relevance", pa.array(scaled))
         return found
+
+    def edge_batches(
+        self,
+        upper: str,
+        lower: str,
+        /,
+        *,
+        dst: NeuronSet | None = None,
+        src: NeuronSet | None = None,
+    ) -> pa.RecordBatchReader:
+        """Neuron-level edges as a stream of Arrow batches, each computed when it is read.
+
+        Rows are those of ``edges(upper, lower, by="neuron", dst=dst, src=src)``; memory is
+        bounded by a batch, and all edges of an upper neuron are in one.
+        """
+        return neuron_batches(self._between(upper, lower, dst, src), self.scale)
+
+    def _between(
+        self, upper: str, lower: str, dst: NeuronSet | None, src: NeuronSet | None
+    ) -> Between:
+        above, below = self._pair(upper, lower)
+        masks = []
+        for info, chosen in ((above, dst), (below, src)):
+            if chosen is None:
+                masks.append(np.ones(info.n_neurons, bool))
+                continue
+            if not isinstance(chosen, NeuronSet) or self.topology.layer(chosen.layer) != info:
+                raise EventError(f"expected a neuron set of layer {info.name}, found {chosen!r}")
+            masks.append(chosen.mask(info.shape, self.partitions[info.layer_id]).ravel())
+        ids = above.layer_id, below.layer_id
+        return Between(self.state, self.start, self.terms, *ids, *masks)
+
+    def _pair(self, upper: str, lower: str) -> tuple[LayerInfo, LayerInfo]:
+        """Two layers, the first of which reads the second, or is it."""
+        above, below = self.topology.layer(upper), self.topology.layer(lower)
+        if above != below and below.layer_id not in self.topology.sources(above.layer_id):
+            names = [self.topology.layers[i].name for i in self.topology.sources(above.layer_id)]
+            raise EventError(
+                f"{above.name} does not read {below.name} directly; it reads "
+                f"{', '.join(names) or 'nothing'}"
+            )
+        return above, below
 
     def subgraph(self, top: int = 200) -> nx.DiGraph:
         """Return the strongest ``top`` edges as a graph; see :func:`nrm_graph.graph.subgraph`."""

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from nrm_graph import states
-from nrm_graph.operations import MAX_POOL, SAME, function
-from nrm_graph.program import Batch, Ref, Weight
+from nrm_graph.execution import resolve
+from nrm_graph.operations import MAX_POOL
+from nrm_graph.routing import carry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,25 +44,14 @@ def unit_labels(
     """
     first = offsets(partitions)
     native, batches = net.program.native_shapes(), net.layout.batches
-    labels: dict[str, Tensor] = {}
+    labels: dict[str, Any] = {}
+    selected = {name: index.cpu() for name, index in (winners or {}).items()}
+    weights = {name: tensor.cpu() for name, tensor in net.program.weights.items()}
 
     def of_layer(name: str) -> Tensor:
         i = net.layout.layer_of[name]
         own = torch.from_numpy(partitions[i].labels.astype(np.float64) + first[i])
         return batches[name].native(own[None])
-
-    def argument(value: Any) -> Any:
-        if isinstance(value, Ref):
-            return labels[value.name]
-        if isinstance(value, Weight):
-            return torch.full_like(
-                net.program.weights[value.name], -1.0, dtype=torch.float64, device="cpu"
-            )
-        if isinstance(value, Batch):
-            return value.scale + value.offset
-        if isinstance(value, tuple):
-            return [argument(v) for v in value]
-        return value
 
     for name, _ in net.program.inputs:
         labels[name] = of_layer(name)
@@ -71,30 +61,14 @@ def unit_labels(
             labels[node.name] = of_layer(node.name)
         elif not references:
             labels[node.name] = torch.full(native[node.name], -1.0, dtype=torch.float64)
-        elif node.op in SAME:
-            labels[node.name] = labels[references[0]].expand(native[node.name])
-        elif node.op in MAX_POOL:
-            source, args = labels[references[0]], [argument(a) for a in node.args[1:]]
+        elif node.op in MAX_POOL and winners is None:
+            source, args = labels[references[0]], resolve(node.args[1:], {}, {}, 1)
             high = states.max_pool(node.op, [source, *args])[0]
-            low = -states.max_pool(node.op, [-source, *args])[0]
-            if not torch.equal(high, low):
-                if winners is None:
-                    return None
-                spatial = MAX_POOL[node.op]
-                index = winners[node.name].cpu().flatten(-spatial)
-                high = source.flatten(-spatial).gather(-1, index).reshape(high.shape)
+            if not torch.equal(high, -states.max_pool(node.op, [-source, *args])[0]):
+                return None
             labels[node.name] = high
-        elif node.op == "aten.masked_fill.Scalar":
-            mask = net.program.weights[node.args[1].name].cpu()
-            labels[node.name] = labels[references[0]].masked_fill(mask, -1.0)
-        elif node.op in ("aten.pad.default", "aten.constant_pad_nd.default") and (
-            len(node.args) < 3
-            or node.args[2] in ("constant", None)
-            or node.op != "aten.pad.default"
-        ):
-            source = labels[references[0]]
-            labels[node.name] = torch.nn.functional.pad(source, list(node.args[1]), value=-1.0)
         else:
-            kwargs = {k: argument(v) for k, v in node.kwargs}
-            labels[node.name] = function(node.op)(*[argument(a) for a in node.args], **kwargs)
+            labels[node.name] = carry(
+                node, labels.__getitem__, selected, weights, native[node.name], 1, -1.0
+            )
     return labels

@@ -12,16 +12,18 @@ from nrm_graph import signs
 from nrm_graph.errors import InputError
 from nrm_graph.execution import resolve
 from nrm_graph.layers import Layout, layout
-from nrm_graph.operations import MAX_POOL, SAME, function
-from nrm_graph.program import Node, Program, Ref, Weight
-from nrm_graph.rules.base import Signs, evaluated
+from nrm_graph.operations import MAX_POOL, function
+from nrm_graph.program import Node, Program, Weight
+from nrm_graph.routing import carry, pads_constant
+from nrm_graph.rules.base import Flow, Signs, evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nrm_graph.batching import BatchAxis
     from nrm_graph.composites import Composite
     from nrm_graph.linear import Weighing
-    from nrm_graph.rules.base import Flow, Group, Rule
+    from nrm_graph.rules.base import Group, Rule
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,39 @@ class Network:
     def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:
         """Values that are never negative: for any inputs, and for inputs that are not."""
         return signs.non_negative(self.program, False), signs.non_negative(self.program, True)
+
+    @functools.cached_property
+    def order(self) -> tuple[tuple[str, Node | None], ...]:
+        """Values in execution order and the nodes that make them; None for inputs and output."""
+        inputs = [(name, None) for name, _ in self.program.inputs]
+        nodes = [(node.name, node) for node in self.program.nodes]
+        final = [("output", None)] if "output" in self.layout.weighings else []
+        return (*inputs, *nodes, *final)
+
+    @functools.cached_property
+    def position(self) -> dict[str, int]:
+        """Place of every value in the order of execution."""
+        return {name: i for i, (name, _) in enumerate(self.order)}
+
+    @functools.cached_property
+    def values(self) -> tuple[str, ...]:
+        """Value of every layer, by ``layer_id``."""
+        return tuple(self.layout.layer_of)
+
+    def reads(self, name: str) -> tuple[str, ...]:
+        """Values that a value is made from."""
+        if name in self.layout.weighings:
+            return self.layout.weighings[name].operands
+        _, node = self.order[self.position[name]]
+        return () if node is None else tuple(node.references())
+
+    def readers(self, layer_id: int) -> frozenset[str]:
+        """Values that a layer leads to, its own included."""
+        found = {self.values[layer_id]}
+        for name, _ in self.order[self.position[self.values[layer_id]] + 1 :]:
+            if any(read in found for read in self.reads(name)):
+                found.add(name)
+        return frozenset(found)
 
 
 def network(
@@ -87,6 +122,8 @@ class State:
         Whether no input of the batch is negative.
     means : dict of str to ndarray
         Mean activations by unit, filled when tables are made.
+    single : State or None
+        Where this is a batch of copies (see :func:`repeated`), the state of the one sample.
     """
 
     network: Network
@@ -96,6 +133,7 @@ class State:
     constant: dict[str, Any] = field(default_factory=dict)
     flows: dict[str, Flow] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
+    single: State | None = None
 
     @property
     def output(self) -> Tensor:
@@ -155,7 +193,7 @@ def forward(net: Network, x: Tensor) -> State:
             error.add_note(f"at the node {node.name} ({node.op})")
             raise
         state.values[node.name] = value
-        _track_constants(node, state, args, kwargs, n)
+        _track_constants(node, state, n)
     if "output" in net.layout.weighings:
         state.values["output"] = state.values[net.program.output]
     if not torch.isfinite(state.output).all():
@@ -172,9 +210,7 @@ def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
     return pool(args[0], args[1], return_indices=True, **options)  # type: ignore[no-any-return]
 
 
-def _track_constants(
-    node: Node, state: State, args: list[Any], kwargs: dict[str, Any], n: int
-) -> None:
+def _track_constants(node: Node, state: State, n: int) -> None:
     """Follow where routed-in constants end up; almost no network has any."""
     if node.name in state.network.layout.weighings:
         return
@@ -183,48 +219,88 @@ def _track_constants(
     if not references:  # made from parameters alone, with a batch axis
         marks[node.name] = torch.ones_like(value, dtype=torch.bool)
         return
-    pads = node.op in ("aten.pad.default", "aten.constant_pad_nd.default")
-    pads = pads and (len(args) < 3 or args[2] == "constant" or not isinstance(args[2], str))
     joins = node.op in ("aten.cat.default", "aten.stack.default") and any(
         isinstance(a, Weight) for a in node.args[0]
     )
     fills = node.op == "aten.masked_fill.Scalar"
-    if not pads and not joins and not fills and not any(r in marks for r in references):
+    if not (pads_constant(node) or joins or fills or any(r in marks for r in references)):
         return
 
-    def mark(arg: Any) -> Any:
-        if isinstance(arg, Ref):
-            found = marks.get(arg.name)
-            if isinstance(found, list):  # parts of a split
-                return found
-            operand = state.values[arg.name]
-            return operand.new_zeros(operand.shape) if found is None else found.to(operand.dtype)
-        if isinstance(arg, Weight):
-            return torch.ones_like(state.network.program.weights[arg.name])
-        if isinstance(arg, tuple):
-            return [mark(a) for a in arg]
-        return _resolve(arg, state, n)
+    def operand(name: str) -> Any:
+        found = marks.get(name)
+        if isinstance(found, list):  # parts of a split
+            return found
+        source = state.values[name]
+        if isinstance(source, list | tuple):
+            return [part.new_zeros(part.shape) for part in source]
+        return source.new_zeros(source.shape) if found is None else found.to(source.dtype)
 
-    if node.op in SAME:
-        marks[node.name] = marks[references[0]].expand(value.shape)
-    elif node.op in MAX_POOL:
-        spatial = MAX_POOL[node.op]
-        flat = marks[references[0]].flatten(-spatial)
-        index = state.winners[node.name].flatten(-spatial)
-        marks[node.name] = flat.gather(-1, index).reshape(value.shape)
-    elif fills:
-        marks[node.name] = function(node.op)(mark(node.args[0]), args[1], 1.0).bool()
-    elif pads:
-        marks[node.name] = torch.nn.functional.pad(mark(node.args[0]), args[1], value=1.0).bool()
-    else:
-        routed = function(node.op)(*[mark(a) for a in node.args], **kwargs)
-        parts = isinstance(routed, list | tuple)
-        marks[node.name] = [part.bool() for part in routed] if parts else routed.bool()
+    weights = state.network.program.weights
+    shape = () if isinstance(value, list | tuple) else tuple(value.shape)
+    routed = carry(node, operand, state.winners, weights, shape, n, 1.0)
+    parts = isinstance(routed, list | tuple)
+    marks[node.name] = [part.bool() for part in routed] if parts else routed.bool()
+
+
+def repeated(state: State, n: int) -> State:
+    """Return the state of one sample as that of n copies, which share its memory.
+
+    Many events of one input make one batch.  Where a value does not keep its batch in front, the
+    copies are real.
+    """
+    if n == 1:
+        return state
+    batches = state.network.layout.batches
+
+    def copies(name: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [copies(name, part) for part in value]
+        return _copies(batches[name], value, n)
+
+    return State(
+        state.network,
+        {name: copies(name, value) for name, value in state.values.items()},
+        state.positive,
+        {name: copies(name, value) for name, value in state.winners.items()},
+        {name: copies(name, value) for name, value in state.constant.items()},
+        single=state,
+    )
+
+
+def _copies(batch: BatchAxis, native: Tensor, n: int) -> Tensor:
+    one = batch.samples(native)
+    return batch.native(one.expand(n, *one.shape[1:]))
+
+
+def _flow_of_copies(state: State, name: str) -> Flow:
+    """Kernel of a state of copies; that of one sample, wherever it broadcasts."""
+    assert state.single is not None
+    found, op = flow(state.single, name), state.network.layout.weighings[name]
+    batches = state.network.layout.batches
+    if all(batches[value].plain for value in (name, *op.operands)):
+        return found
+    z = state.single.values[name]
+    n = batches[name].samples(state.values[name]).shape[0]
+
+    def above(value: Tensor) -> Tensor:
+        return _copies(batches[name], value.expand_as(z), n)
+
+    shares = []
+    for share in found.shares:
+        terms = tuple(
+            term._replace(x=_copies(batches[op.operands[term.operand]], term.x, n))
+            for term in share.terms
+        )
+        shares.append(replace(share, terms=terms, d=above(share.d)))
+    rest = [None if v is None else above(v) for v in (found.unplaced, found.held)]
+    return Flow(tuple(shares), *rest)
 
 
 def flow(state: State, name: str) -> Flow:
     """Kernel of a weighing operation, computed once per state."""
     found = state.flows.get(name)
+    if found is None and state.single is not None:
+        found = state.flows[name] = _flow_of_copies(state, name)
     if found is None:
         net = state.network
         op, rule = net.layout.weighings[name], net.rules[net.layout.layer_of[name]]

@@ -18,19 +18,21 @@ LEVELS = (
     ("errors",),
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision"),
-    ("clauses", "expressions", "pruning", "graph", "store"),
+    ("clauses", "expressions", "pruning", "rows", "graph", "store"),
     # the traced network
     ("batching", "operations", "program", "convolution", "window"),
-    ("execution", "vetting", "folding", "conversion", "linear", "naming", "signs"),
+    ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
     ("layers", "rules"),
     ("tracing", "composites"),
     # relevance passes and tables
     ("states",),
     ("propagate", "labels"),
-    ("plan",),
+    ("reach", "plan"),
     ("contributions", "sums"),
     ("edges",),
     # answers
+    ("answers", "conditioned"),
+    ("joint", "between", "algebra"),
     ("exact",),
     ("prepare",),
     ("stored", "samples"),

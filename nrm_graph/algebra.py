@@ -1,0 +1,214 @@
+"""The algebra of events of one input: values, conditions, interaction.
+
+All numbers come from relevance passes over the traced program at the neuron level; grouped
+edges are never multiplied, because grouping destroys the Markov property (see the README).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from nrm_graph import conditioned
+from nrm_graph.answers import Conditional
+from nrm_graph.clauses import expand
+from nrm_graph.errors import EventError, UndefinedConditional
+from nrm_graph.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from nrm_graph.states import Network, State
+    from nrm_graph.topology import LayerInfo, Topology
+    from nrm_graph.units import Partition
+
+ROUNDING = 32
+"""R(B) counts as vanished below this many machine epsilons of the sum of |R| it is made of."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Algebra:
+    """What a measure is made of, and what it says of events; see :class:`Measure`."""
+
+    network: Network
+    state: State
+    partitions: tuple[Partition, ...]
+    start: Tensor
+    target: int | None
+    logit: float
+    predicted: int
+    scale: float = 1.0
+    memory: int = conditioned.MEMORY
+    condition: Event | None = None
+    condition_relevance: float = 1.0
+    amplification: float = 1.0
+    terms: conditioned.Terms = ((1.0, {}),)
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        target = "weighted outputs" if self.target is None else f"target {self.target}"
+        given = "" if self.condition is None else f" given {self.condition!r}"
+        layers = len(self.topology.layers)
+        return f"<Measure of {target}{given}, logit {self.logit:.4g}: {layers} layers>"
+
+    @property
+    def topology(self) -> Topology:
+        """Layers and edge groups of the network."""
+        return self.network.layout.topology
+
+    @property
+    def absorbed(self) -> float:
+        """Share of the measure that pseudo-neurons of any layer hold."""
+        if self.condition is not None:
+            return float(self._cache["absorbed"])
+        return sum(float(part.double().sum()) for part in self._nodes()[1].values())
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What a reader must know before trusting signs and sizes."""
+        found = []
+        if self.logit < 0:
+            found.append(
+                f"the target's logit is negative ({self.logit:.4g}): positive relevance speaks "
+                "against the target"
+            )
+        spread = float(self.state.output.abs().max())
+        if abs(self.logit) < 0.05 * spread:
+            found.append(
+                f"the target's logit ({self.logit:.4g}) is small beside the largest output "
+                f"({spread:.4g}): relevances may be very large"
+            )
+        if self.amplification > 100:
+            found.append(
+                f"the condition's relevance nearly cancels: rounding is amplified "
+                f"{self.amplification:.3g} times"
+            )
+        return tuple(found)
+
+    def __call__(self, event: Event, given: Event | None = None) -> float:
+        """Relevance of an event, or conditional relevance R(event | given).
+
+        Returns
+        -------
+        float
+            A :class:`nrm_graph.answers.Conditional` where there is a condition.
+
+        Raises
+        ------
+        UndefinedConditional
+            If R(given) is below rounding.
+        """
+        if given is not None:
+            return self.given(given)(event)
+        (value,) = self.many([event]).tolist()
+        if self.condition is None:
+            return value  # type: ignore[no-any-return]
+        return Conditional(value, self.amplification, self.absorbed)
+
+    def many(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
+        """Relevance of many events, which share the activations and, where alike, passes."""
+        return self._values(events) / self.condition_relevance * self.scale
+
+    def _values(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
+        """R(event & condition) of events, on the unit scale."""
+        owners, coefficients, clauses = [], [], []
+        for number, event in enumerate(events):
+            if not isinstance(event, Event):
+                raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
+            whole = event if self.condition is None else self.condition & event
+            for coefficient, clause in expand(whole, self.topology, self.partitions):
+                owners.append(number)
+                coefficients.append(coefficient)
+                clauses.append(clause)
+        known = self._root_relevance if len(clauses) > 2 or "root" in self._cache else None
+        found = conditioned.values(self.state, self.start, clauses, known, self.memory)
+        total = np.zeros(len(events))
+        weights = np.array(coefficients, np.float64)
+        np.add.at(total, np.array(owners, np.int64), found * weights)
+        return total
+
+    def _root_relevance(self, layer_id: int) -> Tensor:
+        """Relevance of a layer ``(1, *shape)`` without the condition."""
+        if "root" not in self._cache:
+            whole: conditioned.Terms = ((1.0, {}),)
+            found = (
+                self._nodes()
+                if self.condition is None
+                else conditioned.nodes(self.state, self.start, whole)
+            )
+            self._cache["root"] = found[0]
+        found = self._cache["root"].get(layer_id)
+        shape = self.topology.layers[layer_id].shape
+        return self.start.new_zeros(1, *shape) if found is None else found[None]
+
+    def given(self, event: Event) -> Self:
+        """Return the measure conditioned on an event: R(. & event) / R(event).
+
+        All answers of a measure can be asked of it, exactly, above, between and below the
+        event's layers.  Conditioning twice is conditioning on both.
+
+        Raises
+        ------
+        UndefinedConditional
+            If R(event) is below rounding.
+        EventError
+            If the event does not fit the network.
+
+        Notes
+        -----
+        Conditional relevance has no scale: ``scale="logit"`` does not multiply it.
+        """
+        if not isinstance(event, Event):
+            raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
+        known = self._cache.get("given")
+        if known is not None and known[0] == event:
+            return known[1]  # type: ignore[no-any-return]
+        both = event if self.condition is None else self.condition & event
+        terms = expand(both, self.topology, self.partitions)
+        value, size, absorbed = conditioned.certified(self.state, self.start, terms)
+        eps = float(torch.finfo(self.start.dtype).eps)
+        if abs(value) <= ROUNDING * eps * size:
+            raise UndefinedConditional(
+                f"R({both!r}) is {value:.3g}, below rounding ({ROUNDING} eps times "
+                f"{size:.3g}): the conditional is undefined; condition on a set whose "
+                "relevance does not cancel"
+            )
+        shares = tuple((coefficient / value, clause) for coefficient, clause in terms)
+        if not np.isfinite([coefficient for coefficient, _ in shares]).all():
+            raise UndefinedConditional(f"R({both!r}) is too small for its inverse: {value:.3g}")
+        cache = {"absorbed": absorbed / value}
+        if "root" in self._cache or (self.condition is None and "nodes" in self._cache):
+            self._root_relevance(0)
+            cache["root"] = self._cache["root"]
+        found = replace(
+            self,
+            scale=1.0,
+            condition=both,
+            condition_relevance=value,
+            amplification=size / abs(value),
+            terms=shares,
+            _cache=cache,
+        )
+        self._cache["given"] = (event, found)
+        return found
+
+    def interaction(self, a: Event, b: Event) -> float:
+        """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
+        both, left, right = self.many([a & b, a, b]) / self.scale
+        return float(both - left * right)
+
+    def _nodes(self) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
+        """Relevance and absorbed shares of every layer."""
+        if "nodes" not in self._cache:
+            self._cache["nodes"] = conditioned.nodes(self.state, self.start, self.terms)
+        return self._cache["nodes"]  # type: ignore[no-any-return]
+
+    def _relevance(self, layer: LayerInfo) -> Tensor:
+        found = self._nodes()[0].get(layer.layer_id)
+        return self.start.new_zeros(layer.shape) if found is None else found

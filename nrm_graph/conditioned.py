@@ -1,0 +1,223 @@
+"""Values and node relevances of events: signed sums of conjunctions, batched.
+
+An event is a signed sum of conjunctions (:mod:`nrm_graph.clauses`); each is one relevance pass
+and, where relevance above its lowest set is asked for, one adjoint pass
+(:mod:`nrm_graph.reach`).  Many conjunctions about one input make one batch, which shares the
+activations and the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from nrm_graph.clauses import Literal
+from nrm_graph.edges import edge_tables
+from nrm_graph.propagate import relevance_pass
+from nrm_graph.reach import reach
+from nrm_graph.states import repeated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from nrm_graph.clauses import Clause
+    from nrm_graph.plan import Plan
+    from nrm_graph.states import State
+
+Terms = tuple[tuple[float, "Clause"], ...]
+"""Conjunctions with their coefficients, those of a conditioned measure already over R(B)."""
+
+MEMORY = 1 << 30
+"""Bytes that the events of one batch may hold by default."""
+
+
+def per_pass(state: State, memory: int, lowest: int = 0, highest: int = -1) -> int:
+    """How many events of one input go through a pass at once, between two layers."""
+    net = state.network
+    first, last = (net.position[net.values[i]] for i in (lowest, highest))
+    sizes, itemsize = net.program.shapes(), state.output.element_size()
+    # About what an adjoint pass keeps, which is more than a relevance pass does.
+    one = sum(math.prod(sizes.get(name, ())) for name, _ in net.order[first : last + 1])
+    return max(1, memory // max(one * itemsize, 1))
+
+
+@torch.no_grad()
+def values(
+    state: State,
+    start: Tensor,
+    clauses: Sequence[Clause],
+    arrived: Callable[[int], Tensor] | None = None,
+    memory: int = MEMORY,
+) -> npt.NDArray[np.float64]:
+    """Relevance of conjunctions.
+
+    Parameters
+    ----------
+    state : State
+        Activations of one input.
+    start : Tensor, (1, outputs)
+        Initial relevance.
+    clauses : sequence of Clause
+        Conjunctions.
+    arrived : callable, optional
+        Relevance ``(1, *shape)`` of a layer, where it is known already.
+    memory : int
+        Bytes that a batch may hold.
+    """
+    found = np.zeros(len(clauses))
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for i, clause in enumerate(clauses):
+        alike[tuple((layer, clause[layer].passes) for layer in sorted(clause))].append(i)
+    size = per_pass(state, memory)
+    for key, members in alike.items():
+        top, passes = key[-1] if key else (-1, False)
+        for first in range(0, len(members), size):
+            chosen = members[first : first + size]
+            stacked = {
+                layer: Literal(goes, np.stack([clauses[i][layer].mask for i in chosen]))
+                for layer, goes in key
+            }
+            n = len(chosen)
+            # What passes through the topmost set begins there: nothing else is left.
+            known = arrived(top) if arrived is not None and passes else None
+            begin, at = (start, None) if known is None else (known, top)
+            begin = begin.expand(n, *begin.shape[1:])
+            outcome = relevance_pass(repeated(state, n), begin, stacked, at=at)
+            found[chosen] = outcome.value.double().cpu().numpy()
+    return found
+
+
+@torch.no_grad()
+def arrived(state: State, start: Tensor, clause: Clause, layer_id: int) -> Tensor:
+    """Relevance ``(1, *shape)`` of what arrives at a layer under the literals down to it."""
+    shape = state.network.layout.topology.layers[layer_id].shape
+    found = [start.new_zeros(1, *shape)]
+
+    def visit(i: int, r: Tensor) -> None:
+        if i == layer_id:
+            found[0] = r
+
+    above = {i: literal for i, literal in clause.items() if i >= layer_id}
+    relevance_pass(state, start, above, until=layer_id, visit=visit)
+    return found[0]
+
+
+@torch.no_grad()
+def certified(
+    state: State, start: Tensor, terms: Sequence[tuple[float, Clause]]
+) -> tuple[float, float, float]:
+    """Value of an event, the size of what was summed for it, and what of it was absorbed.
+
+    One complete relevance pass for each conjunction.
+    """
+    value, size, absorbed = 0.0, 0.0, 0.0
+    for coefficient, clause in terms:
+        lost: list[float] = []
+        outcome = relevance_pass(
+            state,
+            start,
+            clause,
+            absorb=lambda i, kind, r, lost=lost: lost.append(float(r.double().sum())),  # type: ignore[misc]
+        )
+        value += coefficient * float(outcome.value)
+        size += abs(coefficient) * (float(outcome.magnitude) if clause else 1.0)
+        absorbed += coefficient * sum(lost)
+    return value, size if value or size else 1.0, absorbed
+
+
+@torch.no_grad()
+def nodes(
+    state: State, start: Tensor, terms: Terms
+) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
+    """Relevance of every neuron, and what every neuron's pseudo-neurons hold, under an event.
+
+    Returns
+    -------
+    relevance : dict of layer id to Tensor, the layer's shape
+        ``R(n & event)``.  A layer that no walk reaches is not there.
+    absorbed : dict of (layer id, kind) to Tensor
+        ``R(n, its bias or stabilizer & event)``.
+    """
+    relevance: dict[int, Tensor] = {}
+    absorbed: dict[tuple[int, str], Tensor] = {}
+
+    def add(store: dict[Any, Tensor], key: Any, value: Tensor) -> None:
+        store[key] = store[key] + value if key in store else value
+
+    for coefficient, clause in terms:
+        below = reach(state, clause)
+
+        def visit(layer_id: int, r: Tensor, below: Any = below) -> None:
+            add(relevance, layer_id, below.times(state, layer_id, r)[0])
+
+        relevance_pass(
+            state,
+            start * coefficient,
+            clause,
+            visit=visit,
+            absorb=lambda layer_id, kind, r: add(absorbed, (layer_id, kind), r[0]),
+        )
+    return relevance, absorbed
+
+
+@torch.no_grad()
+def cut(
+    state: State, start: Tensor, terms: Terms, layer_id: int
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Relevance at a layer and at those where walks that bypass it arrive; what ended above."""
+    arrived: dict[int, float] = defaultdict(float)
+    absorbed: dict[int, float] = defaultdict(float)
+    for coefficient, clause in terms:
+        below = reach(state, clause)
+
+        def stop(i: int, r: Tensor, below: Any = below) -> bool:
+            if i > layer_id:
+                return False
+            arrived[i] += float(below.times(state, i, r).sum())
+            return True
+
+        def absorb(i: int, kind: str, r: Tensor) -> None:
+            absorbed[i] += float(r.sum())
+
+        relevance_pass(state, start * coefficient, clause, absorb=absorb, stop=stop)
+    return dict(arrived), dict(absorbed)
+
+
+def tables(state: State, start: Tensor, terms: Terms, plan: Plan) -> tuple[pa.Table, pa.Table]:
+    """Node and edge tables under an event; see :func:`nrm_graph.edges.edge_tables`.
+
+    Of an event that is no single conjunction, walks do not go on independently of where they
+    came from: ``conditional`` is null.
+    """
+    made = [
+        edge_tables(state, start * coefficient, plan, clause)[0] for coefficient, clause in terms
+    ]
+    if len(made) == 1:
+        return made[0]
+    return _summed([pair[0] for pair in made], ["layer_id", "unit"]), _summed(
+        [pair[1] for pair in made], ["dst_layer", "src_layer", "dst_unit", "src_unit"]
+    )
+
+
+def _summed(parts: list[pa.Table], keys: list[str]) -> pa.Table:
+    """Sum the relevance of tables by key."""
+    schema = parts[0].schema
+    joined = pa.concat_tables(parts)
+    other = next(name for name in schema.names if name not in (*keys, "relevance"))
+    sums = joined.group_by(keys).aggregate([("relevance", "sum"), (other, "max")])
+    sums = sums.rename_columns([*keys, "relevance", other])
+    sums = sums.sort_by([(key, "ascending") for key in keys])
+    if other == "conditional":
+        nothing = pa.nulls(len(sums), schema.field(other).type)
+        sums = sums.set_column(sums.schema.get_field_index(other), other, nothing)
+        sums = sums.filter(pc.not_equal(sums["relevance"], 0.0))
+    return sums.select(schema.names).cast(schema)

@@ -1,0 +1,176 @@
+"""The adjoint of the relevance pass: what is still to come from each neuron.
+
+For a conjunction, ``h(n)`` is the relevance of all continuations of a walk from neuron n that
+satisfy what the conjunction says of n's layer and of those below.  The event's value is
+multilinear in the masks and in the kernel's entries, so with R(n), the relevance of what arrives
+at n under the literals above,
+
+    R(n & event) = R(n) h(n)        R(j -> i & event) = R(j) q(i|j) h(i)
+
+for all neurons and edges at once: reverse-mode differentiation, written out (Darwiche 2003, on
+the signed measure of arXiv:2606.00557).  Each operation runs upwards once, as in the forward
+run, but with the rule's operands and weights.
+
+Below the lowest literal h is 1: the columns of the kernel, pseudo-neurons included, sum to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nrm_graph.propagate import lowest_pass, mask_of
+from nrm_graph.routing import carry
+from nrm_graph.states import flow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from nrm_graph.clauses import Clause
+    from nrm_graph.states import Network, State
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """``h`` of every value of a network under a conjunction.
+
+    Attributes
+    ----------
+    values : mapping of str to Tensor (a list of them for a split), or None
+        Native; None is 0.  A value that is not there has 1.
+    barriers : tuple of int
+        Places, in execution order, of layers that walks must pass through: a walk that steps
+        over one is not in the event.
+    last : int
+        Lowest layer that walks must pass through, or -1.
+    """
+
+    network: Network
+    values: Mapping[str, Any]
+    barriers: tuple[int, ...]
+    last: int
+
+    def at(self, name: str) -> Any:
+        """Return h of a value: native, 1.0 or 0.0."""
+        found = self.values.get(name, 1.0)
+        return 0.0 if found is None else found
+
+    def times(self, state: State, layer_id: int, relevance: Tensor) -> Tensor:
+        """Multiply the relevance ``(N, *shape)`` of a layer by its h."""
+        name = self.network.values[layer_id]
+        h = self.at(name)
+        if isinstance(h, float):
+            return relevance if h == 1.0 else relevance * h
+        return relevance * state.samples(name, h)
+
+    def below(self, reader: str, operand: str) -> Any:
+        """Return h of an operand as ``reader`` sees it: native, 1.0 or 0.0."""
+        position = self.network.position
+        if any(position[operand] < b < position[reader] for b in self.barriers):
+            return 0.0
+        return self.at(operand)
+
+    def absorbs(self, layer_id: int) -> bool:
+        """Whether a walk that a pseudo-neuron of this layer absorbs may be in the event."""
+        return self.last < 0 or layer_id <= self.last
+
+
+@torch.no_grad()
+def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
+    """Compute h of every value above the lowest literal.
+
+    Parameters
+    ----------
+    state : State
+        Activations of a batch of N.
+    clause : Clause
+        The conjunction; a mask may have a batch axis in front, and may be a Tensor of weights.
+    until : int, optional
+        Layer at which to end; by default the output.
+    """
+    net = state.network
+    layout = net.layout
+    until = layout.topology.output.layer_id if until is None else until
+    places = {i: net.position[net.values[i]] for i in clause}
+    barriers = tuple(sorted(places[i] for i, literal in clause.items() if literal.passes))
+    values: dict[str, Any] = {}
+    found = Reach(net, values, barriers, lowest_pass(clause))
+    if not clause:
+        return found
+    n = layout.batches[net.values[0]].samples(state.values[net.values[0]]).shape[0]
+    first, end = min(places.values()), net.position[net.values[until]]
+    for name, node in net.order[first : end + 1]:
+        layer_id = layout.layer_of.get(name)
+        if layer_id is None:
+            assert node is not None
+            value = None
+            if any(_some(found.below(name, read)) for read in node.references()):
+
+                def operand(read: str, name: str = name) -> Any:
+                    return _full(state, read, found.below(name, read))
+
+                native = state.values[name]
+                shape = () if isinstance(native, list | tuple) else tuple(native.shape)
+                weights = net.program.weights
+                value = carry(node, operand, state.winners, weights, shape, n, 0.0)
+        elif net.position[name] == first or name not in layout.weighings:
+            value = torch.ones_like(state.values[name])
+        else:
+            value = _weighed(state, name, found)
+        literal = clause.get(layer_id) if layer_id is not None else None
+        if literal is not None and value is not None:
+            own = layout.batches[name].samples(value)
+            mask = mask_of(literal, own)
+            value = layout.batches[name].native(own * (mask if literal.passes else ~mask))
+        values[name] = value
+    return found
+
+
+def _some(h: Any) -> bool:
+    """Whether h is not 0 all over."""
+    return not isinstance(h, float) or h != 0.0
+
+
+def _full(state: State, name: str, h: Any) -> Any:
+    """Return h as a tensor.  Constants among the neurons of a value are none: theirs is 0."""
+    if not isinstance(h, float):
+        return h
+    source, constant = state.values[name], state.constant.get(name)
+    if isinstance(source, list | tuple):
+        marks = constant or [None] * len(source)
+        return [_filled(part, h, mark) for part, mark in zip(source, marks, strict=True)]
+    return _filled(source, h, constant)
+
+
+def _filled(like: Tensor, h: float, constant: Tensor | None) -> Tensor:
+    full = torch.full_like(like, h)
+    return full if constant is None else full.masked_fill(constant, 0.0)
+
+
+def _weighed(state: State, name: str, found: Reach) -> Tensor | None:
+    """Return h of a layer that weighs its inputs; None if it is 0."""
+    kernel, op = flow(state, name), state.network.layout.weighings[name]
+    total: Tensor | None = None
+    for share in kernel.shares:
+        inner: Tensor | None = None
+        for term in share.terms:
+            operand = op.operands[term.operand]
+            h = found.below(name, operand)
+            if not _some(h):
+                continue
+            if isinstance(h, float) and operand in state.constant:
+                h = _full(state, operand, h)
+            part = op.maps[term.operand].apply(term.x * h, term.weight)
+            inner = part if inner is None else inner + part
+        if inner is not None:
+            inner = share.weigh(inner)
+            total = inner if total is None else total + inner
+    if found.absorbs(state.network.layout.layer_of[name]):
+        for lost in (kernel.bias(), kernel.stabilizer()):
+            if lost is not None:
+                total = lost if total is None else total + lost
+    return None if total is None else total.expand_as(state.values[name])
