@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,16 +31,6 @@ class Residual(nn.Module):
         x = torch.relu(self.first(x))
         x = torch.relu(x + self.second(x))
         return self.head(x.flatten(1))
-
-
-class Conditioned:
-    """A measure with a condition, as far as pictures know."""
-
-    def __init__(self, m: Any, **more: Any) -> None:
-        self.__dict__.update(m=m, **more)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.m, name)
 
 
 CHANNELS = {"x": "channel", "first": "channel", "second": "channel", "add": "channel"}
@@ -126,12 +115,20 @@ def test_heatmap_says_what_is_absorbed(conv, residual):
     )
 
 
-def test_heatmap_names_condition_and_amplification(conv):
-    m: Any = Conditioned(conv, condition=ng.Layer("2")[1] & ng.Layer("0")[2], amplification=2.5)
+def test_heatmap_of_a_conditioned_measure(conv):
+    A = ng.Layer("2")[1] & ng.Layer("0")[2]
+    m = conv.given(A)
     ax = plot_heatmap(m)
-    assert ax.get_title().replace("\n", " ") == ("relevance of input, target 1, given 2[1] & 0[2]")
-    assert "amplifies rounding 2.5 times" in ax.get_xlabel().replace("\n", " ")
-    long: Any = Conditioned(conv, condition=ng.Layer("0").units(range(200)), amplification=1)
+    assert ax.get_title().replace("\n", " ") == "relevance of input, target 1, given 2[1] & 0[2]"
+    note = ax.get_xlabel().replace("\n", " ")
+    assert f"amplifies rounding {m.amplification:.3g} times" in note
+    expected = [[conv(A & ng.Layer("input")[:, r, c]) for c in range(6)] for r in range(6)]
+    np.testing.assert_allclose(
+        ax.images[0].get_array(), np.array(expected) / conv(A), rtol=1e-9, atol=1e-12
+    )
+    absorbed = 1.0 - ax.images[0].get_array().sum()
+    assert float(note.split(" %")[0].replace(",", "")) == pytest.approx(100 * absorbed, abs=0.5)
+    long = conv.given(ng.Layer("0").units([0, 1, 2] * 90))
     assert len(plot_heatmap(long).get_title()) < 250
 
 
@@ -320,35 +317,26 @@ def test_links_are_joint_relevance(dense):
     assert {tuple(line[0]), tuple(line[-1])} == ends
 
 
-def test_links_are_asked_of_the_measure_by_default(dense):
-    asked = []
-
-    def answer(a: str, b: str) -> Any:
-        asked.append((a, b))
-        rows, columns = (dense.topology.layer(name).layer_id for name in (a, b))
-        keep = [np.arange(dense.partitions[i].n_units)[::-1] for i in (rows, columns)]
-        return SimpleNamespace(
-            values=joint(dense, a, b)[np.ix_(*keep)],
-            rows=SimpleNamespace(units=keep[0]),
-            columns=SimpleNamespace(units=keep[1]),
-        )
-
-    names = [layer.name for layer in dense.topology.layers]
-    m: Any = Conditioned(dense, joint=answer)
-    found = plot_flow(m)
-    assert sorted(asked) == sorted((b, a) for a, b in itertools.pairwise(names))
-    given = plot_flow(dense, edges={p: joint(dense, *p) for p in itertools.pairwise(names)})
-    for one, other in zip(found.collections, given.collections, strict=True):
-        np.testing.assert_allclose(one.get_linewidths(), other.get_linewidths())
-        np.testing.assert_allclose(one.get_facecolors(), other.get_facecolors())
+def test_links_are_asked_of_the_measure_by_default(dense, residual):
+    for m in (dense, residual, residual.given(ng.Layer("first")[1] | ng.Layer("second")[:, 2:])):
+        pairs = list(itertools.pairwise(layer.name for layer in m.topology.layers))
+        found = plot_flow(m, top=3)
+        given = plot_flow(m, top=3, edges={pair: joint(m, *pair) for pair in pairs})
+        assert len(found.collections) == len(given.collections)
+        for one, other in zip(found.collections, given.collections, strict=True):
+            np.testing.assert_allclose(one.get_linewidths(), other.get_linewidths())
+            np.testing.assert_allclose(one.get_edgecolors(), other.get_edgecolors(), atol=1e-9)
+    silent = ng.measure(nn.Sequential(nn.Linear(3, 2)), torch.zeros(3), target=0)
+    assert not [c for c in plot_flow(silent).collections if hasattr(c, "get_segments")]
 
 
 def test_flow_shows_maps_and_rings_the_condition(conv):
     maps = {("0", u): conv.marginal("0", by="neuron")[u] for u in range(3)}
     maps["input", 1] = conv.marginal("input", by="neuron")[1]
-    m: Any = Conditioned(conv, condition=ng.Layer("0")[1] & ng.Layer("2")[:, 2:], amplification=2)
+    m = conv.given(ng.Layer("0")[1] & ng.Layer("2")[:, 2:])
     ax = plot_flow(m, edges={}, top=3, images=maps)
-    assert len(ax.child_axes) == 4
+    # Of layer 0 the condition leaves one unit: images of units that are not drawn are left out.
+    assert len(ax.child_axes) == 2
     for frame in ax.child_axes:
         (shown,) = frame.images
         low, high = shown.get_clim()
@@ -359,11 +347,11 @@ def test_flow_shows_maps_and_rings_the_condition(conv):
     in_second = len([u for u in circles(ax, "unit") if u[0] == 2])
     assert len(black) == 1 + in_second
     assert "given 0[1]" in ax.get_title()
-    assert "amplifies rounding 2 times" in ax.get_xlabel()
+    assert f"amplifies rounding {m.amplification:.3g} times" in ax.get_xlabel()
 
 
 def test_texts_of_a_flow_do_not_overlap(dense, conv, residual):
-    for m in (dense, conv, residual):
+    for m in (dense, conv, residual, conv.given(ng.Layer("0")[1] & ng.Layer("2")[:, 2:])):
         for axes in (None, Figure(figsize=(7, 5), layout="constrained").add_subplot()):
             ax = plot_flow(m, axes, edges={})
             assert boxes_apart(ax, [*ax.texts, *ax.get_xticklabels(), ax.title, ax.xaxis.label])
@@ -430,6 +418,19 @@ def test_report_shows_masses_and_what_is_absorbed(conv):
     # The network is a chain: the line of what is left follows the sums.
     (line,) = [line for line in ax.lines if len(line.get_xdata()) > 2]
     np.testing.assert_allclose(line.get_xdata()[::2], [row["sum"] for row in rows])
+
+
+def test_report_of_a_conditioned_measure(residual):
+    A = ng.Layer("second")[2]
+    m = residual.given(A)
+    ax = plot_report(m)
+    assert "given second[2]" in ax.get_title()
+    bars = {c.get_label(): c.patches for c in ax.containers}
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    for name in ("second", "first"):
+        i = names.index(name)
+        total = bars["positive"][i].get_width() + bars["negative"][i].get_width()
+        assert total == pytest.approx(residual(A & ng.Layer(name)[:]) / residual(A))
 
 
 def test_report_of_a_table_and_of_a_frame(residual):

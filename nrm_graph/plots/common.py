@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
+    from nrm_graph.exact import Measure
+
 POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#9A9A9A"
 """Vermillion and blue of Okabe and Ito, which colour-blind readers tell apart, and grey."""
 
@@ -102,22 +104,19 @@ def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
     )
 
 
-def heading(m: Any, what: str) -> str:
+def heading(m: Measure, what: str) -> str:
     """Title of a measure's picture: what is shown, of which target, under which condition."""
-    target = getattr(m, "target", None)
-    text = f"{what}, {'weighted outputs' if target is None else f'target {target}'}"
-    condition = getattr(m, "condition", None)
-    if condition is not None:
-        text += f", given {textwrap.shorten(repr(condition), 120, placeholder=' ...')}"
+    text = f"{what}, {'weighted outputs' if m.target is None else f'target {m.target}'}"
+    if m.condition is not None:
+        text += f", given {textwrap.shorten(repr(m.condition), 120, placeholder=' ...')}"
     return text
 
 
-def amplified(m: Any) -> str:
+def amplified(m: Measure) -> str:
     """Sentence on the rounding of a conditioned measure; empty for others."""
-    amplification = getattr(m, "amplification", None)
-    if getattr(m, "condition", None) is None or amplification is None:
+    if m.condition is None:
         return ""
-    return f"Conditioning amplifies rounding {float(amplification):.3g} times."
+    return f"Conditioning amplifies rounding {m.amplification:.3g} times."
 
 
 def report_rows(source: Any) -> list[dict[str, Any]]:
