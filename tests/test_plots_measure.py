@@ -121,7 +121,7 @@ def test_heatmap_of_a_conditioned_measure(conv):
     ax = plot_heatmap(m)
     assert ax.get_title().replace("\n", " ") == "relevance of input, target 1, given 2[1] & 0[2]"
     note = ax.get_xlabel().replace("\n", " ")
-    assert f"amplifies rounding {m.amplification:.3g} times" in note
+    assert f"Amplification of rounding: {m.amplification:.3g}." in note
     expected = [[conv(A & ng.Layer("input")[:, r, c]) for c in range(6)] for r in range(6)]
     np.testing.assert_allclose(
         ax.images[0].get_array(), np.array(expected) / conv(A), rtol=1e-9, atol=1e-12
@@ -347,7 +347,17 @@ def test_flow_shows_maps_and_rings_the_condition(conv):
     in_second = len([u for u in circles(ax, "unit") if u[0] == 2])
     assert len(black) == 1 + in_second
     assert "given 0[1]" in ax.get_title()
-    assert f"amplifies rounding {m.amplification:.3g} times" in ax.get_xlabel()
+    assert f"Amplification of rounding: {m.amplification:.3g}." in ax.get_xlabel()
+
+
+def test_fine_maps_are_shown_as_sums_over_blocks(conv):
+    fine = np.random.default_rng(0).normal(size=(130, 70))
+    ax = plot_flow(conv, edges={}, images={("5", 1): fine})
+    (frame,) = ax.child_axes
+    shown = frame.images[0].get_array()
+    assert shown.shape == (44, 24)
+    np.testing.assert_allclose(shown.sum(), fine.sum())
+    np.testing.assert_allclose(shown[2, 5], fine[6:9, 15:18].sum())
 
 
 def test_texts_of_a_flow_do_not_overlap(dense, conv, residual):

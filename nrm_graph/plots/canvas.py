@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _PALE = "#E4E4E4"
 _FONT = 6.5
+_CELLS = 64  # a map at a unit shows at most so many rows and columns
 
 
 @dataclass
@@ -59,8 +60,10 @@ class Canvas:
         columns: list[Column],
         whole: float,
         maps: dict[tuple[int, int], npt.NDArray[np.float64]],
+        links: list[npt.NDArray[np.float64] | None],
     ) -> None:
         self.ax, self.columns, self.whole, self.maps = ax, columns, whole, maps
+        self.links = links
         ax.set_xlim(-0.55, len(columns) - 0.45)
         # Sizes of circles are in points and distances are not: let the layout settle first.
         figure = ax.get_figure(root=True)
@@ -83,7 +86,9 @@ class Canvas:
         self.shares = self.font >= 4.5
         self.font = max(4.5, self.font)
         parts = [abs(v) for c in columns for v in (*c.values, c.rest, c.lost)]
-        self.largest = max(parts, default=0.0) or 1.0
+        # Parts that cancel may exceed every unit.
+        self.strengths = [0.0 if v is None else float(np.abs(v).max(initial=0.0)) for v in links]
+        self.largest = max(*parts, *self.strengths) or 1.0
 
     def ports(self, x: int, unit: int) -> tuple[float, float]:
         """Where links end: at the sides of a map, else at the circle."""
@@ -101,29 +106,27 @@ class Canvas:
         """Area of a circle's frame, in square points, as scatter wants it."""
         return max(self.diameter**2 * abs(float(relevance)) / self.largest, 3.0)
 
-    def draw_links(self, links: list[npt.NDArray[np.float64] | None]) -> None:
+    def draw_links(self) -> None:
         """Draw the joint relevance of each pair of columns."""
-        strengths = [0.0 if joint is None else np.abs(joint).max(initial=0.0) for joint in links]
-        largest = float(max(strengths, default=0.0))
-        if not largest:
-            return
         t = np.linspace(0.0, 1.0, 24)
         ease = t * t * (3.0 - 2.0 * t)  # leaves and arrives horizontally
         drawn = []
-        for x, joint in enumerate(links):
+        for x, joint in enumerate(self.links):
             if joint is None:
                 continue
             for (i, j), value in np.ndenumerate(joint):
-                share = abs(value) / strengths[x] if strengths[x] else 0.0
+                share = abs(value) / self.strengths[x] if self.strengths[x] else 0.0
                 if share >= 0.01:
                     left, right = self.columns[x], self.columns[x + 1]
                     x0 = self.ports(x, left.units[i])[1]
                     x1 = self.ports(x + 1, right.units[j])[0]
                     y0, y1 = left.heights[left.units[i]], right.heights[right.units[j]]
                     line = np.column_stack([x0 + (x1 - x0) * t, y0 + (y1 - y0) * ease])
-                    # Widths compare across the picture; the strongest of each pair stand out.
-                    width = 0.2 + 4.8 * (abs(value) / largest) ** 0.5
+                    # Widths are on the scale of the circles; the strongest of a pair stand out.
+                    width = 0.3 + 0.3 * self.diameter * (abs(value) / self.largest) ** 0.5
                     drawn.append((share, width, to_rgba(colour(value), 0.1 + 0.65 * share), line))
+        if not drawn:
+            return
         drawn.sort(key=lambda link: link[0])  # the strongest on top
         self.ax.add_collection(
             LineCollection(
@@ -178,7 +181,8 @@ class Canvas:
         frame = self.ax.inset_axes(
             (x - width / 2, y - height / 2, width, height), transform=self.ax.transData, zorder=4
         )
-        limit = float(np.abs(array).max()) or 1.0
+        array = _thumbnail(array)
+        limit = float(np.quantile(np.abs(array), 0.995)) or float(np.abs(array).max()) or 1.0
         frame.imshow(
             array, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto"
         )
@@ -200,6 +204,15 @@ class Canvas:
                     edgecolors=NEGATIVE if column.lost < 0 else TEXT, label="absorbed",
                 )  # fmt: skip
             self._text(x, 0.0, "absorbed", column.lost, area**0.5 / 2)
+
+
+def _thumbnail(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Sum blocks of a map that is finer than its frame can show."""
+    step = -(-max(array.shape) // _CELLS)
+    padded = np.pad(array, [(0, -n % step) for n in array.shape])
+    rows, columns = (n // step for n in padded.shape)
+    sums: npt.NDArray[np.float64] = padded.reshape(rows, step, columns, step).sum((1, 3))
+    return sums
 
 
 def label(ax: Axes, columns: list[Column], whole: float, title: str, note: str) -> None:

@@ -116,7 +116,7 @@ def amplified(m: Measure) -> str:
     """Sentence on the rounding of a conditioned measure; empty for others."""
     if m.condition is None:
         return ""
-    return f"Conditioning amplifies rounding {m.amplification:.3g} times."
+    return f"Amplification of rounding: {m.amplification:.3g}."
 
 
 def report_rows(source: Any) -> list[dict[str, Any]]:

@@ -54,7 +54,8 @@ def plot_flow(
         Units to draw of the layers named, instead of the strongest.
     images : mapping of (layer, unit) to array_like, optional
         Maps (H, W) of signed numbers that are shown at their units, such as the heat map of a
-        measure given the unit; each is coloured on its own scale, centred at zero.
+        measure given the unit; each is coloured on its own scale, centred at zero.  Fine maps
+        are shown as sums over blocks.
 
     Returns
     -------
@@ -73,7 +74,9 @@ def plot_flow(
     add up to the share below the layer's name.  The grey square is what the layer, and layers
     skipped between it and the next column to the left, absorb: where no walk bypasses a column,
     a column's share less its square is the share of the column to its left.  Links are exact
-    joint relevances of two units, never products of edges.
+    joint relevances of two units, never products of edges; their widths grow as the diameters of
+    circles do, and the strongest of each pair of columns are the most opaque.  A black ring marks
+    a unit that the measure's condition names.
 
     References
     ----------
@@ -95,15 +98,15 @@ def plot_flow(
     columns = _columns(m, rows, layers, top, units)
     links = _links(m, columns, edges)
     maps = _images(m, columns, images)
-    floor = 0.75 if maps else 1.2
+    floor = 0.65 if maps else 1.2
     _arrange(columns, links, floor)
     if ax is None:
         height = max(len(column.heights) + (column.more > 0) for column in columns)
         step = 0.8 if maps else 0.4
         ax = new_axes(1.1 + 1.25 * max(len(columns), 3), 1.9 + step * max(height, 3))
     label(ax, columns, whole, heading(m, "flow of relevance"), amplified(m))
-    canvas = Canvas(ax, columns, whole, maps)
-    canvas.draw_links(links)
+    canvas = Canvas(ax, columns, whole, maps, links)
+    canvas.draw_links()
     canvas.draw_units(m, _conditioned(m, columns))
     canvas.draw_lost()
     return ax
