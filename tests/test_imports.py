@@ -33,6 +33,8 @@ LEVELS = (
     # answers
     ("answers", "conditioned"),
     ("joint", "between", "algebra"),
+    ("completions",),
+    ("walks", "unit_paths"),
     ("exact",),
     ("prepare",),
     ("stored", "samples"),

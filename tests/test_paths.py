@@ -1,0 +1,180 @@
+"""Strongest walks and unit paths against all walks, enumerated, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from brute import Walks
+from test_brute_force import CASES, build, measure, random_event, walks
+
+import nrm_graph as ng
+from nrm_graph.walks import strongest as strongest_walks
+
+torch.set_num_threads(1)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+PATHS = [pair for pair in CASES if pair[1] in ("epsilon", "epsilon_gamma")]
+
+
+@pytest.fixture(params=PATHS, ids=lambda pair: "-".join(pair))
+def case(request):
+    name, composite = request.param
+    return walks(name, composite), measure(name, composite)
+
+
+def named(w: Walks, number: int) -> tuple[tuple[str, int], ...]:
+    """Layers and units of an enumerated walk."""
+    units = [(name, int(w.at[name][number])) for name in reversed(w.layers)]
+    units = [(name, unit) for name, unit in units if unit >= 0]
+    end = int(w.end_unit[number])
+    return (*units, *([(str(w.end_layer[number]), end)] if end < 0 else []))
+
+
+def same_walks(found, w: Walks, value: np.ndarray, on: np.ndarray, k: int, sign: str) -> None:
+    """Compare the walks found with the best of those in ``on``."""
+    expected = []
+    for s in {"both": (1, -1), "positive": (1,), "negative": (-1,)}[sign]:
+        mine = np.flatnonzero(on & (s * value > 0))
+        expected.append(mine[np.argsort(-s * value[mine], kind="stable")])
+    top = [best[:k] for best in expected]
+    chosen = np.concatenate(top).astype(int)
+    assert len(found) == len(chosen)
+    np.testing.assert_allclose([p.relevance for p in found], value[chosen], rtol=1e-9)
+    rest = [abs(value[best[k]]) for best in expected if len(best) > k]
+    assert found.bound == pytest.approx(max(rest, default=0.0), rel=1e-9)
+    assert found.certified
+    by_name = {named(w, int(n)): value[n] for n in np.flatnonzero(on)}
+    assert len({path.units for path in found}) == len(found)
+    for path in found:  # ties may come in any order, but every walk is what it says
+        assert by_name[path.units] == pytest.approx(path.relevance, rel=1e-9)
+
+
+def to_input(w: Walks) -> np.ndarray:
+    return w.end_unit >= 0
+
+
+@pytest.mark.parametrize("sign", ["both", "positive", "negative"])
+@pytest.mark.parametrize("end", ["input", "any"])
+def test_strongest_walks(case, sign, end):
+    w, m = case
+    on = to_input(w) if end == "input" else np.ones(len(w), bool)
+    for k in (1, 50):
+        same_walks(strongest_walks(m, k, sign, end), w, w.value, on, k, sign)
+
+
+def test_strongest_walks_are_all_walks_where_there_are_fewer(case):
+    w, m = case
+    same_walks(strongest_walks(m, 10**6, end="any"), w, w.value, w.value != 0, 10**6, "both")
+
+
+@pytest.mark.parametrize("end", ["input", "any"])
+def test_strongest_walks_given_an_event(case, end):
+    w, m = case
+    rng = np.random.default_rng(12)
+    tried = 0
+    for _ in range(12):
+        event, on = random_event(rng, w, 2)
+        if not on.any() or abs(w.total(on)) < 1e-2 * np.abs(w.value[on]).sum():
+            continue
+        tried += 1
+        given = m.given(event)
+        value = w.value / w.total(on)
+        among = on & to_input(w) if end == "input" else on
+        same_walks(strongest_walks(given, 20, end=end), w, value, among, 20, "both")
+    assert tried
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "twice", "pooled", "inception"])
+def test_strongest_walks_of_a_contrast(name):
+    net, x = build(name)
+    m = ng.measure(
+        net, x[None], target={0: 1.0, 1: -1.0}, composite="epsilon", dtype="float64",
+        scale="logit",
+    )  # fmt: skip
+    logits = net(x[None])[0].detach()
+    parts = [Walks(net, x, t, "epsilon") for t in (0, 1)]
+    w = parts[0]
+    w.value = np.concatenate(
+        [parts[0].value * float(logits[0]), -parts[1].value * float(logits[1])]
+    )
+    for attribute in ("at", "after"):
+        both = [getattr(part, attribute) for part in parts]
+        setattr(w, attribute, {key: np.concatenate([b[key] for b in both]) for key in both[0]})
+    w.end_layer, w.end_unit = (
+        np.concatenate([getattr(part, a) for part in parts]) for a in ("end_layer", "end_unit")
+    )
+    same_walks(strongest_walks(m, 50, end="any"), w, w.value, w.value != 0, 50, "both")
+
+
+def plain_max_product(w: Walks) -> float:
+    """The best walk to an input if only the largest product of every neuron is carried up."""
+    best = {"x": np.ones(int(np.prod(w.shapes["x"])))}
+    for layer in w.layers[1:]:
+        parts = [(q * best[src]).max(1) for src, q in w.steps[layer].q.items()]
+        best[layer] = np.max(parts, axis=0)
+    return float(best[w.layers[-1]][w.target])
+
+
+def test_plain_max_product_is_a_trap():
+    """A product of two negative steps may be the best, which a largest product alone misses."""
+    wrong = []
+    for name, composite in PATHS:
+        w = walks(name, composite)
+        (best,) = strongest_walks(measure(name, composite), 1, "positive")
+        assert best.relevance == pytest.approx(w.value[to_input(w)].max(), rel=1e-9)
+        wrong.append(plain_max_product(w) < 0.9 * best.relevance)
+    assert any(wrong)
+
+
+def test_deep_networks_neither_under_nor_overflow():
+    """57 layers of q = 1e6 + 1 or -1e6 above 340 of q = 0.1: products of 1e342 and of 1e-340."""
+    layers = []
+    for depth in range(340):
+        layer = torch.nn.Linear(1 if depth == 0 else 10, 10, bias=False)
+        layer.weight.data.fill_(1.0 if depth == 0 else 0.1)
+        layers.append(layer)
+    for depth in range(58):
+        layer = torch.nn.Linear(10 if depth == 0 else 2, 2, bias=False)
+        layer.weight.data[:] = 0.1
+        if depth:
+            layer.weight.data[:] = torch.tensor([1e6 + 1, -1e6])
+        layers.append(layer)
+    net = torch.nn.Sequential(*layers).double()
+    m = ng.measure(
+        net,
+        torch.ones(1, 1, dtype=torch.float64),
+        target=0,
+        composite=ng.composites.epsilon(epsilon=1e-30),
+    )
+    found = strongest_walks(m, 3, "positive")
+    for walk in found:
+        assert len(walk.units) == 399
+        assert walk.relevance == pytest.approx(100 * (1 + 1e-6) ** 57)
+
+
+def test_walks_are_asked_for_in_words():
+    m = measure("mlp", "epsilon")
+    for wrong in (0, -1, True, 2.5, "3"):
+        with pytest.raises(ng.InputError, match="at least 1"):
+            strongest_walks(m, wrong)
+    with pytest.raises(ng.InputError, match="'both', 'positive' or 'negative'"):
+        strongest_walks(m, 1, "up")
+    with pytest.raises(ng.InputError, match="'input' or 'any'"):
+        strongest_walks(m, 1, end="bias")
+    with pytest.raises(ng.InputError, match="more than limit=10"):
+        strongest_walks(m, 1, limit=10)
+
+
+def test_paths_are_a_list_a_text_and_a_table():
+    m = measure("mlp", "epsilon")
+    found = strongest_walks(m, 3, end="any")
+    assert len(found) == len(list(found)) == 6
+    assert found[0].relevance > found[1].relevance > 0 > found[-1].relevance
+    assert "certified" in repr(found)
+    assert "fc3[1] >" in repr(found[0])
+    table = found.to_arrow()
+    assert table.column_names == ["path", "relevance", "step", "layer", "unit"]
+    assert len(table) == sum(len(path.units) for path in found)
+    assert table["relevance"][0].as_py() == found[0].relevance
