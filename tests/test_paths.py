@@ -9,6 +9,7 @@ from brute import Walks
 from test_brute_force import CASES, build, measure, random_event, walks
 
 import nrm_graph as ng
+from nrm_graph.unit_paths import strongest as strongest_units
 from nrm_graph.walks import strongest as strongest_walks
 
 torch.set_num_threads(1)
@@ -178,3 +179,101 @@ def test_paths_are_a_list_a_text_and_a_table():
     assert table.column_names == ["path", "relevance", "step", "layer", "unit"]
     assert len(table) == sum(len(path.units) for path in found)
     assert table["relevance"][0].as_py() == found[0].relevance
+
+
+# Paths of units
+
+
+def enumerated(w: Walks, layers, labels, value, on) -> dict[tuple[int, ...], float]:
+    """R(u1 & ... & um) of all paths of units that a walk takes."""
+    through = on & np.all([w.visits(name) for name in layers], axis=0)
+    units = np.stack([labels[name].ravel()[w.at[name][through]] for name in layers], 1)
+    keys, place = np.unique(units, axis=0, return_inverse=True)
+    sums = np.bincount(place.ravel(), value[through], len(keys))
+    return {tuple(key): total for key, total in zip(keys.tolist(), sums.tolist(), strict=True)}
+
+
+def partitions(w: Walks, rng: np.random.Generator, how: str) -> dict[str, np.ndarray]:
+    labels = {}
+    for name in w.layers:
+        shape, size = w.shapes[name], int(np.prod(w.shapes[name]))
+        if how == "neuron":
+            own = np.arange(size)
+        elif how == "channel":
+            own = np.repeat(np.arange(shape[0]), size // shape[0])
+        else:
+            own = np.unique(rng.integers(0, 3, size), return_inverse=True)[1]
+        labels[name] = own.reshape(shape)
+    return labels
+
+
+def check_units(found, w: Walks, expected: dict[tuple[int, ...], float], k: int, scale: float):
+    """Every relevance is exact, and bound and mass hold for all that is not listed."""
+    listed = {tuple(unit for _, unit in path.units): path.relevance for path in found}
+    assert len(listed) == len(found) <= k
+    close = 1e-10 * scale
+    for units, relevance in listed.items():
+        assert relevance == pytest.approx(expected.get(units, 0.0), abs=close)
+    missed = np.array([abs(r) for units, r in expected.items() if units not in listed])
+    largest, total = missed.max(initial=0.0), missed.sum()
+    assert found.bound >= largest - close, f"bound {found.bound} below {largest}"
+    assert found.mass >= total - close, f"mass {found.mass} below {total}"
+    if found.certified:
+        top = np.sort(np.abs(list(expected.values())))[::-1][:k]
+        values = np.abs([path.relevance for path in found])
+        np.testing.assert_allclose(values, top[: len(values)], rtol=0, atol=close)
+        np.testing.assert_allclose(top[len(values) :], 0, rtol=0, atol=close)
+
+
+def some_layers(w: Walks, rng: np.random.Generator) -> list[str]:
+    for _ in range(100):
+        size = int(rng.integers(1, len(w.layers) + 1))
+        names = [w.layers[i] for i in np.sort(rng.choice(len(w.layers), size, replace=False))[::-1]]
+        if np.all([w.visits(name) for name in names], axis=0).any():
+            return names
+    raise AssertionError
+
+
+@pytest.mark.parametrize("how", ["neuron", "channel", "random"])
+def test_unit_paths(case, how):
+    w, m = case
+    rng = np.random.default_rng(13)
+    for _ in range(3):
+        layers, labels = some_layers(w, rng), partitions(w, rng, how)
+        expected = enumerated(w, layers, labels, w.value, np.ones(len(w), bool))
+        wide = strongest_units(m, 10, rng.permutation(layers).tolist(), beam=10**6, by=labels)
+        check_units(wide, w, expected, 10, w.variation())
+        assert wide.certified
+        assert wide.layers == tuple(layers)
+        rest = sorted(map(abs, expected.values()))[::-1]
+        assert wide.bound == pytest.approx(max(rest[10:], default=0.0), abs=1e-10 * w.variation())
+        for beam in (1, 3, 10):
+            narrow = strongest_units(m, 5, layers, beam=beam, by=labels)
+            check_units(narrow, w, expected, 5, w.variation())
+
+
+def test_unit_paths_given_an_event(case):
+    w, m = case
+    rng = np.random.default_rng(14)
+    for _ in range(10):
+        event, on = random_event(rng, w, 2)
+        if not on.any() or abs(w.total(on)) < 1e-2 * np.abs(w.value[on]).sum():
+            continue
+        given, layers, labels = m.given(event), some_layers(w, rng), partitions(w, rng, "random")
+        value = w.value / w.total(on)
+        scale = w.variation() / abs(w.total(on))
+        expected = enumerated(w, layers, labels, value, on)
+        wide = strongest_units(given, 10, layers, beam=10**6, by=labels)
+        check_units(wide, w, expected, 10, scale)
+        assert wide.certified
+        check_units(strongest_units(given, 5, layers, beam=2, by=labels), w, expected, 5, scale)
+
+
+def test_unit_paths_of_all_cuts_by_default(case):
+    w, m = case
+    to_inputs = to_input(w)
+    layers = [name for name in reversed(w.layers) if w.visits(name)[to_inputs].all()]
+    found = strongest_units(m, 5, beam=10**6)
+    assert found.layers == tuple(layers)
+    labels = partitions(w, np.random.default_rng(0), "neuron")
+    check_units(found, w, enumerated(w, layers, labels, w.value, w.value != 0), 5, w.variation())
