@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrm_graph import slices
+from nrm_graph.operations import MAX_POOL, SAME
 from nrm_graph.propagate import mask_of
 from nrm_graph.routing import carry
-from nrm_graph.states import flow
+from nrm_graph.states import flow, repeated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,9 +96,83 @@ def _weighed(state: State, name: str, reads: dict[str, Any]) -> Tensor:
     op = state.network.layout.weighings[name]
     total = torch.zeros_like(state.values[name])
     for share in flow(state, name).shares:
+        factor = share.factor.abs()
         for term in share.terms:
             worth = reads[op.operands[term.operand]]
             if worth is not None:
                 part = op.maps[term.operand].apply(term.x.abs() * worth, term.weight.abs())
-                total = total + part * share.factor.abs()
+                total = total + part * factor
     return total
+
+
+@torch.no_grad()
+def mass_of_channels(
+    state: State, clause: Clause, worth: Tensor, channels: range, lower: int, upper: int
+) -> Tensor:
+    """Sum |q| over the ways from a layer to single channels of a map: ``(N, *shape)``.
+
+    Parameters
+    ----------
+    state : State
+        Activations of one input.
+    clause : Clause
+        See :func:`mass`.
+    worth : Tensor, (C, H, W) of the lower layer
+        What a way that ends at a neuron counts.
+    channels : range
+        Channels of the lower layer, one for every sample of the result.
+    lower, upper : int
+        Layers.
+    """
+    net, n = state.network, len(channels)
+    number = torch.arange(channels.start, channels.stop, device=worth.device)
+    own = worth[number][:, None]
+    way = None if any(lower < i < upper for i in clause) else _way(state, lower, upper)
+    if way is None:
+        whole = worth.new_zeros(n, *worth.shape)
+        whole[torch.arange(n, device=worth.device), number] = own[:, 0]
+        return mass(repeated(state, n), clause, whole, lower, upper)
+    for name in way[:-1]:
+        _, node = net.order[net.position[name]]
+        if node is not None and node.op in MAX_POOL:
+            index = state.winners[name][0, number].flatten(1)
+            own = own.flatten(2)[:, 0].gather(1, index)
+            own = own.reshape(n, 1, *state.values[name].shape[2:])
+    name = way[-1]
+    kind, total = net.layout.weighings[name].maps[0], None
+    for share in flow(state, name).shares:
+        factor = share.factor.abs()
+        for term in share.terms:
+            x = term.x[0, number][:, None].abs() * own
+            part = slices.apply(kind, x, term.weight.abs(), number)  # type: ignore[arg-type]
+            part = part.mul_(factor.flatten(2))
+            total = part if total is None else total.add_(part)
+    shape = net.layout.topology.layers[upper].shape
+    return worth.new_zeros(n, *shape) if total is None else total.reshape(n, *shape)
+
+
+def _way(state: State, lower: int, upper: int) -> list[str] | None:
+    """Values that lead from a map to a convolution that reads it, if channels stay apart."""
+    net = state.network
+    first, end = net.values[lower], net.values[upper]
+    found = [first]
+    while found[-1] != end:
+        at = found[-1]
+        after = net.order[net.position[at] + 1 : net.position[end] + 1]
+        readers = [(name, node) for name, node in after if at in net.reads(name)]
+        if len(readers) != 1 or not net.layout.batches[at].plain:
+            return None
+        ((name, node),) = readers
+        if name == end:
+            op = net.layout.weighings[end]
+            if len(op.maps) > 1 or not slices.sliceable(op.maps[0]):
+                return None
+        elif node is None or name in net.layout.weighings:
+            return None
+        elif node.op in SAME:
+            if state.values[name].shape != state.values[at].shape:
+                return None
+        elif MAX_POOL.get(node.op) != 2:
+            return None
+        found.append(name)
+    return found if len(found) > 1 else None

@@ -33,7 +33,8 @@ LEVELS = (
     # answers
     ("answers", "conditioned"),
     ("joint", "between", "algebra"),
-    ("completions",),
+    ("completions", "slices", "beam"),
+    ("mass",),
     ("walks", "unit_paths"),
     ("exact",),
     ("prepare",),
