@@ -168,7 +168,7 @@ class Paths(Sequence[Path]):
         known.
     certified : bool
         Whether the list is exactly the top: no path that is not listed is stronger than one that
-        is.
+        is (of walks, than one of its sign).
     """
 
     paths: tuple[Path, ...]
@@ -191,9 +191,11 @@ class Paths(Sequence[Path]):
         lines = [f"{path.relevance:>12.5g}  {path._steps()}" for path in self.paths]
         weakest = min((abs(path.relevance) for path in self.paths), default=0.0)
         rest = "" if self.mass is None else f", the others together {self.mass:.4g}"
+        certified = "certified" if self.certified else "not certified"
+        if self.certified and self.bound > weakest:
+            certified += ", each sign by itself"
         lines.append(
-            f"weakest |R| {weakest:.4g}; any other at most {self.bound:.4g}{rest}: "
-            + ("certified" if self.certified else "not certified")
+            f"weakest |R| {weakest:.4g}; any other at most {self.bound:.4g}{rest}: {certified}"
         )
         return "\n".join(lines)
 

@@ -132,7 +132,7 @@ def mass_of_channels(
         whole = worth.new_zeros(n, *worth.shape)
         whole[torch.arange(n, device=worth.device), number] = own[:, 0]
         return mass(repeated(state, n), clause, whole, lower, upper)
-    for name in way[:-1]:
+    for name in way[1:-1]:
         _, node = net.order[net.position[name]]
         if node is not None and node.op in MAX_POOL:
             index = state.winners[name][0, number].flatten(1)

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 from brute import Walks
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_brute_force import CASES, build, measure, random_event, walks
 
 import nrm_graph as ng
+from nrm_graph import slices
+from nrm_graph.convolution import Convolution
+from nrm_graph.mass import mass
 from nrm_graph.unit_paths import strongest as strongest_units
 from nrm_graph.walks import strongest as strongest_walks
 
@@ -17,6 +22,8 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 PATHS = [pair for pair in CASES if pair[1] in ("epsilon", "epsilon_gamma")]
+# Half of them: one composite each.
+UNITS = [pair for i, pair in enumerate(PATHS) if i >= 18 or i % 4 in (0, 3)]
 
 
 @pytest.fixture(params=PATHS, ids=lambda pair: "-".join(pair))
@@ -235,10 +242,11 @@ def some_layers(w: Walks, rng: np.random.Generator) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["neuron", "channel", "random"])
+@pytest.mark.parametrize("case", UNITS, ids="-".join, indirect=True)
 def test_unit_paths(case, how):
     w, m = case
     rng = np.random.default_rng(13)
-    for _ in range(3):
+    for _ in range(2):
         layers, labels = some_layers(w, rng), partitions(w, rng, how)
         expected = enumerated(w, layers, labels, w.value, np.ones(len(w), bool))
         wide = strongest_units(m, 10, rng.permutation(layers).tolist(), beam=10**6, by=labels)
@@ -252,6 +260,7 @@ def test_unit_paths(case, how):
             check_units(narrow, w, expected, 5, w.variation())
 
 
+@pytest.mark.parametrize("case", UNITS, ids="-".join, indirect=True)
 def test_unit_paths_given_an_event(case):
     w, m = case
     rng = np.random.default_rng(14)
@@ -269,6 +278,7 @@ def test_unit_paths_given_an_event(case):
         check_units(strongest_units(given, 5, layers, beam=2, by=labels), w, expected, 5, scale)
 
 
+@pytest.mark.parametrize("case", UNITS, ids="-".join, indirect=True)
 def test_unit_paths_of_all_cuts_by_default(case):
     w, m = case
     to_inputs = to_input(w)
@@ -277,3 +287,93 @@ def test_unit_paths_of_all_cuts_by_default(case):
     assert found.layers == tuple(layers)
     labels = partitions(w, np.random.default_rng(0), "neuron")
     check_units(found, w, enumerated(w, layers, labels, w.value, w.value != 0), 5, w.variation())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(UNITS), st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12))
+def test_unit_paths_of_any_layers_partitions_and_beams(pair, seed, k, beam):
+    w, m = walks(*pair), measure(*pair)
+    rng = np.random.default_rng(seed)
+    layers = some_layers(w, rng)
+    labels = partitions(w, rng, str(rng.choice(["neuron", "channel", "random"])))
+    expected = enumerated(w, layers, labels, w.value, np.ones(len(w), bool))
+    check_units(strongest_units(m, k, layers, beam, labels), w, expected, k, w.variation())
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "branches", "same", "pooled", "resnet"])
+def test_mass_is_the_sum_of_absolute_walks(name):
+    """Where no step has two products; overlapping pools may read one neuron twice."""
+    w, m = walks(name, "epsilon"), measure(name, "epsilon")
+    top = len(w.layers) - 1
+    ones = torch.ones(1, *w.shapes["x"], dtype=torch.float64)
+    found = mass(m.state, {}, ones, 0, top)[0].ravel()[w.target]
+    total = np.abs(w.value[to_input(w)]).sum()
+    if name in ("pooled", "resnet"):
+        assert total * (1 - 1e-10) <= float(found) < 1.1 * total
+    else:
+        assert float(found) == pytest.approx(total, rel=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_single_channels_of_a_convolution(kernel, padding, dilation, stride):
+    generator = torch.Generator().manual_seed(0)
+    kind = Convolution(stride, padding, dilation, False, (0, 0), 1, ())
+    x = torch.randn(1, 4, 9, 8, generator=generator, dtype=torch.float64)
+    w = torch.randn(5, 4, *kernel, generator=generator, dtype=torch.float64)
+    assert slices.sliceable(kind)
+    channels = torch.tensor([2, 0, 0])
+    one = torch.zeros(3, *x.shape[1:], dtype=torch.float64)
+    one[range(3), channels] = x[0, channels]
+    whole = kind.apply(one, w)
+    found = slices.apply(kind, x[0, channels, None], w, channels)
+    torch.testing.assert_close(found.reshape(whole.shape), whole)
+    if slices.sliceable(kind, down=True):
+        s = torch.zeros_like(whole)
+        s[range(3), channels] = whole[range(3), channels]
+        down = slices.transpose(kind, slices.one(s, channels), w, channels, x)
+        torch.testing.assert_close(down, kind.transpose(s, w, one))
+    assert slices.sliceable(kind, down=True) == (stride == (1, 1))
+
+
+def test_unit_paths_are_asked_for_in_words():
+    m = measure("mlp", "epsilon")
+    for wrong in (0, True, 1.5):
+        with pytest.raises(ng.InputError, match="k must be a whole number"):
+            strongest_units(m, wrong)
+        with pytest.raises(ng.InputError, match="beam must be a whole number"):
+            strongest_units(m, 1, beam=wrong)
+    with pytest.raises(ng.InputError, match="named twice"):
+        strongest_units(m, 1, ["fc1", "fc1"])
+    with pytest.raises(ng.InputError, match="a list of layer names"):
+        strongest_units(m, 1, "fc1")
+    with pytest.raises(ng.EventError, match="no layer 'fc7'"):
+        strongest_units(m, 1, ["fc7"])
+
+
+def test_the_beam_makes_the_answer_certain():
+    """A beam of 1 keeps too little to know; a wide one finds the same or better, and knows it."""
+    m = measure("inception", "epsilon")
+    narrow, wide = (strongest_units(m, 3, beam=beam) for beam in (1, 1000))
+    assert not narrow.certified
+    assert wide.certified
+    assert "not certified" in repr(narrow)
+    assert abs(wide[2].relevance) >= abs(narrow[2].relevance)
+    assert narrow.bound > wide.bound
+
+
+def test_unit_paths_are_no_products_of_grouped_edges():
+    """R(a & b & c) of channels is not R(a, b) R(b, c) / R(b): paths give the first."""
+    m = measure("pooled", "epsilon")
+    labels = partitions(walks("pooled", "epsilon"), np.random.default_rng(0), "channel")
+    found = strongest_units(m, 4, ["conv2", "conv1", "x"], by=labels)
+    sets = {name: [ng.Layer(name)[u] for u in range(2)] for name in ("conv2", "conv1")}
+    for path in found:
+        (_, a), (_, b), _ = path.units
+        event = sets["conv2"][a] & sets["conv1"][b] & ng.Layer("x")[...]
+        assert path.relevance == pytest.approx(m(event), rel=1e-9)
