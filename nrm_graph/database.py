@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, QueryError
@@ -13,10 +14,11 @@ from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
     import pyarrow as pa
+    import torch
     from torch import Tensor
 
     from nrm_graph.exact import Measure
@@ -184,10 +186,12 @@ class Database:
     def measure(
         self,
         key: str | int,
-        target: int | None = None,
+        target: int | Mapping[int, float] | None = None,
         *,
         dtype: str | None = None,
         scale: str = "unit",
+        device: str | torch.device = "cpu",
+        memory: int = 1 << 30,
         input: Tensor | None = None,
     ) -> Measure:
         """Return the exact measure of one input, computed from the stored program.
@@ -196,9 +200,10 @@ class Database:
         ----------
         key : str or int
             Key or input_id.
-        target : int, optional
-            Needed where the key has several targets.
-        dtype, scale
+        target : int, or mapping of int to float, optional
+            Needed where the key has several targets.  Signed weights over outputs, such as
+            ``{3: 1, 5: -1}`` for what speaks for 3 and against 5, need not be stored.
+        dtype, scale, device, memory
             As in :func:`nrm_graph.measure`.
         input : Tensor, optional
             The input itself, with or without a batch axis of 1; needed where the store was made
@@ -218,7 +223,10 @@ class Database:
             If the target's output is not the stored one, beyond the rounding of a forward run.
         """
         found = self._matching(key)
-        if target is not None:
+        weights = target if isinstance(target, Mapping) else None
+        if weights is not None:
+            found = found[:1]  # all targets of a key have one input
+        elif target is not None:
             found = tuple(i for i in found if self._snapshot.entries[i].target == target)
         if len(found) != 1:
             targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
@@ -228,7 +236,16 @@ class Database:
             )
         from nrm_graph.stored import stored_measure
 
-        return stored_measure(self, found[0], dtype, scale, input)
+        return stored_measure(
+            self,
+            found[0],
+            weights,
+            dtype=dtype,
+            scale=scale,
+            device=device,
+            memory=memory,
+            given=input,
+        )
 
     def verify(self, *, sample: int = 3, progress: bool = False) -> Report:
         """Check the store's bytes, form and content; see :func:`nrm_graph.verify.verify`.

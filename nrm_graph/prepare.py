@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nrm_graph import composites, states, units
+from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
 from nrm_graph.program import Program
@@ -62,6 +63,7 @@ def measure(
     dtype: str | None = None,
     device: str | torch.device = "cpu",
     scale: str = "unit",
+    memory: int = MEMORY,
 ) -> Measure:
     """Return the relevance measure of one input, without a store.
 
@@ -83,6 +85,8 @@ def measure(
         Where to compute.
     scale : "unit" or "logit"
         Multiply every relevance by 1 or by the target's logit (the customary LRP scale).
+    memory : int
+        Bytes that events asked together may hold at once.
 
     Raises
     ------
@@ -115,15 +119,30 @@ def measure(
         x, program = _in_eval(model, example), trace(model, example)
     if x.shape[0] != 1:
         raise InputError(f"expected one input, found a batch of {x.shape[0]}")
-    if dtype not in (None, "float32", "float64"):
-        raise InputError(f"dtype must be 'float32' or 'float64', found {dtype!r}")
-    if scale not in ("unit", "logit"):
-        raise InputError(f"scale must be 'unit' or 'logit', found {scale!r}")
+    check_options(dtype, scale, memory)
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     kind = kind if dtype is None else getattr(torch, dtype)
     place = device_of(device)
     net = states.network(program, composites.get(composite), kind, place)
-    return from_network(net, x.detach().to(place, kind).contiguous(), target, resolution, scale)
+    return from_network(
+        net, x.detach().to(place, kind).contiguous(), target, resolution, scale, memory
+    )
+
+
+def check_options(dtype: str | None, scale: str, memory: int) -> None:
+    """Refuse options of a measure that are unknown.
+
+    Raises
+    ------
+    InputError
+        Naming what is expected.
+    """
+    if dtype not in (None, "float32", "float64"):
+        raise InputError(f"dtype must be 'float32' or 'float64', found {dtype!r}")
+    if scale not in ("unit", "logit"):
+        raise InputError(f"scale must be 'unit' or 'logit', found {scale!r}")
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise InputError(f"memory must be a positive number of bytes, found {memory!r}")
 
 
 def device_of(device: str | torch.device) -> torch.device:
@@ -164,6 +183,7 @@ def from_network(
     target: str | int | Mapping[int, float],
     resolution: str | Mapping[str, Any] = "auto",
     scale: str = "unit",
+    memory: int = MEMORY,
 ) -> Measure:
     """Build the measure of one input ``(1, ...)`` from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
@@ -182,4 +202,5 @@ def from_network(
         logit,
         int(state.output.argmax()),
         logit if scale == "logit" else 1.0,
+        memory,
     )

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from nrm_graph import composites, states
+from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError, NrmError, StoreError
-from nrm_graph.prepare import from_network
+from nrm_graph.prepare import check_options, device_of, from_network
 from nrm_graph.program import Program, from_json
 from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
@@ -19,7 +20,7 @@ from nrm_graph.store.schema import content_hash
 from nrm_graph.vetting import PROBLEMS, first_line, vet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
@@ -73,10 +74,10 @@ def _own(db: Database, *, given: bool = False) -> Iterator[None]:
         ) from error
 
 
-def _network(db: Database, kind: torch.dtype) -> Network:
+def _network(db: Database, kind: torch.dtype, device: torch.device) -> Network:
     """Prepare the stored network, and compare its layers with those that the store lists."""
     program = load_program(db)
-    net = states.network(program, composites.from_json(db.meta["composite"]), kind)
+    net = states.network(program, composites.from_json(db.meta["composite"]), kind, device)
     found = net.layout.topology.to_json()
     listed = [{name: row[name] for name in found["layers"][0]} for row in db.meta["layers"]]
     if found["layers"] != listed or found["groups"] != db.meta["groups"]:
@@ -88,7 +89,15 @@ def _network(db: Database, kind: torch.dtype) -> Network:
 
 
 def stored_measure(
-    db: Database, identity: int, dtype: str | None, scale: str, given: torch.Tensor | None = None
+    db: Database,
+    identity: int,
+    target: Mapping[int, float] | None = None,
+    *,
+    dtype: str | None = None,
+    scale: str = "unit",
+    device: str | torch.device = "cpu",
+    memory: int = MEMORY,
+    given: torch.Tensor | None = None,
 ) -> Measure:
     """Measure of a committed input; see :meth:`nrm_graph.database.Database.measure`.
 
@@ -99,20 +108,19 @@ def stored_measure(
     StoreError
         If the store is damaged.
     """
-    if dtype not in (None, "float32", "float64"):
-        raise InputError(f"dtype must be 'float32' or 'float64', found {dtype!r}")
-    if scale not in ("unit", "logit"):
-        raise InputError(f"scale must be 'unit' or 'logit', found {scale!r}")
+    check_options(dtype, scale, memory)
+    place = device_of(device)
     x = _tensor(db, identity, given)
     kind = x.dtype if dtype is None else getattr(torch, dtype)
     cache = db._network or {}
-    if kind not in cache:
+    if (kind, place) not in cache:
         with _own(db):
-            cache[kind] = _network(db, kind)
+            cache[kind, place] = _network(db, kind, place)
         db._network = cache
-    target = db._snapshot.entries[identity].target
-    with _own(db, given=dtype is not None):
-        found = from_network(cache[kind], x.to(kind), target, db.units(), scale)
+    net, x = cache[kind, place], x.to(place, kind)
+    wanted = db._snapshot.entries[identity].target if target is None else target
+    with _own(db, given=dtype is not None or target is not None):
+        found = from_network(net, x, wanted, db.units(), scale, memory)
     _compare(db, identity, found)
     return found
 
@@ -146,11 +154,12 @@ def _compare(db: Database, identity: int, found: Measure) -> None:
         return
     db._compared.add(identity)
     stored = float(db._snapshot.facts(identity)["logit"])
+    entry = db._snapshot.entries[identity]
+    output = float(found.state.output[0, entry.target])
     largest = float(found.state.output.abs().max())
-    if abs(stored - found.logit) > LOGIT_TOLERANCE * largest:
-        key = db._snapshot.entries[identity].key
+    if abs(stored - output) > LOGIT_TOLERANCE * largest:
         warnings.warn(
-            f"input {key!r}: the stored program gives the target's output {found.logit:.6g}, the "
+            f"input {entry.key!r}: the stored program gives the target's output {output:.6g}, the "
             f"store says {stored:.6g}: the stored tables and this measure may not agree",
             UserWarning,
             stacklevel=4,

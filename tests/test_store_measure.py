@@ -161,3 +161,29 @@ def test_a_damaged_tensor_file_is_named(tmp_path):
         pq.write_table(pa.Table.from_pylist(rows, table.schema), file)
     with pytest.raises(ng.StoreError, match="is not the one that was explained"):
         db.measure("k0")
+
+
+def test_contrastive_targets_need_not_be_stored(tmp_path):
+    (row,) = inputs(1)
+    db = ng.extract(network(), [row], tmp_path / "s.nrm", target=[0, 2], **OPTIONS)
+    weights = {0: 1.0, 1: -1.0}
+    found = db.measure("k0", target=weights, dtype="float64")
+    own = ng.measure(network(), row["input"], target=weights, composite="epsilon", dtype="float64")
+    assert found.target is None
+    assert found.logit == pytest.approx(own.logit, abs=1e-6)  # weights of float32, cast
+    A = ng.Layer("0")[:3]
+    assert found(A) == pytest.approx(own(A), abs=1e-5)
+    assert found(A) + found(~A) == pytest.approx(1.0, abs=1e-12)
+    with pytest.raises(ng.InputError, match="out of range"):
+        db.measure("k0", target={7: 1.0})
+
+
+def test_many_events_in_little_memory(tmp_path):
+    db = ng.extract(network(), inputs(1), tmp_path / "s.nrm", **OPTIONS)
+    events = [ng.Layer("0")[i] & ng.Layer("input")[j] for i in range(5) for j in range(4)]
+    whole = db.measure("k0").many(events)
+    np.testing.assert_array_equal(db.measure("k0", memory=1).many(events), whole)
+    with pytest.raises(ng.InputError, match="positive number of bytes"):
+        db.measure("k0", memory=0)
+    with pytest.raises(ng.InputError, match="the device 'nowhere' cannot be used"):
+        db.measure("k0", device="nowhere")
