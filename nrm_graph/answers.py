@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+
+from nrm_graph.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
+    import pyarrow as pa
 
 
 class Conditional(float):
@@ -117,4 +121,99 @@ class Matrix:
             self.values,
             index=pd.Index(self.rows.units, name=self.rows.layer),
             columns=pd.Index(self.columns.units, name=self.columns.layer),
+        )
+
+
+@dataclass(frozen=True)
+class Path:
+    """One path from the output towards the input.
+
+    Attributes
+    ----------
+    units : tuple of (str, int)
+        Layer and unit of every step; of a walk, every neuron (flat index) that it passes, and at
+        the end, where one absorbs it, a pseudo-neuron: -1 bias, -2 stabilizer.
+    relevance : float
+        Of all walks through these units.
+    """
+
+    units: tuple[tuple[str, int], ...]
+    relevance: float
+
+    def __repr__(self) -> str:
+        return f"<{self.relevance:.6g}: {self._steps()}>"
+
+    def _steps(self) -> str:
+        return " > ".join(
+            f"{layer}[{unit}]" if unit >= 0 else f"{layer} {PSEUDO_UNITS[unit]}"
+            for layer, unit in self.units
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Paths(Sequence[Path]):
+    """The strongest paths, as a list, and what those that are not listed can hold.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        Strongest first.
+    layers : tuple of str
+        Layers that every path names, from the output to the input; empty for walks, which differ
+        in the layers that they pass.
+    bound : float
+        No path that is not listed has a larger |relevance|, but for rounding of the pass.
+    mass : float or None
+        The sum of |relevance| over all paths that are not listed is not larger; None if not
+        known.
+    certified : bool
+        Whether the list is exactly the top: no path that is not listed is stronger than one that
+        is (of walks, than one of its sign).
+    """
+
+    paths: tuple[Path, ...]
+    layers: tuple[str, ...]
+    bound: float
+    mass: float | None
+    certified: bool
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Path, ...]: ...
+    def __getitem__(self, index: int | slice) -> Path | tuple[Path, ...]:
+        return self.paths[index]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        lines = [f"{path.relevance:>12.5g}  {path._steps()}" for path in self.paths]
+        weakest = min((abs(path.relevance) for path in self.paths), default=0.0)
+        rest = "" if self.mass is None else f", the others together {self.mass:.4g}"
+        certified = "certified" if self.certified else "not certified"
+        if self.certified and self.bound > weakest:
+            certified += ", each sign by itself"
+        lines.append(
+            f"weakest |R| {weakest:.4g}; any other at most {self.bound:.4g}{rest}: {certified}"
+        )
+        return "\n".join(lines)
+
+    def to_arrow(self) -> pa.Table:
+        """One row per step: path, relevance (of the path), step, layer, unit."""
+        import pyarrow as pa
+
+        rows = [
+            (i, path.relevance, step, layer, unit)
+            for i, path in enumerate(self.paths)
+            for step, (layer, unit) in enumerate(path.units)
+        ]
+        columns = list(zip(*rows, strict=True)) or [()] * 5
+        kinds = (pa.int32(), pa.float64(), pa.int32(), pa.string(), pa.int32())
+        names = ("path", "relevance", "step", "layer", "unit")
+        return pa.table(
+            {
+                name: pa.array(column, kind)
+                for name, column, kind in zip(names, columns, kinds, strict=True)
+            }
         )

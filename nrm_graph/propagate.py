@@ -134,7 +134,7 @@ def relevance_pass(
         if (stop is not None and stop(layer_id, own)) or name not in layout.weighings:
             ended = ended + _total(own)
             continue
-        shares = _shares(state, name, relevance) if weigh is None else weigh(name, relevance)
+        shares = shares_of(state, name, relevance) if weigh is None else weigh(name, relevance)
         for operand, share in shares:
             pending[operand] = pending[operand] + share if operand in pending else share
         if weigh is None and until is None:
@@ -160,7 +160,7 @@ def _total(relevance: Tensor) -> Tensor:
     return relevance.reshape(relevance.shape[0], -1).sum(1)
 
 
-def _shares(state: State, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
+def shares_of(state: State, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Operands of a weighing operation and their shares of its relevance."""
     op = state.network.layout.weighings[name]
     for share in flow(state, name).shares:

@@ -33,6 +33,9 @@ LEVELS = (
     # answers
     ("answers", "conditioned"),
     ("joint", "between", "algebra"),
+    ("completions", "slices", "beam"),
+    ("mass",),
+    ("walks", "unit_paths"),
     ("exact",),
     ("prepare",),
     ("stored", "samples"),

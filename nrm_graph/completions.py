@@ -1,0 +1,145 @@
+"""Steps of walks that satisfy a conjunction, and the best completion from every neuron.
+
+Kernels are signed, so the best completion has a sign: the largest positive product and the most
+negative one are carried up together, because a negative step turns one into the other.  Products
+are kept as logarithms, so that deep networks neither under- nor overflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nrm_graph.between import neuron_blocks
+from nrm_graph.propagate import lowest_pass
+from nrm_graph.states import flow
+from nrm_graph.topology import BIAS, STABILIZER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from nrm_graph.clauses import Clause
+    from nrm_graph.states import State
+
+    Floats = npt.NDArray[np.float64]
+
+POSITIVE, NEGATIVE = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What walks that satisfy a conjunction may do.
+
+    Attributes
+    ----------
+    state : State
+        Activations of one input.
+    clause : Clause
+        The conjunction.
+    ends : bool
+        Whether walks may end in pseudo-neurons.
+    """
+
+    state: State
+    clause: Clause
+    ends: bool
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the network."""
+        return len(self.state.network.values)
+
+    def size(self, layer_id: int) -> int:
+        """Count the neurons of a layer."""
+        return self.state.network.layout.topology.layers[layer_id].n_neurons
+
+    def is_input(self, layer_id: int) -> bool:
+        """Whether walks end at a layer."""
+        return self.state.network.values[layer_id] not in self.state.network.layout.weighings
+
+    def allowed(self, layer_id: int) -> npt.NDArray[np.bool_]:
+        """Neurons that walks may visit, flat."""
+        literal = self.clause.get(layer_id)
+        if literal is None:
+            return np.ones(self.size(layer_id), bool)
+        mask = np.asarray(literal.mask, bool).ravel()
+        return mask if literal.passes else ~mask
+
+    def possible(self, layer_id: int) -> npt.NDArray[np.bool_]:
+        """Neurons that walks of some relevance may visit: silent ones receive none."""
+        allowed, state = self.allowed(layer_id), self.state
+        name = state.network.values[layer_id]
+        if name in state.network.silent:
+            allowed = allowed & (state.samples(name, state.values[name]) > 0).cpu().numpy().ravel()
+        return allowed
+
+    def edges(
+        self, layer_id: int, chosen: npt.NDArray[np.bool_]
+    ) -> Iterator[tuple[int, Any, Any, Floats]]:
+        """Yield source layer, upper ends (ascending), lower ends and q of steps from neurons."""
+        if not chosen.any():
+            return
+        for block in neuron_blocks(self.state, layer_id, chosen):
+            between = range(block.src_layer + 1, layer_id)
+            # A step must not go past a set that the walk has to pass through.
+            if any(self.clause[i].passes for i in between if i in self.clause):
+                continue
+            yield block.src_layer, block.dst, block.src, np.asarray(block.q, np.float64)
+
+    def pseudo(self, layer_id: int) -> list[tuple[int, Floats]]:
+        """Units of pseudo-neurons and what they absorb of every neuron, flat."""
+        state, last = self.state, lowest_pass(self.clause)
+        if not self.ends or (last >= 0 and layer_id > last):
+            return []
+        name = state.network.values[layer_id]
+        kernel, like = flow(state, name), state.values[name]
+        shares = ((BIAS, kernel.bias()), (STABILIZER, kernel.stabilizer()))
+        return [
+            (unit, state.samples(name, share.expand_as(like)).double().cpu().numpy().ravel())
+            for unit, share in shares
+            if share is not None
+        ]
+
+
+def parts(q: Floats) -> tuple[Floats, npt.NDArray[np.int8]]:
+    """Return log2 |q|, and 1 where q is negative."""
+    with np.errstate(divide="ignore"):
+        return np.log2(np.abs(q)), (q < 0).astype(np.int8)
+
+
+def sweep(steps: Steps, bar: Any = None) -> list[Floats]:
+    """Best completion of every neuron: log2 of the largest product of each sign, ``(2, n)``.
+
+    ``-inf`` where no completion has the sign.
+    """
+    found: list[Floats] = []
+    groups = steps.state.network.layout.topology.groups
+    for layer_id in range(steps.layers):
+        best = np.full((2, steps.size(layer_id)), -np.inf)
+        found.append(best)
+        if steps.is_input(layer_id):
+            best[POSITIVE, steps.allowed(layer_id)] = 0.0
+            continue
+        possible = steps.possible(layer_id)
+        for source, dst, src, q in steps.edges(layer_id, possible):
+            if not len(q):
+                continue
+            size, negative = parts(q)
+            first = np.flatnonzero(np.concatenate([[True], dst[1:] != dst[:-1]]))
+            heads = dst[first]
+            for sign in (POSITIVE, NEGATIVE):
+                ahead = size + found[source][negative ^ sign, src]
+                best[sign, heads] = np.maximum(best[sign, heads], np.maximum.reduceat(ahead, first))
+        for _, share in steps.pseudo(layer_id):
+            size, negative = parts(share)
+            for sign in (POSITIVE, NEGATIVE):
+                own = np.where(negative == sign, size, -np.inf)
+                best[sign] = np.maximum(best[sign], own)
+        best[:, ~possible] = -np.inf
+        if bar is not None:
+            bar.update(sum(group.dense_edges for group in groups if group.dst == layer_id))
+    return found
