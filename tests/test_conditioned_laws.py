@@ -24,6 +24,7 @@ from test_properties import (
 )
 
 import nrm_graph as ng
+from nrm_graph import units
 from nrm_graph.answers import Conditional
 
 torch.set_num_threads(1)
@@ -244,6 +245,47 @@ def check_units(data, case: Case) -> None:
     close(found.values, table[np.ix_(rows, columns)] / w.total(on), scale)
 
 
+def check_groups(data, case: Case) -> None:
+    """Tables of groups of neurons, whatever the groups, are sums of the neurons' tables."""
+    _, m, _ = case
+    event, _, c, scale = condition(data, case)
+    labels = {}
+    for info in m.topology.layers:
+        count = data.draw(st.integers(1, info.n_neurons))
+        order = np.random.default_rng(data.draw(st.integers(0, 9))).permutation(info.n_neurons)
+        labels[info.name] = (order % count).reshape(info.shape)
+    partitions = units.resolve(m.topology, labels)
+    state = replace(m.state, means={})  # mean activations are by unit
+    g = replace(m, state=state, partitions=partitions, _cache={}).given(event)
+    flat = [part.labels.ravel() for part in partitions]
+    expected: dict[tuple[int, ...], float] = {}
+    for a, j, b, i, r, _ in zip(
+        *(column.to_pylist() for column in c.tables()[1].columns), strict=True
+    ):
+        key = (a, int(flat[a][j]), b, int(flat[b][i]) if i >= 0 else i)
+        expected[key] = expected.get(key, 0.0) + r
+    found = {}
+    for a, j, b, i, r, q in zip(
+        *(column.to_pylist() for column in g.tables()[1].columns), strict=True
+    ):
+        assert (a, j, b, i) not in found
+        found[a, j, b, i] = r
+        alone = partitions[a].single and (i < 0 or partitions[b].single)
+        assert alone or q is None
+    for key in expected | found:
+        close(found.get(key, 0.0), expected.get(key, 0.0), scale)
+    for info, part, own in zip(m.topology.layers, partitions, flat, strict=True):
+        values = c.marginal(info.name, by="neuron").ravel()
+        sums = np.bincount(own, values, part.n_units)
+        close(g.marginal(info.name), sums, scale)
+        close(g.cut(info.name).total, 1.0, scale)
+    a, b = (m.topology.layers[data.draw(st.integers(0, len(flat) - 1))] for _ in range(2))
+    table = np.zeros([partitions[info.layer_id].n_units for info in (a, b)])
+    whole = c.joint(a.name, b.name).values
+    np.add.at(table, (flat[a.layer_id][:, None], flat[b.layer_id][None, :]), whole)
+    close(g.joint(a.name, b.name).values, table, scale)
+
+
 @functools.lru_cache(maxsize=64)
 def single(program_key, target: int, composite: str, values: bytes, shape) -> ng.Measure:
     x = torch.from_numpy(np.frombuffer(values, np.float64).reshape(shape).copy())
@@ -310,6 +352,7 @@ CHECKS = {
     "products": (check_products, 60),
     "joint": (check_joint, 40),
     "units": (check_units, 40),
+    "groups": (check_groups, 40),
     "single_precision": (check_single_precision, 40),
 }
 

@@ -139,39 +139,46 @@ def test_the_whole_table_has_the_marginals_that_zennit_crp_has(composite):
     """Every walk that reaches conv4_3 came through conv5_3: columns sum to the marginal."""
     m = measure(composite)
     upper, table, _ = by_upper(composite)
-    pairs = [("above", list(range(64))), ("below", strongest(composite, MIDDLE, 32))]
-    rows = m.joint(ng.Layer(UPPER).units(pairs[0][1]), MIDDLE).values
-    columns = m.joint(UPPER, ng.Layer(MIDDLE).units(pairs[1][1])).values
+    middle = strongest(composite, MIDDLE, 32)
+    down = m.joint(ng.Layer(UPPER).units(range(64)), MIDDLE).values
+    up = m.joint(UPPER, ng.Layer(MIDDLE).units(middle)).values
     # Two float32 ways to one number.
-    close(rows[:, pairs[1][1]], columns[:64])
-    close(columns.sum(0), m.marginal(MIDDLE)[pairs[1][1]])
-    close(columns[upper], channels(table[MIDDLE])[:, pairs[1][1]])
+    close(down[:, middle], up[:64])
+    close(up.sum(0), m.marginal(MIDDLE)[middle])
+    close(up[upper], channels(table[MIDDLE])[:, middle])
 
 
 def test_a_joint_of_three_layers(composite):
     m = measure(composite)
-    upper, middle = by_upper(composite)[0][:3], by_middle(composite)[0][:2]
+    upper, middle = by_upper(composite)[0][:2], by_middle(composite)[0][:2]
     pairs = [(k, j) for k in upper for j in middle]
     tables, heat = crp(composite, [{UPPER: [k], MIDDLE: [j]} for k, j in pairs], [LOWER])
-    # All three layers at once: what the rest is relative to.
-    scale = np.abs(channels(tables[LOWER])).max()
+    expected = channels(tables[LOWER])
+    # Relative to the largest entry of all: what the rest of its table is summed beside.
+    scale = np.abs(expected).max()
+
+    def near(found, row, kept=slice(None)):
+        np.testing.assert_allclose(found, expected[row][kept], rtol=0, atol=TOLERANCE * scale)
+
     for row, (k, j) in enumerate(pairs):
-        A, B = ng.Layer(UPPER)[k], ng.Layer(MIDDLE)[j]
-        expected = channels(tables[LOWER][row])
-        c = m.given(A & B)
-        found = c.marginal(LOWER) * c.condition_relevance
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
-        # The same from measures conditioned above and below of what is asked.
-        high, low = m.given(A), m.given(B)
-        found = high.joint(B, LOWER).values[0] * high.condition_relevance
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
-        found = low.joint(A, LOWER).values[0] * low.condition_relevance
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
-        few = np.argsort(-np.abs(expected))[:4]
-        events = [A & B & ng.Layer(LOWER)[int(i)] for i in few]
-        np.testing.assert_allclose(m.many(events), expected[few], rtol=0, atol=TOLERANCE * scale)
+        both = ng.Layer(UPPER)[k] & ng.Layer(MIDDLE)[j]
+        c = m.given(both)
+        near(c.marginal(LOWER) * c.condition_relevance, row)
         picture = c.marginal("input", by="neuron").sum(0) * c.condition_relevance
         close(picture, heat[row])
+        few = np.argsort(-np.abs(expected[row]))[:4]
+        near(m.many([both & ng.Layer(LOWER)[int(i)] for i in few]), row, few)
+    # The same from measures conditioned above and below one of the layers asked for.
+    for k in upper:
+        c = m.given(ng.Layer(UPPER)[k])
+        table = c.joint(ng.Layer(MIDDLE).units(middle), LOWER).values * c.condition_relevance
+        for j, found in zip(middle, table, strict=True):
+            near(found, pairs.index((k, j)))
+    for j in middle:
+        c = m.given(ng.Layer(MIDDLE)[j])
+        table = c.joint(LOWER, ng.Layer(UPPER).units(upper)).values * c.condition_relevance
+        for k, found in zip(upper, table.T, strict=True):
+            near(found, pairs.index((k, j)))
 
 
 def test_heat_maps_of_units(composite):
