@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nrm_graph import arguments
 from nrm_graph.errors import InputError, StoreError
@@ -146,10 +146,10 @@ def paths(args: argparse.Namespace) -> None:
     from nrm_graph import overview
 
     with ng.open(args.store) as db:
-        m: Any = _measure(db, args)
+        m = _measure(db, args)
         if given is not None:
             m = m.given(given)
-        found = m.paths(k=args.k, layers=args.layers, by=args.by)
+        found = m.paths(k=args.k, layers=args.layers, by=args.by, progress=True)
         sure = "certified" if found.certified else "not certified"
         bound = f"a path that is not listed has at most {found.bound:.3g}: {sure}"
         table = overview.paths(found, m, args.by)

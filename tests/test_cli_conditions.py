@@ -7,9 +7,9 @@ import io
 import json
 import re
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 import nrm_graph as ng
@@ -201,66 +201,45 @@ def test_a_hostile_condition(store: Path, capsys: pytest.CaptureFixture[str]) ->
 # Paths
 
 
-@dataclass(frozen=True)
-class Path_:
-    units: tuple[tuple[str, int], ...]
-    relevance: float
-
-
-class Paths(list[Path_]):
-    bound = 0.0123
-    certified = False
-
-
-@pytest.fixture
-def fixed_paths(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Paths that are known, whatever the search does."""
-    asked: list[dict[str, Any]] = []
-
-    def paths(self: ng.Measure, **options: Any) -> Paths:
-        asked.append(options | {"condition": self.condition})
-        steps = (("classifier.1", 9), ("features.6", 15 * 49 + 8), ("features.0", -1))
-        return Paths([Path_(steps, 0.25), Path_(steps[:2], -0.125)])
-
-    monkeypatch.setattr(ng.Measure, "paths", paths, raising=False)
-    return asked
-
-
-def test_paths_in_words(
-    store: Path, fixed_paths: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_paths_in_words(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["paths", str(store), "--input", KEYS[0], "--target", "9"]
-    out, err = run(capsys, *ask, "--layers", "features.6, features.0", "--k", "2")
-    assert out.splitlines() == [
-        "   1   0.25         classifier.1[9] > features.6[15, 1, 1] > features.0 bias",
-        "   2  -0.125        classifier.1[9] > features.6[15, 1, 1]",
-        "a path that is not listed has at most 0.0123: not certified",
-    ]
+    out, err = run(capsys, *ask, "--layers", "features.6, classifier.0", "--k", "2")
+    with ng.open(store) as db:
+        m = db.measure(KEYS[0], target=9)
+        found = m.paths(2, ["features.6", "classifier.0"])
+    *lines, last = out.splitlines()
+    assert found.layers == ("classifier.0", "features.6")
+    for rank, (line, path) in enumerate(zip(lines, found, strict=True), 1):
+        channel, row, column = np.unravel_index(path.units[1][1], (32, 7, 7))
+        assert line.split() == [
+            str(rank),
+            f"{path.relevance:.6g}",
+            *f"classifier.0[{path.units[0][1]}] > features.6[{channel}, {row}, {column}]".split(),
+        ]
+    sure = "certified" if found.certified else "not certified"
+    assert last == f"a path that is not listed has at most {found.bound:.3g}: {sure}"
     assert not [line for line in err.splitlines() if not line.startswith("note: ")]
-    assert fixed_paths[0] == {
-        "k": 2,
-        "layers": ["features.6", "features.0"],
-        "by": "unit",
-        "condition": None,
-    }
 
 
-def test_paths_as_a_table(
-    store: Path,
-    tmp_path: Path,
-    fixed_paths: list[dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    ask = ["paths", str(store), "--input", KEYS[0], "--target", "9", "--by", "neuron"]
+def test_paths_as_a_table(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["paths", str(store), "--input", KEYS[0], "--target", "9", "--by", "neuron", "--k", "3"]
     out, err = run(capsys, *ask, "--format", "json", "--given", EVENT)
-    first, _ = json.loads(out)
-    assert first["rank"] == 1
-    assert first["layers"] == ["classifier.1", "features.6", "features.0"]
-    assert first["units"] == [9, 743, -1]
-    assert "note: a path that is not listed has at most 0.0123: not certified\n" in err
-    assert fixed_paths[0]["condition"] == ng.event_from_json(
-        ng.event_to_json(ng.Layer("features.6")[5] | ng.Layer("features.6")[7])
-    )
+    rows = json.loads(out)
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]  # three of each sign
+    with ng.open(store) as db:
+        m = db.measure(KEYS[0], target=9).given(ng.Layer("features.6")[[5, 7]])
+        for row in rows:
+            sets = [
+                ng.Layer(layer).units([unit])
+                for layer, unit in zip(row["layers"], row["units"], strict=True)
+            ]
+            walk = sets[0]
+            for one in sets[1:]:
+                walk = walk & one
+            # A walk of this network is named by all its neurons: the event is the walk.
+            assert m(walk) == pytest.approx(row["relevance"], rel=1e-3)
+            assert row["units"][2] // 49 in (5, 7)
+    assert "note: a path that is not listed has at most" in err
     file = tmp_path / "p.csv"
     run(capsys, *ask, "--output", str(file))
     assert file.read_text().startswith('"rank","relevance","path","layers","units"\n')
@@ -284,7 +263,6 @@ def test_paths_as_a_table(
         (["--input", KEYS[0], "--layers", "a,,b"], 2, "names with commas"),
     ],
 )
-@pytest.mark.usefixtures("fixed_paths")
 def test_mistakes_of_paths(
     store: Path, argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ LEVELS = (
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
+    ("plots",),
     # the traced network
     ("batching", "operations", "program", "convolution", "window"),
     ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
@@ -44,7 +45,7 @@ LEVELS = (
     ("extraction",),
     # for people
     ("arrays",),
-    ("demo_network", "models", "sources", "plots", "overview"),
+    ("demo_network", "models", "sources", "overview"),
     ("export",),
     ("demo",),
     ("arguments",),
