@@ -39,7 +39,7 @@ LEVELS = (
     ("walks", "unit_paths"),
     ("exact",),
     ("prepare",),
-    ("stored", "samples"),
+    ("stored", "samples", "described"),
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
     ("database", "verify", "conditions"),
     ("extraction",),
