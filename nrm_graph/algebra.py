@@ -19,7 +19,7 @@ from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
     from torch import Tensor
@@ -126,12 +126,18 @@ class Algebra:
                 owners.append(number)
                 coefficients.append(coefficient)
                 clauses.append(clause)
-        known = self._root_relevance if len(clauses) > 2 or "root" in self._cache else None
+        known = self._root_relevance if len(clauses) > 2 else self._known
         found = conditioned.values(self.state, self.start, clauses, known, self.memory)
         total = np.zeros(len(events))
         weights = np.array(coefficients, np.float64)
         np.add.at(total, np.array(owners, np.int64), found * weights)
         return total
+
+    @property
+    def _known(self) -> Callable[[int], Tensor] | None:
+        """Relevance of layers without the condition, if it was computed before."""
+        there = "root" in self._cache or (self.condition is None and "nodes" in self._cache)
+        return self._root_relevance if there else None
 
     def _root_relevance(self, layer_id: int) -> Tensor:
         """Relevance of a layer ``(1, *shape)`` without the condition."""
@@ -183,7 +189,7 @@ class Algebra:
         if not np.isfinite([coefficient for coefficient, _ in shares]).all():
             raise UndefinedConditional(f"R({both!r}) is too small for its inverse: {value:.3g}")
         cache = {"absorbed": absorbed / value}
-        if "root" in self._cache or (self.condition is None and "nodes" in self._cache):
+        if self._known is not None:
             self._root_relevance(0)
             cache["root"] = self._cache["root"]
         found = replace(

@@ -28,7 +28,7 @@ from nrm_graph.states import flow
 from nrm_graph.topology import BIAS, STABILIZER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
     from torch import Tensor
@@ -310,6 +310,8 @@ class Between:
         Layers; the same one twice for its pseudo-edges.
     dst, src : ndarray of bool, (n_neurons,)
         The sets, flat.
+    known : callable
+        See :func:`nrm_graph.conditioned.arrived`.
     """
 
     state: State
@@ -319,13 +321,14 @@ class Between:
     lower: int
     dst: npt.NDArray[np.bool_]
     src: npt.NDArray[np.bool_]
+    known: Callable[[int], Tensor] | None = None
 
     def blocks(self) -> Iterator[Block]:
         """Compute them, chunk by chunk; no chunk is kept."""
         arrivals = []
         for coefficient, clause in self.terms:
-            relevance = arrived(self.state, self.start, clause, self.upper) * coefficient
-            arrivals.append(Arrival(relevance, reach(self.state, clause)))
+            relevance = arrived(self.state, self.start, clause, self.upper, self.known)
+            arrivals.append(Arrival(relevance * coefficient, reach(self.state, clause)))
         if self.upper == self.lower:
             yield pseudo_block(self.state, self.upper, self.dst, arrivals)
             return

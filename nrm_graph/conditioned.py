@@ -55,7 +55,7 @@ def values(
     state: State,
     start: Tensor,
     clauses: Sequence[Clause],
-    arrived: Callable[[int], Tensor] | None = None,
+    known: Callable[[int], Tensor] | None = None,
     memory: int = MEMORY,
 ) -> npt.NDArray[np.float64]:
     """Relevance of conjunctions.
@@ -68,8 +68,8 @@ def values(
         Initial relevance.
     clauses : sequence of Clause
         Conjunctions.
-    arrived : callable, optional
-        Relevance ``(1, *shape)`` of a layer, where it is known already.
+    known : callable, optional
+        Relevance ``(1, *shape)`` of a layer without literals, where it was computed before.
     memory : int
         Bytes that a batch may hold.
     """
@@ -88,8 +88,9 @@ def values(
             }
             n = len(chosen)
             # What passes through the topmost set begins there: nothing else is left.
-            known = arrived(top) if arrived is not None and passes else None
-            begin, at = (start, None) if known is None else (known, top)
+            begin, at = start, None
+            if known is not None and passes:
+                begin, at = known(top), top
             begin = begin.expand(n, *begin.shape[1:])
             outcome = relevance_pass(repeated(state, n), begin, stacked, at=at)
             found[chosen] = outcome.value.double().cpu().numpy()
@@ -97,8 +98,20 @@ def values(
 
 
 @torch.no_grad()
-def arrived(state: State, start: Tensor, clause: Clause, layer_id: int) -> Tensor:
-    """Relevance ``(1, *shape)`` of what arrives at a layer under the literals down to it."""
+def arrived(
+    state: State,
+    start: Tensor,
+    clause: Clause,
+    layer_id: int,
+    known: Callable[[int], Tensor] | None = None,
+) -> Tensor:
+    """Relevance ``(1, *shape)`` of what arrives at a layer under the literals down to it.
+
+    ``known`` gives that of any layer without literals, where it was computed before.
+    """
+    above = {i: literal for i, literal in clause.items() if i >= layer_id}
+    if known is not None and not above:
+        return known(layer_id)
     shape = state.network.layout.topology.layers[layer_id].shape
     found = [start.new_zeros(1, *shape)]
 
@@ -106,7 +119,6 @@ def arrived(state: State, start: Tensor, clause: Clause, layer_id: int) -> Tenso
         if i == layer_id:
             found[0] = r
 
-    above = {i: literal for i, literal in clause.items() if i >= layer_id}
     relevance_pass(state, start, above, until=layer_id, visit=visit)
     return found[0]
 

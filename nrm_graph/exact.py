@@ -125,7 +125,7 @@ class Measure(Algebra):
             raise InputError(f"by takes one resolution or a pair, found {len(pair)}")
         sides = [self._side(s, how) for s, how in zip((rows, columns), pair, strict=True)]
         upper, lower = sorted((group for group, _ in sides), key=lambda g: -g.layer_id)
-        values = joint(self.state, self.start, self.terms, upper, lower, self.memory)
+        values = joint(self.state, self.start, self.terms, upper, lower, self.memory, self._known)
         if upper is not sides[0][0]:
             values = values.T
         kind = self.start.cpu().numpy().dtype
@@ -289,8 +289,16 @@ class Measure(Algebra):
             if not isinstance(chosen, NeuronSet) or self.topology.layer(chosen.layer) != info:
                 raise EventError(f"expected a neuron set of layer {info.name}, found {chosen!r}")
             masks.append(chosen.mask(info.shape, self.partitions[info.layer_id]).ravel())
-        ids = above.layer_id, below.layer_id
-        return Between(self.state, self.start, self.terms, *ids, *masks)
+        return Between(
+            self.state,
+            self.start,
+            self.terms,
+            above.layer_id,
+            below.layer_id,
+            dst=masks[0],
+            src=masks[1],
+            known=self._root_relevance,
+        )
 
     def _pair(self, upper: str, lower: str) -> tuple[LayerInfo, LayerInfo]:
         """Two layers, the first of which reads the second, or is it."""

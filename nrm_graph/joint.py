@@ -24,6 +24,8 @@ from nrm_graph.reach import reach
 from nrm_graph.states import repeated
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
     from torch import Tensor
 
@@ -68,7 +70,13 @@ class Groups:
 
 @torch.no_grad()
 def joint(
-    state: State, start: Tensor, terms: Terms, upper: Groups, lower: Groups, memory: int
+    state: State,
+    start: Tensor,
+    terms: Terms,
+    upper: Groups,
+    lower: Groups,
+    memory: int,
+    known: Callable[[int], Tensor] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Joint relevance of two groups of neurons each, under an event.
 
@@ -84,6 +92,8 @@ def joint(
         Of the layer nearer the output and of the other; they may be of one layer.
     memory : int
         Bytes that a batch of passes may hold.
+    known : callable, optional
+        See :func:`nrm_graph.conditioned.arrived`.
 
     Returns
     -------
@@ -91,7 +101,7 @@ def joint(
     """
     found = np.zeros((upper.count, lower.count))
     for coefficient, clause in terms:
-        above = arrived(state, start, clause, upper.layer_id)
+        above = arrived(state, start, clause, upper.layer_id, known)
         below = {i: literal for i, literal in clause.items() if i <= lower.layer_id}
         ahead = _ahead(state, below, lower.layer_id)
         between = {i: v for i, v in clause.items() if lower.layer_id < i < upper.layer_id}
