@@ -43,23 +43,23 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every candidate in every round, each run once in turn after a warm-up."""
+def interleaved(
+    calls: dict[str, Callable[[], object]], rounds: int, warm: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of every candidate in every round, in turn; ``warm`` runs one more round first."""
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(rounds + 1):
+    for i in range(-int(warm), rounds):
         for name, call in calls.items():
             took = seconds(call)
-            if i or rounds == 1:  # the first round of several warms up
+            if i >= 0:
                 found[name].append(took)
-        if rounds == 1:
-            break
     return found
 
 
 def ratio(found: dict[str, list[float]], mine: str, other: str) -> None:
     ratios = [a / b for a, b in zip(found[mine], found[other], strict=True)]
     middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-    print(f"{mine} / {other}: {middle:.2f} (from {low:.2f} to {high:.2f})", flush=True)
+    print(f"{mine} / {other}: {middle:.2g} (from {low:.2g} to {high:.2g})", flush=True)
 
 
 def main() -> None:
@@ -134,6 +134,7 @@ def main() -> None:
             "64 conditions of zennit-crp": lambda: crp(conditions),
         },
         options.table_rounds,
+        warm=False,  # minutes; and what is long is warm
     )
     ratio(found, "64 rows of a joint table", "64 conditions of zennit-crp")
 
