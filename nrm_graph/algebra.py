@@ -6,6 +6,7 @@ edges are never multiplied, because grouping destroys the Markov property (see t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -113,6 +114,8 @@ class Algebra:
 
     def many(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
         """Relevance of many events, which share the activations and, where alike, passes."""
+        if not isinstance(events, Iterable):
+            raise EventError(f"many takes a list of events, found {events!r}")
         return self._values(events) / self.condition_relevance * self.scale
 
     def _values(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:

@@ -176,8 +176,12 @@ def test_events_too_large_are_refused(m):
 
 @pytest.mark.parametrize("wrong", ["0[1]", None, 3, [A], np.ones(3), L("0")])
 def test_what_is_no_event(m, wrong):
+    with pytest.raises(ng.EventError, match="a list of events"):
+        m.many(A)
     with pytest.raises(ng.EventError, match="expected an event"):
         m(wrong)
+    with pytest.raises(ng.EventError, match="expected an event"):
+        m.many([A, wrong])
     with pytest.raises((ng.EventError, TypeError)):
         m(A, given=3 if wrong is None else wrong)
     for combine in (operator.and_, operator.or_, operator.sub):
