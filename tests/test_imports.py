@@ -33,8 +33,9 @@ LEVELS = (
     # answers
     ("answers", "conditioned"),
     ("joint", "between", "algebra"),
-    ("completions", "slices", "beam"),
-    ("mass",),
+    ("slices", "beam"),
+    ("mass", "maxplus"),
+    ("completions",),
     ("walks", "unit_paths"),
     ("exact",),
     ("prepare",),
