@@ -15,10 +15,12 @@ best path of units, found layer by layer as the maximum over the units of the ne
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nrm_graph import slices
 from nrm_graph.answers import Path, Paths
@@ -78,6 +80,7 @@ def strongest(
     layers: Sequence[str] | None = None,
     beam: int = BEAM,
     by: Any = "unit",
+    progress: bool = False,
 ) -> Paths:
     """Return the k paths of units of largest |joint relevance|.
 
@@ -95,6 +98,8 @@ def strongest(
     by : str or mapping of layer name to str or array
         ``unit`` for the measure's units; or a resolution, or a choice for some of the layers, see
         :func:`nrm_graph.units.partition`.
+    progress : bool
+        Show a bar on a terminal.
 
     Returns
     -------
@@ -113,14 +118,19 @@ def strongest(
     -----
     Two searches.  A narrow one finds k paths; then prefixes whose bound does not reach the weakest
     of these are done with, and the beam takes up the others.  Where the beam holds them all, the
-    answer is certified.
+    answer is certified.  Bounds are tight between neighbouring layers (three to six convolutions
+    of a VGG16 are certified in seconds); where layers are left out between those named, signs that
+    cancel there count in full, and the answer is seldom certified.
+
+    The bound takes every |q| of the kernel; it allows for the rounding of its own sums, not for
+    that of the pass.
     """
     for name, value in (("k", k), ("beam", beam)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} must be a whole number, at least 1, found {value!r}")
     chosen = _layers(measure, layers)
     levels = [Level.of(measure, layer, by) for layer in chosen]
-    search = _Search(measure, levels)
+    search = _Search(measure, levels, not (progress and sys.stderr.isatty()))
     first = search.run(k, min(beam, max(32, 4 * k)), 0.0)
     rounds = [first]
     if first.dropped > first.weakest(k):
@@ -158,7 +168,8 @@ def _layers(measure: Measure, names: Sequence[str] | None) -> list[LayerInfo]:
 class _Search:
     """Layers, conditions and masses of the search, which do not depend on the beam."""
 
-    def __init__(self, measure: Measure, levels: list[Level]) -> None:
+    def __init__(self, measure: Measure, levels: list[Level], hidden: bool) -> None:
+        self.hidden = hidden
         self.measure, self.levels, self.state = measure, levels, measure.state
         self.clauses = [clause for _, clause in measure.terms]
         self.coefficients = [c * measure.scale for c, _ in measure.terms]
@@ -221,7 +232,8 @@ class _Search:
         """Search once; prefixes that cannot exceed ``floor`` are dropped at once."""
         outcome = Outcome({})
         prefixes: list[Prefix] = []
-        for number, level in enumerate(self.levels):
+        bar = tqdm(self.levels, unit=" layers", disable=self.hidden, leave=False)
+        for number, level in enumerate(bar):
             last = number == len(self.levels) - 1
             beam = Beam(outcome, k, width, floor)
             found = self._begin() if number == 0 else self._onward(prefixes, number)
