@@ -44,8 +44,11 @@ if TYPE_CHECKING:
     from nrm_graph.states import State
     from nrm_graph.topology import LayerInfo, Topology
 
-BEAM = 256
-"""Prefixes that are carried on from every layer, by default."""
+BEAM = (256, 4096)
+"""Least and most prefixes that are carried on from every layer by default."""
+
+WORK = 4_000_000_000
+"""Values that one search computes by default, within these limits: prefixes times neurons."""
 
 BATCH = 1 << 27
 """Bytes of one batch of passes: larger ones are no faster, for all is bound by memory."""
@@ -78,7 +81,7 @@ def strongest(
     measure: Measure,
     k: int,
     layers: Sequence[str] | None = None,
-    beam: int = BEAM,
+    beam: int | None = None,
     by: Any = "unit",
     progress: bool = False,
 ) -> Paths:
@@ -93,8 +96,9 @@ def strongest(
     layers : sequence of str, optional
         Layers of which each path names one unit, in any order; by default all that every walk to
         an input passes.
-    beam : int
-        Prefixes that are carried on from every layer.
+    beam : int, optional
+        Prefixes that are carried on from every layer; by default 256 to 4096, the more the
+        smaller the layers are.  A wider one takes longer where it is filled, and certifies more.
     by : str or mapping of layer name to str or array
         ``unit`` for the measure's units; or a resolution, or a choice for some of the layers, see
         :func:`nrm_graph.units.partition`.
@@ -118,17 +122,24 @@ def strongest(
     -----
     Two searches.  A narrow one finds k paths; then prefixes whose bound does not reach the weakest
     of these are done with, and the beam takes up the others.  Where the beam holds them all, the
-    answer is certified.  Bounds are tight between neighbouring layers (three to six convolutions
+    answer is certified.  Of walks, neuron by neuron, :func:`nrm_graph.walks.strongest` always
+    gives the strongest.
+
+    Bounds are tight between neighbouring layers (three to six convolutions
     of a VGG16 are certified in seconds); where layers are left out between those named, signs that
     cancel there count in full, and the answer is seldom certified.
 
     The bound takes every |q| of the kernel; it allows for the rounding of its own sums, not for
     that of the pass.
     """
-    for name, value in (("k", k), ("beam", beam)):
+    for name, value in (("k", k), ("beam", 1 if beam is None else beam)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} must be a whole number, at least 1, found {value!r}")
     chosen = _layers(measure, layers)
+    if beam is None:
+        work = WORK * measure.start.element_size()
+        fits = per_pass(measure.state, work, chosen[-1].layer_id, chosen[0].layer_id)
+        beam = min(max(fits, BEAM[0]), BEAM[1])
     levels = [Level.of(measure, layer, by) for layer in chosen]
     search = _Search(measure, levels, not (progress and sys.stderr.isatty()))
     first = search.run(k, min(beam, max(32, 4 * k)), 0.0)
