@@ -20,6 +20,8 @@ from nrm_graph.events import Edge, Event, Layer, stay
 if TYPE_CHECKING:
     from nrm_graph import composites, rules
     from nrm_graph.database import Database, open
+    from nrm_graph.event_json import from_json as event_from_json
+    from nrm_graph.event_json import to_json as event_to_json
     from nrm_graph.exact import Measure
     from nrm_graph.extraction import extract
     from nrm_graph.prepare import measure
@@ -29,12 +31,14 @@ __version__ = "0.1.0"
 
 # What needs torch is imported at first use: opening a store and SQL do without.
 _LAZY = {
-    "Database": "nrm_graph.database",
-    "extract": "nrm_graph.extraction",
-    "open": "nrm_graph.database",
-    "Measure": "nrm_graph.exact",
-    "measure": "nrm_graph.prepare",
-    "trace": "nrm_graph.tracing",
+    "Database": ("nrm_graph.database", "Database"),
+    "event_from_json": ("nrm_graph.event_json", "from_json"),
+    "event_to_json": ("nrm_graph.event_json", "to_json"),
+    "extract": ("nrm_graph.extraction", "extract"),
+    "open": ("nrm_graph.database", "open"),
+    "Measure": ("nrm_graph.exact", "Measure"),
+    "measure": ("nrm_graph.prepare", "measure"),
+    "trace": ("nrm_graph.tracing", "trace"),
 }
 _MODULES = {"composites", "rules"}
 
@@ -42,7 +46,8 @@ _MODULES = {"composites", "rules"}
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first asked for."""
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        module, attribute = _LAZY[name]
+        return getattr(importlib.import_module(module), attribute)
     if name in _MODULES:
         return importlib.import_module(f"nrm_graph.{name}")
     raise AttributeError(f"module 'nrm_graph' has no attribute {name!r}")
@@ -63,6 +68,8 @@ __all__ = [
     "TraceError",
     "UndefinedConditional",
     "composites",
+    "event_from_json",
+    "event_to_json",
     "extract",
     "measure",
     "open",

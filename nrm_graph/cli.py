@@ -9,16 +9,9 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import arguments
-from nrm_graph.errors import InputError, NrmError, StoreError
-from nrm_graph.export import (
-    TABLE_FORMATS,
-    graph_path,
-    one_line,
-    print_facts,
-    write_graph,
-    write_table,
-)
+from nrm_graph import arguments, commands
+from nrm_graph.errors import NrmError
+from nrm_graph.export import TABLE_FORMATS, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +30,8 @@ expressions, as in Python with NumPy's indexing into a layer's shape:
   classifier.3[1] & features.28[12]    both                A | B   either
   ~features.28[12]                     everything else     A - B   A and not B
   classifier.3[1] -> classifier.0[7]   the direct step     features.28.units([1, 2])
-Names with other characters stand in quotes: "odd name"[3]."""
+Names with other characters stand in quotes: "odd name"[3].
+@FILE reads an event from JSON, as --save-event and ng.event_to_json write it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,10 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"nrm-graph {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, call: Any, text: str, example: str, more: str = "") -> Any:
-        sub = commands.add_parser(
+        sub = subparsers.add_parser(
             name,
             help=text,
             description=text,
@@ -124,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add(
         "demo",
-        _demo,
+        commands.demo,
         "Extract a store of the images that the package ships, and tour it.",
         "nrm-graph demo --store demo.nrm --picture demo.svg",
     )
@@ -133,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
 
     extract = add(
         "extract",
-        _extract,
+        commands.extract,
         "Extract the relevance of inputs into a store, or continue it.",
         "nrm-graph extract torchvision:vgg16@weights.pt photos/ --store relevance.nrm",
         "MODEL is torchvision:NAME (pretrained), torchvision:NAME@weights.pt,\n"
@@ -202,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = add(
         "info",
-        _info,
+        commands.info,
         "Show what a store holds and the names of its layers.",
         "nrm-graph info relevance.nrm",
         "Expressions accept a layer's name and its aliases.\n"
@@ -210,28 +204,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     sql = add(
         "sql",
-        _sql,
+        commands.sql,
         "Run a SQL query over inputs, layers, nodes, edges and flows.",
         'nrm-graph sql relevance.nrm "SELECT key, logit FROM inputs" --format csv',
-        "Exact zeros are not stored: a mean is sum(relevance) / number of inputs, not avg().",
+        "Exact zeros are not stored: a mean is sum(relevance) / number of inputs, not avg().\n"
+        "Tables of conditions: NAME_inputs, NAME_nodes and NAME_edges, see materialize.",
     )
     relevance = add(
         "relevance",
-        _relevance,
+        commands.relevance,
         "Exact relevance of an event for one input.",
         'nrm-graph relevance relevance.nrm --input cat.png "features.28[12] & features.21[3]"',
         EXPRESSIONS,
     )
+    paths = add(
+        "paths",
+        commands.paths,
+        "The strongest walks of one input through given layers, with their exact relevance.",
+        "nrm-graph paths relevance.nrm --input cat.png --layers features.28,features.21 --k 20",
+        "The last line says how strong a path can be that is not listed, and whether the list is\n"
+        "certified to hold the strongest.\n\n" + EXPRESSIONS,
+    )
+    materialize = add(
+        "materialize",
+        commands.materialize,
+        "Store the tables of many inputs, conditioned on an event, for SQL.",
+        'nrm-graph materialize relevance.nrm --name given_b "features.28[12]"\n'
+        '  nrm-graph sql relevance.nrm "SELECT * FROM given_b_nodes"',
+        "Tables NAME_nodes and NAME_edges hold R(node and event) / R(event), NAME_inputs holds\n"
+        "R(event) by input, and why an input is undefined.  The same command again goes on\n"
+        "where it stopped.\n\n" + EXPRESSIONS,
+    )
     subgraph = add(
         "subgraph",
-        _subgraph,
+        commands.subgraph,
         "Write the strongest edges of one input as a graph or picture.",
         "nrm-graph subgraph relevance.nrm --input cat.png --top 100 --output cat.svg",
         "The suffix names the format: .graphml, .json (node-link), .svg or .png.",
     )
     verify = add(
         "verify",
-        _verify,
+        commands.verify,
         "Check a store: checksums, rows, conservation, and a sample computed again.",
         "nrm-graph verify relevance.nrm --sample 10",
         "One line per finding says what is wrong and where.  Notes leave a store sound (exit 0);\n"
@@ -247,154 +260,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--format", choices=TABLE_FORMATS, help="findings as a table")
     verify.add_argument("--output", metavar="FILE", help="write that table here")
-    for sub in (info, sql, relevance, subgraph):
+    for sub in (info, sql, relevance, paths, materialize, subgraph):
         sub.add_argument("store", metavar="STORE")
     sql.add_argument("query", metavar="QUERY")
     relevance.add_argument("expression", metavar="EXPR")
-    relevance.add_argument("--given", metavar="EXPR", help="condition on this event")
-    for sub in (relevance, subgraph):
+    relevance.add_argument("--save-event", metavar="FILE", help="write the event as JSON")
+    paths.add_argument(
+        "--layers",
+        metavar="A,B,...",
+        type=arguments.names,
+        help="layers to pass (those that every walk passes)",
+    )
+    paths.add_argument("--k", type=arguments.positive, default=10, help="number of paths (10)")
+    paths.add_argument(
+        "--by", choices=("neuron", "unit"), default="unit", help="what a step of a path is (unit)"
+    )
+    for sub in (relevance, paths):
+        sub.add_argument("--given", metavar="EXPR", help="condition on this event")
+    materialize.add_argument("event", metavar="EXPR")
+    materialize.add_argument("--name", required=True, help="of the tables: letters, digits and _")
+    materialize.add_argument(
+        "--where", metavar="SQL", help="condition over inputs, such as \"label = 'cat'\" (all)"
+    )
+    materialize.add_argument("--device", default="cpu", help="auto, cpu, cuda, ... (cpu)")
+    materialize.add_argument("--quiet", action="store_true", help="show no progress bar")
+    for sub in (relevance, paths, subgraph):
         sub.add_argument("--input", required=True, metavar="KEY", help="key of the input")
-        sub.add_argument("--target", type=int, metavar="N", help="which of several targets")
-    for sub in (info, sql, relevance):
+        sub.add_argument(
+            "--target",
+            metavar="N",
+            help="which of several targets: its number or class; or weights of outputs, 3=1,5=-1",
+        )
+    for sub in (info, sql, relevance, paths):
         sub.add_argument("--format", choices=TABLE_FORMATS, help="by default that of --output")
         sub.add_argument("--output", metavar="FILE", help="write here, not to standard output")
     subgraph.add_argument("--top", type=arguments.positive, default=200, help="edges to keep (200)")
     subgraph.add_argument("--output", required=True, metavar="FILE")
     return parser
-
-
-def _demo(args: argparse.Namespace) -> None:
-    from nrm_graph import demo
-
-    demo.run(args.store, args.picture)
-
-
-def _extract(args: argparse.Namespace) -> None:
-    from nrm_graph.store.files import local_path
-
-    if os.path.lexists(local_path(args.store)) and not local_path(args.store).is_dir():
-        raise InputError(f"--store {args.store} is a file: expected a store or a new name")
-    names = None if args.classes is None else arguments.lines(args.classes)
-
-    from nrm_graph import models, sources
-
-    model, preprocessing, classes = models.load_model(args.model)
-    inputs = sources.load_inputs(args.inputs, preprocessing)
-
-    import nrm_graph as ng
-
-    with ng.extract(
-        model,
-        inputs,
-        args.store,
-        composite=args.composite,
-        target=args.target,
-        resolution=args.resolution,
-        coverage=args.coverage,
-        top=args.top,
-        mantissa_bits=args.mantissa_bits,
-        batch_size=args.batch_size,
-        device=args.device,
-        progress=not args.quiet,
-        classes=classes if names is None else names,
-        preprocessing=inputs.preprocessing if args.preprocessing is None else args.preprocessing,
-        tensors=args.tensors,
-        on_error=args.on_error,
-    ) as db:
-        ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
-        failures = f", {failed:,} failed" if failed else ""
-        print(f"{args.store} holds {len(db):,} inputs{failures}; next: nrm-graph info {args.store}")
-
-
-SHOWN_FAILURES = 10
-
-
-def _info(args: argparse.Namespace) -> None:
-    import nrm_graph as ng
-    from nrm_graph import overview
-
-    with ng.open(args.store) as db:
-        if args.output is None and args.format in (None, "table"):
-            print_facts(overview.facts(db))
-            print()
-            failures = db.sql("SELECT key, error FROM failures ORDER BY key").fetchall()
-            for key, error in failures[:SHOWN_FAILURES]:
-                print(f"failed: {one_line(f'{key}: {error}')}")
-            if len(failures) > SHOWN_FAILURES:
-                print(f"... {len(failures) - SHOWN_FAILURES:,} more in the table failures")
-            if failures:
-                print()
-        write_table(overview.layers(db), args.format, args.output)
-
-
-def _sql(args: argparse.Namespace) -> None:
-    import nrm_graph as ng
-
-    with ng.open(args.store) as db:
-        write_table(db.sql(args.query).to_arrow_table(), args.format, args.output)
-
-
-def _relevance(args: argparse.Namespace) -> None:
-    from nrm_graph.expressions import parse
-
-    event = parse(args.expression)
-    given = None if args.given is None else parse(args.given)
-
-    import pyarrow as pa
-
-    import nrm_graph as ng
-    from nrm_graph import overview
-
-    with ng.open(args.store) as db:
-        m = db.measure(args.input, target=args.target)
-        value = m(event, given=given)
-        row = {"input": args.input, "target": m.target, "logit": m.logit, "event": repr(event)}
-        if given is not None:
-            row |= {"given": repr(given), "amplification": getattr(value, "amplification", None)}
-        row["relevance"] = float(value)
-        if args.output is None and args.format is None:
-            print_facts(overview.answer(row, m, db.meta["classes"]))
-        else:
-            write_table(pa.Table.from_pylist([row]), args.format, args.output)
-        _notes(m.flags)
-
-
-def _subgraph(args: argparse.Namespace) -> None:
-    path = graph_path(args.output)
-
-    import nrm_graph as ng
-
-    with ng.open(args.store) as db:
-        m = db.measure(args.input, target=args.target)
-        graph = m.subgraph(top=args.top)
-        write_graph(graph, path)
-        _notes(m.flags)
-    print(f"{path}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
-
-
-def _verify(args: argparse.Namespace) -> None:
-    from nrm_graph.verify import verify
-    from nrm_graph.verify.report import counted
-
-    report = verify(args.store, sample=args.sample, progress=True)
-    if args.format or args.output:
-        write_table(report.to_table(), args.format, args.output)
-    else:
-        for finding in report.findings:
-            print("".join(c if c.isprintable() else "?" for c in str(finding)))
-    if args.format is None:
-        print(report)
-    if not report.sound:
-        errors = counted(len(report.errors), "error")
-        raise StoreError(
-            f"{args.store} is damaged ({errors}): copy it again, or remove the shards named and "
-            "extract their inputs anew"
-        )
-
-
-def _notes(flags: Sequence[str]) -> None:
-    for flag in flags:
-        print(f"note: {flag}", file=sys.stderr)
 
 
 if __name__ == "__main__":

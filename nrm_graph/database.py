@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, QueryError
 from nrm_graph.store import settings
+from nrm_graph.store.conditions import read_conditions
 from nrm_graph.store.files import local_path
 from nrm_graph.store.reader import Snapshot, layers_table
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from nrm_graph.events import Event
     from nrm_graph.exact import Measure
+    from nrm_graph.store.conditions import Condition
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
     from nrm_graph.verify.report import Report
@@ -42,7 +45,8 @@ class Database:
     """A snapshot of a store; a context manager.
 
     SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges``, ``failures`` (inputs that
-    failed and were not stored later) and the view ``flows``.
+    failed and were not stored later) and the view ``flows``, and for every condition that was
+    materialized ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``.
 
     Parameters
     ----------
@@ -76,9 +80,14 @@ class Database:
         Raises
         ------
         StoreError
-            If a manifest or its files are damaged.
+            If a manifest, its files or a condition are damaged.
         """
         self._snapshot = Snapshot(self.path)
+        self._refresh_conditions()
+
+    def _refresh_conditions(self) -> None:
+        """See what conditions are committed now; the inputs stay those of the snapshot."""
+        self._conditions: dict[str, Condition] = read_conditions(self.path, self.meta)
         # Relations of before keep their own hold on the old engine.
         self._engine = None
 
@@ -165,7 +174,11 @@ class Database:
         if self._engine is None:
             from nrm_graph.store.sql import Engine
 
-            self._engine = Engine(self._snapshot, layers_table(self.meta["layers"]))
+            self._engine = Engine(
+                self._snapshot,
+                layers_table(self.meta["layers"]),
+                {name: condition.snapshot for name, condition in self._conditions.items()},
+            )
         return self._engine.query(query, params, ids, tables)
 
     def _matching(self, choice: str | int) -> tuple[int, ...]:
@@ -246,6 +259,81 @@ class Database:
             memory=memory,
             given=input,
         )
+
+    def materialize(
+        self,
+        event: Event,
+        *,
+        name: str,
+        where: str | None = None,
+        inputs: Sequence[str | int] | None = None,
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+    ) -> None:
+        """Store the tables of many inputs, conditioned on an event, for SQL.
+
+        They become ``<name>_nodes`` and ``<name>_edges``, with the columns of ``nodes`` and
+        ``edges``, where a relevance is R(node and event) / R(event); and ``<name>_inputs``, with
+        ``input_id``, ``relevance`` (R(event)), ``amplification``, ``absorbed``, ``status``
+        (``defined`` or ``undefined``) and ``reason``.  Inputs of which R(event) is below
+        rounding are undefined: they have no nodes and edges, and ``reason`` says why.
+
+        The same call again goes on where the last one stopped, and adds inputs that were
+        extracted since; several processes may do so at once.
+
+        Parameters
+        ----------
+        event : Event
+            The condition.
+        name : str
+            At most 60 ASCII letters, digits and underscores, a letter first; unlike the names
+            of other conditions, letter case ignored.
+        where : str, optional
+            SQL condition over ``inputs`` that chooses the inputs; all by default.  Part of the
+            condition, as the event is.
+        inputs : sequence of key or input_id, optional
+            Compute only these of the chosen inputs in this call.
+        device : str or torch.device
+            As in :func:`nrm_graph.measure`.
+        progress : bool
+            Show a bar where standard error is a terminal.
+
+        Raises
+        ------
+        InputError
+            If the name cannot be used, an input is not there, or the store keeps no tensors.
+        EventError
+            If the event does not fit the network.
+        QueryError
+            If ``where`` is not one SQL condition over ``inputs``.
+        StoreError
+            If the name has another event or ``where``, or the store is damaged.
+
+        Notes
+        -----
+        Units, pruning and rounding are those of the store: a pair of layers that it prunes is
+        pruned by the same coverage and number of edges, of the conditioned relevance, and the
+        rest stands in rows of the pseudo-unit -3.
+        """
+        from nrm_graph.conditions import materialize
+
+        try:
+            materialize(self, event, name, where, inputs, device, progress)
+        finally:
+            self._refresh_conditions()
+
+    def conditions(self) -> pa.Table:
+        """Conditions that were materialized, one row each.
+
+        Returns
+        -------
+        pyarrow.Table
+            Columns ``name``, ``event``, ``where``, ``inputs`` (their number), ``undefined`` (of
+            how many R(event) is below rounding) and ``mean_relevance`` (of R(event)).
+        """
+        from nrm_graph.conditions import summary
+
+        return summary(self)
 
     def verify(self, *, sample: int = 3, progress: bool = False) -> Report:
         """Check the store's bytes, form and content; see :func:`nrm_graph.verify.verify`.

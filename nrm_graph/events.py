@@ -239,7 +239,12 @@ class Combined(NeuronSet):
         return mask
 
     def __repr__(self) -> str:
-        return f"({self.left!r} {self.operator} {self.right!r})"
+        rights, node = [], self.left
+        rights.append(f" {self.operator} {self.right!r})")
+        while isinstance(node, Combined):
+            rights.append(f" {node.operator} {node.right!r})")
+            node = node.left
+        return "(" * len(rights) + repr(node) + "".join(reversed(rights))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import conditioned
+from nrm_graph import conditioned, unit_paths, walks
 from nrm_graph.algebra import Algebra
 from nrm_graph.answers import Cut, Matrix, Side
 from nrm_graph.between import Between, neuron_batches, neuron_table
@@ -20,9 +20,13 @@ from nrm_graph.pruning import check
 from nrm_graph.units import partition
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import networkx as nx
     import numpy.typing as npt
+    from matplotlib.axes import Axes
 
+    from nrm_graph.answers import Paths
     from nrm_graph.topology import LayerInfo
     from nrm_graph.units import Partition
 
@@ -305,3 +309,57 @@ class Measure(Algebra):
 
         nodes, edges = self.tables()
         return subgraph(self.topology, nodes, edges, top, self.scale, partitions=self.partitions)
+
+    def paths(
+        self,
+        k: int = 10,
+        layers: Sequence[str] | None = None,
+        by: Any = "unit",
+        *,
+        sign: str = "both",
+        end: str = "input",
+        beam: int = unit_paths.BEAM,
+        progress: bool = False,
+    ) -> Paths:
+        """Return the strongest walks, or the strongest paths of units, with what others may hold.
+
+        Parameters
+        ----------
+        k : int
+            Number of paths; of walks, of each sign.
+        layers : sequence of str, optional
+            Layers of which each path names one unit; by default all that every walk passes.
+        by : str, array_like or mapping
+            Resolution of the units, see :func:`nrm_graph.unit_paths.strongest`.  With
+            ``by="neuron"`` and no ``layers``, or where every unit is a neuron, paths are walks:
+            the exact k best ones (:func:`nrm_graph.walks.strongest`).
+        sign, end : str
+            Of walks: "both", "positive" or "negative"; "input", or "any" to let walks that a bias
+            or stabilizer absorbs compete.
+        beam : int
+            Of paths of units: prefixes carried on from every layer.
+        progress : bool
+            Show a bar on a terminal.
+
+        Returns
+        -------
+        Paths
+            A sequence of ``Path(units, relevance)`` with ``bound``, ``mass`` and ``certified``.
+            Every relevance is that of the event; grouped edges are never multiplied.
+        """
+        neurons = isinstance(by, str) and by == "neuron"
+        single = isinstance(by, str) and by == "unit" and all(p.single for p in self.partitions)
+        if layers is None and (neurons or single):
+            return walks.strongest(self, k, sign, end, progress=progress)
+        if sign != "both" or end != "input":
+            raise InputError("sign and end go with walks: by='neuron', without layers")
+        return unit_paths.strongest(self, k, layers, beam, by)
+
+    def heatmap(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw the relevance of the input; see :func:`nrm_graph.plots.plot_heatmap`.
+
+        ``m.given(unit).heatmap(image=...)`` is a unit's own heat map.
+        """
+        from nrm_graph.plots import plot_heatmap
+
+        return plot_heatmap(self, ax, **options)

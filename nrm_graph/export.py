@@ -175,6 +175,21 @@ def write_table(
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
+def write_json(value: Any, path: str | os.PathLike[str]) -> None:
+    """Write a value as JSON.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    """
+    path = _in_folder(Path(path))
+    try:
+        path.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def one_line(text: str) -> str:
     """Return text on one line, without characters that would steer a terminal."""
     return "".join(

@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import composites, pruning, states, units
+from nrm_graph import composites, described, pruning, states, units
 from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
 from nrm_graph.edges import edge_tables
@@ -26,7 +25,7 @@ from nrm_graph.prepare import device_of, output_weights
 from nrm_graph.samples import Sample, class_index, items, label_text, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
-from nrm_graph.store.schema import Record, content_hash
+from nrm_graph.store.schema import Record
 from nrm_graph.store.writer import Writer
 from nrm_graph.tracing import trace
 
@@ -131,7 +130,7 @@ def extract(
     auto = not isinstance(resolution, str) or resolution == "auto"
     made = plan(net, parts, pruning.limits(topology, parts, limit, auto))
     refuse_too_large(made)
-    settings, own = _settings(net, made, program.hash(), classes)
+    settings, own = described.settings(net, made, program.hash(), classes)
     settings |= {
         "coverage": limit.coverage,
         "top": top,
@@ -142,7 +141,7 @@ def extract(
     store_settings.create(folder, settings, program.to_json(), weights, own)
     shown = progress and sys.stderr.isatty()
     if shown:
-        print(describe(made), file=sys.stderr)
+        print(described.sizes(made), file=sys.stderr)
     bar = tqdm(
         total=len(inputs) if isinstance(inputs, Sized) else None,
         unit=" inputs",
@@ -270,54 +269,6 @@ def _failed(writer: Writer, name: str, item: Any, error: Exception, on_error: st
 def _chain(early: list[tuple[str, Any]], rest: Iterator[tuple[str, Any]]) -> Iterator[Any]:
     yield from early
     yield from rest
-
-
-def _settings(
-    net: Network, made: Plan, program_hash: str, classes: Sequence[str] | None
-) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
-    described = net.layout.topology.to_json()
-    layers, parts = net.layout.topology.layers, made.partitions
-    for row, part in zip(described["layers"], parts, strict=True):
-        row |= {"resolution": part.resolution, "n_units": part.n_units}
-        if part.resolution == "custom":
-            row["units"] = content_hash(part.labels)
-    own = {
-        layer.name: part.labels
-        for layer, part in zip(layers, parts, strict=True)
-        if part.resolution == "custom"
-    }
-    packages = ("nrm-graph", "torch", "pyarrow", "duckdb", "numpy")
-    return {
-        "program_hash": program_hash,
-        "composite": net.composite.to_json(),
-        "layers": described["layers"],
-        "groups": described["groups"],
-        "pruned": [[*key, limit.coverage, limit.top] for key, limit in made.limits.items()],
-        "classes": None if classes is None else list(classes),
-        "versions": {name: version(name) for name in packages},
-    }, own
-
-
-BYTES_PER_EDGE = {False: 4.0, True: 8.5}
-"""Of grouped edges (VGG16 channels: 3.6) and of edges between neurons, which carry q (8.3)."""
-
-
-def describe(made: Plan) -> str:
-    """Say what will be stored: resolutions, and an upper bound of edges and bytes."""
-    counts: dict[str, int] = {}
-    for part in made.partitions:
-        counts[part.resolution] = counts.get(part.resolution, 0) + 1
-    edges, size = 0, 0.0
-    for group in made.network.layout.topology.groups:
-        number = pruning.table_size(group, made.partitions)
-        single = made.partitions[group.dst].single and made.partitions[group.src].single
-        edges, size = edges + number, size + number * BYTES_PER_EDGE[single]
-    chosen = ", ".join(f"{name} for {n} layers" for name, n in counts.items())
-    pruned = f"; {len(made.limits)} pairs of layers pruned" if made.limits else ""
-    return (
-        f"resolution: {chosen}{pruned}; at most {edges:,} edges and about {size / 1e6:,.1f} MB "
-        "an input"
-    )
 
 
 CPU_NEURONS = 1 << 20

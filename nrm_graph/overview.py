@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from nrm_graph.store.schema import LAYERS, TABLES
+from nrm_graph.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
+
+
+_PLAIN = re.compile(r"[\w@]+(\.[\w@]+)*")
 
 
 def facts(db: Database) -> dict[str, str]:
@@ -74,6 +81,65 @@ def answer(row: Mapping[str, Any], m: Measure, classes: Sequence[str] | None) ->
     return shown
 
 
+def conditions(db: Database) -> list[str]:
+    """Return the conditions of a store in words, one each."""
+    return [
+        f"{row['name']}: {_short(row['event'])}"
+        f"{'' if row['where'] is None else ' where ' + _short(row['where'])}, "
+        f"{row['inputs']:,} inputs, {row['undefined']:,} undefined"
+        for row in db.conditions().to_pylist()
+    ]
+
+
+def paths(found: Sequence[Any], m: Measure, by: str) -> pa.Table:
+    """Return paths as a table.
+
+    Columns: rank, relevance, path (its units as expressions, from the output to the input),
+    layers and units.
+    """
+    rows = [
+        {
+            "rank": rank,
+            "relevance": float(path.relevance),
+            "path": " > ".join(unit_text(m, layer, unit, by) for layer, unit in path.units),
+            "layers": [layer for layer, _ in path.units],
+            "units": [int(unit) for _, unit in path.units],
+        }
+        for rank, path in enumerate(found, 1)
+    ]
+    return pa.Table.from_pylist(rows, _PATHS)
+
+
+_PATHS = pa.schema(
+    [
+        ("rank", pa.int32()),
+        ("relevance", pa.float64()),
+        ("path", pa.string()),
+        ("layers", pa.list_(pa.string())),
+        ("units", pa.list_(pa.int32())),
+    ]
+)
+
+
+def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
+    """Return a unit as an expression, such as ``features.28[12]``; a pseudo-unit as its name."""
+    if unit < 0:
+        return f"{name} {PSEUDO_UNITS[unit]}"
+    layer = m.topology.layer(name)
+    part = m.partitions[layer.layer_id]
+    quoted = name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    if by == "neuron" or part.single:
+        place = [str(int(i)) for i in np.unravel_index(unit, layer.shape)]
+        return f"{quoted}[{', '.join(place) or '()'}]"
+    if part.resolution == "channel":
+        return f"{quoted}[{unit}]"
+    return f"{quoted}.units([{unit}])"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _composite(meta: Mapping[str, Any]) -> str:
     composite, kinds = meta["composite"], {row["kind"] for row in meta["layers"]}
     try:
@@ -125,7 +191,11 @@ def _sizes(db: Database, edges: int) -> dict[str, str]:
     found["size of tensors"] = _bytes(size["tensors"]) if held else "0 (inputs left out)"
     program = sum(info["size"] for info in db.meta["files"].values())
     found["size of network"] = _bytes(program)
-    found["size in all"] = _bytes(sum(size.values()) + program)
+    apart = [c.snapshot.manifests.values() for c in db._conditions.values()]
+    further = sum(f.size for ms in apart for m in ms for f in m.files.values())
+    if apart:
+        found["size of conditions"] = _bytes(further)
+    found["size in all"] = _bytes(sum(size.values()) + program + further)
     if edges:
         found["bytes per edge"] = f"{size['edges'] / edges:.2f}"
     return found

@@ -33,7 +33,7 @@ class Outcome:
     """Value of a conjunction per sample, ``(N,)``, and the size of what was summed.
 
     ``magnitude`` bounds what rounding is relative to: the largest sum of |R| that any literal
-    of the conjunction selected from.
+    of the conjunction selected from, and, where the last one avoids, of the ends summed.
     """
 
     value: Tensor
@@ -89,7 +89,9 @@ def relevance_pass(
     clause = {i: literal for i, literal in (clause or {}).items() if i <= at}
     lowest = min(clause, default=-1)
     last = lowest_pass(clause)
-    ended = start.new_zeros(n)
+    ended = spread = start.new_zeros(n)
+    # Where the last literal avoids, the value is summed over the ends of walks.
+    only_ends = bool(clause) and last != lowest
     magnitude, value = _total(start.abs()), None
     first = True
     useful = None if until is None else net.readers(until)
@@ -113,7 +115,7 @@ def relevance_pass(
                     return Outcome(value, magnitude)
             if literal.passes:
                 pending.clear()
-                ended = torch.zeros_like(ended)
+                ended = spread = torch.zeros_like(ended)
                 relevance = chosen
             else:
                 relevance = relevance * ~mask
@@ -133,6 +135,7 @@ def relevance_pass(
         # At inputs, walks end.
         if (stop is not None and stop(layer_id, own)) or name not in layout.weighings:
             ended = ended + _total(own)
+            spread = spread + _total(own.abs()) if only_ends else spread
             continue
         shares = shares_of(state, name, relevance) if weigh is None else weigh(name, relevance)
         for operand, share in shares:
@@ -140,9 +143,10 @@ def relevance_pass(
         if weigh is None and until is None:
             for kind, part in _lost(state, name, relevance):
                 ended = ended + _total(part)
+                spread = spread + _total(part.abs()) if only_ends else spread
                 if absorb is not None and (last < 0 or layer_id <= last):
                     absorb(layer_id, kind, part)
-    return Outcome(ended if value is None else value, magnitude)
+    return Outcome(ended if value is None else value, torch.maximum(magnitude, spread))
 
 
 def lowest_pass(clause: Clause) -> int:

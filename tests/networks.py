@@ -1,4 +1,4 @@
-"""Small networks that keep their batch in unusual places, and ones that are awkward to trace."""
+"""Small networks that keep their batch in unusual places, route constants in, or cut values up."""
 
 from __future__ import annotations
 
@@ -96,6 +96,51 @@ class BatchInside(nn.Module):
         return self.head(y[1:].t())
 
 
+class Padded(nn.Module):
+    """Constants padded in, overlapping max-pools, and a pool that may choose the padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 2, 2), nn.Conv2d(2, 2, 2)
+        self.head = nn.Linear(18, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.pad(F.relu(self.conv1(x)), (1, 0, 1, 1), value=0.6), 2, 1)
+        y = F.max_pool2d(self.conv2(x), 2, 1)
+        return self.head(torch.cat([x[:, :, :3, :3].flatten(1), y.flatten(1)], 1)[:, 4:22])
+
+
+class Token(nn.Module):
+    """A class token that sums, a dense layer and a slice read; the answer is the token's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 3))
+        self.up, self.mix = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.down, self.head = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, x):  # (n, 3, 3)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        y = F.relu(self.up(x)).transpose(1, 2)
+        x = x + self.down(F.relu(self.mix(y)).transpose(1, 2))
+        return self.head(x[:, 0])
+
+
+class Splits(nn.Module):
+    """Chunks, one of them read twice and one not at all, joined in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 9), nn.Linear(3, 3), nn.Linear(5, 4)
+        self.head = nn.Linear(10, 3)
+
+    def forward(self, x):
+        one, two, _ = self.a(x).relu().chunk(3, 1)
+        y = two + self.b(one)
+        left, right = torch.split(torch.cat([y, x], 1), [2, 5], 1)
+        return self.head(torch.cat([self.c(right).relu(), one, left, y[:, 1:2]], 1))
+
+
 UNUSUAL = {
     "windows": (Windows, (2, 4, 4)),
     "sequence_first": (SequenceFirst, (3, 4)),
@@ -104,10 +149,13 @@ UNUSUAL = {
     "batch_inside": (BatchInside, (4,)),
 }
 
+ROUTED = {"padded": (Padded, (1, 5, 5)), "token": (Token, (3, 3)), "splits": (Splits, (4,))}
+"""Constants that are routed in, and values in parts; the batch in front."""
+
 
 def unusual(name: str) -> tuple[nn.Module, torch.Tensor]:
     """A seeded float64 network and a batch of three inputs."""
-    made, shape = UNUSUAL[name]
+    made, shape = (UNUSUAL | ROUTED)[name]
     torch.manual_seed(3)
     net = made().double().eval()
     for module in net.modules():

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-COMMANDS = ("demo", "extract", "info", "sql", "relevance", "subgraph")
+COMMANDS = (
+    *("demo", "extract", "info", "sql", "relevance", "paths", "materialize", "subgraph", "verify"),
+)
 
 
 # Arguments
@@ -261,7 +263,8 @@ def test_relevance_in_words(store: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main([*ask, "--given", "features.6[5]"]) == 0
     assert "amplification" in capsys.readouterr().out
     assert cli.main([*ask, "--format", "csv"]) == 0
-    assert capsys.readouterr().out.startswith('"input","target","logit","event","relevance"\n')
+    header = '"input","target","logit","event","relevance","absorbed"\n'
+    assert capsys.readouterr().out.startswith(header)
 
 
 # As a process

@@ -84,6 +84,18 @@ ORDER: Mapping[str, tuple[str, ...]] = {
     "edges": ("dst_layer", "src_layer", "dst_unit", "src_unit"),
 }
 
+VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "failures")
+"""Tables that SQL sees in every store."""
+
+CONDITION_FACTS: Mapping[str, str] = {
+    "relevance": "float",
+    "amplification": "float",
+    "absorbed": "float",
+    "status": "string",
+    "reason": "string",
+}
+"""Metadata of the shards of a condition, with their types."""
+
 ROWS_PER_GROUP = 1 << 20
 GROUPS_PER_FILE = 200
 

@@ -182,7 +182,8 @@ class OpenShard:
             self._writers[table] = pq.ParquetWriter(
                 self._files[table], data.schema, **parquet_options(table)
             )
-        self._writers[table].write_table(data, row_group_size=ROWS_PER_GROUP)
+        if len(data):  # else Arrow writes a row group without rows
+            self._writers[table].write_table(data, row_group_size=ROWS_PER_GROUP)
         self._rows[table] += len(data)
 
     def add(

@@ -13,7 +13,7 @@ import duckdb
 from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.store.metadata import SQL_TYPES
 from nrm_graph.store.relation import Relation, interruptible
-from nrm_graph.store.schema import INPUTS, SCHEMAS
+from nrm_graph.store.schema import CONDITION_FACTS, INPUTS, SCHEMAS, VIEWS
 from nrm_graph.store.statement import check_statement
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.reader import Part, Snapshot
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "failures")
+_IDS = [("input_id", "BIGINT")]
 
 FLOWS = """
 SELECT e.input_id, i.key, i.label, d.name AS dst, e.dst_unit, s.name AS src, e.src_unit,
@@ -48,6 +48,9 @@ class Engine:
         What is committed.
     layers : pyarrow.Table
         The table ``layers``.
+    conditions : mapping of name to Snapshot, optional
+        Shards of conditions, whose tables are ``<name>_inputs``, ``<name>_nodes`` and
+        ``<name>_edges``.
 
     Raises
     ------
@@ -55,14 +58,25 @@ class Engine:
         If DuckDB cannot be set up.
     """
 
-    def __init__(self, snapshot: Snapshot, layers: pa.Table) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        layers: pa.Table,
+        conditions: Mapping[str, Snapshot] | None = None,
+    ) -> None:
         self._snapshot = snapshot
+        self._conditions = {
+            f"{name.lower()}_{table}": (found, table)
+            for name, found in (conditions or {}).items()
+            for table in ("inputs", "nodes", "edges")
+        }
         self._con = duckdb.connect()
         # Unique: DuckDB makes it when it spills and removes it at the end.
         spill = Path(tempfile.gettempdir()) / f"nrm_graph_{secrets.token_hex(8)}"
         allowed = [
-            str(snapshot.path(name, table).absolute())
-            for name, manifest in snapshot.manifests.items()
+            str(held.path(name, table).absolute())
+            for held in (snapshot, *(conditions or {}).values())
+            for name, manifest in held.manifests.items()
             for table in manifest.files
             if table != "tensors"
         ]
@@ -120,16 +134,16 @@ class Engine:
         InputError
             If a further table cannot bear its name.
         """
-        further = dict(tables or {})
+        further, own = dict(tables or {}), {*VIEWS, *self._conditions}
         for name in further:
             plain = isinstance(name, str) and _IDENTIFIER.match(name)
-            if not plain or name.lower() in VIEWS or name.startswith("__"):
+            if not plain or name.lower() in own or name.startswith("__"):
                 raise InputError(f"{name!r} cannot name a table: use a new, plain identifier")
-        used = check_statement(sql, {*VIEWS, *(name.lower() for name in further)})
+        used = check_statement(sql, {*own, *(name.lower() for name in further)})
         con = self._con.cursor()
         for name, data in further.items():
             con.register(name, data)
-        needed = used & {"inputs", "nodes", "edges"} | (
+        needed = used & {"inputs", "nodes", "edges", *self._conditions} | (
             {"inputs", "edges"} if "flows" in used else set()
         )
 
@@ -146,9 +160,15 @@ class Engine:
         return Relation(con, relation)
 
     def _source(self, table: str, ids: Collection[int] | None) -> str:
-        parts = self._snapshot.parts(table, ids)
+        snapshot = self._snapshot
+        if table in self._conditions:
+            snapshot, table = self._conditions[table]
+            ids = None if ids is None else [i for i in ids if i in snapshot.entries]
+        parts = snapshot.parts(table, ids)
         if table == "inputs":
-            return self._inputs(parts)
+            if snapshot is self._snapshot:
+                return self._inputs(snapshot, parts)
+            return self._facts(snapshot, parts)
         if not parts:
             return _empty(table)
         columns = ", ".join(SCHEMAS[table].names)
@@ -156,9 +176,17 @@ class Engine:
             f"SELECT {columns} FROM {_files(part.paths)}{_where(part)}" for part in parts
         )
 
-    def _inputs(self, parts: Sequence[Part]) -> str:
+    def _facts(self, snapshot: Snapshot, parts: Sequence[Part]) -> str:
+        """Query of ``<name>_inputs``: what is known of the inputs of a condition."""
+        kinds = [(name, SQL_TYPES[kind]) for name, kind in CONDITION_FACTS.items()]
+        if not parts:
+            return f"SELECT {', '.join(f'NULL::{k} AS {n}' for n, k in _IDS + kinds)} WHERE false"
+        columns = ", ".join(f"CAST({name} AS {kind}) AS {name}" for name, kind in kinds)
+        return f"SELECT input_id, {columns} FROM ({self._inputs(snapshot, parts)})"
+
+    def _inputs(self, snapshot: Snapshot, parts: Sequence[Part]) -> str:
         """Query of ``inputs``: metadata of all shards, of one type each."""
-        fields = self._snapshot.fields
+        fields = snapshot.fields
         if not parts:
             extra = [f"NULL::{SQL_TYPES[k]} AS {_name(n)}" for n, k in fields.types.items()]
             return _empty("inputs", extra)
@@ -167,7 +195,7 @@ class Engine:
         for part in parts:
             for path in part.paths:
                 shard = Path(path).name.split(".")[0]
-                alike = tuple(sorted(self._snapshot.manifests[shard].metadata.items()))
+                alike = tuple(sorted(snapshot.manifests[shard].metadata.items()))
                 groups.setdefault(alike, []).append((path, part.ids))
         queries = []
         for alike, found in groups.items():

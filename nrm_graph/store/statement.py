@@ -46,6 +46,7 @@ _CLOSED = {
     *("json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"),
 }
 _TOO_LONG = 1_000_000
+_CHOOSE = "SELECT input_id FROM inputs WHERE {}"
 
 
 @functools.cache
@@ -98,6 +99,50 @@ def check_statement(sql: str, tables: Collection[str]) -> set[str]:
         If the text is not exactly one such query, names another table or file, or calls a
         function that does more than compute.
     """
+    statement = _statement(sql)
+    used: set[str] = set()
+    try:
+        node = statement.get("node")
+        if not isinstance(node, dict) or node.get("type") not in _QUERIES:
+            raise QueryError("only SELECT, set operations and CTEs are allowed")
+        _walk(node, frozenset(), frozenset(tables), used)
+    except RecursionError:
+        raise QueryError("the query is nested too deeply") from None
+    return used
+
+
+def chosen_inputs(where: str) -> str:
+    """Query of the ``input_id`` of the inputs that a SQL condition chooses.
+
+    It is still to be checked like any other: the condition may hold subqueries.
+
+    Parameters
+    ----------
+    where : str
+        One expression over the columns of ``inputs``.
+
+    Raises
+    ------
+    QueryError
+        If it is anything else, such as one that closes the parenthesis that it is put in.
+    """
+    if not isinstance(where, str):
+        raise QueryError(f"expected a SQL condition as text, found {type(where).__name__}")
+    # As the argument of a function: text that closes the parenthesis, or holds no expression or
+    # several, gives another tree than one argument does.
+    trees = [_statement(_CHOOSE.format(f"abs(\n{text}\n)")) for text in (where, "true")]
+    calls = [tree["node"].get("where_clause") or {} for tree in trees]
+    given = [call.pop("arguments", call.pop("children", ())) for call in calls]  # DuckDB 2.0, 1.5
+    for call in calls:
+        call.pop("query_location_length", None)
+    if trees[0] != trees[1] or len(given[0]) != 1:
+        shown = where if len(where) <= 100 else f"{where[:97]}..."
+        raise QueryError(f"expected where to be one SQL condition over inputs, found {shown!r}")
+    return _CHOOSE.format(f"(\n{where}\n)")
+
+
+def _statement(sql: str) -> dict[str, Any]:
+    """Parse a text that holds one statement; nothing of it is run."""
     if len(sql) > _TOO_LONG:
         raise QueryError(f"the query has {len(sql)} characters, at most {_TOO_LONG} are allowed")
     try:
@@ -114,15 +159,8 @@ def check_statement(sql: str, tables: Collection[str]) -> set[str]:
     statements = tree.get("statements") or []
     if len(statements) != 1:
         raise QueryError(f"expected one statement, found {len(statements)}")
-    used: set[str] = set()
-    try:
-        node = statements[0].get("node")
-        if not isinstance(node, dict) or node.get("type") not in _QUERIES:
-            raise QueryError("only SELECT, set operations and CTEs are allowed")
-        _walk(node, frozenset(), frozenset(tables), used)
-    except RecursionError:
-        raise QueryError("the query is nested too deeply") from None
-    return used
+    statement: dict[str, Any] = statements[0]
+    return statement
 
 
 def _walk(node: Any, ctes: frozenset[str], tables: frozenset[str], used: set[str]) -> None:

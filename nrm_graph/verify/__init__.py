@@ -16,7 +16,8 @@ from tqdm import tqdm
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.files import local_path
 from nrm_graph.verify import conservation
-from nrm_graph.verify.files import check_file, check_identities, check_settings, read_shards
+from nrm_graph.verify.conditions import check_condition, check_conditions
+from nrm_graph.verify.files import check_identities, check_settings, read_shards
 from nrm_graph.verify.report import Finding, Findings, Report
 from nrm_graph.verify.tables import Facts, Rows, check_tables
 
@@ -55,7 +56,8 @@ def verify(
     Notes
     -----
     Memory is bounded by the rows of one input.  Conservation holds up to rounding: an error of
-    less than about ``100 eps`` of a layer's total variation is seen by checksums alone.
+    less than about ``100 eps`` of the total variation of a layer, or of one above it, is seen by
+    checksums alone; in tables of a condition, times its amplification.
     """
     if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
         raise InputError(f"sample must be a number of inputs, found {sample!r}")
@@ -69,7 +71,8 @@ def verify(
     manifests = read_shards(path, found)
     check_identities(manifests, found)
     facts = Facts(meta)
-    pairs = {entry.input_id for m in manifests for entry in m.inputs}
+    entries = {entry.input_id: entry for m in manifests for entry in m.inputs}
+    held = check_conditions(path, meta, entries, found)
 
     def content(nodes: Rows, edges: Rows, where: dict[str, Any]) -> None:
         try:
@@ -80,22 +83,15 @@ def verify(
             found.error(f"not checked: {units} units do not fit in memory", **where)
 
     hidden = None if progress and sys.stderr.isatty() else True
-    with tqdm(total=sum(len(m.inputs) for m in manifests), unit=" inputs", disable=hidden) as bar:
+    total = sum(len(m.inputs) for one in (manifests, *(c.manifests for c in held)) for m in one)
+    with tqdm(total=total, unit=" inputs", disable=hidden) as bar:
         for manifest in manifests:
-            for info in manifest.files.values():
-                check_file(
-                    path / "shards" / info.name,
-                    info.size,
-                    info.sha256,
-                    found,
-                    shard=manifest.name,
-                    file=info.name,
-                )
-            if manifest.files:
-                check_tables(path / "shards", manifest, facts, found, content, bar.update)
+            check_tables(path / "shards", manifest, facts, found, content, bar.update)
+        for condition in held:
+            check_condition(condition, meta, bar.update)
     recomputed = 0
-    if sample and pairs:
+    if sample and entries:
         from nrm_graph.verify.recompute import recompute
 
         recomputed = recompute(path, sample, found, hidden)
-    return Report(path, found.sorted(), len(manifests), len(pairs), recomputed)
+    return Report(path, found.sorted(), len(manifests), len(entries), recomputed, len(held))

@@ -26,9 +26,15 @@ inside a channel does not show in the table's total variation; 3.5 for the condi
 one neuron.  100 is ten times the worst."""
 
 
-def check(facts: Facts, nodes: Rows, edges: Rows) -> Iterator[tuple[int | None, str]]:
-    """Everything that must sum to something else: (layer, problem), at most one per kind."""
-    sums = _Sums(facts, nodes, edges)
+def check(
+    facts: Facts, nodes: Rows, edges: Rows, amplification: float = 1.0
+) -> Iterator[tuple[int | None, str]]:
+    """Everything that must sum to something else: (layer, problem), at most one per kind.
+
+    The tables of a condition obey the same laws, for its walks step and end as all do; rounding
+    is amplified there.
+    """
+    sums = _Sums(facts, nodes, edges, max(1.0, amplification) * ROUNDINGS * EPS)
     yield from sums.units()
     yield from sums.pseudo_units()
     yield from sums.corners()
@@ -39,8 +45,9 @@ def check(facts: Facts, nodes: Rows, edges: Rows) -> Iterator[tuple[int | None, 
 class _Sums:
     """Totals by unit and by pair of layers, in float64."""
 
-    def __init__(self, facts: Facts, nodes: Rows, edges: Rows) -> None:
+    def __init__(self, facts: Facts, nodes: Rows, edges: Rows, eps: float) -> None:
         self.facts, self.nodes, self.edges = facts, nodes, edges
+        self.eps = eps
         self.layers = len(facts.units)
         self.total = int(facts.first[-1])
         bits = facts.bits
@@ -76,6 +83,14 @@ class _Sums:
             return None
         return at, float(actual[at]), float(expected[at]), float(limit[at])
 
+    @staticmethod
+    def _carried(sizes: Any) -> Any:
+        """By layer, the largest of its own size and those above it, whose rounding it inherits.
+
+        Of the output this is at least 1: a channel that cancels has no small rounding of its own.
+        """
+        return np.maximum.accumulate(sizes[::-1])[::-1]
+
     def units(self) -> Iterator[tuple[int | None, str]]:
         """Edges out of a unit, and edges into it, sum to its relevance."""
         facts = self.facts
@@ -97,12 +112,12 @@ class _Sums:
             sizes = self._by(place, self.total, np.abs(values))
             axis = 1 if side == "out of" else 0
             size = self.size if axis else self.size * (1 - np.eye(self.layers))
-            scale = np.maximum(self.variation, size.sum(axis))
+            scale = self._carried(np.maximum(self.variation, size.sum(axis)))
             for i in range(self.layers):
                 part = slice(facts.first[i], facts.first[i + 1])
                 if skip[i]:
                     continue
-                limit = ROUNDINGS * EPS * scale[i] + self.rounding * sizes[part]
+                limit = self.eps * scale[i] + self.rounding * sizes[part]
                 worst = self._worst(sums[part], self.node[part], limit)
                 if worst:
                     at, found, expected, allowed = worst
@@ -123,8 +138,8 @@ class _Sums:
         place = self.dst[chosen] * width - unit[chosen]
         sums = self._by(place, self.layers * width, self.relevance[chosen])
         sizes = self._by(place, self.layers * width, np.abs(self.relevance[chosen]))
-        scale = np.repeat(np.maximum(self.variation, self.size.sum(1)), width)
-        limit = ROUNDINGS * EPS * scale + self.rounding * sizes
+        scale = self._carried(np.maximum(self.variation, self.size.sum(1))).repeat(width)
+        limit = self.eps * scale + self.rounding * sizes
         worst = self._worst(sums, held, limit)
         if worst:
             at, found, expected, allowed = worst
@@ -146,7 +161,7 @@ class _Sums:
             for chosen in (upper & lower, lower & ~upper, upper & ~lower)
         )
         size = self._by(self.pair, count, np.abs(self.relevance))
-        limit = (ROUNDINGS * EPS + self.rounding) * size
+        limit = (self.eps + self.rounding) * size
         for name, sums in (("out of", rows), ("into", columns)):
             worst = self._worst(sums * self.facts.pruned.ravel(), -corner, limit)
             if worst:
@@ -172,7 +187,7 @@ class _Sums:
         top = self.layers - 1
         output = float(self.node[self.facts.first[top] :].sum())
         scale = float(self.variation[top])
-        if abs(output - 1) > ROUNDINGS * EPS * scale:
+        if abs(output - 1) > self.eps * scale:
             yield top, f"the relevance of the output sums to {output:.9g}: expected 1"
         layer = np.arange(self.layers)
         for k in range(top - 1, -1, -1):
@@ -183,7 +198,7 @@ class _Sums:
             size = float(self.size[crossing].sum())
             # What rounding did above is carried down: walks neither appear nor vanish.
             scale = max(scale, size)
-            limit = ROUNDINGS * EPS * scale + self.rounding * size
+            limit = self.eps * scale + self.rounding * size
             if abs(total - 1) > limit:
                 yield (
                     k,
@@ -203,7 +218,7 @@ class _Sums:
         place, q = place[chosen], q[chosen]
         sums, sizes = self._by(place, self.total, q), self._by(place, self.total, np.abs(q))
         complete = (self._by(place, self.total, None) == whole) & (whole > 0)
-        limit = (ROUNDINGS * EPS + self.rounding) * np.maximum(sizes, 1)
+        limit = (self.eps + self.rounding) * np.maximum(sizes, 1)
         worst = self._worst(np.where(complete, sums, 1), np.ones(self.total), limit)
         if worst:
             layer = int(np.searchsorted(self.facts.first, worst[0], side="right")) - 1
@@ -214,7 +229,7 @@ class _Sums:
             )
         expected = q * self.node[place]
         scale = np.maximum(self.variation, self.size.sum(1))[self.dst[chosen]]
-        limit = ROUNDINGS * EPS * scale + 2.5 * self.rounding * np.abs(expected)
+        limit = self.eps * scale + 2.5 * self.rounding * np.abs(expected)
         worst = self._worst(self.relevance[chosen], expected, limit)
         if worst:
             row = int(np.flatnonzero(chosen)[worst[0]])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrm_graph.errors import StoreError
-from nrm_graph.store import settings
+from nrm_graph.store import conditions, settings
 from nrm_graph.store.files import file_size, parse_object, read_limited, seal, sha256_of
 from nrm_graph.store.manifest import MAX_MANIFEST_BYTES, decode, is_name
 from nrm_graph.store.schema import content_hash
@@ -29,7 +29,7 @@ def check_settings(path: Path, found: Findings) -> dict[str, Any] | None:
     except StoreError as error:
         found.error(str(error), file="store.json")
         return None
-    _check_seal(path / "store.json", settings.MAX_SETTINGS_BYTES, found, file="store.json")
+    check_seal(path / "store.json", settings.MAX_SETTINGS_BYTES, found, file="store.json")
     for name, info in meta["files"].items():
         check_file(path / name, info["size"], info["sha256"], found, file=name)
     _check_units(path, meta, found)
@@ -38,10 +38,10 @@ def check_settings(path: Path, found: Findings) -> dict[str, Any] | None:
             "expected pruned to list [dst, src, coverage, top] of groups", file="store.json"
         )
         meta.pop("pruned")
-    known = {"store.json", "shards", *meta["files"]}
+    known = {"store.json", "shards", conditions.FOLDER, *meta["files"]}
     for other in sorted(path.iterdir()):
         if other.name not in known:
-            _left_over(other, found)
+            left_over(other, found)
     return meta
 
 
@@ -75,7 +75,7 @@ def check_file(path: Path, size: int, sha256: str, found: Findings, **where: Any
     return digest == sha256
 
 
-def _check_seal(path: Path, limit: int, found: Findings, **where: Any) -> None:
+def check_seal(path: Path, limit: int, found: Findings, **where: Any) -> None:
     """Check what a JSON file says about its own content."""
     raw = parse_object(read_limited(path, limit), path.name)
     said = raw.pop("seal", None)
@@ -128,7 +128,7 @@ def read_shards(path: Path, found: Findings) -> list[Manifest]:
             continue
         try:
             manifests[name] = decode(name, read_limited(file, MAX_MANIFEST_BYTES))
-            _check_seal(file, MAX_MANIFEST_BYTES, found, shard=name, file=file.name)
+            check_seal(file, MAX_MANIFEST_BYTES, found, shard=name, file=file.name)
         except StoreError as error:
             # A shard that another one replaced may be deleted at any moment.
             if file.exists() or file.is_symlink():
@@ -144,11 +144,11 @@ def read_shards(path: Path, found: Findings) -> list[Manifest]:
     named |= {info.name for m in manifests.values() for info in m.files.values()}
     for file in files:
         if file.name not in named and file.suffix != ".json":
-            _left_over(file, found)
+            left_over(file, found)
     return [m for name, m in manifests.items() if name not in replaced]
 
 
-def _left_over(path: Path, found: Findings) -> None:
+def left_over(path: Path, found: Findings) -> None:
     """Note a file that is no part of the store."""
     try:
         old = time.time() - path.lstat().st_mtime

@@ -10,15 +10,19 @@ from tqdm import tqdm
 
 from nrm_graph import units
 from nrm_graph.database import Database
-from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.errors import InputError, NrmError, StoreError, UndefinedConditional
 from nrm_graph.plan import plan
+from nrm_graph.store.conditions import FOLDER
 from nrm_graph.sums import mean_activations
 from nrm_graph.topology import BIAS, STABILIZER
+from nrm_graph.verify.report import Within
+from nrm_graph.vetting import PROBLEMS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nrm_graph.exact import Measure
+    from nrm_graph.store.conditions import Condition
     from nrm_graph.topology import Topology
     from nrm_graph.verify.report import Findings
 
@@ -51,7 +55,52 @@ def recompute(path: Path, sample: int, found: Findings, hidden: bool | None) -> 
             shard = db._snapshot.shard_of[identity]
             where = {"shard": shard, "key": entry.key, "target": entry.target}
             done += _one(db, identity, found, where)
+        for condition in db._conditions.values():
+            _one_condition(db, condition, sample, found, hidden)
     return done
+
+
+def _one_condition(
+    db: Database, condition: Condition, sample: int, found: Findings, hidden: bool | None
+) -> None:
+    """Compare a sample of a condition's inputs, spread over all of them."""
+    snapshot = condition.snapshot
+    inside = Within(found, f"{FOLDER}/{condition.name.lower()}/shards")
+    ids = sorted(set(snapshot.entries) & set(db._snapshot.entries))
+    places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False).astype(int)
+    for place in tqdm(places, unit=f" of {condition.name}", disable=hidden):
+        identity = ids[place]
+        entry = snapshot.entries[identity]
+        where = {"shard": snapshot.shard_of[identity], "key": entry.key, "target": entry.target}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # told where the store's own tables are compared
+                m = db.measure(identity)
+            facts = snapshot.facts(identity)
+            nodes = snapshot.rows(identity, "nodes")
+        except (NrmError, *PROBLEMS) as error:
+            inside.error(f"cannot be recomputed: {error}", **where)
+            continue
+        before, rounding = facts["relevance"], facts.get("amplification")
+        try:
+            after = float(m(condition.event))
+            given = m.given(condition.event)
+        except UndefinedConditional:
+            given = None
+        except (NrmError, MemoryError, *PROBLEMS) as error:
+            inside.error(f"cannot be recomputed: {error}", **where)
+            continue
+        limit = TOLERANCE * (rounding or 0.0) * abs(before or 0.0)
+        if limit and abs(before - after) > limit:
+            inside.error(f"recomputed, R(event) is {after:.9g}, stored is {before:.9g}", **where)
+            continue
+        if (given is None) == (facts["status"] == "defined"):
+            now = "undefined" if given is None else "defined"
+            inside.note(f"recomputed, it is {now}: near the limit of rounding", **where)
+        if given is None or rounding is None:
+            continue
+        columns = {name: nodes[name].to_numpy() for name in nodes.column_names}
+        _compare_nodes(given, columns, inside, where, max(1.0, rounding))
 
 
 def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) -> bool:
@@ -110,7 +159,11 @@ def _compare_prediction(m: Measure, predicted: int, found: Findings, where: dict
 
 
 def _compare_nodes(
-    m: Measure, stored: dict[str, Any], found: Findings, where: dict[str, Any]
+    m: Measure,
+    stored: dict[str, Any],
+    found: Findings,
+    where: dict[str, Any],
+    rounding: float = 1.0,
 ) -> None:
     """Compare nodes layer by layer: sums over channels must agree, single units may flip."""
     usual = units.automatic(m.topology)
@@ -122,7 +175,7 @@ def _compare_nodes(
         again = np.bincount(labels, values, minlength=part.n_units)
         row = lost[layer.name]
         scale = np.abs(values).sum() + abs(row["bias"]) + abs(row["stabilizer"])
-        limit = TOLERANCE * scale
+        limit = TOLERANCE * scale * rounding
         mine = stored["layer_id"] == layer.layer_id
         unit, relevance = stored["unit"][mine], stored["relevance"][mine].astype(np.float64)
         held = np.zeros(part.n_units)

@@ -72,7 +72,7 @@ class Report:
         The store.
     findings : tuple of Finding
         Errors first.
-    shards, inputs, recomputed : int
+    shards, inputs, recomputed, conditions : int
         How many were checked; ``recomputed`` inputs were computed again from the stored program.
     """
 
@@ -81,6 +81,7 @@ class Report:
     shards: int = 0
     inputs: int = 0
     recomputed: int = 0
+    conditions: int = 0
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -100,9 +101,10 @@ class Report:
     def __str__(self) -> str:
         state = "sound" if self.sound else f"DAMAGED, {counted(len(self.errors), 'error')}"
         notes = f", {counted(len(self.notes), 'note')}" if self.notes else ""
+        conditions = f", {counted(self.conditions, 'condition')}" if self.conditions else ""
         return (
-            f"{self.path}: {counted(self.inputs, 'input')} in {counted(self.shards, 'shard')}, "
-            f"{self.recomputed:,} recomputed: {state}{notes}"
+            f"{self.path}: {counted(self.inputs, 'input')} in {counted(self.shards, 'shard')}"
+            f"{conditions}, {self.recomputed:,} recomputed: {state}{notes}"
         )
 
     def to_table(self) -> pa.Table:
@@ -130,3 +132,22 @@ class Findings:
     def sorted(self) -> tuple[Finding, ...]:
         """Errors first, else in the order of their discovery."""
         return tuple(sorted(self.found, key=lambda f: f.severity != ERROR))
+
+
+class Within(Findings):
+    """Findings of a folder inside the store: their files are named from the store's folder."""
+
+    def __init__(self, found: Findings, folder: str) -> None:
+        self._found, self._folder = found, folder
+
+    def error(self, problem: str, **where: Any) -> None:
+        """See :meth:`Findings.error`."""
+        self._found.error(problem, **self._placed(where))
+
+    def note(self, problem: str, **where: Any) -> None:
+        """See :meth:`Findings.note`."""
+        self._found.note(problem, **self._placed(where))
+
+    def _placed(self, where: dict[str, Any]) -> dict[str, Any]:
+        file = where.get("file") or where.get("shard")
+        return where | {"file": self._folder if file is None else f"{self._folder}/{file}"}

@@ -22,6 +22,7 @@ from nrm_graph.store.schema import (
     content_hash,
 )
 from nrm_graph.topology import BIAS, PRUNED, REMAINDER
+from nrm_graph.verify.files import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,9 +39,10 @@ BROKEN = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, ValueError)
 
 @dataclass(frozen=True)
 class Facts:
-    """What ``store.json`` says about layers."""
+    """What ``store.json`` says about layers, and whether the tables are those of a condition."""
 
     meta: Mapping[str, Any]
+    conditioned: bool = False
 
     def name(self, layer_id: int) -> str:
         """Name of a layer, or its number where there is none."""
@@ -103,7 +105,7 @@ def check_tables(
     content: Callable[[Rows, Rows, dict[str, Any]], None],
     done: Callable[[], None],
 ) -> None:
-    """Check every row of a shard; memory is bounded by the rows of one input.
+    """Check the bytes and every row of a shard; memory is bounded by the rows of one input.
 
     Parameters
     ----------
@@ -112,6 +114,11 @@ def check_tables(
     done : callable
         Called after every input.
     """
+    for info in manifest.files.values():
+        path = folder / info.name
+        check_file(path, info.size, info.sha256, found, shard=manifest.name, file=info.name)
+    if not manifest.files:
+        return
     _check_inputs(folder, manifest, facts, found)
     _check_tensors(folder, manifest, facts, found)
     files = {}
@@ -298,7 +305,8 @@ def _edge_problems(rows: Rows, facts: Facts) -> Iterator[tuple[Any, str]]:
     q = rows["conditional"]
     neurons = facts.single[dst] & facts.single[src] & (plain | own)
     yield ~np.isnan(q) & ~neurons, "a conditional relevance of what are no single neurons"
-    yield np.isnan(q) & neurons, "the conditional relevance is missing"
+    if not facts.conditioned:
+        yield np.isnan(q) & neurons, "the conditional relevance is missing"
     if facts.bits is not None:
         for name in ("relevance", "conditional"):
             values = rows[name][~np.isnan(rows[name])]

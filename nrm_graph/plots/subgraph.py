@@ -1,4 +1,4 @@
-"""Pictures of subgraphs.  The only module that imports matplotlib; it keeps no global state."""
+"""Pictures of subgraphs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
-from matplotlib.figure import Figure
+from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 
 from nrm_graph.errors import InputError
+from nrm_graph.plots.common import (
+    CHARACTER,
+    HALO,
+    NEGATIVE,
+    NEUTRAL,
+    POSITIVE,
+    SIGNED,
+    TEXT,
+    new_axes,
+)
 from nrm_graph.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
@@ -24,17 +31,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#9A9A9A"
-"""Vermillion and blue of Okabe and Ito, which colour-blind readers tell apart, and grey."""
-
-SIGNED = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "#F2F2F2", POSITIVE])
-"""Colours of relevance, centred at zero."""
-
 _LARGEST = 160.0  # area of the most relevant node, in square points
 _LABELLED = 7.5  # columns of up to this many nodes per inch show unit numbers
-_CHARACTER = 0.62  # width of a letter in font sizes
 _FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
-_HALO = [withStroke(linewidth=1.6, foreground="white")]  # text stays readable on edges
 
 
 def plot_subgraph(
@@ -87,10 +86,7 @@ def plot_subgraph(
     if ax is None:
         column = 1.25 if len(columns) <= 12 else 0.9
         height = min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
-        size = (max(5.0, 1.5 + column * len(columns)), height)
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        ax = figure.add_subplot()
+        ax = new_axes(max(5.0, 1.5 + column * len(columns)), height)
     bottom = _limits(ax, graph, columns, bool(maps))
     _draw_edges(ax, graph, places)
     _draw_nodes(ax, graph, places, busiest)
@@ -232,8 +228,8 @@ def _draw_nodes(
             fontsize=6,
             rotation=40 if unit < 0 else 0,
             rotation_mode="anchor" if unit < 0 else "default",
-            color="#333333",
-            path_effects=_HALO,
+            color=TEXT,
+            path_effects=HALO,
             zorder=3,
         )
 
@@ -329,7 +325,7 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps
     ax.set_xticks(range(len(names)))
     spacing = ax.bbox.width / ax.figure.dpi * 72 / (len(names) + 0.5)
     font = 8.0
-    if max(map(len, names)) * font * _CHARACTER <= 0.9 * spacing:
+    if max(map(len, names)) * font * CHARACTER <= 0.9 * spacing:
         ax.set_xticklabels(names, fontsize=font)
     else:
         # Lines of slanted text are spacing * sin(40 degrees) apart: shrink only below that.

@@ -1,0 +1,228 @@
+"""What the commands of the command line do: each calls the library and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from nrm_graph import arguments
+from nrm_graph.errors import InputError, StoreError
+from nrm_graph.export import (
+    graph_path,
+    one_line,
+    print_facts,
+    write_graph,
+    write_json,
+    write_table,
+)
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from nrm_graph.database import Database
+    from nrm_graph.exact import Measure
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Make and tour the demo's store."""
+    from nrm_graph import demo
+
+    demo.run(args.store, args.picture)
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Extract a store or continue it."""
+    from nrm_graph.store.files import local_path
+
+    if os.path.lexists(local_path(args.store)) and not local_path(args.store).is_dir():
+        raise InputError(f"--store {args.store} is a file: expected a store or a new name")
+    names = None if args.classes is None else arguments.lines(args.classes)
+
+    from nrm_graph import models, sources
+
+    model, preprocessing, classes = models.load_model(args.model)
+    inputs = sources.load_inputs(args.inputs, preprocessing)
+
+    import nrm_graph as ng
+
+    with ng.extract(
+        model,
+        inputs,
+        args.store,
+        composite=args.composite,
+        target=args.target,
+        resolution=args.resolution,
+        coverage=args.coverage,
+        top=args.top,
+        mantissa_bits=args.mantissa_bits,
+        batch_size=args.batch_size,
+        device=args.device,
+        progress=not args.quiet,
+        classes=classes if names is None else names,
+        preprocessing=inputs.preprocessing if args.preprocessing is None else args.preprocessing,
+        tensors=args.tensors,
+        on_error=args.on_error,
+    ) as db:
+        ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
+        failures = f", {failed:,} failed" if failed else ""
+        print(f"{args.store} holds {len(db):,} inputs{failures}; next: nrm-graph info {args.store}")
+
+
+SHOWN_FAILURES = 10
+
+
+def info(args: argparse.Namespace) -> None:
+    """Show what a store holds."""
+    import nrm_graph as ng
+    from nrm_graph import overview
+
+    with ng.open(args.store) as db:
+        if args.output is None and args.format in (None, "table"):
+            print_facts(overview.facts(db))
+            print()
+            conditions = overview.conditions(db)
+            for line in conditions:
+                print(one_line(f"condition: {line}"))
+            if conditions:
+                print()
+            failures = db.sql("SELECT key, error FROM failures ORDER BY key").fetchall()
+            for key, error in failures[:SHOWN_FAILURES]:
+                print(f"failed: {one_line(f'{key}: {error}')}")
+            if len(failures) > SHOWN_FAILURES:
+                print(f"... {len(failures) - SHOWN_FAILURES:,} more in the table failures")
+            if failures:
+                print()
+        write_table(overview.layers(db), args.format, args.output)
+
+
+def sql(args: argparse.Namespace) -> None:
+    """Run a query."""
+    import nrm_graph as ng
+
+    with ng.open(args.store) as db:
+        write_table(db.sql(args.query).to_arrow_table(), args.format, args.output)
+
+
+def relevance(args: argparse.Namespace) -> None:
+    """Show the relevance of an event."""
+    event = arguments.event(args.expression)
+    given = None if args.given is None else arguments.event(args.given)
+
+    import pyarrow as pa
+
+    import nrm_graph as ng
+    from nrm_graph import overview
+
+    with ng.open(args.store) as db:
+        m = _measure(db, args)
+        value = m(event, given=given)
+        target = args.target if m.target is None else m.target
+        row = {"input": args.input, "target": target, "logit": m.logit, "event": repr(event)}
+        if given is not None:
+            row |= {"given": repr(given), "amplification": getattr(value, "amplification", None)}
+        row["relevance"] = float(value)
+        row["absorbed"] = float(getattr(value, "absorbed", m.absorbed))
+        if args.save_event is not None:
+            write_json(ng.event_to_json(event), args.save_event)
+        if args.output is None and args.format is None:
+            print_facts(overview.answer(row, m, db.meta["classes"]))
+        else:
+            write_table(pa.Table.from_pylist([row]), args.format, args.output)
+        _notes(m.flags)
+
+
+def _measure(db: Database, args: argparse.Namespace) -> Measure:
+    """Measure of the input and target that are named."""
+    return db.measure(args.input, target=arguments.which(args.target, db.meta["classes"]))
+
+
+def paths(args: argparse.Namespace) -> None:
+    """Show the strongest paths of an input, and how strong a missed one may be."""
+    given = None if args.given is None else arguments.event(args.given)
+
+    import nrm_graph as ng
+    from nrm_graph import overview
+
+    with ng.open(args.store) as db:
+        m = _measure(db, args)
+        if given is not None:
+            m = m.given(given)
+        found = m.paths(k=args.k, layers=args.layers, by=args.by, progress=True)
+        sure = "certified" if found.certified else "not certified"
+        bound = f"a path that is not listed has at most {found.bound:.3g}: {sure}"
+        table = overview.paths(found, m, args.by)
+        if args.output is None and args.format in (None, "table"):
+            for row in table.to_pylist():
+                path = one_line(row["path"])
+                print(f"{row['rank']:>4}  {row['relevance']:< 12.6g}  {path}")
+            print(bound)
+        else:
+            write_table(table, args.format, args.output)
+            _notes([bound])
+        _notes(m.flags)
+
+
+def materialize(args: argparse.Namespace) -> None:
+    """Store conditioned tables, and say how many inputs are undefined."""
+    event = arguments.event(args.event)
+
+    import nrm_graph as ng
+
+    with ng.open(args.store) as db:
+        db.materialize(
+            event,
+            name=args.name,
+            where=args.where,
+            device=args.device,
+            progress=not args.quiet,
+        )
+        found = {row["name"]: row for row in db.conditions().to_pylist()}[args.name]
+        undefined = ""
+        if found["undefined"]:
+            undefined = f", {found['undefined']:,} undefined (see reason in {args.name}_inputs)"
+        print(
+            f"{args.store} holds {args.name}_nodes and {args.name}_edges of "
+            f"{found['inputs']:,} inputs{undefined}"
+        )
+
+
+def subgraph(args: argparse.Namespace) -> None:
+    """Write the strongest edges."""
+    path = graph_path(args.output)
+
+    import nrm_graph as ng
+
+    with ng.open(args.store) as db:
+        m = _measure(db, args)
+        graph = m.subgraph(top=args.top)
+        write_graph(graph, path)
+        _notes(m.flags)
+    print(f"{path}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
+
+
+def verify(args: argparse.Namespace) -> None:
+    """Check a store."""
+    from nrm_graph.verify import verify
+    from nrm_graph.verify.report import counted
+
+    report = verify(args.store, sample=args.sample, progress=True)
+    if args.format or args.output:
+        write_table(report.to_table(), args.format, args.output)
+    else:
+        for finding in report.findings:
+            print("".join(c if c.isprintable() else "?" for c in str(finding)))
+    if args.format is None:
+        print(report)
+    if not report.sound:
+        errors = counted(len(report.errors), "error")
+        raise StoreError(
+            f"{args.store} is damaged ({errors}): copy it again, or remove the shards named and "
+            "extract their inputs anew"
+        )
+
+
+def _notes(flags: Sequence[str]) -> None:
+    for flag in flags:
+        print(f"note: {flag}", file=sys.stderr)

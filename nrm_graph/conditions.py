@@ -1,0 +1,255 @@
+"""Conditioned tables of many inputs: exact measures given an event, stored beside the others."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from nrm_graph import pruning, units
+from nrm_graph.blocks import Block
+from nrm_graph.clauses import expand
+from nrm_graph.errors import EventError, InputError, StoreError, UndefinedConditional
+from nrm_graph.events import Event
+from nrm_graph.precision import rounded
+from nrm_graph.store import conditions
+from nrm_graph.store.manifest import MAX_ERROR
+from nrm_graph.store.schema import EDGES, NODES, Record
+from nrm_graph.store.statement import chosen_inputs
+from nrm_graph.store.writer import Writer
+from nrm_graph.topology import PRUNED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from nrm_graph.database import Database
+    from nrm_graph.exact import Measure
+    from nrm_graph.pruning import Limit
+    from nrm_graph.store.manifest import Entry
+
+
+def materialize(
+    db: Database,
+    event: Event,
+    name: str,
+    where: str | None = None,
+    inputs: Sequence[str | int] | None = None,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> None:
+    """Compute and commit; see :meth:`nrm_graph.database.Database.materialize`."""
+    conditions.check_name(name)
+    if not isinstance(event, Event):
+        raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
+    topology = db.topology
+    expand(event, topology, units.resolve(topology, db.units()))  # whether it fits the network
+    chosen = _chosen(db, where, inputs)
+    form = _form(db)
+    if chosen:
+        _check_first(db, chosen[0], device)
+    folder = conditions.create(db.path, db.meta, name, event, where)
+    bar = tqdm(
+        total=len(chosen),
+        unit=" inputs",
+        desc=name,
+        disable=None if progress and sys.stderr.isatty() else True,
+    )
+    with Writer(folder) as writer, bar:
+        for identity in chosen:
+            entry = db._snapshot.entries[identity]
+            if not writer.committed(entry.key, entry.target, entry.content):
+                _add(writer, db.measure(identity, device=device), entry, event, form)
+            bar.update(1)
+
+
+def summary(db: Database) -> pa.Table:
+    """Table of a store's conditions; see :meth:`nrm_graph.database.Database.conditions`."""
+    rows = []
+    for name, condition in sorted(db._conditions.items()):
+        ((inputs, undefined, mean),) = db.sql(
+            "SELECT count(*), count(*) FILTER (WHERE status <> 'defined'), avg(relevance) "
+            f"FROM {name}_inputs"
+        ).fetchall()
+        rows.append(
+            {
+                "name": name,
+                "event": repr(condition.event),
+                "where": condition.where,
+                "inputs": inputs,
+                "undefined": undefined,
+                "mean_relevance": mean,
+            }
+        )
+    return pa.Table.from_pylist(rows, _SUMMARY)
+
+
+_SUMMARY = pa.schema(
+    [
+        ("name", pa.string()),
+        ("event", pa.string()),
+        ("where", pa.string()),
+        ("inputs", pa.int64()),
+        ("undefined", pa.int64()),
+        ("mean_relevance", pa.float64()),
+    ]
+)
+
+
+def _chosen(db: Database, where: str | None, inputs: Sequence[str | int] | None) -> list[int]:
+    """Input ids that are asked for, in the order of the store's shards."""
+    wanted = set(db._snapshot.entries)
+    if where is not None:
+        wanted &= {i for (i,) in db.sql(chosen_inputs(where)).fetchall()}
+    if inputs is not None:
+        wanted &= {i for choice in inputs for i in db._matching(choice)}
+    return [i for i in db._snapshot.entries if i in wanted]
+
+
+def _check_first(db: Database, identity: int, device: str | torch.device) -> None:
+    """Refuse a store without input tensors, or a device, before anything is made."""
+    from nrm_graph.prepare import device_of
+
+    device_of(device)
+    try:
+        db._snapshot.tensor(identity)
+    except InputError as error:
+        raise InputError(
+            f"conditioned tables are computed from the inputs themselves: {error}; extract "
+            "with tensors='keep' to materialize"
+        ) from None
+
+
+def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: _Form) -> None:
+    """Compute and hand over the tables of one input, or why there are none."""
+
+    def record(nodes: pa.Table, edges: pa.Table, **facts: Any) -> Record:
+        return Record(
+            key=entry.key,
+            target=entry.target,
+            label=None,
+            predicted=m.predicted,
+            logit=m.logit,
+            metadata=facts,
+            content=entry.content,
+            tensor=None,
+            nodes=nodes,
+            edges=edges,
+        )
+
+    try:
+        given = m.given(event)
+    except UndefinedConditional as error:
+        writer.add(record(*_NOTHING, **_undefined(m, event, str(error))))
+        return
+    nodes, edges = form.stored(*given.tables())
+    facts = {
+        "relevance": float(given.condition_relevance),
+        "amplification": float(given.amplification),
+        "absorbed": float(given.absorbed),
+        "status": "defined",
+        "reason": None,
+    }
+    try:
+        writer.add(record(nodes, edges, **facts))
+    except InputError as error:  # a number that is not finite in float32
+        writer.add(record(*_NOTHING, **_undefined(m, event, str(error))))
+
+
+_NOTHING = NODES.remove(0).empty_table(), EDGES.remove(0).empty_table()
+
+
+def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:
+    relevance = float(m(event))
+    return {
+        "relevance": relevance if math.isfinite(relevance) else None,
+        "amplification": None,
+        "absorbed": None,
+        "status": "undefined",
+        # Text of others may hold anything; what UTF-8 cannot hold is escaped.
+        "reason": reason.encode("utf-8", "backslashreplace").decode()[:MAX_ERROR],
+    }
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How the store keeps tables: limits of pairs of layers, and mantissa bits of edges."""
+
+    limits: Mapping[tuple[int, int], Limit]
+    bits: int | None
+
+    def stored(self, nodes: pa.Table, edges: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Prune and round complete tables as the store's own are."""
+        if self.limits:
+            nodes, edges = _pruned(nodes, edges, self.limits)
+        return nodes, edges if self.bits is None else rounded(edges, self.bits)
+
+
+def _form(db: Database) -> _Form:
+    listed, bits = db.meta.get("pruned"), db.meta["mantissa_bits"]
+    if listed is None:  # a store need not say: what it was asked for holds for every pair
+        limit = pruning.check(db.meta["coverage"], db.meta["top"])
+        groups = () if limit.complete else db.topology.groups
+        return _Form({(group.dst, group.src): limit for group in groups}, bits)
+    try:
+        limits = {(int(d), int(s)): pruning.check(c, top) for d, s, c, top in listed}
+    except (TypeError, ValueError, InputError) as error:
+        raise StoreError(
+            f"{db.path / 'store.json'} is malformed: expected pruned to list [dst, src, coverage, "
+            f"top], found {error}; copy the store again"
+        ) from None
+    return _Form(limits, bits)
+
+
+def _pruned(
+    nodes: pa.Table, edges: pa.Table, limits: Mapping[tuple[int, int], Limit]
+) -> tuple[pa.Table, pa.Table]:
+    """Keep the strongest edges of the pairs of layers that have a limit."""
+    columns = {name: edges[name].to_numpy() for name in edges.column_names}
+    kind = columns["relevance"].dtype
+    rest = np.ones(len(edges), bool)
+    kept: list[pa.Table] = []
+    lost: dict[int, float] = {}
+    for (dst, src), limit in limits.items():
+        mine = (columns["dst_layer"] == dst) & (columns["src_layer"] == src)
+        if not mine.any():
+            continue
+        rest &= ~mine
+        names = ("dst_unit", "src_unit", "relevance", "conditional")
+        block = pruning.prune(Block(dst, src, *(columns[name][mine] for name in names)), limit)
+        left = block.relevance[(block.src == PRUNED) & (block.dst >= 0)]
+        lost[dst] = lost.get(dst, 0.0) + float(left.sum(dtype=np.float64))
+        kept.append(
+            pa.table(
+                {
+                    "dst_layer": np.full(len(block), dst, np.int16),
+                    "dst_unit": block.dst.astype(np.int32),
+                    "src_layer": np.full(len(block), src, np.int16),
+                    "src_unit": block.src.astype(np.int32),
+                    "relevance": block.relevance.astype(kind),
+                    "conditional": pa.array(block.q.astype(kind), mask=np.isnan(block.q)),
+                }
+            ).cast(edges.schema)
+        )
+    extra = {layer: value for layer, value in lost.items() if value}
+    count = len(extra)
+    nodes = pa.concat_tables(
+        [
+            nodes,
+            pa.table(
+                {
+                    "layer_id": np.array(list(extra), np.int16),
+                    "unit": np.full(count, PRUNED, np.int32),
+                    "relevance": np.array(list(extra.values()), kind),
+                    "activation": pa.nulls(count, nodes.schema.field("activation").type),
+                }
+            ).cast(nodes.schema),
+        ]
+    )
+    return nodes, pa.concat_tables([edges.filter(pa.array(rest)), *kept])

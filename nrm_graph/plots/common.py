@@ -1,0 +1,185 @@
+"""Colours, scales and texts that all pictures share; nothing here keeps global state."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from nrm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+    from nrm_graph.exact import Measure
+
+POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#9A9A9A"
+"""Vermillion and blue of Okabe and Ito, which colour-blind readers tell apart, and grey."""
+
+SIGNED = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "#F2F2F2", POSITIVE])
+"""Colours of relevance, centred at zero."""
+
+
+def _overlay() -> LinearSegmentedColormap:
+    # Saturates before it covers, so that small relevance tints the image and hides nothing.
+    stops = np.linspace(-1.0, 1.0, 65)
+    colours = [(*to_rgb(NEGATIVE if t < 0 else POSITIVE), min(1.0, abs(t) ** 0.7)) for t in stops]
+    return LinearSegmentedColormap.from_list("overlay", colours)
+
+
+OVERLAY = _overlay()
+"""As SIGNED, but transparent at zero: to lie over a grey image."""
+
+ABSORBED = {
+    "bias": "#6E6E6E",
+    "stabilizer": "#BDBDBD",
+    "remainder": "#009E73",
+    "pruned": "#CC79A7",
+}
+"""Colours of what a layer's pseudo-neurons hold, by column of a measure's report."""
+
+TEXT = "#333333"
+CHARACTER = 0.62  # width of a letter in font sizes
+HALO = [withStroke(linewidth=1.6, foreground="white")]  # text stays readable on lines
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Return the axes of a new figure of a size in inches, of which pyplot knows nothing."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.add_subplot()
+
+
+def size_in_points(ax: Axes) -> tuple[float, float]:
+    """Width and height of the axes; a layout that runs later may change them a little."""
+    points = 72.0 / ax.figure.dpi
+    return ax.bbox.width * points, ax.bbox.height * points
+
+
+def colour(relevance: float) -> str:
+    """Colour of a sign."""
+    return NEGATIVE if relevance < 0 else POSITIVE
+
+
+def percent(share: float) -> str:
+    """Write a share in per cent, with as many digits as a reader can use.
+
+    >>> [percent(v) for v in (1.0, 0.379, -0.042, 0.0004, -0.0, 123.4)]
+    ['100 %', '38 %', '-4.2 %', '0.04 %', '0 %', '12,340 %']
+    """
+    value = 100.0 * share
+    if abs(value) < 0.005:
+        return "0 %"
+    digits = 0 if abs(value) >= 9.95 else 1 if abs(value) >= 0.095 else 2
+    return f"{value:,.{digits}f} %"
+
+
+def wrapped(text: str, points: float, font: float) -> str:
+    """Break the lines of a text that would be wider than so many points."""
+    letters = max(16, int(points / (font * 0.52)))  # text is narrower than its widest letters
+    lines = (textwrap.wrap(line, letters, break_long_words=True) for line in text.split("\n"))
+    return "\n".join(part for line in lines for part in line)
+
+
+def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
+    """Put a legend so many points below the axes, in as many columns as there is room for."""
+    width, height = size_in_points(ax)
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -below / height),
+        ncols=min(len(handles), max(1, int(1.2 * width / 80.0))),
+        fontsize=7,
+        frameon=False,
+        borderpad=0.0,
+        columnspacing=1.5,
+    )
+
+
+def heading(m: Measure, what: str) -> str:
+    """Title of a measure's picture: what is shown, of which target, under which condition."""
+    text = f"{what}, {'weighted outputs' if m.target is None else f'target {m.target}'}"
+    if m.condition is not None:
+        text += f", given {textwrap.shorten(repr(m.condition), 120, placeholder=' ...')}"
+    return text
+
+
+def amplified(m: Measure) -> str:
+    """Sentence on the rounding of a conditioned measure; empty for others."""
+    if m.condition is None:
+        return ""
+    return f"Amplification of rounding: {m.amplification:.3g}."
+
+
+def report_rows(source: Any) -> list[dict[str, Any]]:
+    """Rows of a measure's report, from the output to the input.
+
+    Raises
+    ------
+    InputError
+        If the source is neither a measure nor a table like its report.
+    """
+    table = source.report() if hasattr(source, "report") else source
+    if hasattr(table, "to_pylist"):
+        rows: list[dict[str, Any]] = table.to_pylist()
+    elif hasattr(table, "to_dict") and hasattr(table, "columns"):
+        rows = table.to_dict("records")
+    else:
+        raise InputError(
+            f"expected a measure or the table of its report, found {type(source).__name__}"
+        )
+    if not rows:
+        raise InputError("there is nothing to draw: the report has no rows")
+    needed = ("layer", "kind", "sum", "total_variation", *ABSORBED)
+    missing = [name for name in needed if name not in rows[0]]
+    if missing:
+        raise InputError(f"the report has no column {', '.join(missing)}")
+    return rows
+
+
+def absorbed(row: dict[str, Any]) -> float:
+    """Relevance that the pseudo-neurons of a report's layer hold."""
+    return sum(float(row[kind] or 0.0) for kind in ABSORBED)
+
+
+def total(rows: list[dict[str, Any]]) -> float:
+    """Relevance of all walks: 1, or the logit on its scale."""
+    ends = sum(float(row["sum"]) for row in rows if row["kind"] == "input")
+    return (ends + sum(absorbed(row) for row in rows)) or 1.0
+
+
+def grey(image: Any) -> npt.NDArray[np.float64]:
+    """Image in grey, from 0 to 1.
+
+    Raises
+    ------
+    InputError
+        If it is not an array of shape (H, W) or (H, W, 3).
+    """
+    try:
+        values = np.asarray(image, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"image must be an array, found {type(image).__name__}") from None
+    if values.ndim == 3 and values.shape[2] in (3, 4):
+        values = values[..., :3] @ np.array([0.299, 0.587, 0.114])
+    elif values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or not values.size:
+        hint = "; move the channels last" if values.ndim == 3 else ""
+        raise InputError(
+            f"image must have the shape (H, W) or (H, W, 3), found {np.shape(image)}{hint}"
+        )
+    if not np.isfinite(values).all():
+        raise InputError("image must be finite")
+    low, high = float(values.min()), float(values.max())
+    if high == low:
+        return np.full_like(values, 0.5)
+    return (values - low) / (high - low)

@@ -1,0 +1,216 @@
+"""Conservation reports as bars, one row per layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from nrm_graph.plots.common import (
+    ABSORBED,
+    NEGATIVE,
+    POSITIVE,
+    TEXT,
+    absorbed,
+    add_legend,
+    amplified,
+    heading,
+    new_axes,
+    percent,
+    report_rows,
+    size_in_points,
+    total,
+    wrapped,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from matplotlib.axes import Axes
+
+    from nrm_graph.exact import Measure
+
+_FAR = 8.0  # a scale that reaches so many times the whole is logarithmic beyond it
+_NAMES = {
+    "bias": "absorbed by bias",
+    "stabilizer": "absorbed by stabilizer",
+    "remainder": "remainder of the rule",
+    "pruned": "pruned",
+}
+
+
+def plot_report(m: Measure | pa.Table, ax: Axes | None = None) -> Axes:
+    """Draw a conservation report: what every layer carries, cancels and absorbs.
+
+    Parameters
+    ----------
+    m : Measure or pyarrow.Table
+        A measure, conditioned or not, or the table of its ``report()``.
+    ax : matplotlib.axes.Axes, optional
+        Axes to draw on; by default those of a new figure, whose height follows the layers.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes; ``ax.figure.savefig`` writes the picture.
+
+    Raises
+    ------
+    InputError
+        If the table has no rows or lacks a column.
+
+    Notes
+    -----
+    Layers run from the output (top) to the input.  The upper bar of a layer is its positive
+    relevance, (total variation + sum) / 2, to the right of zero, and its negative relevance,
+    (total variation - sum) / 2, to the left; their difference is the sum.  The lower bar stacks
+    what its pseudo-neurons absorb.  The line is the share left, the whole less everything that
+    the layers above absorbed; a layer that is no cut holds another sum than that.  Where parts
+    cancel far beyond the whole, the axis is logarithmic outside the interval that its label
+    names.
+
+    References
+    ----------
+    .. [1] P. Xiong et al., "Normalized Relevance Measure as a Unifying Framework to Explain
+       Neural Network Latent Structures", arXiv:2606.00557 (2026).
+
+    Examples
+    --------
+    >>> import torch, nrm_graph as ng
+    >>> from nrm_graph.plots import plot_report
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> ax = plot_report(ng.measure(net, torch.ones(3), target=0))
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['2', '0', 'input']
+    """
+    rows = report_rows(m)
+    whole = total(rows)
+    count = len(rows)
+    if ax is None:
+        ax = new_axes(6.6, min(12.0, 1.5 + max(0.16, 0.34 - 0.004 * count) * max(count, 3)))
+    _limits(ax, rows, whole)
+    _draw_bars(ax, rows)
+    left = whole - np.cumsum([0.0, *(absorbed(row) for row in rows)])[:-1]
+    _draw_left(ax, left)
+    _label(ax, m, rows, left, whole)
+    return ax
+
+
+def _masses(row: dict[str, Any]) -> tuple[float, float]:
+    """Positive and negative relevance of a layer, both as numbers above zero."""
+    variation, net = float(row["total_variation"]), float(row["sum"])
+    return max(0.0, (variation + net) / 2), max(0.0, (variation - net) / 2)
+
+
+def _limits(ax: Axes, rows: list[dict[str, Any]], whole: float) -> None:
+    """Choose a linear or logarithmic scale that reaches every bar."""
+    unit = abs(whole)
+    high = max(unit, *(_masses(row)[0] for row in rows))
+    low = max(*(_masses(row)[1] for row in rows), 0.0)
+    for row in rows:
+        parts = [float(row[kind] or 0.0) for kind in ABSORBED]
+        high = max(high, sum(v for v in parts if v > 0))
+        low = max(low, -sum(v for v in parts if v < 0))
+    if max(high, low) > _FAR * unit:
+        ax.set_xscale("symlog", linthresh=unit, linscale=1.0)
+        decades = int(np.ceil(np.log10(max(high, low) / unit))) + 1
+        # As many ticks as there is room for: 1, 2, 5, 10, ... or powers of ten alone.
+        steps = (1.0, 2.0, 5.0) if decades <= 2 else (1.0,)
+        marks = unit * np.array([s * 10.0**p for p in range(decades) for s in steps])
+        marks = marks[:: 1 + len(marks) // 7]
+        ticks = np.concatenate([-marks[::-1], [0.0], marks])
+        ax.set_xlim(-max(low * 1.3, 0.1 * unit), high * 1.3)
+        lower, upper = ax.get_xlim()
+        ax.set_xticks([t for t in ticks if lower <= t <= upper])
+        ax.minorticks_off()
+    else:
+        room = 0.05 * (high + low)
+        ax.set_xlim(-low - room, high + room)
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.3g}")
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _seen(rows: list[dict[str, Any]], kind: str) -> bool:
+    """Whether a kind of absorption is large enough anywhere to be seen."""
+    return max(abs(float(row[kind] or 0.0)) for row in rows) >= 1e-4 * abs(total(rows))
+
+
+def _draw_bars(ax: Axes, rows: list[dict[str, Any]]) -> None:
+    place = np.arange(len(rows), dtype=np.float64)
+    masses = np.array([_masses(row) for row in rows])
+    ax.barh(place - 0.1, masses[:, 0], 0.52, color=POSITIVE, label="positive", linewidth=0)
+    ax.barh(place - 0.1, -masses[:, 1], 0.52, color=NEGATIVE, label="negative", linewidth=0)
+    ends = {1: np.zeros(len(rows)), -1: np.zeros(len(rows))}
+    for kind, shade in ABSORBED.items():
+        values = np.array([float(row[kind] or 0.0) for row in rows])
+        if not _seen(rows, kind):
+            continue
+        for sign, end in ends.items():
+            part = np.where(sign * values > 0, values, 0.0)
+            label = _NAMES[kind] if sign > 0 else "_"
+            ax.barh(place + 0.29, part, 0.22, left=end, color=shade, label=label, linewidth=0)
+            end += part
+    ax.axvline(0.0, color="#333333", linewidth=0.6)
+
+
+def _draw_left(ax: Axes, left: Any) -> None:
+    """Share left as a line of steps, down the layers."""
+    heights = np.repeat(np.arange(len(left) + 1) - 0.5, 2)[1:-1]
+    ax.plot(
+        np.repeat(left, 2), heights, color="black", linewidth=1.0, solid_joinstyle="miter", zorder=3
+    )
+
+
+def _label(ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float) -> None:
+    width, height = size_in_points(ax)
+    font = min(7.5, max(4.0, 0.8 * height / len(rows)))
+    ax.set_yticks(range(len(rows)), [str(row["layer"]) for row in rows], fontsize=font)
+    ax.tick_params(axis="y", length=0)
+    ax.tick_params(axis="x", labelsize=7)
+    columns = [
+        ("sum", [float(row["sum"]) / whole for row in rows]),
+        ("absorbed", [absorbed(row) / whole for row in rows]),
+        ("left", [float(v) / whole for v in left]),
+    ][max(0, 3 - int(width / 75.0)) :]  # narrow axes have room for the last
+    style: dict[str, Any] = {"ha": "right"}
+    for number, (name, shares) in enumerate(columns):
+        across = 5.0 * font + number * 5.8 * font  # points to the right of the axes
+        place: dict[str, Any] = {"xytext": (across, 0.0), "textcoords": "offset points", **style}
+        ax.annotate(
+            name,
+            (1.0, 1.0),
+            xycoords="axes fraction",
+            va="bottom",
+            fontsize=font,
+            color=TEXT,
+            **place,
+        )
+        for y, share in enumerate(shares):
+            ax.annotate(
+                percent(share),
+                (1.0, y),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=font,
+                color=TEXT if abs(share) >= 5e-5 else "#A0A0A0",
+                **place,
+            )
+    text = "relevance" if abs(whole - 1.0) < 1e-3 else f"relevance ({whole:.4g} in all)"
+    if ax.get_xscale() == "symlog":
+        text += f"; linear from -{abs(whole):.3g} to {abs(whole):.3g}, logarithmic beyond"
+    ax.set_xlabel(wrapped(text, 1.2 * width, 8.0), fontsize=8)
+    if hasattr(m, "report"):
+        note = "\n".join(filter(None, [heading(m, "relevance by layer"), amplified(m)]))
+        ax.set_title(wrapped(note, width, 9.0), fontsize=9, pad=12)
+    handles: list[Any] = [
+        Patch(color=POSITIVE, label="positive"),
+        Patch(color=NEGATIVE, label="negative"),
+    ]
+    for kind, shade in ABSORBED.items():
+        if _seen(rows, kind):
+            handles.append(Patch(color=shade, label=_NAMES[kind]))
+    handles.append(Line2D([], [], color="black", linewidth=1.0, label="left"))
+    add_legend(ax, handles, 32.0 + 10.0 * ax.get_xlabel().count("\n"))
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)

@@ -1,0 +1,291 @@
+"""Conditions: events whose conditioned tables a store holds, each in shards of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph import event_json
+from nrm_graph.errors import EventError, InputError, StoreError
+from nrm_graph.store.files import (
+    create_once,
+    parse_object,
+    read_limited,
+    seal,
+    sync_folder,
+)
+from nrm_graph.store.manifest import is_text
+from nrm_graph.store.reader import Snapshot
+from nrm_graph.store.schema import CONDITION_FACTS, FORMAT_VERSION, VIEWS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from nrm_graph.events import Event
+    from nrm_graph.store.manifest import Manifest
+
+FOLDER = "conditions"
+FILE = "condition.json"
+MAX_CONDITION_BYTES = 64 << 20
+MAX_NAME = 60
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_FIELDS = {"format_version", "name", "event", "where", "program_hash", "store", "seal"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """An event, and for which inputs its conditioned tables are committed.
+
+    Attributes
+    ----------
+    name : str
+        Its tables are ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``.
+    event : Event
+        What the measures are conditioned on.
+    where : str or None
+        SQL condition over ``inputs`` that chose the inputs; None for all.
+    snapshot : Snapshot
+        Its shards.
+    """
+
+    name: str
+    event: Event
+    where: str | None
+    snapshot: Snapshot
+
+
+def check_name(name: object) -> str:
+    """Refuse what cannot name a condition; a name is part of tables and of a path.
+
+    Raises
+    ------
+    InputError
+        If it is no identifier of ASCII letters, digits and underscores that begins with a
+        letter, longer than 60 characters, or the name of one of the store's own tables.
+    """
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name):
+        raise InputError(
+            f"{repr(name)[:100]} cannot name a condition: expected at most {MAX_NAME} letters, "
+            "digits and underscores, a letter first"
+        )
+    if name.lower() in VIEWS:
+        raise InputError(f"{name!r} cannot name a condition: it is a table of the store")
+    return name
+
+
+def store_identity(meta: Mapping[str, Any]) -> str:
+    """SHA-256 of ``store.json``, which never changes: a condition belongs to one store."""
+    return seal({name: value for name, value in meta.items() if name != "seal"})
+
+
+def folder_of(path: Path, name: str) -> Path:
+    """Folder of a condition, in lower case: two names that differ in it alone would clash."""
+    return path / FOLDER / name.lower()
+
+
+def create(path: Path, meta: Mapping[str, Any], name: str, event: Event, where: str | None) -> Path:
+    """Make a condition, or check that the one of this name is the same.
+
+    Several processes may do so at once: one makes it, the others compare.
+
+    Parameters
+    ----------
+    path : Path
+        The store's folder.
+    meta : mapping
+        Content of ``store.json``.
+    name, event, where
+        See :class:`Condition`.
+
+    Returns
+    -------
+    Path
+        Its folder, which holds ``shards``.
+
+    Raises
+    ------
+    InputError
+        If the name cannot be used.
+    EventError
+        If the event cannot be written as JSON.
+    StoreError
+        If the name has another event or ``where``, or the disk fails.
+    """
+    check_name(name)
+    content: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "event": event_json.to_json(event),
+        "where": where,
+        "program_hash": meta["program_hash"],
+        "store": store_identity(meta),
+    }
+    text = json.dumps(content | {"seal": seal(content)}, indent=1, allow_nan=False).encode()
+    if len(text) > MAX_CONDITION_BYTES:
+        raise EventError(
+            f"an event of {len(text):,} bytes as JSON cannot be stored: the limit is "
+            f"{MAX_CONDITION_BYTES:,}"
+        )
+    folder = folder_of(path, name)
+    if not os.path.lexists(folder / FILE):
+        try:
+            for made in (folder.parent, folder, folder / "shards"):
+                _no_link(made)
+                made.mkdir(exist_ok=True)
+                sync_folder(made.parent)
+            create_once(folder / FILE, text)
+        except OSError as error:
+            raise StoreError(
+                f"cannot make the condition {name} in {path}: {error.strerror or error}; free "
+                "space or permissions and run the same command again"
+            ) from error
+    found = read_content(folder, meta)
+    if found["name"] != name:
+        raise InputError(
+            f"there is a condition {found['name']!r}: {name!r} differs in letter case alone, use "
+            "another name"
+        )
+    for field, words in (("event", "event"), ("where", "where")):
+        if found[field] != content[field]:
+            before, after = (_shown(raw[field], field) for raw in (found, content))
+            raise StoreError(
+                f"the condition {name} was made with another {words}: it has {before}, asked for "
+                f"is {after}; use another name"
+            )
+    return folder
+
+
+def read_conditions(path: Path, meta: Mapping[str, Any]) -> dict[str, Condition]:
+    """Conditions of a store by name; a folder without ``condition.json`` is none.
+
+    Raises
+    ------
+    StoreError
+        If one is damaged, of another store or not made by this package.
+    """
+    return {
+        condition.name: condition
+        for folder in condition_folders(path)
+        for condition in [read_condition(folder, meta)]
+    }
+
+
+def condition_folders(path: Path) -> list[Path]:
+    """Folders of a store's conditions, in the order of their names.
+
+    Raises
+    ------
+    StoreError
+        If a folder is a link or cannot be listed.
+    """
+    folder = path / FOLDER
+    if not os.path.lexists(folder):
+        return []
+    _no_link(folder)
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise StoreError(f"cannot list {folder}: {error.strerror or error}") from error
+    return [entry for entry in entries if os.path.lexists(entry / FILE)]
+
+
+def read_condition(folder: Path, meta: Mapping[str, Any]) -> Condition:
+    """Read one condition and the manifests of its shards; nothing in it is trusted.
+
+    Raises
+    ------
+    StoreError
+        If it is damaged, of another store or not made by this package.
+    """
+    raw = read_content(folder, meta)
+    try:
+        snapshot = Snapshot(folder)
+        for manifest in snapshot.manifests.values():
+            problem = facts_problem(manifest)
+            if problem:
+                raise StoreError(problem)
+    except StoreError as error:
+        raise StoreError(f"the condition {raw['name']} of the store is damaged: {error}") from error
+    return Condition(raw["name"], event_json.from_json(raw["event"]), raw["where"], snapshot)
+
+
+def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Content of ``condition.json``; nothing in it is trusted.
+
+    Raises
+    ------
+    StoreError
+        If it is malformed, or of another store.
+    """
+    _no_link(folder)
+    path = folder / FILE
+    raw = parse_object(read_limited(path, MAX_CONDITION_BYTES), str(path))
+    advice = f"remove the folder {folder} and materialize anew"
+    version = raw.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
+        raise StoreError(
+            f"{path} has format version {repr(version)[:100]}; this release reads version "
+            f"{FORMAT_VERSION}: install the release that wrote it, or {advice}"
+        )
+
+    def expect(holds: bool, field: str, expected: str, found: object) -> None:
+        if not holds:
+            raise StoreError(
+                f"{path} is malformed: expected {field} to be {expected}, found "
+                f"{repr(found)[:100]}; {advice}"
+            )
+
+    odd = sorted(map(str, set(raw) ^ _FIELDS))
+    expect(not odd, "the fields", f"{sorted(_FIELDS)}", odd)
+    name = raw["name"]
+    try:
+        check_name(name)
+    except InputError as error:
+        raise StoreError(f"{path} is malformed: {error}; {advice}") from None
+    expect(name.lower() == folder.name, "name", f"that of the folder, {folder.name!r}", name)
+    where = raw["where"]
+    expect(where is None or is_text(where), "where", "null or text", where)
+    for field, own in (("program_hash", meta["program_hash"]), ("store", store_identity(meta))):
+        if raw[field] != own:
+            what = "program" if field == "program_hash" else "store"
+            raise StoreError(
+                f"the condition {name} of {folder.parent.parent} was made with another {what} "
+                f"({repr(raw[field])[:20]}, here it is {own[:12]}...): {advice}"
+            )
+    try:
+        event_json.from_json(raw["event"])
+    except EventError as error:
+        raise StoreError(f"{path} is malformed: {error}; {advice}") from None
+    return raw
+
+
+def facts_problem(manifest: Manifest) -> str | None:
+    """Say how the columns of a shard's inputs are not those of a condition, or None if they are."""
+    held = dict(manifest.metadata)
+    fits = set(held) == set(CONDITION_FACTS) and all(
+        held[field] in (kind, "null") for field, kind in CONDITION_FACTS.items()
+    )
+    if fits or not manifest.inputs:
+        return None
+    return (
+        f"its shard {manifest.name} has the columns {repr(held)[:200]}, expected "
+        f"{dict(CONDITION_FACTS)}; do not trust it"
+    )
+
+
+def _no_link(folder: Path) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise StoreError(
+            f"expected {folder} to be a folder, found a link or a file; do not trust it"
+        )
+
+
+def _shown(value: Any, field: str) -> str:
+    if field == "event":
+        value = event_json.from_json(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

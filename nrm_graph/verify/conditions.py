@@ -1,0 +1,148 @@
+"""Conditions of a store: their files, and their tables against the laws that hold for all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from nrm_graph.errors import StoreError
+from nrm_graph.store import conditions
+from nrm_graph.topology import PRUNED
+from nrm_graph.verify import conservation
+from nrm_graph.verify.files import check_identities, check_seal, left_over, read_shards
+from nrm_graph.verify.report import Within
+from nrm_graph.verify.tables import BROKEN, Facts, check_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from nrm_graph.store.manifest import Entry, Manifest
+    from nrm_graph.verify.report import Findings
+    from nrm_graph.verify.tables import Rows
+
+
+@dataclass(frozen=True)
+class Held:
+    """A condition whose ``condition.json`` is as it should be."""
+
+    folder: Path
+    found: Findings
+    manifests: list[Manifest]
+
+
+def check_conditions(
+    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry], found: Findings
+) -> list[Held]:
+    """Check what the conditions of a store are, and that their inputs are the store's."""
+    try:
+        folders = conditions.condition_folders(path)
+    except StoreError as error:
+        found.error(str(error), file=conditions.FOLDER)
+        return []
+    if folders or (path / conditions.FOLDER).is_dir():
+        for other in sorted((path / conditions.FOLDER).iterdir()):
+            if other not in folders:
+                left_over(other, Within(found, conditions.FOLDER))
+    held = []
+    for folder in folders:
+        place = f"{conditions.FOLDER}/{folder.name}"
+        file = f"{place}/{conditions.FILE}"
+        try:
+            conditions.read_content(folder, meta)
+            check_seal(folder / conditions.FILE, conditions.MAX_CONDITION_BYTES, found, file=file)
+        except StoreError as error:
+            found.error(str(error), file=file)
+            continue
+        for other in sorted(folder.iterdir()):
+            if other.name not in (conditions.FILE, "shards"):
+                left_over(other, Within(found, place))
+        inside = Within(found, f"{place}/shards")
+        manifests = read_shards(folder, inside)
+        check_identities(manifests, inside)
+        for manifest in manifests:
+            problem = conditions.facts_problem(manifest)
+            if problem:
+                inside.error(problem, shard=manifest.name)
+            _check_entries(manifest, entries, inside)
+        held.append(Held(folder, inside, manifests))
+    return held
+
+
+def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], found: Findings) -> None:
+    for entry in manifest.inputs:
+        where = {"shard": manifest.name, "key": entry.key, "target": entry.target}
+        own = entries.get(entry.input_id)
+        if own is None:
+            found.error("the store does not hold this input", **where)
+        elif own.content != entry.content:
+            found.error("the store holds another content of this key", **where)
+
+
+def check_condition(held: Held, meta: Mapping[str, Any], done: Callable[[], Any]) -> None:
+    """Check the shards of a condition: bytes, rows, and conservation."""
+    facts = Facts(meta, conditioned=True)
+    for manifest in held.manifests:
+        known = _facts(held.folder, manifest)
+
+        def content(
+            nodes: Rows, edges: Rows, where: dict[str, Any], known: dict[Any, Any] = known
+        ) -> None:
+            row = known.get((where["key"], where["target"]))
+            if row is not None:  # else told by the check of the inputs
+                _check_content(facts, row, nodes, edges, held.found, where)
+
+        check_tables(held.folder / "shards", manifest, facts, held.found, content, done)
+
+
+def _facts(folder: Path, manifest: Manifest) -> dict[Any, dict[str, Any]]:
+    """Rows of the inputs of a shard; none where they cannot be read."""
+    if not manifest.files or conditions.facts_problem(manifest):
+        return {}
+    path = folder / "shards" / manifest.files["inputs"].name
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            rows = file.read().to_pylist()
+        return {(row["key"], row["target"]): row for row in rows}
+    except BROKEN:
+        return {}
+
+
+def _check_content(
+    facts: Facts,
+    row: Mapping[str, Any],
+    nodes: Rows,
+    edges: Rows,
+    found: Findings,
+    where: dict[str, Any],
+) -> None:
+    status, amplification = row.get("status"), row.get("amplification")
+    numbers = [row.get(name) for name in ("relevance", "amplification", "absorbed")]
+    if status == "undefined":
+        if len(nodes["unit"]) or len(edges["relevance"]):
+            found.error("it is undefined, and has rows of nodes or edges", **where)
+        if not row.get("reason"):
+            found.error("it is undefined, without a reason", **where)
+        return
+    if status != "defined" or amplification is None or None in numbers:
+        found.error(f"its status is {status!r}, with the numbers {numbers}", **where)
+        return
+    try:
+        for layer, problem in conservation.check(facts, nodes, edges, amplification):
+            found.error(problem, **where, layer=None if layer is None else facts.name(layer))
+    except MemoryError:  # a stranger's store.json may describe any number of units
+        found.error("not checked: its units do not fit in memory", **where)
+        return
+    lost = (nodes["unit"] < 0) & (nodes["unit"] != PRUNED)
+    values = nodes["relevance"].astype(np.float64)
+    limit = conservation.ROUNDINGS * conservation.EPS * amplification * np.abs(values).sum()
+    total = float(values[lost].sum())
+    if abs(total - row["absorbed"]) > limit:
+        found.error(
+            f"its pseudo-units hold {total:.9g}, absorbed says {row['absorbed']:.9g} (allowed: "
+            f"{limit:.2g})",
+            **where,
+        )
