@@ -7,12 +7,16 @@ are kept as logarithms, so that deep networks neither under- nor overflow.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
-from nrm_graph.between import neuron_blocks
+from nrm_graph import maxplus
+from nrm_graph.between import neuron_blocks, offsets
+from nrm_graph.errors import InputError
 from nrm_graph.propagate import lowest_pass
 from nrm_graph.states import flow
 from nrm_graph.topology import BIAS, STABILIZER
@@ -93,7 +97,7 @@ class Steps:
     def pseudo(self, layer_id: int) -> list[tuple[int, Floats]]:
         """Units of pseudo-neurons and what they absorb of every neuron, flat."""
         state, last = self.state, lowest_pass(self.clause)
-        if not self.ends or (last >= 0 and layer_id > last):
+        if not self.ends or self.is_input(layer_id) or (last >= 0 and layer_id > last):
             return []
         name = state.network.values[layer_id]
         kernel, like = flow(state, name), state.values[name]
@@ -111,35 +115,61 @@ def parts(q: Floats) -> tuple[Floats, npt.NDArray[np.int8]]:
         return np.log2(np.abs(q)), (q < 0).astype(np.int8)
 
 
-def sweep(steps: Steps, bar: Any = None) -> list[Floats]:
+def sweep(steps: Steps, limit: float, progress: bool = False) -> list[Floats]:
     """Best completion of every neuron: log2 of the largest product of each sign, ``(2, n)``.
 
     ``-inf`` where no completion has the sign.
+
+    Raises
+    ------
+    InputError
+        If more than ``limit`` edges would have to be listed one by one.
     """
-    found: list[Floats] = []
-    groups = steps.state.network.layout.topology.groups
-    for layer_id in range(steps.layers):
-        best = np.full((2, steps.size(layer_id)), -np.inf)
-        found.append(best)
-        if steps.is_input(layer_id):
-            best[POSITIVE, steps.allowed(layer_id)] = 0.0
-            continue
-        possible = steps.possible(layer_id)
-        for source, dst, src, q in steps.edges(layer_id, possible):
-            if not len(q):
-                continue
-            size, negative = parts(q)
-            first = np.flatnonzero(np.concatenate([[True], dst[1:] != dst[:-1]]))
-            heads = dst[first]
-            for sign in (POSITIVE, NEGATIVE):
-                ahead = size + found[source][negative ^ sign, src]
-                best[sign, heads] = np.maximum(best[sign, heads], np.maximum.reduceat(ahead, first))
-        for _, share in steps.pseudo(layer_id):
-            size, negative = parts(share)
-            for sign in (POSITIVE, NEGATIVE):
-                own = np.where(negative == sign, size, -np.inf)
-                best[sign] = np.maximum(best[sign], own)
-        best[:, ~possible] = -np.inf
-        if bar is not None:
-            bar.update(sum(group.dense_edges for group in groups if group.dst == layer_id))
+    layers = range(steps.layers)
+    topology = steps.state.network.layout.topology
+    edges = [sum(g.dense_edges for g in topology.groups if g.dst == i) for i in layers]
+    whole = [maxplus.applies(steps.state, i) for i in layers]
+    listed = sum(n for n, together in zip(edges, whole, strict=True) if not together)
+    if listed > limit:
+        raise InputError(
+            f"the network has {listed:,} neuron-level edges that must be listed, more than "
+            f"limit={limit:,}: ask for paths of units of some layers, or raise the limit"
+        )
+    first = offsets(steps.state.network)
+    best = np.full((2, int(first[-1])), -np.inf)
+    found = [best[:, first[i] : first[i + 1]] for i in layers]
+    hidden = not (progress and sys.stderr.isatty())
+    with tqdm(total=sum(edges), unit=" edges", unit_scale=True, disable=hidden) as bar:
+        for i in layers:
+            possible = steps.possible(i)
+            if steps.is_input(i):
+                found[i][POSITIVE] = 0.0
+            elif whole[i]:
+                barrier = max((b for b, v in steps.clause.items() if v.passes and b < i), default=0)
+                found[i][:] = maxplus.best(steps.state, i, best, int(first[barrier]))
+            else:
+                _by_edges(steps, i, possible, found)
+            for _, share in steps.pseudo(i):
+                size, negative = parts(share)
+                for sign in (POSITIVE, NEGATIVE):
+                    own = np.where(negative == sign, size, -np.inf)
+                    np.maximum(found[i][sign], own, out=found[i][sign])
+            found[i][:, ~possible] = -np.inf
+            bar.update(edges[i])
     return found
+
+
+def _by_edges(
+    steps: Steps, layer_id: int, possible: npt.NDArray[np.bool_], found: list[Floats]
+) -> None:
+    """Best completions over the edges of a layer, in chunks."""
+    best = found[layer_id]
+    for source, dst, src, q in steps.edges(layer_id, possible):
+        if not len(q):
+            continue
+        size, negative = parts(q)
+        first = np.flatnonzero(np.concatenate([[True], dst[1:] != dst[:-1]]))
+        heads = dst[first]
+        for sign in (POSITIVE, NEGATIVE):
+            ahead = size + found[source][negative ^ sign, src]
+            best[sign, heads] = np.maximum(best[sign, heads], np.maximum.reduceat(ahead, first))

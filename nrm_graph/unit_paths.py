@@ -15,10 +15,12 @@ best path of units, found layer by layer as the maximum over the units of the ne
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from nrm_graph import slices
 from nrm_graph.answers import Path, Paths
@@ -42,8 +44,11 @@ if TYPE_CHECKING:
     from nrm_graph.states import State
     from nrm_graph.topology import LayerInfo, Topology
 
-BEAM = 256
-"""Prefixes that are carried on from every layer, by default."""
+BEAM = (256, 4096)
+"""Least and most prefixes that are carried on from every layer by default."""
+
+WORK = 4_000_000_000
+"""Values that one search computes by default, within these limits: prefixes times neurons."""
 
 BATCH = 1 << 27
 """Bytes of one batch of passes: larger ones are no faster, for all is bound by memory."""
@@ -76,8 +81,9 @@ def strongest(
     measure: Measure,
     k: int,
     layers: Sequence[str] | None = None,
-    beam: int = BEAM,
+    beam: int | None = None,
     by: Any = "unit",
+    progress: bool = False,
 ) -> Paths:
     """Return the k paths of units of largest |joint relevance|.
 
@@ -90,11 +96,14 @@ def strongest(
     layers : sequence of str, optional
         Layers of which each path names one unit, in any order; by default all that every walk to
         an input passes.
-    beam : int
-        Prefixes that are carried on from every layer.
+    beam : int, optional
+        Prefixes that are carried on from every layer; by default 256 to 4096, the more the
+        smaller the layers are.  A wider one takes longer where it is filled, and certifies more.
     by : str or mapping of layer name to str or array
         ``unit`` for the measure's units; or a resolution, or a choice for some of the layers, see
         :func:`nrm_graph.units.partition`.
+    progress : bool
+        Show a bar on a terminal.
 
     Returns
     -------
@@ -113,14 +122,26 @@ def strongest(
     -----
     Two searches.  A narrow one finds k paths; then prefixes whose bound does not reach the weakest
     of these are done with, and the beam takes up the others.  Where the beam holds them all, the
-    answer is certified.
+    answer is certified.  Of walks, neuron by neuron, :func:`nrm_graph.walks.strongest` always
+    gives the strongest.
+
+    Bounds are tight between neighbouring layers (three to six convolutions
+    of a VGG16 are certified in seconds); where layers are left out between those named, signs that
+    cancel there count in full, and the answer is seldom certified.
+
+    The bound takes every |q| of the kernel; it allows for the rounding of its own sums, not for
+    that of the pass.
     """
-    for name, value in (("k", k), ("beam", beam)):
+    for name, value in (("k", k), ("beam", 1 if beam is None else beam)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} must be a whole number, at least 1, found {value!r}")
     chosen = _layers(measure, layers)
+    if beam is None:
+        work = WORK * measure.start.element_size()
+        fits = per_pass(measure.state, work, chosen[-1].layer_id, chosen[0].layer_id)
+        beam = min(max(fits, BEAM[0]), BEAM[1])
     levels = [Level.of(measure, layer, by) for layer in chosen]
-    search = _Search(measure, levels)
+    search = _Search(measure, levels, not (progress and sys.stderr.isatty()))
     first = search.run(k, min(beam, max(32, 4 * k)), 0.0)
     rounds = [first]
     if first.dropped > first.weakest(k):
@@ -158,7 +179,8 @@ def _layers(measure: Measure, names: Sequence[str] | None) -> list[LayerInfo]:
 class _Search:
     """Layers, conditions and masses of the search, which do not depend on the beam."""
 
-    def __init__(self, measure: Measure, levels: list[Level]) -> None:
+    def __init__(self, measure: Measure, levels: list[Level], hidden: bool) -> None:
+        self.hidden = hidden
         self.measure, self.levels, self.state = measure, levels, measure.state
         self.clauses = [clause for _, clause in measure.terms]
         self.coefficients = [c * measure.scale for c, _ in measure.terms]
@@ -221,7 +243,8 @@ class _Search:
         """Search once; prefixes that cannot exceed ``floor`` are dropped at once."""
         outcome = Outcome({})
         prefixes: list[Prefix] = []
-        for number, level in enumerate(self.levels):
+        bar = tqdm(self.levels, unit=" layers", disable=self.hidden, leave=False)
+        for number, level in enumerate(bar):
             last = number == len(self.levels) - 1
             beam = Beam(outcome, k, width, floor)
             found = self._begin() if number == 0 else self._onward(prefixes, number)

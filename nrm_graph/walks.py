@@ -13,11 +13,9 @@ Products are kept as sums of logarithms, so that deep networks neither under- no
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nrm_graph.answers import Path, Paths
 from nrm_graph.completions import NEGATIVE, POSITIVE, Steps, parts, sweep
@@ -32,8 +30,8 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-EDGES = 2_000_000_000
-"""Dense neuron-level edges that are read without being told to."""
+EDGES = 1_000_000_000
+"""Neuron-level edges that are listed one by one without being told to."""
 
 AT_ONCE = 1 << 22
 """Continuations that are compared at once."""
@@ -79,7 +77,9 @@ def strongest(
         Whether walks end in an input neuron, or those that a bias or stabilizer absorbs compete
         too.
     limit : float
-        Refuse networks of more dense neuron-level edges than this; ``math.inf`` for none.
+        Refuse networks of more neuron-level edges than this that must be listed one by one, some
+        four million a second (``math.inf`` for none).  Those of convolutions and dense layers,
+        where every step is one product, need not be.
     progress : bool
         Show a bar on a terminal.
 
@@ -112,19 +112,10 @@ def strongest(
         raise InputError(f"sign must be 'both', 'positive' or 'negative', found {sign!r}")
     if end not in ("input", "any"):
         raise InputError(f"end must be 'input' or 'any', found {end!r}")
-    topology = measure.topology
-    edges = sum(group.dense_edges for group in topology.groups)
-    if edges > limit:
-        raise InputError(
-            f"the network has {edges:,} neuron-level edges, more than limit={limit:,}: ask for "
-            "paths of units with layers=[...], or raise the limit (a sweep reads each edge once)"
-        )
     wanted = {"both": (POSITIVE, NEGATIVE), "positive": (POSITIVE,), "negative": (NEGATIVE,)}[sign]
     coefficient, clause = measure.terms[0] if len(measure.terms) == 1 else (1.0, {})
     steps = Steps(measure.state, clause, end == "any")
-    bar = tqdm(total=edges, unit=" edges", unit_scale=True, disable=not _shown(progress))
-    with bar:
-        completions = sweep(steps, bar)
+    completions = sweep(steps, limit, progress)
     start = measure.start[0].double().cpu().numpy().ravel() * coefficient * measure.scale
     # One more than asked for tells what the others can hold at most.
     if len(measure.terms) == 1:
@@ -139,10 +130,6 @@ def _number(k: Any) -> int:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise InputError(f"k must be a number of walks, at least 1, found {k!r}")
     return int(k)
-
-
-def _shown(progress: bool) -> bool:
-    return progress and sys.stderr.isatty()
 
 
 class _Trail:

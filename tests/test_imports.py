@@ -34,8 +34,9 @@ LEVELS = (
     # answers
     ("answers", "conditioned"),
     ("joint", "between", "algebra"),
-    ("completions", "slices", "beam"),
-    ("mass",),
+    ("slices", "beam"),
+    ("mass", "maxplus"),
+    ("completions",),
     ("walks", "unit_paths"),
     ("exact",),
     ("prepare",),

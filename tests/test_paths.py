@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from test_brute_force import CASES, build, measure, random_event, walks
 
 import nrm_graph as ng
-from nrm_graph import slices
+from nrm_graph import maxplus, slices
 from nrm_graph.convolution import Convolution
 from nrm_graph.mass import mass
 from nrm_graph.unit_paths import strongest as strongest_units
@@ -172,7 +174,7 @@ def test_walks_are_asked_for_in_words():
     with pytest.raises(ng.InputError, match="'input' or 'any'"):
         strongest_walks(m, 1, end="bias")
     with pytest.raises(ng.InputError, match="more than limit=10"):
-        strongest_walks(m, 1, limit=10)
+        strongest_walks(measure("residual", "epsilon"), 1, limit=10)
 
 
 def test_paths_are_a_list_a_text_and_a_table():
@@ -377,3 +379,30 @@ def test_unit_paths_are_no_products_of_grouped_edges():
         (_, a), (_, b), _ = path.units
         event = sets["conv2"][a] & sets["conv1"][b] & ng.Layer("x")[...]
         assert path.relevance == pytest.approx(m(event), rel=1e-9)
+
+
+def test_batches_of_any_size_find_the_same():
+    m = measure("pooled", "epsilon")
+    small = replace(m, memory=1)
+    labels = partitions(walks("pooled", "epsilon"), np.random.default_rng(1), "channel")
+    for beam in (2, 100):
+        one, many = (strongest_units(each, 4, None, beam, labels) for each in (small, m))
+        assert one.paths == many.paths
+        assert one.bound == pytest.approx(many.bound, rel=1e-12)
+        assert one.mass == pytest.approx(many.mass, rel=1e-12)
+
+
+def test_most_edges_need_not_be_listed():
+    """Convolutions and dense layers go through as a whole; overlapping pools, sums do not."""
+    taken = {
+        (name, composite, m.topology.layers[i].name)
+        for name, composite in PATHS
+        for m in [measure(name, composite)]
+        for i in range(len(m.topology.layers))
+        if maxplus.applies(m.state, i)
+    }
+    assert ("mlp", "epsilon", "fc2") in taken
+    assert ("resnet", "epsilon_gamma", "conv2") in taken
+    assert ("resnet", "epsilon_gamma", "add") not in taken
+    assert ("pooled", "epsilon", "conv2") not in taken
+    assert ("inception", "epsilon_gamma", "conv1") not in taken
