@@ -84,3 +84,75 @@ def test_no_walk_is_absorbed_where_a_layer_is_silent():
     for by in ("unit", "neuron"):
         for source in ("0", "input"):
             assert sorted(set(m.edges("0", source, by=by)["dst_unit"].to_pylist())) == heard
+
+
+def mlp(seed: int = 3) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def test_a_union_within_a_layer_is_one_conjunction():
+    net, x = mlp().double(), torch.randn(1, 3, dtype=torch.float64)
+    m = ng.measure(net, x, target=0, composite="epsilon", dtype="float64")
+    layer = ng.Layer("2")
+    one = m.given(layer[:2])
+    for union in (
+        ~(~layer[0] & ~layer[1]),
+        layer[0] | ng.Layer("3")[1],  # an alias
+        layer[0] | (layer[1] - layer[2]),
+    ):
+        c = m.given(union)
+        assert len(c.terms) == 1
+        assert c.amplification == pytest.approx(one.amplification, rel=1e-12)
+        assert c.tables()[1].equals(one.tables()[1])
+
+
+def test_interaction_where_the_logit_is_zero():
+    net, x = mlp(), torch.randn(1, 3)
+    with torch.no_grad():
+        net[4].weight[0] = 0
+        net[4].bias[0] = 0
+    plain, scaled = (
+        ng.measure(net, x, target=0, composite="epsilon", scale=scale)
+        for scale in ("unit", "logit")
+    )
+    assert scaled.logit == 0
+    A, B = ng.Layer("4")[0], ng.Layer("0")[1]
+    assert scaled.interaction(A, B) == plain.interaction(A, B)
+
+
+def test_a_condition_too_small_for_its_inverse_is_undefined():
+    """In float32 the pass would begin with infinity."""
+    net, x = mlp(), torch.rand(1, 3)
+    for tiny, defined in ((1e-30, True), (1e-38, False)):
+        with torch.no_grad():
+            net[4].weight[0, 1] = tiny
+        for kind in ("float32", "float64"):
+            m = ng.measure(net, x, target=0, composite="epsilon", dtype=kind)
+            if not defined and kind == "float32":
+                with pytest.raises(ng.UndefinedConditional, match="too small for its inverse"):
+                    m.given(ng.Layer("2")[1])
+                continue
+            c = m.given(ng.Layer("2")[1])
+            np.testing.assert_allclose(c.marginal("2"), [0, 1, 0], rtol=1e-5)
+            assert np.isfinite(c.marginal("0")).all()
+
+
+def test_long_chains_of_sets_are_conditions_as_any():
+    net, x = mlp().double(), torch.randn(1, 3, dtype=torch.float64)
+    m = ng.measure(net, x, target=0, composite="epsilon", dtype="float64")
+
+    def chain() -> ng.Event:
+        event = ng.Layer("2")[0]
+        for i in range(5000):
+            event = event | ng.Layer("2")[i % 2]
+        return event
+
+    assert m.given(chain()).condition_relevance == m.given(chain()).condition_relevance
+
+
+def test_many_takes_any_iterable():
+    net, x = mlp().double(), torch.randn(1, 3, dtype=torch.float64)
+    m = ng.measure(net, x, target=0, composite="epsilon", dtype="float64")
+    events = [ng.Layer("0")[i] for i in range(4)]
+    np.testing.assert_array_equal(m.many(event for event in events), m.many(events))
