@@ -345,15 +345,15 @@ def check_single_precision(data, case: None) -> None:
 
 
 CHECKS = {
-    "totals": (check_totals, 60),
-    "algebra": (check_algebra, 50),
-    "chain": (check_chain, 40),
-    "tables": (check_tables, 60),
-    "products": (check_products, 60),
-    "joint": (check_joint, 40),
-    "units": (check_units, 40),
-    "groups": (check_groups, 40),
-    "single_precision": (check_single_precision, 40),
+    "totals": (check_totals, 30),
+    "algebra": (check_algebra, 25),
+    "chain": (check_chain, 20),
+    "tables": (check_tables, 30),
+    "products": (check_products, 30),
+    "joint": (check_joint, 20),
+    "units": (check_units, 20),
+    "groups": (check_groups, 20),
+    "single_precision": (check_single_precision, 20),
 }
 
 

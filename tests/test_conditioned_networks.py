@@ -19,7 +19,7 @@ import nrm_graph as ng
 from nrm_graph import composites, states
 from nrm_graph.clauses import Literal, expand
 from nrm_graph.prepare import from_network
-from nrm_graph.propagate import _lost, _shares, relevance_pass
+from nrm_graph.propagate import _lost, relevance_pass, shares_of
 from nrm_graph.reach import reach
 from nrm_graph.routing import send
 from nrm_graph.tracing import trace
@@ -125,7 +125,7 @@ def weighted_pass(state, start, clause, weights):
             value = value + r.sum()
             continue
         native = layout.batches[name].native(r)
-        for operand, share in _shares(state, name, native):
+        for operand, share in shares_of(state, name, native):
             pending[operand] = pending[operand] + share if operand in pending else share
         for kind, part in _lost(state, name, native):
             value = value + (part * weights[layer_id, kind]).sum()
@@ -155,7 +155,7 @@ def by_autograd(m: ng.Measure, clause):
 def test_all_neurons_are_one_gradient(name, rules):
     m = measure(name, rules)
     rng = np.random.default_rng(0)
-    for event, c in given_some(rng, m, 6):
+    for event, c in given_some(rng, m, 3):
         ((coefficient, clause),) = expand(event, m.topology, m.partitions)
         assert coefficient == 1
         value, grads = by_autograd(m, clause)

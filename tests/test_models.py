@@ -21,7 +21,7 @@ SIZES = {
     "vit_b_16": 224,
     "swin_t": 64,
 }
-QUICK = {"resnet18", "swin_t"}
+QUICK = {"resnet18"}
 RULED = {"vgg16", "resnet18", "densenet121", "googlenet"}
 
 

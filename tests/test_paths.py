@@ -65,7 +65,10 @@ def to_input(w: Walks) -> np.ndarray:
     return w.end_unit >= 0
 
 
-@pytest.mark.parametrize("sign", ["both", "positive", "negative"])
+ONE_SIGN = [pytest.param(sign, marks=pytest.mark.slow) for sign in ("positive", "negative")]
+
+
+@pytest.mark.parametrize("sign", ["both", *ONE_SIGN])
 @pytest.mark.parametrize("end", ["input", "any"])
 def test_strongest_walks(case, sign, end):
     w, m = case
