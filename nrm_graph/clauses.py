@@ -100,7 +100,7 @@ def expand(
         return {info.layer_id: Literal(passes, neurons.mask(info.shape, part))}
 
     def within(union: Or) -> Clause | None:
-        """A union of sets of one layer is a set."""
+        """Write a union of sets of one layer as a single set."""
         sets = [part for part in union.parts if isinstance(part, NeuronSet)]
         ids = {topology.layer(part.layer).layer_id for part in sets}
         if len(sets) < len(union.parts) or len(ids) > 1:

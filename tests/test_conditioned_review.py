@@ -156,3 +156,12 @@ def test_many_takes_any_iterable():
     m = ng.measure(net, x, target=0, composite="epsilon", dtype="float64")
     events = [ng.Layer("0")[i] for i in range(4)]
     np.testing.assert_array_equal(m.many(event for event in events), m.many(events))
+
+
+def test_a_cut_names_no_layer_that_no_walk_comes_to():
+    net, x = mlp().double(), torch.randn(1, 3, dtype=torch.float64)
+    m = ng.measure(net, x, target=0, composite="epsilon", dtype="float64")
+    for condition in (ng.Layer("input")[0], ng.Layer("0")[1] & ng.Layer("input")[0]):
+        cut = m.given(condition).cut("2")
+        assert not cut.bypass
+        assert cut.total == pytest.approx(1, abs=1e-12)
