@@ -116,7 +116,7 @@ class Algebra:
         """Relevance of many events, which share the activations and, where alike, passes."""
         if not isinstance(events, Iterable):
             raise EventError(f"many takes a list of events, found {events!r}")
-        return self._values(events) / self.condition_relevance * self.scale
+        return self._values(list(events)) / self.condition_relevance * self.scale
 
     def _values(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
         """R(event & condition) of events, on the unit scale."""
@@ -176,21 +176,25 @@ class Algebra:
         if not isinstance(event, Event):
             raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
         known = self._cache.get("given")
-        if known is not None and known[0] == event:
+        if known is not None and _alike(known[0], event):
             return known[1]  # type: ignore[no-any-return]
         both = event if self.condition is None else self.condition & event
         terms = expand(both, self.topology, self.partitions)
         value, size, absorbed = conditioned.certified(self.state, self.start, terms)
-        eps = float(torch.finfo(self.start.dtype).eps)
-        if abs(value) <= ROUNDING * eps * size:
+        kind = torch.finfo(self.start.dtype)
+        if abs(value) <= ROUNDING * kind.eps * size:
             raise UndefinedConditional(
                 f"R({both!r}) is {value:.3g}, below rounding ({ROUNDING} eps times "
                 f"{size:.3g}): the conditional is undefined; condition on a set whose "
                 "relevance does not cancel"
             )
+        # Passes begin with the inverse; what cancels on the way is larger, by 1 / eps at most.
+        if not abs(value) * kind.max * kind.eps > 1:
+            raise UndefinedConditional(
+                f"R({both!r}) is {value:.3g}, too small for its inverse in "
+                f"{str(self.start.dtype).removeprefix('torch.')}"
+            )
         shares = tuple((coefficient / value, clause) for coefficient, clause in terms)
-        if not np.isfinite([coefficient for coefficient, _ in shares]).all():
-            raise UndefinedConditional(f"R({both!r}) is too small for its inverse: {value:.3g}")
         cache = {"absorbed": absorbed / value}
         if self._known is not None:
             self._root_relevance(0)
@@ -209,7 +213,7 @@ class Algebra:
 
     def interaction(self, a: Event, b: Event) -> float:
         """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
-        both, left, right = self.many([a & b, a, b]) / self.scale
+        both, left, right = self._values([a & b, a, b]) / self.condition_relevance
         return float(both - left * right)
 
     def _nodes(self) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
@@ -221,3 +225,10 @@ class Algebra:
     def _relevance(self, layer: LayerInfo) -> Tensor:
         found = self._nodes()[0].get(layer.layer_id)
         return self.start.new_zeros(layer.shape) if found is None else found
+
+
+def _alike(one: Event, other: Event) -> bool:
+    try:
+        return one is other or one == other
+    except RecursionError:  # chains of thousands of sets: computed again
+        return False

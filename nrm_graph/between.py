@@ -268,6 +268,9 @@ def pseudo_block(
     """Edges from neurons of a layer to its own pseudo-neurons; see :func:`neuron_blocks`."""
     net = state.network
     name = net.values[layer_id]
+    if name in net.silent:
+        value = state.samples(name, state.values[name])
+        chosen = chosen & (_flat(value) > 0)
     at = np.flatnonzero(chosen)
     blocks = []
     lost = []
@@ -329,13 +332,25 @@ class Between:
         for coefficient, clause in self.terms:
             relevance = arrived(self.state, self.start, clause, self.upper, self.known)
             arrivals.append(Arrival(relevance * coefficient, reach(self.state, clause)))
+        dst = self.dst & self._allowed()
         if self.upper == self.lower:
-            yield pseudo_block(self.state, self.upper, self.dst, arrivals)
+            yield pseudo_block(self.state, self.upper, dst, arrivals)
             return
-        for block in neuron_blocks(self.state, self.upper, self.dst, arrivals):
+        for block in neuron_blocks(self.state, self.upper, dst, arrivals):
             if block.src_layer == self.lower:
                 keep = self.src[block.src]
                 yield block.where(keep if len(arrivals) == 1 else keep & (block.relevance != 0))
+
+    def _allowed(self) -> npt.NDArray[np.bool_]:
+        """Upper neurons that walks of any of the conjunctions may pass through, flat."""
+        allowed = np.zeros_like(self.dst)
+        for _, clause in self.terms:
+            literal = clause.get(self.upper)
+            if literal is None:
+                return np.ones_like(allowed)
+            mask = np.asarray(literal.mask).ravel()
+            allowed |= mask if literal.passes else ~mask
+        return allowed
 
 
 def neuron_batches(asked: Between, scale: float) -> pa.RecordBatchReader:

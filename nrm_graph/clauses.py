@@ -80,6 +80,7 @@ def expand(
 
     The indicator of ``~E`` is 1 minus that of E, of ``|`` it is 1 minus the product of the
     complements: a union of sets is therefore 1 minus one conjunction that avoids them all.
+    (Of sets of one layer it is one conjunction that passes any of them.)
 
     Returns
     -------
@@ -98,6 +99,15 @@ def expand(
         part = units[info.layer_id] if units is not None else None
         return {info.layer_id: Literal(passes, neurons.mask(info.shape, part))}
 
+    def within(union: Or) -> Clause | None:
+        """Write a union of sets of one layer as a single set."""
+        sets = [part for part in union.parts if isinstance(part, NeuronSet)]
+        ids = {topology.layer(part.layer).layer_id for part in sets}
+        if len(sets) < len(union.parts) or len(ids) > 1:
+            return None
+        masks = [literal(part, True) for part in sets]
+        return {i: Literal(True, np.any([mask[i].mask for mask in masks], axis=0)) for i in ids}
+
     def complement(terms: list[tuple[int, Clause]]) -> list[tuple[int, Clause]]:
         return _product(sure, [(1, {}), *((-c, clause) for c, clause in terms)])  # type: ignore[no-any-return]
 
@@ -115,6 +125,9 @@ def expand(
             for part in node.parts:
                 result = _product(result, terms(part))
         elif isinstance(node, Or):
+            whole = within(node)
+            if whole is not None:
+                return _product(sure, [(1, whole)])  # type: ignore[no-any-return]
             for part in node.parts:
                 result = _product(result, terms(~part))
             result = complement(result)

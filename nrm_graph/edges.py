@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from nrm_graph.clauses import Clause
     from nrm_graph.linear import Weighing
     from nrm_graph.plan import Plan
-    from nrm_graph.reach import Reach
     from nrm_graph.rules.base import Flow
     from nrm_graph.states import State
 
@@ -73,7 +72,7 @@ def edge_tables(
         of the conjunction go on from j; null where h(j) is 0.
     """
     with torch.no_grad():
-        tables = _Tables(state, start, plan, reach(state, clause or {}))
+        tables = _Tables(state, start, plan, clause or {})
         propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
         for call in tables.later:
             call()
@@ -96,8 +95,9 @@ class _Tables:
     relevance need not be kept.
     """
 
-    def __init__(self, state: State, start: Tensor, plan: Plan, below: Reach) -> None:
-        self.state, self.start, self.plan, self.below = state, start, plan, below
+    def __init__(self, state: State, start: Tensor, plan: Plan, clause: Clause) -> None:
+        self.state, self.start, self.plan, self.clause = state, start, plan, clause
+        self.below = reach(state, clause)
         self.n = start.shape[0]
         self.relevance: dict[int, Any] = {}
         self.absorbed: dict[int, list[tuple[int, Any]]] = defaultdict(list)
@@ -119,15 +119,24 @@ class _Tables:
         arrived = unit_sums(self.plan, layer_id, relevance)
         onward = self.below.times(self.state, layer_id, relevance)
         kept = arrived if onward is relevance else unit_sums(self.plan, layer_id, onward)
-        self._do(partial(self._visited, layer_id, arrived, kept))
+        allowed = None
+        literal = self.clause.get(layer_id)
+        if literal is not None:
+            mask = propagate.mask_of(literal, relevance).expand_as(relevance)
+            own = mask if literal.passes else ~mask
+            allowed = unit_sums(self.plan, layer_id, own.to(relevance.dtype))
+        self._do(partial(self._visited, layer_id, arrived, kept, allowed))
 
-    def _visited(self, layer_id: int, arrived: Tensor, kept: Tensor) -> None:
+    def _visited(
+        self, layer_id: int, arrived: Tensor, kept: Tensor, allowed: Tensor | None
+    ) -> None:
         self.relevance[layer_id] = kept.cpu().numpy()
         if self.plan.partitions[layer_id].single:
             there = arrived.cpu().numpy() != 0
+            inside = np.ones_like(there) if allowed is None else allowed.cpu().numpy() > 0
             for b in range(self.n):
                 known = self.reached[b].get(layer_id, False)
-                self.reached[b][layer_id] = there[b] | known
+                self.reached[b][layer_id] = there[b] | (known & inside[b])
 
     def weigh(self, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Take the step through one operation: its edges, and the relevance of its operands."""

@@ -50,7 +50,7 @@ def unit_labels(
 
     def of_layer(name: str) -> Tensor:
         i = net.layout.layer_of[name]
-        own = torch.from_numpy(partitions[i].labels.astype(np.float64) + first[i])
+        own = torch.from_numpy(partitions[i].labels.astype(np.float64)) + float(first[i])
         return batches[name].native(own[None])
 
     for name, _ in net.program.inputs:

@@ -99,6 +99,7 @@ def relevance_pass(
         relevance = pending.pop(name, None)
         layer_id = layout.layer_of.get(name)
         literal = clause.get(layer_id) if layer_id is not None else None
+        empty = relevance is None
         if literal is not None:
             if relevance is None:
                 relevance = torch.zeros_like(state.values[name])
@@ -120,7 +121,7 @@ def relevance_pass(
             else:
                 relevance = relevance * ~mask
             relevance = layout.batches[name].native(relevance)
-        if relevance is None or (useful is not None and name not in useful):
+        if empty or (useful is not None and name not in useful):
             continue
         if layer_id is None:
             assert node is not None

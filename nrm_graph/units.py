@@ -85,7 +85,7 @@ def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
                 f"unknown resolution {resolution!r} for layer {layer.name}: expected one of "
                 f"{', '.join(RESOLUTIONS)}, auto, or an integer array of shape {shape}"
             )
-        labels = np.ascontiguousarray(labels, dtype=np.int32)
+        labels = _contiguous(labels)
         return Partition(resolution, labels, int(labels.max(initial=-1)) + 1)
     try:
         labels = np.asarray(resolution)
@@ -102,7 +102,12 @@ def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
             f"the partition of layer {layer.name} must use every unit from 0 to n - 1, "
             f"found values from {found.min()} to {found.max()}, {len(found)} of them distinct"
         )
-    return Partition("custom", np.ascontiguousarray(labels, dtype=np.int32), len(found))
+    return Partition("custom", _contiguous(labels), len(found))
+
+
+def _contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    # NumPy gives a layer of one neuron without axes an axis.
+    return np.ascontiguousarray(labels, dtype=np.int32).reshape(labels.shape)
 
 
 _AUTOMATIC = {
