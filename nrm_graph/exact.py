@@ -326,7 +326,7 @@ class Measure(Algebra):
         *,
         sign: str = "both",
         end: str = "input",
-        beam: int = unit_paths.BEAM,
+        beam: int | None = None,
         progress: bool = False,
     ) -> Paths:
         """Return the strongest walks, or the strongest paths of units, with what others may hold.
@@ -344,8 +344,9 @@ class Measure(Algebra):
         sign, end : str
             Of walks: "both", "positive" or "negative"; "input", or "any" to let walks that a bias
             or stabilizer absorbs compete.
-        beam : int
-            Of paths of units: prefixes carried on from every layer.
+        beam : int, optional
+            Of paths of units: prefixes carried on from every layer; by default 256 to 4096, the
+            more the smaller the layers are.
         progress : bool
             Show a bar on a terminal.
 
@@ -361,7 +362,7 @@ class Measure(Algebra):
             return walks.strongest(self, k, sign, end, progress=progress)
         if sign != "both" or end != "input":
             raise InputError("sign and end go with walks: by='neuron', without layers")
-        return unit_paths.strongest(self, k, layers, beam, by)
+        return unit_paths.strongest(self, k, layers, beam, by, progress)
 
     def heatmap(self, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the relevance of the input; see :func:`nrm_graph.plots.plot_heatmap`.
