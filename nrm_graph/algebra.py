@@ -116,7 +116,7 @@ class Algebra:
         """Relevance of many events, which share the activations and, where alike, passes."""
         if not isinstance(events, Iterable):
             raise EventError(f"many takes a list of events, found {events!r}")
-        return self._values(events) / self.condition_relevance * self.scale
+        return self._values(list(events)) / self.condition_relevance * self.scale
 
     def _values(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
         """R(event & condition) of events, on the unit scale."""
@@ -209,6 +209,9 @@ class Algebra:
 
     def interaction(self, a: Event, b: Event) -> float:
         """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
+        for event in (a, b):
+            if not isinstance(event, Event):
+                raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
         both, left, right = self.many([a & b, a, b]) / self.scale
         return float(both - left * right)
 

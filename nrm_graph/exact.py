@@ -243,10 +243,10 @@ class Measure(Algebra):
         InputError
             If there are too many neuron-level edges for one table: see :meth:`edge_batches`.
         """
-        if by == "neuron":
+        if isinstance(by, str) and by == "neuron":
             asked = self._between(upper, lower, dst, src)
             return neuron_table(asked, check(coverage, top), self.scale)
-        if by != "unit":
+        if not isinstance(by, str) or by != "unit":
             raise InputError(f"edges: expected by='unit' or by='neuron', found {by!r}")
         if dst is not None or src is not None or top is not None or coverage != 1.0:
             raise InputError("dst, src, coverage and top go with by='neuron'")

@@ -222,7 +222,9 @@ def test_the_logit_scales_what_is_not_conditioned():
         (lambda m: m.given(ng.Layer("nowhere")[0]), "nowhere"),
         (lambda m: m.given(ng.Layer("stem")[9]), "stem"),
         (lambda m: m.many([ng.Layer("stem")[0], "x"]), "expected an event"),
-        (lambda m: m.many(ng.Layer("stem")[0]), "not iterable"),
+        (lambda m: m.many(ng.Layer("stem")[0]), "a list of events"),
+        (lambda m: m.interaction(ng.Layer("stem")[0], "x"), "expected an event"),
+        (lambda m: m.edges("left", "stem", by=np.zeros(3)), "by='unit' or by='neuron'"),
         (lambda m: m.joint("stem", 3), "a layer's name or a neuron set"),
         (lambda m: m.joint(ng.Layer("stem")[0] & ng.Layer("left")[0], "left"), "neuron set"),
         (lambda m: m.joint("stem", "nowhere"), "nowhere"),
@@ -244,4 +246,5 @@ def test_what_does_not_fit_is_refused(call, text):
 
 def test_no_events_have_no_relevance():
     assert branches().many([]).shape == (0,)
+    assert branches().many(ng.Layer("stem")[i] for i in range(2)).shape == (2,)
     assert branches().given(EVERYTHING).many([]).shape == (0,)
