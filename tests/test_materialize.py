@@ -246,6 +246,8 @@ def test_names(path, name):
         ({"where": "getenv('HOME') = 'x'"}, ng.QueryError, "getenv"),
         ({"inputs": ["nothing"]}, ng.InputError, "no input 'nothing'"),
         ({"inputs": [3]}, ng.InputError, "no input_id 3"),
+        ({"inputs": 3}, ng.InputError, "a list of keys"),
+        ({"inputs": "k0"}, ng.InputError, "a list of keys"),
         ({"device": "nothing"}, ng.InputError, "device"),
     ],
 )
