@@ -244,6 +244,14 @@ def test_what_does_not_fit_is_refused(call, text):
             call(measure)
 
 
+@pytest.mark.parametrize("weight", [1e300, 3e38, float("nan")])
+def test_weights_that_the_pass_cannot_hold_are_refused(weight):
+    net, x = nn.Linear(1, 2, bias=False), torch.full((1, 1), 3.0)
+    nn.init.ones_(net.weight)
+    with pytest.raises(ng.InputError, match=r"must be finite|sum of the target outputs is inf"):
+        ng.measure(net, x, target={0: weight, 1: 1.0}, composite="epsilon")
+
+
 def test_no_events_have_no_relevance():
     assert branches().many([]).shape == (0,)
     assert branches().many(ng.Layer("stem")[i] for i in range(2)).shape == (2,)
