@@ -213,6 +213,9 @@ class Algebra:
 
     def interaction(self, a: Event, b: Event) -> float:
         """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
+        for event in (a, b):
+            if not isinstance(event, Event):
+                raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
         both, left, right = self._values([a & b, a, b]) / self.condition_relevance
         return float(both - left * right)
 

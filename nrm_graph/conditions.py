@@ -108,7 +108,7 @@ def _chosen(db: Database, where: str | None, inputs: Sequence[str | int] | None)
     if where is not None:
         wanted &= {i for (i,) in db.sql(chosen_inputs(where)).fetchall()}
     if inputs is not None:
-        wanted &= {i for choice in inputs for i in db._matching(choice)}
+        wanted.intersection_update(db._identities(inputs))
     return [i for i in db._snapshot.entries if i in wanted]
 
 

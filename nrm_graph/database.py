@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, QueryError
@@ -170,7 +170,7 @@ class Database:
             raise QueryError(f"expected SQL text, found {type(query).__name__}")
         ids = None
         if inputs is not None:
-            ids = list(dict.fromkeys(i for choice in inputs for i in self._matching(choice)))
+            ids = self._identities(inputs)
         if self._engine is None:
             from nrm_graph.store.sql import Engine
 
@@ -180,6 +180,12 @@ class Database:
                 {name: condition.snapshot for name, condition in self._conditions.items()},
             )
         return self._engine.query(query, params, ids, tables)
+
+    def _identities(self, inputs: Sequence[str | int]) -> list[int]:
+        """Input ids of several choices, each once."""
+        if isinstance(inputs, str) or not isinstance(inputs, Iterable):
+            raise InputError(f"inputs must be a list of keys or input_ids, found {inputs!r}")
+        return list(dict.fromkeys(i for choice in inputs for i in self._matching(choice)))
 
     def _matching(self, choice: str | int) -> tuple[int, ...]:
         """Input ids of a key, or of an input_id itself."""

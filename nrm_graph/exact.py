@@ -243,10 +243,10 @@ class Measure(Algebra):
         InputError
             If there are too many neuron-level edges for one table: see :meth:`edge_batches`.
         """
-        if by == "neuron":
+        if isinstance(by, str) and by == "neuron":
             asked = self._between(upper, lower, dst, src)
             return neuron_table(asked, check(coverage, top), self.scale)
-        if by != "unit":
+        if not isinstance(by, str) or by != "unit":
             raise InputError(f"edges: expected by='unit' or by='neuron', found {by!r}")
         if dst is not None or src is not None or top is not None or coverage != 1.0:
             raise InputError("dst, src, coverage and top go with by='neuron'")
@@ -345,7 +345,8 @@ class Measure(Algebra):
             Of walks: "both", "positive" or "negative"; "input", or "any" to let walks that a bias
             or stabilizer absorbs compete.
         beam : int, optional
-            Of paths of units: prefixes carried on from every layer; a wider one certifies more.
+            Of paths of units: prefixes carried on from every layer; by default 256 to 4096, the
+            more the smaller the layers are; a wider one certifies more.
         progress : bool
             Show a bar on a terminal.
 

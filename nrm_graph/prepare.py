@@ -45,7 +45,8 @@ def output_weights(target: Any, output: Tensor) -> Tensor:
                 f"target must be 'predicted', a class index or a mapping of class index to "
                 f"weight, found {target!r}"
             )
-        if not isinstance(weight, Real) or not math.isfinite(weight):
+        most = torch.finfo(output.dtype).max
+        if not isinstance(weight, Real) or not abs(weight) <= most:
             raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
         if not 0 <= index < count:
             raise InputError(f"target {index} is out of range: the network has {count} outputs")
@@ -191,6 +192,8 @@ def from_network(
     weights = output_weights(target, state.output)
     start = states.seed(state, weights)
     logit = float((weights * state.output).sum())
+    if not math.isfinite(logit):
+        raise InputError(f"the weighted sum of the target outputs is {logit}: smaller weights do")
     chosen = weights[0].nonzero().flatten().tolist()
     single = len(chosen) == 1 and float(weights[0, chosen[0]]) == 1.0
     return Measure(

@@ -223,6 +223,8 @@ def test_the_logit_scales_what_is_not_conditioned():
         (lambda m: m.given(ng.Layer("stem")[9]), "stem"),
         (lambda m: m.many([ng.Layer("stem")[0], "x"]), "expected an event"),
         (lambda m: m.many(ng.Layer("stem")[0]), "a list of events"),
+        (lambda m: m.interaction(ng.Layer("stem")[0], "x"), "expected an event"),
+        (lambda m: m.edges("left", "stem", by=np.zeros(3)), "by='unit' or by='neuron'"),
         (lambda m: m.joint("stem", 3), "a layer's name or a neuron set"),
         (lambda m: m.joint(ng.Layer("stem")[0] & ng.Layer("left")[0], "left"), "neuron set"),
         (lambda m: m.joint("stem", "nowhere"), "nowhere"),
@@ -242,6 +244,15 @@ def test_what_does_not_fit_is_refused(call, text):
             call(measure)
 
 
+@pytest.mark.parametrize("weight", [1e300, 3e38, float("nan")])
+def test_weights_that_the_pass_cannot_hold_are_refused(weight):
+    net, x = nn.Linear(1, 2, bias=False), torch.full((1, 1), 3.0)
+    nn.init.ones_(net.weight)
+    with pytest.raises(ng.InputError, match=r"must be finite|sum of the target outputs is inf"):
+        ng.measure(net, x, target={0: weight, 1: 1.0}, composite="epsilon")
+
+
 def test_no_events_have_no_relevance():
     assert branches().many([]).shape == (0,)
+    assert branches().many(ng.Layer("stem")[i] for i in range(2)).shape == (2,)
     assert branches().given(EVERYTHING).many([]).shape == (0,)

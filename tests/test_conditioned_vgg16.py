@@ -151,7 +151,8 @@ def test_the_whole_table_has_the_marginals_that_zennit_crp_has(composite):
     close(up[upper], channels(table[MIDDLE])[:, middle])
 
 
-def test_a_joint_of_three_layers(composite="epsilon_gamma_box"):
+@pytest.mark.parametrize("composite", COMPOSITES[:1])
+def test_a_joint_of_three_layers(composite):
     m = measure(composite)
     upper, middle = by_upper(composite)[0][:2], by_middle(composite)[0][:2]
     pairs = [(k, j) for k in upper for j in middle]
@@ -184,7 +185,8 @@ def test_a_joint_of_three_layers(composite="epsilon_gamma_box"):
             near(found, pairs.index((k, j)))
 
 
-def test_heat_maps_of_units(composite="epsilon_gamma_box"):
+@pytest.mark.parametrize("composite", COMPOSITES[:1])
+def test_heat_maps_of_units(composite):
     m = measure(composite)
     for chosen, heat, layer in (
         (by_upper(composite)[0], by_upper(composite)[2], UPPER),
@@ -197,7 +199,8 @@ def test_heat_maps_of_units(composite="epsilon_gamma_box"):
             np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale)
 
 
-def test_regions_of_channels(composite="epsilon_gamma_box"):
+@pytest.mark.parametrize("composite", COMPOSITES[:1])
+def test_regions_of_channels(composite):
     """Arbitrary neurons on both layers, through ``mask_rf``."""
     m = measure(composite)
     rng = np.random.default_rng(0)

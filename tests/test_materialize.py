@@ -171,6 +171,16 @@ def test_an_open_database_sees_what_another_materialized(path):
         assert db.sql("SELECT count(*) FROM B_inputs").fetchall()[0][0] == len(db)
 
 
+def test_a_condition_that_is_removed_while_it_is_read(path):
+    with ng.open(path) as db:
+        db.materialize(CHANNEL, name="B", progress=False)
+        shutil.rmtree(path / "conditions" / "b")
+        with pytest.raises(ng.QueryError, match=r"^the file .+ is no longer there: open the store"):
+            db.sql("SELECT sum(relevance) FROM B_nodes").fetchall()
+        db.refresh()
+        assert db.conditions().num_rows == 0
+
+
 def test_nothing_is_chosen(path):
     with ng.open(path) as db:
         db.materialize(CHANNEL, name="B", where="key = 'nothing'", progress=False)
@@ -246,6 +256,8 @@ def test_names(path, name):
         ({"where": "getenv('HOME') = 'x'"}, ng.QueryError, "getenv"),
         ({"inputs": ["nothing"]}, ng.InputError, "no input 'nothing'"),
         ({"inputs": [3]}, ng.InputError, "no input_id 3"),
+        ({"inputs": 3}, ng.InputError, "a list of keys"),
+        ({"inputs": "k0"}, ng.InputError, "a list of keys"),
         ({"device": "nothing"}, ng.InputError, "device"),
     ],
 )

@@ -372,6 +372,15 @@ def test_the_beam_makes_the_answer_certain():
     assert narrow.bound > wide.bound
 
 
+def test_paths_of_named_layers_are_asked_of_a_measure():
+    """``m.paths(layers=...)`` chooses its beam by itself, like the function it calls."""
+    m = measure("inception", "epsilon")
+    names = [m.topology.output.name, m.topology.inputs[0].name]
+    found, expected = m.paths(3, names), strongest_units(m, 3, names)
+    assert found == expected
+    assert m.paths(3, names, beam=7, progress=True) == strongest_units(m, 3, names, beam=7)
+
+
 def test_unit_paths_are_no_products_of_grouped_edges():
     """R(a & b & c) of channels is not R(a, b) R(b, c) / R(b): paths give the first."""
     m = measure("pooled", "epsilon")

@@ -274,6 +274,11 @@ def test_parameters_and_further_tables(db):
     for name in ("edges", "Edges", "a b", "x; DROP", "__layers", ""):
         with pytest.raises(ng.InputError, match="cannot name a table"):
             db.sql("SELECT 1", tables={name: more})
+    for wrong in (3, None, "x", [1], {"a": [1]}, db.sql("SELECT 1")):
+        with pytest.raises(ng.InputError, match="must be an Arrow table"):
+            db.sql("SELECT 1", tables={"e": wrong})
+    with pytest.raises(ng.InputError, match="a mapping of name to table"):
+        db.sql("SELECT 1", tables=[more])
     with pytest.raises(ng.QueryError, match="no table 'more'"):
         db.sql("SELECT * FROM more")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from nrm_graph.plots.canvas import Canvas, Column, label
 from nrm_graph.plots.common import absorbed, amplified, heading, new_axes, report_rows, total
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
     from matplotlib.axes import Axes
@@ -136,7 +137,13 @@ def _columns(
         raise InputError("there is nothing to draw: layers is empty")
     if len({info.layer_id for info in chosen}) < len(chosen):
         raise InputError(f"layers names one layer twice: {', '.join(map(str, layers or ()))}")
-    named = {m.topology.layer(name).layer_id: list(ids) for name, ids in (units or {}).items()}
+    if units is not None and not isinstance(units, Mapping):
+        raise InputError(f"units must be a mapping of layer to units, found {units!r}")
+    named = {}
+    for name, ids in (units or {}).items():
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise InputError(f"units of {name} must be a list, found {ids!r}")
+        named[m.topology.layer(name).layer_id] = list(ids)
     for layer_id in named.keys() - {info.layer_id for info in chosen}:
         raise InputError(f"units names {every[layer_id].name}, which is not among the layers drawn")
     reports = {row["layer"]: row for row in rows}
@@ -166,6 +173,8 @@ def _links(
     m: Measure, columns: list[Column], edges: Mapping[tuple[str, str], Any] | None
 ) -> list[npt.NDArray[np.float64] | None]:
     """Joint relevance of the units drawn, (units to the left, units to the right), by pair."""
+    if edges is not None and not isinstance(edges, Mapping):
+        raise InputError(f"edges must be a mapping of pairs of layers, found {edges!r}")
     given = {}
     for names, values in (edges or {}).items():
         if not isinstance(names, tuple) or len(names) != 2:

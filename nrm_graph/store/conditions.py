@@ -254,7 +254,7 @@ def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
             what = "program" if field == "program_hash" else "store"
             raise StoreError(
                 f"the condition {name} of {folder.parent.parent} was made with another {what} "
-                f"({repr(raw[field])[:20]}, here it is {own[:12]}...): {advice}"
+                f"({str(raw[field])[:12]}..., here it is {own[:12]}...): {advice}"
             )
     try:
         event_json.from_json(raw["event"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ from nrm_graph.errors import QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+# DuckDB, which may read files of the store alone, takes one that vanished for a pattern.
+_GONE = re.compile(r'Cannot access file "(.+?\.parquet)/\*\*/\*\.parquet"')
 
 
 def interruptible(con: duckdb.DuckDBPyConnection, call: Callable[[], Any]) -> Any:
@@ -62,6 +67,11 @@ def _translated(call: Callable[[], Any]) -> Any:
     try:
         return call()
     except duckdb.Error as error:
+        gone = _GONE.search(str(error))
+        if gone is not None:
+            raise QueryError(
+                f"the file {gone[1]} is no longer there: open the store again"
+            ) from None
         raise QueryError(str(error)) from None
 
 

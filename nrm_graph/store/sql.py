@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from nrm_graph.store.schema import CONDITION_FACTS, INPUTS, SCHEMAS, VIEWS
 from nrm_graph.store.statement import check_statement
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Sequence
 
     import pyarrow as pa
 
@@ -134,6 +135,8 @@ class Engine:
         InputError
             If a further table cannot bear its name.
         """
+        if tables is not None and not isinstance(tables, Mapping):
+            raise InputError(f"tables must be a mapping of name to table, found {tables!r}")
         further, own = dict(tables or {}), {*VIEWS, *self._conditions}
         for name in further:
             plain = isinstance(name, str) and _IDENTIFIER.match(name)
@@ -142,7 +145,13 @@ class Engine:
         used = check_statement(sql, {*own, *(name.lower() for name in further)})
         con = self._con.cursor()
         for name, data in further.items():
-            con.register(name, data)
+            try:
+                con.register(name, data)
+            except (duckdb.Error, TypeError):
+                raise InputError(
+                    f"the table {name!r} must be an Arrow table or reader, or a data frame, "
+                    f"found {type(data).__name__}"
+                ) from None
         needed = used & {"inputs", "nodes", "edges", *self._conditions} | (
             {"inputs", "edges"} if "flows" in used else set()
         )
