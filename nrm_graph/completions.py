@@ -15,8 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from nrm_graph import maxplus
-from nrm_graph.between import neuron_blocks, offsets
 from nrm_graph.errors import InputError
+from nrm_graph.kernel_edges import neuron_blocks, offsets
 from nrm_graph.propagate import lowest_pass
 from nrm_graph.states import flow
 from nrm_graph.topology import BIAS, STABILIZER

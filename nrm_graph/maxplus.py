@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nrm_graph.between import origins
+from nrm_graph.kernel_edges import origins
 from nrm_graph.linear import Dense
 from nrm_graph.slices import sliceable
 from nrm_graph.states import flow

@@ -46,7 +46,7 @@ def output_weights(target: Any, output: Tensor) -> Tensor:
                 f"weight, found {target!r}"
             )
         most = torch.finfo(output.dtype).max
-        if not isinstance(weight, Real) or not abs(weight) <= most:
+        if not isinstance(weight, Real) or not abs(float(weight)) <= most:
             raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
         if not 0 <= index < count:
             raise InputError(f"target {index} is out of range: the network has {count} outputs")

@@ -10,7 +10,7 @@ from test_brute_force import CASES, close, conditions, links, measure, random_ma
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import between
+from nrm_graph import between, kernel_edges
 
 torch.set_num_threads(1)
 
@@ -110,7 +110,7 @@ PAIRS = [("0", "input"), ("3", "0"), ("5", "3"), ("7", "5")]
 def test_chunks_make_no_difference(m, upper, lower, monkeypatch):
     whole = m.edges(upper, lower, by="neuron")
     n = m.topology.layer(upper).n_neurons
-    monkeypatch.setattr(between, "CHUNK", 50)
+    monkeypatch.setattr(kernel_edges, "CHUNK", 50)
     assert m.edges(upper, lower, by="neuron").equals(whole)
     rng = np.random.default_rng(5)
     for size in (1, 3, n // 2):

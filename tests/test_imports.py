@@ -33,7 +33,7 @@ LEVELS = (
     ("edges",),
     # answers
     ("answers", "conditioned"),
-    ("joint", "between", "algebra"),
+    ("joint", "kernel_edges", "between", "algebra"),
     ("slices", "beam"),
     ("mass", "maxplus"),
     ("completions",),
