@@ -45,8 +45,8 @@ def output_weights(target: Any, output: Tensor) -> Tensor:
                 f"target must be 'predicted', a class index or a mapping of class index to "
                 f"weight, found {target!r}"
             )
-        most = torch.finfo(output.dtype).max
-        if not isinstance(weight, Real) or not abs(float(weight)) <= most:
+        size: Any = abs(weight) if isinstance(weight, Real) else math.nan
+        if not size <= torch.finfo(output.dtype).max:
             raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
         if not 0 <= index < count:
             raise InputError(f"target {index} is out of range: the network has {count} outputs")
