@@ -273,9 +273,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     paths.add_argument("--k", type=arguments.positive, default=10, help="number of paths (10)")
     paths.add_argument(
-        "--by", choices=("neuron", "unit"), default="unit", help="what a step of a path is (unit)"
+        "--by",
+        choices=("unit", "neuron", "channel", "feature"),
+        default="unit",
+        help="what a step of a path is: the store's unit, or another (unit)",
     )
-    for sub in (relevance, paths):
+    for sub in (relevance, paths, subgraph):
         sub.add_argument("--given", metavar="EXPR", help="condition on this event")
     materialize.add_argument("event", metavar="EXPR")
     materialize.add_argument("--name", required=True, help="of the tables: letters, digits and _")

@@ -191,11 +191,14 @@ def materialize(args: argparse.Namespace) -> None:
 def subgraph(args: argparse.Namespace) -> None:
     """Write the strongest edges."""
     path = graph_path(args.output)
+    given = None if args.given is None else arguments.event(args.given)
 
     import nrm_graph as ng
 
     with ng.open(args.store) as db:
         m = _measure(db, args)
+        if given is not None:
+            m = m.given(given)
         graph = m.subgraph(top=args.top)
         write_graph(graph, path)
         _notes(m.flags)

@@ -128,6 +128,8 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
     layer = m.topology.layer(name)
     part = m.partitions[layer.layer_id]
     quoted = name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
+    if by in ("channel", "feature"):
+        return f"{quoted}[{unit}]" if by == "channel" else f"{quoted}[..., {unit}]"
     if by == "neuron" or part.single:
         place = [str(int(i)) for i in np.unravel_index(unit, layer.shape)]
         return f"{quoted}[{', '.join(place) or '()'}]"

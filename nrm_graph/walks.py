@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 EDGES = 1_000_000_000
 """Neuron-level edges that are listed one by one without being told to."""
 
+MOST = 1_000_000
+"""Walks of each sign that are listed at most: beyond, memory is what ends the list."""
+
 AT_ONCE = 1 << 22
 """Continuations that are compared at once."""
 
@@ -127,8 +130,8 @@ def strongest(
 
 
 def _number(k: Any) -> int:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise InputError(f"k must be a number of walks, at least 1, found {k!r}")
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MOST:
+        raise InputError(f"k must be a number of walks, from 1 to {MOST:,}, found {k!r}")
     return int(k)
 
 

@@ -259,7 +259,7 @@ def test_paths_as_a_table(store: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--input", KEYS[0], "--target", "9", "--given", "nothing[1]"], 5, "nothing"),
         (["--input", KEYS[0], "--target", "9", "--given", "features.6[[]]"], 5, "undefined"),
         (["--input", KEYS[0], "--k", "0"], 2, "at least 1"),
-        (["--input", KEYS[0], "--by", "channel"], 2, "invalid choice"),
+        (["--input", KEYS[0], "--by", "token"], 2, "invalid choice"),
         (["--input", KEYS[0], "--layers", "a,,b"], 2, "names with commas"),
     ],
 )
@@ -269,6 +269,31 @@ def test_mistakes_of_paths(
     out, err = run(capsys, "paths", str(store), *argv, code=code)
     assert not out
     assert message in err
+
+
+def test_paths_of_channels_in_a_store_of_neurons(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["paths", str(store), "--input", KEYS[0], "--target", "9", "--by", "channel"]
+    out, _ = run(capsys, *ask, "--layers", "features.6,features.3", "--k", "1", "--format", "json")
+    (row,) = json.loads(out)
+    with ng.open(store) as db:
+        m = db.measure(KEYS[0], target=9)
+        (a, b) = row["units"]
+        assert row["path"] == f"features.6[{a}] > features.3[{b}]"
+        event = ng.Layer("features.6")[a] & ng.Layer("features.3")[b]
+        assert m(event) == pytest.approx(row["relevance"], rel=1e-4)
+
+
+def test_a_conditioned_subgraph(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "g.json"
+    ask = ["subgraph", str(store), "--input", KEYS[0], "--target", "9", "--top", "50"]
+    run(capsys, *ask, "--given", "features.6[5]", "--output", str(file))
+    graph = json.loads(file.read_text())
+    units = {node["unit"] // 49 for node in graph["nodes"] if node["layer"] == "features.6"}
+    assert units == {5}
 
 
 def test_units_as_expressions(store: Path, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_deep_networks_neither_under_nor_overflow():
 def test_walks_are_asked_for_in_words():
     m = measure("mlp", "epsilon")
     for wrong in (0, -1, True, 2.5, "3"):
-        with pytest.raises(ng.InputError, match="at least 1"):
+        with pytest.raises(ng.InputError, match="from 1 to"):
             strongest_walks(m, wrong)
     with pytest.raises(ng.InputError, match="'both', 'positive' or 'negative'"):
         strongest_walks(m, 1, "up")
