@@ -51,7 +51,9 @@ class Measure(Algebra):
         R(condition), on the unit scale; 1 without a condition.
     amplification : float
         Sum of |R| over the condition's neurons, over |R(condition)|: how far rounding may have
-        been amplified.
+        been amplified.  Of a union over layers, the same of every conjunction that it is summed
+        from.  What cancels inside single neurons, between the routes that lead to them, it does
+        not see: compare with ``dtype="float64"``.
     memory : int
         Bytes that events of one batch may hold.
     """
@@ -359,6 +361,8 @@ class Measure(Algebra):
         neurons = isinstance(by, str) and by == "neuron"
         single = isinstance(by, str) and by == "unit" and all(p.single for p in self.partitions)
         if layers is None and (neurons or single):
+            if beam is not None:
+                raise InputError("beam goes with paths of units; walks are exact without one")
             return walks.strongest(self, k, sign, end, progress=progress)
         if sign != "both" or end != "input":
             raise InputError("sign and end go with walks: by='neuron', without layers")

@@ -62,7 +62,7 @@ def test_pseudo_edges_of_a_set(case):
 def test_edges_under_a_condition(case):
     w, m = case
     rng = np.random.default_rng(22)
-    for given, on in conditions(w, rng, 4):
+    for given, on in conditions(w, rng, 2):
         r, conditioned = w.total(on), m.given(given)
         scale = w.variation() / abs(r)
         for dst, src in links(w):

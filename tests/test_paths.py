@@ -87,7 +87,7 @@ def test_strongest_walks_given_an_event(case, end):
     w, m = case
     rng = np.random.default_rng(12)
     tried = 0
-    for _ in range(12):
+    for _ in range(5):
         event, on = random_event(rng, w, 2)
         if not on.any() or abs(w.total(on)) < 1e-2 * np.abs(w.value[on]).sum():
             continue
@@ -141,6 +141,7 @@ def test_plain_max_product_is_a_trap():
     assert any(wrong)
 
 
+@pytest.mark.slow
 def test_deep_networks_neither_under_nor_overflow():
     """57 layers of q = 1e6 + 1 or -1e6 above 340 of q = 0.1: products of 1e342 and of 1e-340."""
     layers = []
@@ -169,6 +170,8 @@ def test_deep_networks_neither_under_nor_overflow():
 
 def test_walks_are_asked_for_in_words():
     m = measure("mlp", "epsilon")
+    with pytest.raises(ng.InputError, match="beam goes with paths of units"):
+        m.paths(3, beam=10)
     for wrong in (0, -1, True, 2.5, "3"):
         with pytest.raises(ng.InputError, match="from 1 to"):
             strongest_walks(m, wrong)

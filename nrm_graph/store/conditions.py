@@ -209,7 +209,10 @@ def read_condition(folder: Path, meta: Mapping[str, Any]) -> Condition:
             if problem:
                 raise StoreError(problem)
     except StoreError as error:
-        raise StoreError(f"the condition {raw['name']} of the store is damaged: {error}") from error
+        raise StoreError(
+            f"the condition {raw['name']} of the store is damaged: {error}; remove {folder} and "
+            "materialize anew"
+        ) from error
     return Condition(raw["name"], event_json.from_json(raw["event"]), raw["where"], snapshot)
 
 
