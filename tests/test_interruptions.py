@@ -329,7 +329,7 @@ def test_two_writers_and_a_reader(tmp_path, whole):
     assert_whole(path, whole)
 
 
-@pytest.mark.parametrize("at", [3, 6])
+@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_ctrl_c_keeps_what_was_completed(tmp_path, whole, at):
     path = tmp_path / "s.nrm"
     code, told = ended(started(path, 2, "sigint", at))

@@ -16,11 +16,7 @@ import nrm_graph
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SLOW = {"02_conditioning_vgg16"}
-EXECUTED = [
-    pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else (), id=path.stem)
-    for path in NOTEBOOKS
-]
+EXECUTED = [pytest.param(path, marks=pytest.mark.slow, id=path.stem) for path in NOTEBOOKS]
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?%?")
 """Numbers in printed text, with thousands separators; not the digits of names."""
 

@@ -133,7 +133,8 @@ def test_several_writer_threads_store_the_same(demo, tmp_path, monkeypatch):
                 ]
             )
             assert db.verify(sample=1).sound
-        assert len(list((path / "shards").glob("*.json"))) == writers
+        # Whether each of several threads gets a record depends on their pace.
+        assert 1 <= len(list((path / "shards").glob("*.json"))) <= writers
     assert found[0] == found[1]
 
 
