@@ -17,7 +17,7 @@ from nrm_graph import conditioned
 from nrm_graph.answers import Conditional
 from nrm_graph.clauses import expand
 from nrm_graph.errors import EventError, UndefinedConditional
-from nrm_graph.events import Event
+from nrm_graph.events import Event, checked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -122,9 +122,7 @@ class Algebra:
         """R(event & condition) of events, on the unit scale."""
         owners, coefficients, clauses = [], [], []
         for number, event in enumerate(events):
-            if not isinstance(event, Event):
-                raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
-            whole = event if self.condition is None else self.condition & event
+            whole = checked(event) if self.condition is None else self.condition & checked(event)
             for coefficient, clause in expand(whole, self.topology, self.partitions):
                 owners.append(number)
                 coefficients.append(coefficient)
@@ -173,8 +171,7 @@ class Algebra:
         -----
         Conditional relevance has no scale: ``scale="logit"`` does not multiply it.
         """
-        if not isinstance(event, Event):
-            raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
+        event = checked(event)
         known = self._cache.get("given")
         if known is not None and _alike(known[0], event):
             return known[1]  # type: ignore[no-any-return]
@@ -213,9 +210,7 @@ class Algebra:
 
     def interaction(self, a: Event, b: Event) -> float:
         """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
-        for event in (a, b):
-            if not isinstance(event, Event):
-                raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
+        a, b = checked(a), checked(b)
         both, left, right = self._values([a & b, a, b]) / self.condition_relevance
         return float(both - left * right)
 

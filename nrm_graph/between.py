@@ -81,8 +81,7 @@ class Between:
             literal = clause.get(self.upper)
             if literal is None:
                 return np.ones_like(allowed)
-            mask = np.asarray(literal.mask).ravel()
-            allowed |= mask if literal.passes else ~mask
+            allowed |= np.asarray(literal.allowed).ravel()
         return allowed
 
 

@@ -35,6 +35,11 @@ class Literal:
     passes: bool
     mask: Any
 
+    @property
+    def allowed(self) -> Any:
+        """Neurons that walks may pass through, in the form of ``mask``."""
+        return self.mask if self.passes else ~self.mask
+
     def merge(self, other: Literal) -> Literal:
         """Both at once; exact because a walk visits a layer at most once."""
         if self.passes and other.passes:

@@ -18,7 +18,7 @@ from nrm_graph import maxplus
 from nrm_graph.errors import InputError
 from nrm_graph.kernel_edges import neuron_blocks, offsets
 from nrm_graph.propagate import lowest_pass
-from nrm_graph.states import flow
+from nrm_graph.states import awake, flow
 from nrm_graph.topology import BIAS, STABILIZER
 
 if TYPE_CHECKING:
@@ -70,16 +70,13 @@ class Steps:
         literal = self.clause.get(layer_id)
         if literal is None:
             return np.ones(self.size(layer_id), bool)
-        mask = np.asarray(literal.mask, bool).ravel()
-        return mask if literal.passes else ~mask
+        return np.asarray(literal.allowed, bool).ravel()
 
     def possible(self, layer_id: int) -> npt.NDArray[np.bool_]:
         """Neurons that walks of some relevance may visit: silent ones receive none."""
         allowed, state = self.allowed(layer_id), self.state
-        name = state.network.values[layer_id]
-        if name in state.network.silent:
-            allowed = allowed & (state.samples(name, state.values[name]) > 0).cpu().numpy().ravel()
-        return allowed
+        found = awake(state, state.network.values[layer_id])
+        return allowed if found is None else allowed & found.cpu().numpy().ravel()
 
     def edges(
         self, layer_id: int, chosen: npt.NDArray[np.bool_]

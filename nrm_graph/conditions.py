@@ -14,8 +14,8 @@ from tqdm import tqdm
 from nrm_graph import pruning, units
 from nrm_graph.blocks import Block
 from nrm_graph.clauses import expand
-from nrm_graph.errors import EventError, InputError, StoreError, UndefinedConditional
-from nrm_graph.events import Event
+from nrm_graph.errors import InputError, StoreError, UndefinedConditional
+from nrm_graph.events import Event, checked
 from nrm_graph.precision import rounded
 from nrm_graph.store import conditions
 from nrm_graph.store.manifest import MAX_ERROR
@@ -46,8 +46,7 @@ def materialize(
 ) -> None:
     """Compute and commit; see :meth:`nrm_graph.database.Database.materialize`."""
     conditions.check_name(name)
-    if not isinstance(event, Event):
-        raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
+    event = checked(event)
     topology = db.topology
     expand(event, topology, units.resolve(topology, db.units()))  # whether it fits the network
     chosen = _chosen(db, where, inputs)

@@ -122,9 +122,8 @@ class _Tables:
         allowed = None
         literal = self.clause.get(layer_id)
         if literal is not None:
-            mask = propagate.mask_of(literal, relevance).expand_as(relevance)
-            own = mask if literal.passes else ~mask
-            allowed = unit_sums(self.plan, layer_id, own.to(relevance.dtype))
+            own = propagate.only(literal, torch.ones_like(relevance))
+            allowed = unit_sums(self.plan, layer_id, own)
         self._do(partial(self._visited, layer_id, arrived, kept, allowed))
 
     def _visited(
@@ -281,17 +280,12 @@ class _Tables:
                     reached |= self._awake(b, source)
 
     def _awake(self, b: int, layer_id: int) -> Any:
-        """Units that may hold relevance, of a layer of single neurons.
-
-        Where a layer is silent no walk reaches what is not positive, and its rule gives no
-        kernel there.
-        """
-        net = self.plan.network
-        name = net.values[layer_id]
-        if name not in net.silent:
+        """Units that may hold relevance, of a layer of single neurons."""
+        awake = states.awake(self.state, self.plan.network.values[layer_id])
+        if awake is None:
             return True
-        value = self.state.samples(name, self.state.values[name])[b : b + 1]
-        return unit_sums(self.plan, layer_id, value)[0].cpu().numpy() > 0
+        own = awake[b : b + 1].to(self.start.dtype)
+        return unit_sums(self.plan, layer_id, own)[0].cpu().numpy() > 0
 
     def _pruned(self, b: int, block: Block) -> Block:
         """Keep what the limit of the block's layers allows."""

@@ -89,6 +89,19 @@ class Slice:
         return text if self.step is None else f"{text}:{self.step}"
 
 
+def checked(event: object) -> Event:
+    """Return what is an event.
+
+    Raises
+    ------
+    EventError
+        If it is anything else.
+    """
+    if not isinstance(event, Event):
+        raise EventError(f"expected an event such as ng.Layer('conv1')[3], found {event!r}")
+    return event
+
+
 def _freeze(item: Any) -> Any:
     wrong = EventError(
         f"cannot index neurons with {item!r}: expected integers, slices, lists of integers "

@@ -17,7 +17,7 @@ from nrm_graph.contributions import CHUNK
 from nrm_graph.convolution import Convolution
 from nrm_graph.linear import Dense
 from nrm_graph.routing import carry
-from nrm_graph.states import flow
+from nrm_graph.states import awake, flow
 from nrm_graph.topology import BIAS, STABILIZER
 
 if TYPE_CHECKING:
@@ -118,10 +118,8 @@ def neuron_blocks(
     # Flat index of a neuron at every native position of the layer.
     own = net.layout.batches[name].native(torch.arange(math.prod(shape)).reshape(1, *shape))
     place = own.numpy().ravel()
+    chosen = _awake(state, name, chosen)
     asked = None if chosen is None else chosen[place]
-    if name in net.silent:  # where no walk arrives, rules give no kernel
-        awake = _flat(state.values[name]) > 0
-        asked = awake if asked is None else asked & awake
     sources = [origins(state, operand) for operand in op.operands]
     steps = [_Step(state, name, op, k, arrivals) for k in range(len(op.operands))]
     for piece in _pieces(op, steps[0].sizes, asked):
@@ -249,16 +247,21 @@ def _pieces(
                 yield channels, range(line, min(line + most, high))
 
 
+def _awake(state: State, name: str, chosen: Any) -> Any:
+    """Of the neurons chosen (None: all), those that may hold relevance, flat."""
+    found = awake(state, name)
+    if found is None:
+        return chosen
+    return _flat(found) if chosen is None else chosen & _flat(found)
+
+
 def pseudo_block(
     state: State, layer_id: int, chosen: npt.NDArray[np.bool_], arrivals: Sequence[Arrival]
 ) -> Block:
     """Edges from neurons of a layer to its own pseudo-neurons; see :func:`neuron_blocks`."""
     net = state.network
     name = net.values[layer_id]
-    if name in net.silent:
-        value = state.samples(name, state.values[name])
-        chosen = chosen & (_flat(value) > 0)
-    at = np.flatnonzero(chosen)
+    at = np.flatnonzero(_awake(state, name, chosen))
     blocks = []
     lost = []
     if name in net.layout.weighings:

@@ -13,7 +13,7 @@ import torch
 
 from nrm_graph import slices
 from nrm_graph.operations import MAX_POOL, SAME
-from nrm_graph.propagate import mask_of
+from nrm_graph.propagate import only
 from nrm_graph.routing import carry
 from nrm_graph.states import flow, repeated
 
@@ -67,8 +67,7 @@ def mass(state: State, clause: Clause, worth: Tensor, lower: int, upper: int) ->
             literal = within.get(layer_id)
             if literal is not None:
                 own = layout.batches[name].samples(found)
-                mask = mask_of(literal, own)
-                found = layout.batches[name].native(own * (mask if literal.passes else ~mask))
+                found = layout.batches[name].native(only(literal, own))
             values[name] = found
             continue
         assert node is not None

@@ -104,7 +104,7 @@ def relevance_pass(
             if relevance is None:
                 relevance = torch.zeros_like(state.values[name])
             relevance = layout.batches[name].samples(relevance)
-            mask = mask_of(literal, relevance)
+            mask = torch.as_tensor(literal.mask, device=relevance.device)
             chosen = relevance * mask
             size = _total(chosen.abs())
             magnitude = size if first and literal.passes else torch.maximum(magnitude, size)
@@ -155,9 +155,9 @@ def lowest_pass(clause: Clause) -> int:
     return min((i for i, literal in clause.items() if literal.passes), default=-1)
 
 
-def mask_of(literal: Literal, like: Tensor) -> Tensor:
-    """Mask of a literal, on the device of ``like``."""
-    return torch.as_tensor(literal.mask, device=like.device)
+def only(literal: Literal, values: Tensor) -> Tensor:
+    """Keep ``(N, *shape)`` where a literal lets walks pass; 0 elsewhere."""
+    return values * torch.as_tensor(literal.allowed, device=values.device)
 
 
 def _total(relevance: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.propagate import lowest_pass, mask_of
+from nrm_graph.propagate import lowest_pass, only
 from nrm_graph.routing import carry
 from nrm_graph.states import flow
 
@@ -124,8 +124,7 @@ def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
         literal = clause.get(layer_id) if layer_id is not None else None
         if literal is not None and value is not None:
             own = layout.batches[name].samples(value)
-            mask = mask_of(literal, own)
-            value = layout.batches[name].native(own * (mask if literal.passes else ~mask))
+            value = layout.batches[name].native(only(literal, own))
         values[name] = value
     return found
 

@@ -331,6 +331,17 @@ def _held(state: State, op: Weighing, found: Flow) -> Tensor | None:
     return held
 
 
+def awake(state: State, name: str) -> Tensor | None:
+    """Neurons of a layer that may hold relevance, ``(N, *shape)``; None for all.
+
+    Where a layer is silent no walk reaches what is not positive, and its rule gives no kernel
+    there.
+    """
+    if name not in state.network.silent:
+        return None
+    return state.samples(name, state.values[name]) > 0
+
+
 def seed(state: State, weights: Tensor) -> Tensor:
     """Return the initial relevance ``w y / sum(w y)`` of signed output weights, ``(N, outputs)``.
 

@@ -28,7 +28,7 @@ from nrm_graph.beam import Beam, Level, Outcome, Prefix
 from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.errors import InputError
 from nrm_graph.mass import mass, mass_of_channels
-from nrm_graph.propagate import relevance_pass, shares_of
+from nrm_graph.propagate import only, relevance_pass, shares_of
 from nrm_graph.reach import reach
 from nrm_graph.slices import sliceable
 from nrm_graph.states import flow, repeated
@@ -221,8 +221,7 @@ class _Search:
         at, until = upper.layer.layer_id, lower.layer.layer_id
         clause = self._between(term, at, until)
         if until in clause:
-            mask = torch.as_tensor(clause[until].mask, device=worth.device)
-            worth = worth * (mask if clause[until].passes else ~mask)
+            worth = only(clause[until], worth)
         sums = mass(repeated(self.state, 2), clause, worth, until, at)
         if lower.count > SINGLE:
             return sums

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 from brute import BIAS, STABILIZER, Walks
-from hypothesis import assume, given, reject, settings
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 from test_properties import (
     KINDS,
-    QUIET,
     Case,
     cases,
     close,
     events,
     masks,
     network,
+    quietly,
     sets,
 )
 
@@ -360,13 +360,7 @@ CHECKS = {
 def run_check(name: str, examples: int, kinds) -> None:
     check, _ = CHECKS[name]
 
-    @settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=QUIET,
-    )
+    @quietly(examples)
     @given(st.data())
     def run(data):
         check(data, None if name == "single_precision" else data.draw(cases(kinds)))

@@ -187,17 +187,22 @@ CHECKS = {"event": (check_event, 120), "algebra": (check_algebra, 60), "tables":
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_random(name):
-    check, examples = CHECKS[name]
-
-    @settings(
+def quietly(examples: int) -> settings:
+    """So many examples, the same ones at every run."""
+    return settings(
         max_examples=examples,
         derandomize=True,
         database=None,
         deadline=None,
         suppress_health_check=QUIET,
     )
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_random(name):
+    check, examples = CHECKS[name]
+
+    @quietly(examples)
     @given(st.data())
     def run(data):
         check(data, data.draw(cases()))
@@ -211,13 +216,7 @@ def test_random_at_length(name):
     check, _ = CHECKS[name]
     more = [*KINDS, *(("vector", s) for s in range(12)), *(("image", s) for s in range(12))]
 
-    @settings(
-        max_examples=400,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=QUIET,
-    )
+    @quietly(400)
     @given(st.data())
     def run(data):
         check(data, data.draw(cases(tuple(more))))
