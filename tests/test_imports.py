@@ -21,7 +21,7 @@ LEVELS = (
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
     ("plots",),
     # the traced network
-    ("batching", "operations", "program", "convolution", "window"),
+    ("batching", "operations", "program", "convolution", "window", "forms"),
     ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
     ("layers", "rules"),
     ("tracing", "composites"),
