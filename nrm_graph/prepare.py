@@ -149,7 +149,7 @@ def traced(
     errors = []
     for example in candidates(xs, like):
         try:
-            given = dict(zip(names, example, strict=True)) if names else example
+            given: Any = dict(zip(names, example, strict=True)) if names else example
             return trace(model, given if len(given) > 1 or names else example[0]), example
         except InputError as error:
             errors.append(error)
