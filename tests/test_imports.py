@@ -23,6 +23,7 @@ LEVELS = (
     # the traced network
     ("batching", "operations", "program", "convolution", "taps", "window"),
     ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
+    ("expansion",),
     ("weighings", "rules"),
     ("layers",),
     ("tracing", "composites"),
