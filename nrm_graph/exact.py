@@ -40,7 +40,7 @@ class Measure(Algebra):
     Attributes
     ----------
     target : int or None
-        Output that is explained; None for weighted outputs.
+        Output that is explained, as a flat index; None for weighted outputs.
     logit : float
         Its value, or the weighted sum.
     predicted : int
