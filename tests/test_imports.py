@@ -26,7 +26,7 @@ LEVELS = (
     ("weighings", "rules"),
     ("layers",),
     ("tracing", "composites"),
-    ("forms",),
+    ("forms", "marks"),
     # relevance passes and tables
     ("states",),
     ("propagate", "labels"),
@@ -35,7 +35,7 @@ LEVELS = (
     ("gathered",),
     ("edges",),
     # answers
-    ("answers", "conditioned"),
+    ("answers", "conditioned", "held"),
     ("joint", "kernel_edges", "between", "algebra"),
     ("slices", "beam"),
     ("mass", "maxplus"),
