@@ -215,7 +215,7 @@ def weighing(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
     def refuse(why: str) -> TraceError:
         return TraceError(f"{node.op} in {node.module or 'the model itself'}: {why}")
 
-    if kind in UNRULED:
+    if kind in UNRULED or node.op == "aten.sum.dim_IntList":
         return _opaque(node, kind, shapes)
     if kind == "convolution":
         weight, bias = tensor(1), tensor(2)

@@ -3,9 +3,14 @@
 ``weigh``   the operation weighs its inputs; its output is a layer and needs a rule
 ``route``   one 0/1 selection per output; relevance goes back to what was selected
 ``same``    elementwise; relevance goes back unchanged (activations, scaling by a constant)
+``ends``    walks end there: an embedding is the input layer of its token ids
+
+Values that depend on integer inputs alone (masks, positions) carry no relevance: what makes them
+is ``PASSIVE`` (see :func:`nrm_graph.program.passive`).
 
 Names beginning with ``nrm.`` are ours: what ATen calls ``mul`` is an activation's scale with a
-constant, and a ``nrm.gate`` with two values that both depend on the input.
+constant, a ``nrm.gate`` where one of two values that depend on the input comes through an
+activation and the other does not, and a ``nrm.multiply`` where that cannot be told.
 """
 
 from __future__ import annotations
@@ -14,8 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrm_graph.elementwise import evaluate
+from nrm_graph.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+ENDS = {"aten.embedding.default": "embedding"}
+"""Operation to the kind of layer at which walks end."""
 
 WEIGH = {
     "aten.conv1d.default": "convolution",
@@ -33,6 +44,7 @@ WEIGH = {
     "aten.addmm.default": "dense",
     "aten.add.Tensor": "sum",
     "aten.sub.Tensor": "sum",
+    "aten.sum.dim_IntList": "sum",
     "aten.batch_norm.default": "batch_norm",
     "aten.avg_pool1d.default": "average",
     "aten.avg_pool2d.default": "average",
@@ -53,6 +65,7 @@ WEIGH = {
     "nrm.product": "product",
     "nrm.attention": "attention",
     "nrm.gate": "gate",
+    "nrm.multiply": "multiplication",
 }
 """Operation to the kind of layer it makes."""
 
@@ -67,6 +80,7 @@ UNRULED = frozenset(
         "product",
         "attention",
         "gate",
+        "multiplication",
     ]
 )
 """Kinds of layers that are traced and run, but that no rule knows yet."""
@@ -118,9 +132,16 @@ ROUTE = frozenset(
         "upsample_nearest1d.vec",
         "upsample_nearest2d.vec",
         "upsample_nearest3d.vec",
+        "repeat.default",
+        "index_select.default",
+        "index.Tensor",
+        "diagonal.default",
+        "movedim.int",
         "getitem",
     ]
 )
+
+_KINDS = ("Scalar", "Tensor")
 
 NON_NEGATIVE = frozenset(
     f"aten.{name}.default" for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus")
@@ -132,32 +153,89 @@ ZERO_AT_ZERO = NON_NEGATIVE - {
     "aten.softplus.default",
 }
 
-SAME = NON_NEGATIVE | frozenset(
-    f"aten.{name}"
-    for name in [
-        "gelu.default",
-        "elu.default",
-        "leaky_relu.default",
-        "silu.default",
-        "hardtanh.default",
-        "hardswish.default",
-        "tanh.default",
-        "mish.default",
-        "dropout.default",
-        "mul.Tensor",
-        "mul.Scalar",
-        "div.Tensor",
-        "div.Scalar",
-        "neg.default",
-        "celu.default",
-        "selu.default",
-        "log_sigmoid.default",
-        "threshold.default",
-        "prelu.default",
-    ]
+SAME = (
+    NON_NEGATIVE
+    | frozenset(
+        f"aten.{name}"
+        for name in [
+            "gelu.default",
+            "elu.default",
+            "leaky_relu.default",
+            "silu.default",
+            "hardtanh.default",
+            "hardswish.default",
+            "tanh.default",
+            "mish.default",
+            "dropout.default",
+            "mul.Tensor",
+            "mul.Scalar",
+            "div.Tensor",
+            "div.Scalar",
+            "neg.default",
+            "celu.default",
+            "selu.default",
+            "log_sigmoid.default",
+            "threshold.default",
+            "prelu.default",
+            "clamp.default",
+            "clamp_min.default",
+            "clamp_max.default",
+        ]
+    )
+    | {"nrm.elementwise"}
 )
 
-SUPPORTED = frozenset(WEIGH) | frozenset(MAX_POOL) | ROUTE | SAME
+PASSIVE = frozenset(
+    f"aten.{name}"
+    for name in [
+        "arange.default",
+        "arange.start",
+        "arange.start_step",
+        *(f"{name}.{kind}" for name in ("eq", "ne", "lt", "le", "gt", "ge") for kind in _KINDS),
+        "bitwise_and.Tensor",
+        "bitwise_or.Tensor",
+        "bitwise_xor.Tensor",
+        "bitwise_not.default",
+        "logical_and.default",
+        "logical_or.default",
+        "logical_xor.default",
+        "logical_not.default",
+        "add.Tensor",
+        "sub.Tensor",
+        "mul.Tensor",
+        "div.Tensor",
+        "floor_divide.default",
+        "remainder.Scalar",
+        "where.self",
+        "where.ScalarOther",
+        "where.ScalarSelf",
+        "where.Scalar",
+        "masked_fill.Scalar",
+        "gather.default",
+        "cumsum.default",
+        "type_as.default",
+        "sum.dim_IntList",
+        "mean.dim",
+        "amax.default",
+        "amin.default",
+        "any.dim",
+        "all.dim",
+        "argmax.default",
+        "maximum.default",
+        "minimum.default",
+        "abs.default",
+        "rsqrt.default",
+        "reciprocal.default",
+        "tril.default",
+        "triu.default",
+    ]
+)
+"""What may make a value that carries no relevance, beside selections and elementwise ones."""
+
+CARRYING = frozenset(WEIGH) | frozenset(MAX_POOL) | ROUTE | SAME | frozenset(ENDS)
+"""What may make a value that carries relevance."""
+
+SUPPORTED = CARRYING | PASSIVE
 
 
 _OWN: dict[str, Callable[..., Any]] = {
@@ -166,6 +244,9 @@ _OWN: dict[str, Callable[..., Any]] = {
     "nrm.product": torch.matmul,
     "nrm.attention": torch.matmul,
     "nrm.gate": torch.mul,
+    "nrm.multiply": torch.mul,
+    "nrm.elementwise": evaluate,
+    "aten.embedding.default": lambda table, ids: _embedding(table, ids),
 }
 
 
@@ -184,3 +265,14 @@ def function(op: str) -> Callable[..., Any]:
 def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     shape = [1, -1] + [1] * (x.ndim - 2)
     return x * scale.view(shape) + shift.view(shape)
+
+
+def _embedding(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    if not ids.is_meta and ids.numel():
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= table.shape[0]:
+            raise InputError(
+                f"a token id is {low if low < 0 else high}, but the embedding has "
+                f"{table.shape[0]} rows: expected ids from 0 to {table.shape[0] - 1}"
+            )
+    return torch.nn.functional.embedding(ids, table)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.batching import PLAIN, BatchAxis
 from nrm_graph.errors import StoreError
+from nrm_graph.operations import ENDS, PASSIVE, SAME, WEIGH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -106,6 +107,11 @@ class Program:
         Parameters, buffers and folded constants.
     aliases : tuple of (value, name)
         Modules whose output is that value: names for a layer that holds the same neurons.
+    integers : tuple of str
+        Inputs that hold integers (token ids, masks); they are no layers.
+    outputs : tuple of (str, shape)
+        What the output holds, where it was chosen by name: the flattened tensors side by side,
+        if there are several.
     """
 
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
@@ -113,6 +119,8 @@ class Program:
     output: str
     weights: Mapping[str, Tensor]
     aliases: tuple[tuple[str, str], ...] = ()
+    integers: tuple[str, ...] = ()
+    outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample of every value."""
@@ -130,7 +138,7 @@ class Program:
 
     def to_json(self) -> str:
         """Canonical text of the graph; the tensors are kept apart."""
-        graph = {
+        graph: dict[str, Any] = {
             "inputs": [[name, list(shape)] for name, shape in self.inputs],
             "nodes": [
                 {
@@ -148,6 +156,10 @@ class Program:
             "output": self.output,
             "aliases": [list(pair) for pair in self.aliases],
         }
+        if self.integers:
+            graph["integers"] = list(self.integers)
+        if self.outputs:
+            graph["outputs"] = [[name, list(shape)] for name, shape in self.outputs]
         return json.dumps(graph, indent=1, sort_keys=True)
 
     def hash(self) -> str:
@@ -158,6 +170,43 @@ class Program:
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.reshape(-1).numpy().tobytes())
         return digest.hexdigest()
+
+
+def passive(program: Program) -> frozenset[str]:
+    """Values that carry no relevance, for they depend on integer inputs alone.
+
+    Masks and positions are; what an embedding makes of token ids is not.  Integers that depend
+    on the size of the batch alone count too.
+    """
+    found, still = set(program.integers), set[str]()
+    for node in program.nodes:
+        if node.op not in ENDS:
+            sort = passivity(node.op, node.references(), found, still)
+            if sort is not None:
+                (found if sort else still).add(node.name)
+    return frozenset(found)
+
+
+def passivity(
+    op: str, references: Iterable[str], passive: Collection[str], still: Collection[str]
+) -> bool | None:
+    """Tell a node that is passive (True), and one made from constants alone (False).
+
+    Parameters
+    ----------
+    op : str
+        The operation.
+    references : iterable of str
+        Values that it reads.
+    passive, still : collection of str
+        Earlier values of both sorts.
+    """
+    read = list(references)
+    if op in WEIGH and op not in PASSIVE:
+        return None
+    if not all(name in passive or name in still for name in read):
+        return None
+    return any(name in passive for name in read) or (op in PASSIVE and op not in SAME)
 
 
 def _batch(batch: BatchAxis) -> dict[str, list[int]]:
@@ -224,6 +273,8 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
             str(graph["output"]),
             weights,
             tuple((str(a), str(b)) for a, b in graph["aliases"]),
+            tuple(str(name) for name in graph.get("integers", ())),
+            tuple((str(n), tuple(int(d) for d in s)) for n, s in graph.get("outputs", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StoreError(f"program.json is not a program of this package: {error}") from None
@@ -233,6 +284,8 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
 
 def _check(program: Program) -> None:
     known = {name for name, _ in program.inputs}
+    if not known.issuperset(program.integers):
+        raise StoreError("program.json is damaged: its integers are no inputs")
     for node in program.nodes:
         missing = [name for name in node.references() if name not in known]
         if missing or node.name in known:

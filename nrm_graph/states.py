@@ -13,7 +13,7 @@ from nrm_graph.errors import InputError
 from nrm_graph.execution import resolve
 from nrm_graph.layers import Layout, layout
 from nrm_graph.operations import MAX_POOL, function
-from nrm_graph.program import Node, Program, Weight
+from nrm_graph.program import Node, Program, Weight, passive
 from nrm_graph.routing import carry, pads_constant
 from nrm_graph.rules.base import Flow, Signs, evaluated
 
@@ -51,6 +51,11 @@ class Network:
     def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:
         """Values that are never negative: for any inputs, and for inputs that are not."""
         return signs.non_negative(self.program, False), signs.non_negative(self.program, True)
+
+    @functools.cached_property
+    def passive(self) -> frozenset[str]:
+        """Values that carry no relevance, see :func:`nrm_graph.program.passive`."""
+        return passive(self.program)
 
     @functools.cached_property
     def order(self) -> tuple[tuple[str, Node | None], ...]:
@@ -212,7 +217,8 @@ def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
 
 def _track_constants(node: Node, state: State, n: int) -> None:
     """Follow where routed-in constants end up; almost no network has any."""
-    if node.name in state.network.layout.weighings:
+    net = state.network
+    if node.name in net.layout.layer_of or node.name in net.passive:
         return
     marks, value = state.constant, state.values[node.name]
     references = list(node.references())
@@ -222,7 +228,7 @@ def _track_constants(node: Node, state: State, n: int) -> None:
     joins = node.op in ("aten.cat.default", "aten.stack.default") and any(
         isinstance(a, Weight) for a in node.args[0]
     )
-    fills = node.op == "aten.masked_fill.Scalar"
+    fills = node.op == "aten.masked_fill.Scalar" and isinstance(node.args[1], Weight)
     if not (pads_constant(node) or joins or fills or any(r in marks for r in references)):
         return
 

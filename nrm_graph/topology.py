@@ -35,7 +35,7 @@ class LayerInfo:
     name : str
         Module path, or the name of forward's argument for an input.
     kind : str
-        ``input``, ``convolution``, ``dense``, ``sum``, ``average``, ``batch_norm``, ...
+        ``input``, ``embedding``, ``convolution``, ``dense``, ``sum``, ``batch_norm``, ...
     shape : tuple of int
         Shape of one sample's value, without the batch axis.
     depth : int
@@ -89,7 +89,7 @@ class Topology:
     @property
     def inputs(self) -> tuple[LayerInfo, ...]:
         """The layers at which walks end."""
-        return tuple(layer for layer in self.layers if layer.kind == "input")
+        return tuple(layer for layer in self.layers if layer.kind in ("input", "embedding"))
 
     def layer(self, name: str) -> LayerInfo:
         """Return the layer of a name or alias.

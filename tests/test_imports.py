@@ -21,8 +21,12 @@ LEVELS = (
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
     ("plots",),
     # the traced network
-    ("batching", "operations", "program", "convolution", "window"),
-    ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
+    ("batching", "elementwise", "operations", "program", "convolution", "window"),
+    ("execution", "routing", "vetting", "folding", "linear", "naming", "signs"),
+    ("constants", "fusing", "outputs"),
+    ("conversion",),
+    ("rewriting",),
+    ("attention",),
     ("layers", "rules"),
     ("tracing", "composites"),
     # relevance passes and tables

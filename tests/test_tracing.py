@@ -315,8 +315,8 @@ def test_tracing_leaves_the_model_as_it_was():
 
 
 def test_a_model_in_training_mode_is_restored_when_tracing_fails():
-    model = net(lambda m, x: torch.erf(m.a(x)), a=nn.Linear(3, 3)).train()
-    with pytest.raises(ng.TraceError, match=r"aten\.erf\.default"):
+    model = net(lambda m, x: torch.sin(m.a(x)), a=nn.Linear(3, 3)).train()
+    with pytest.raises(ng.TraceError, match=r"aten\.sin\.default"):
         trace(model, image(3)[:1])
     assert model.training
     assert model.a.training
@@ -340,15 +340,9 @@ def test_what_has_no_rule_is_refused_when_traced(name):
         trace(net(how, a=nn.Linear(3, 3)), image(3)[:1])
 
 
-def test_embeddings_are_refused():
-    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
-    with pytest.raises(ng.TraceError, match=r"aten\.embedding\.default .*embedded vectors.* in 0"):
-        trace(model, torch.tensor([[1, 2]]))
-
-
-def test_a_tuple_is_refused():
+def test_several_outputs_need_a_choice():
     model = net(lambda m, x: (m.a(x), x), a=nn.Linear(3, 3))
-    with pytest.raises(ng.InputError, match="returns a tuple, expected one tensor"):
+    with pytest.raises(ng.InputError, match=r'returns 2 tensors: 0 \(3,\), 1 \(3,\);.*output="0"'):
         trace(model, image(3)[:1])
 
 
@@ -416,7 +410,7 @@ def test_kinds_without_a_rule_run_and_are_refused_by_composites(name):
     x = image()
     program = trace(model, x[:1])
     torch.testing.assert_close(run(program, x), model(x))
-    kind = "gate" if name == "square" else name
+    kind = "multiplication" if name == "square" else name
     assert kind in {layer.kind for layer in layout(program).topology.layers}
     everything = composites.composite("all", {}, layers={"*": ng.rules.Epsilon()})
     with pytest.raises(ng.CompositeError, match=f"{kind} is a {kind}, and there is no rule"):
