@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from nrm_graph.linear import Scale, Weighing, weighing
+from nrm_graph.linear import Scale, Weighing
 from nrm_graph.naming import alias_names, layer_names
 from nrm_graph.operations import ENDS, SAME, WEIGH
 from nrm_graph.program import passive
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
+from nrm_graph.weighings import weighing
 
 if TYPE_CHECKING:
     from nrm_graph.batching import BatchAxis
@@ -49,7 +50,7 @@ def layout(program: Program) -> Layout:
     shapes, native, batches = program.shapes(), program.native_shapes(), program.batches()
     rest = passive(program)
     weighings = {
-        node.name: weighing(node, program, native)
+        node.name: weighing(node, program, native, rest)
         for node in program.nodes
         if node.op in WEIGH and node.name not in rest
     }

@@ -44,7 +44,6 @@ WEIGH = {
     "aten.addmm.default": "dense",
     "aten.add.Tensor": "sum",
     "aten.sub.Tensor": "sum",
-    "aten.sum.dim_IntList": "sum",
     "aten.batch_norm.default": "batch_norm",
     "aten.avg_pool1d.default": "average",
     "aten.avg_pool2d.default": "average",
@@ -53,6 +52,7 @@ WEIGH = {
     "aten.adaptive_avg_pool2d.default": "average",
     "aten.adaptive_avg_pool3d.default": "average",
     "aten.mean.dim": "average",
+    "aten.sum.dim_IntList": "sum",
     "aten.layer_norm.default": "layer_norm",
     "aten.group_norm.default": "group_norm",
     "aten.instance_norm.default": "instance_norm",
@@ -68,22 +68,6 @@ WEIGH = {
     "nrm.multiply": "multiplication",
 }
 """Operation to the kind of layer it makes."""
-
-UNRULED = frozenset(
-    [
-        "layer_norm",
-        "group_norm",
-        "instance_norm",
-        "rms_norm",
-        "softmax",
-        "interpolation",
-        "product",
-        "attention",
-        "gate",
-        "multiplication",
-    ]
-)
-"""Kinds of layers that are traced and run, but that no rule knows yet."""
 
 MAX_POOL = {
     "aten.max_pool1d.default": 1,
