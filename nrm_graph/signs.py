@@ -84,7 +84,7 @@ def silent(program: Program, layout: Layout, rules: Mapping[int, Rule]) -> froze
     quiet: dict[str, bool] = {}  # no relevance where the value is not positive
     for name in [*(n for n, _ in program.inputs), *(n.name for n in program.nodes)][::-1]:
         read = readers[name]
-        layered = [r for r in read if r.name in layout.layer_of]
+        layered = [r for r in read if r.name in layout.weighings]
         others = [r for r in read if r.name not in layout.layer_of]
         vanishing[name] = (
             name not in fixed
