@@ -38,8 +38,8 @@ def embedded():
     return trace(build(how, table=nn.Embedding(5, 3), fc=fc(3)), torch.tensor([1, 2]))
 
 
-def changed(program, op, **changes):
-    nodes = tuple(replace(n, **changes) if n.op == op else n for n in program.nodes)
+def changed(program, kind, **changes):
+    nodes = tuple(replace(n, **changes) if n.op == kind else n for n in program.nodes)
     assert nodes != program.nodes
     return replace(program, nodes=nodes)
 
