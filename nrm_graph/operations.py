@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.elementwise import evaluate
-from nrm_graph.errors import InputError
+from nrm_graph.errors import CompositeError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,7 @@ WEIGH = {
     "aten.addmm.default": "dense",
     "aten.add.Tensor": "sum",
     "aten.sub.Tensor": "sum",
+    "aten.sum.dim_IntList": "sum",
     "aten.batch_norm.default": "batch_norm",
     "aten.avg_pool1d.default": "average",
     "aten.avg_pool2d.default": "average",
@@ -52,7 +53,6 @@ WEIGH = {
     "aten.adaptive_avg_pool2d.default": "average",
     "aten.adaptive_avg_pool3d.default": "average",
     "aten.mean.dim": "average",
-    "aten.sum.dim_IntList": "sum",
     "aten.layer_norm.default": "layer_norm",
     "aten.group_norm.default": "group_norm",
     "aten.instance_norm.default": "instance_norm",
@@ -138,8 +138,8 @@ ZERO_AT_ZERO = NON_NEGATIVE - {
 }
 
 SAME = (
-    NON_NEGATIVE
-    | frozenset(
+    set(NON_NEGATIVE)
+    | set(  # noqa: C401
         f"aten.{name}"
         for name in [
             "gelu.default",
@@ -216,10 +216,67 @@ PASSIVE = frozenset(
 )
 """What may make a value that carries no relevance, beside selections and elementwise ones."""
 
-CARRYING = frozenset(WEIGH) | frozenset(MAX_POOL) | ROUTE | SAME | frozenset(ENDS)
+CARRYING = set(WEIGH) | set(MAX_POOL) | ROUTE | SAME | set(ENDS)
 """What may make a value that carries relevance."""
 
 SUPPORTED = CARRYING | PASSIVE
+
+REGISTERED: dict[str, str] = {}
+"""Operations that users registered, and the kinds of layers they make; also in the sets above."""
+
+
+def register_operation(op: str, kind: str) -> None:
+    """Let networks hold an operation that the package does not know.
+
+    Parameters
+    ----------
+    op : str
+        Its full name, ``namespace.name.overload``: ``aten.logsumexp.default``, or one that
+        ``torch.library.custom_op`` made, which may hold a whole module.
+    kind : str
+        ``activation`` if it works neuron by neuron: relevance goes through unchanged.  Any other
+        word is the kind of layer that it makes, for which a composite must name a rule.  Such an
+        operation is taken by its first-order expansion at each input,
+        ``z = J x + (z - J x)``: the Jacobian J is its weight and the rest its bias, so that every
+        rule for linear operations applies.
+
+    Raises
+    ------
+    CompositeError
+        If torch has no such operation, or the package knows it already.
+
+    Examples
+    --------
+    >>> register_operation("aten.special_bessel_j0.default", "activation")
+    >>> register_operation("aten.logcumsumexp.default", "scan")
+
+    Notes
+    -----
+    A registration belongs to the process: a store whose program names the operation needs it
+    again before exact measures are taken.
+    """
+    try:
+        namespace, name, overload = op.split(".")
+        getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    except (ValueError, AttributeError) as error:
+        raise CompositeError(
+            f"torch has no operation {op!r}: expected namespace.name.overload, as the message of "
+            "a refused network has it"
+        ) from error
+    if not (isinstance(kind, str) and kind.isidentifier()):
+        raise CompositeError(f"kind must be a word such as 'activation', found {kind!r}")
+    if op in SUPPORTED and REGISTERED.get(op) != kind:
+        raise CompositeError(
+            f"{op} is known already, as a {REGISTERED.get(op) or WEIGH.get(op) or 'routing'}: name "
+            "a rule for its kind in a composite"
+        )
+    REGISTERED[op] = kind
+    SUPPORTED.add(op)
+    CARRYING.add(op)
+    if kind == "activation":
+        SAME.add(op)
+    else:
+        WEIGH[op] = kind
 
 
 _OWN: dict[str, Callable[..., Any]] = {
@@ -242,8 +299,8 @@ def function(op: str) -> Callable[..., Any]:
         return _OWN[op]
     if op in ("aten.view.default", "aten._unsafe_view.default"):
         op = "aten.reshape.default"  # values need not be contiguous: channels_last
-    _, name, overload = op.split(".")
-    return getattr(getattr(torch.ops.aten, name), overload)  # type: ignore[no-any-return]
+    namespace, name, overload = op.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)  # type: ignore[no-any-return]
 
 
 def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

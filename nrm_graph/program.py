@@ -155,8 +155,9 @@ class Program:
             ],
             "output": self.output,
             "aliases": [list(pair) for pair in self.aliases],
-            **({"integers": list(self.integers)} if self.integers else {}),
         }
+        if self.integers:
+            graph["integers"] = list(self.integers)
         if self.outputs:
             graph["outputs"] = [[name, list(shape)] for name, shape in self.outputs]
         return json.dumps(graph, indent=1, sort_keys=True)
@@ -284,7 +285,7 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
 def _check(program: Program) -> None:
     known = {name for name, _ in program.inputs}
     if not known.issuperset(program.integers):
-        raise StoreError("program.json is damaged: integers names what is no input")
+        raise StoreError("program.json is damaged: its integers are no inputs")
     for node in program.nodes:
         missing = [name for name in node.references() if name not in known]
         if missing or node.name in known:

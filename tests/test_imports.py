@@ -17,7 +17,7 @@ PACKAGE = Path(nrm_graph.__file__).parent
 LEVELS = (
     ("errors",),
     # frozen values: no torch
-    ("topology", "units", "events", "blocks", "precision"),
+    ("topology", "units", "events", "blocks", "precision", "targets"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
     ("plots",),
     # the traced network
@@ -27,10 +27,11 @@ LEVELS = (
     ("conversion",),
     ("rewriting",),
     ("attention",),
+    ("expansion",),
     ("weighings", "rules"),
     ("layers",),
     ("tracing", "composites"),
-    ("forms",),
+    ("forms", "marks"),
     # relevance passes and tables
     ("states",),
     ("propagate", "labels"),
@@ -39,7 +40,7 @@ LEVELS = (
     ("gathered",),
     ("edges",),
     # answers
-    ("answers", "conditioned"),
+    ("answers", "conditioned", "held"),
     ("joint", "kernel_edges", "between", "algebra"),
     ("slices", "beam"),
     ("mass", "maxplus"),

@@ -137,7 +137,7 @@ def test_relevance_cannot_be_sent_through_what_integers_alone_may_pass(embedded)
 def test_what_is_said_of_inputs(embedded):
     graph = json.loads(embedded.to_json())
     graph["integers"] = ["mask"]
-    with pytest.raises(ng.StoreError, match="integers names what is no input"):
+    with pytest.raises(ng.StoreError, match="its integers are no inputs"):
         from_json(json.dumps(graph), embedded.weights)
     with pytest.raises(ng.StoreError, match="cannot be executed"):
         vet(replace(embedded, integers=()))
