@@ -184,7 +184,7 @@ class Measure(Algebra):
                     "bias": lost(layer.layer_id, "bias"),
                     "stabilizer": lost(layer.layer_id, "stabilizer"),
                     "pruned": 0.0,
-                    "remainder": 0.0,
+                    "remainder": lost(layer.layer_id, "remainder"),
                     "total_variation": float(values.abs().sum()) * abs(self.scale),
                 }
             )

@@ -21,7 +21,7 @@ from nrm_graph.plots.common import (
     TEXT,
     new_axes,
 )
-from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.topology import PSEUDO_UNITS, REMAINDER
 
 if TYPE_CHECKING:
     import os
@@ -353,7 +353,9 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps
     height = ax.bbox.height / ax.figure.dpi
     kinds = [("positive", POSITIVE, "o"), ("negative", NEGATIVE, "o")]
     if floor:
-        kinds.append(("absorbed by bias or stabiliser", NEUTRAL, "s"))
+        rest = any(graph.nodes[node]["unit"] == REMAINDER for node in graph)
+        listed = "bias, stabiliser or remainder" if rest else "bias or stabiliser"
+        kinds.append((f"absorbed by {listed}", NEUTRAL, "s"))
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
         for text, colour, marker in kinds
