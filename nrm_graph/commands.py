@@ -161,6 +161,8 @@ def paths(args: argparse.Namespace) -> None:
             for row in table.to_pylist():
                 path = one_line(row["path"])
                 print(f"{row['rank']:>4}  {row['relevance']:< 12.6g}  {path}")
+                if m.tokens is not None:
+                    print(f"{'':>20}{one_line(' > '.join(row['names']))}")
             print(bound)
         else:
             write_table(table, args.format, args.output)

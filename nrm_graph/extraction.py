@@ -21,7 +21,7 @@ from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.forms import form, in_order, precision
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits, rounded
-from nrm_graph.prepare import device_of, output_weights, places, traced
+from nrm_graph.prepare import checked_tokens, device_of, output_weights, places, traced
 from nrm_graph.samples import Sample, class_index, fields_of, items, label_text, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
@@ -68,7 +68,8 @@ def extract(
         ``{"input": tensor, "key": ..., "label": ..., **metadata}``; single samples, without
         batch axis, but for a ``DataLoader``, whose batches are taken apart.  A network of several
         inputs takes a tuple of tensors, or a mapping by the names of forward's arguments, as
-        ``"input"``.
+        ``"input"``.  A list of text as ``"tokens"`` names the positions of the input, in graphs
+        and pictures.
     path : path
         Folder of the store; one that is there is continued: what is committed is not computed
         again.
@@ -165,6 +166,8 @@ def extract(
         for name, item in _chain(early, entries):
             try:
                 found = sample(item, name, taken, kind)
+                if isinstance(found.metadata.get("tokens"), list | tuple):
+                    checked_tokens(net, found.metadata["tokens"])
                 stored = run.is_stored(found)
             except StoreError:
                 raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import composites, states, units
+from nrm_graph import composites, states, unit_names, units
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
@@ -83,6 +83,7 @@ def measure(
     device: str | torch.device = "cpu",
     scale: str = "unit",
     memory: int = MEMORY,
+    tokens: Sequence[str] | None = None,
 ) -> Measure:
     """Return the relevance measure of one input, without a store.
 
@@ -111,6 +112,8 @@ def measure(
         Multiply every relevance by 1 or by the target's logit (the customary LRP scale).
     memory : int
         Bytes that events asked together may hold at once.
+    tokens : sequence of str, optional
+        Text of every position of the input, for graphs and pictures.
 
     Raises
     ------
@@ -140,7 +143,27 @@ def measure(
     place = device_of(device)
     net = states.network(program, composites.get(composite), kind, place)
     one = tuple(t.detach().to(place).contiguous() for t in form(program).samples(xs, kind))
-    return from_network(net, one, target, resolution, scale, memory)
+    return from_network(net, one, target, resolution, scale, memory, checked_tokens(net, tokens))
+
+
+def checked_tokens(net: Network, tokens: Any) -> tuple[str, ...] | None:
+    """Return the texts of an input's positions.
+
+    Raises
+    ------
+    InputError
+        If they are no texts, or no layer has as many positions.
+    """
+    if tokens is None:
+        return None
+    if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
+        raise InputError("tokens must be a list of text, one for each position of the input")
+    if not unit_names.fits(net.layout.topology, len(tokens)):
+        raise InputError(
+            f"tokens names {len(tokens)} positions, but no layer has as many: expected one text "
+            "for each position of the input, padding and special tokens included"
+        )
+    return tuple(tokens)
 
 
 def traced(
@@ -220,6 +243,7 @@ def from_network(
     resolution: str | Mapping[str, Any] = "auto",
     scale: str = "unit",
     memory: int = MEMORY,
+    tokens: tuple[str, ...] | None = None,
 ) -> Measure:
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
@@ -241,4 +265,5 @@ def from_network(
         int(state.output.argmax()),
         logit if scale == "logit" else 1.0,
         memory,
+        tokens=tokens,
     )

@@ -21,6 +21,7 @@ from nrm_graph.plots.common import (
     TEXT,
     new_axes,
 )
+from nrm_graph.plots.strip import drawable
 from nrm_graph.topology import PSEUDO_UNITS, REMAINDER
 
 if TYPE_CHECKING:
@@ -221,6 +222,7 @@ def _draw_nodes(
         ax.annotate(
             text,
             (x, y),
+            parse_math=False,
             xytext=offset,
             textcoords="offset points",
             ha="right" if unit < 0 else "left",
@@ -255,7 +257,10 @@ def _shares(
 
 
 def _neuron(data: dict[str, Any]) -> str:
-    """Label of a unit: its number, or channel and place of a neuron in a map."""
+    """Label of a unit: its number, or channel and place of a neuron in a map, or its token."""
+    if "token" in data:
+        _, comma, feature = str(data.get("position", "")).rpartition(", ")
+        return drawable(str(data["token"])) + (f": {feature}" if comma else "")
     channel, comma, rest = str(data.get("position", "")).partition(", ")
     return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
 

@@ -43,13 +43,13 @@ overwritten.
 **Manifest.** A JSON object of at most 16 MiB: ``format_version`` (1), ``name`` (that of the file),
 ``files`` (for each of inputs, nodes, edges, tensors: ``name``, ``size``, ``sha256``, ``rows``; it
 MUST be empty exactly where ``inputs`` is), ``metadata`` (field name to one of bool, int, float,
-string, null), ``inputs`` (each: ``input_id``, ``key``, ``target``, ``content``, ``nodes`` and
-``edges`` as [first row group, number of row groups]), ``replaces`` (names of shards whose
-manifests MUST be ignored; cycles are an error), and it MAY hold ``failures`` (each: ``key``,
-``error``), inputs that could not be extracted.  A failure does not count where a shard of a
-greater name holds the key. File names MUST be ``<shard>.<table>.parquet``: plain names of the same
-folder.  A reader MUST check sizes when it opens the store, and SHOULD check page checksums when it
-reads one input for exact inference.
+string, strings, null; a reader MUST refuse others), ``inputs`` (each: ``input_id``, ``key``,
+``target``, ``content``, ``nodes`` and ``edges`` as [first row group, number of row groups]),
+``replaces`` (names of shards whose manifests MUST be ignored; cycles are an error), and it MAY hold
+``failures`` (each: ``key``, ``error``), inputs that could not be extracted.  A failure does not
+count where a shard of a greater name holds the key. File names MUST be ``<shard>.<table>.parquet``:
+plain names of the same folder.  A reader MUST check sizes when it opens the store, and SHOULD check
+page checksums when it reads one input for exact inference.
 
 **Seal.** ``store.json`` and manifests MAY hold ``seal``: the SHA-256 of the object without it, as
 JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Readers MAY check it.
