@@ -64,6 +64,7 @@ def extract(args: argparse.Namespace) -> None:
         preprocessing=inputs.preprocessing if args.preprocessing is None else args.preprocessing,
         tensors=args.tensors,
         on_error=args.on_error,
+        output=args.output[0] if args.output and len(args.output) == 1 else args.output,
     ) as db:
         ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
         failures = f", {failed:,} failed" if failed else ""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from nrm_graph.composites import Composite
+    from nrm_graph.outputs import Choice
     from nrm_graph.plan import Plan
     from nrm_graph.states import Network
     from nrm_graph.targets import Outputs
@@ -56,6 +57,7 @@ def extract(
     preprocessing: str | None = None,
     tensors: str = "keep",
     on_error: str = "stop",
+    output: Choice = None,
 ) -> Database:
     """Store the relevance tables of a data set.
 
@@ -106,6 +108,9 @@ def extract(
     on_error : "stop" or "skip"
         What to do with an input that cannot be read or explained; ``skip`` records it in the
         table ``failures``.
+    output : str, int, or list of them, optional
+        Of a network that returns several tensors, the one to explain; see
+        :func:`nrm_graph.measure`.
 
     Returns
     -------
@@ -125,7 +130,8 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     early, first = _first(entries, on_error)
-    program, example = traced(model, *in_order(model, first["input"], "the first input"))
+    names, xs = in_order(model, first["input"], "the first input")
+    program, example = traced(model, names, xs, output)
     taken, kind = form(program, example), precision(program)
     outputs = outputs_of(program)
     targets = outputs.targets(asked)

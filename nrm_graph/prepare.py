@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.composites import Composite
     from nrm_graph.forms import Inputs, Names
+    from nrm_graph.outputs import Choice
     from nrm_graph.states import Network
     from nrm_graph.targets import Outputs
 
@@ -84,6 +85,7 @@ def measure(
     scale: str = "unit",
     memory: int = MEMORY,
     tokens: Sequence[str] | None = None,
+    output: Choice = None,
 ) -> Measure:
     """Return the relevance measure of one input, without a store.
 
@@ -114,6 +116,9 @@ def measure(
         Bytes that events asked together may hold at once.
     tokens : sequence of str, optional
         Text of every position of the input, for graphs and pictures.
+    output : str, int, or list of them, optional
+        Of a network that returns several tensors, the one to explain, by its key or position;
+        several make one layer, side by side.
 
     Raises
     ------
@@ -132,9 +137,11 @@ def measure(
     if not isinstance(model, Program | torch.nn.Module):
         raise InputError(f"model must be a torch module or a program, found {model!r}")
     if isinstance(model, Program):
+        if output is not None:
+            raise InputError("output= is chosen when a network is traced, and this one is")
         xs, program = arranged(x, [name for name, _ in model.inputs]), model
     else:
-        program, xs = traced(model, *in_order(model, x))
+        program, xs = traced(model, *in_order(model, x), output)
     check_options(dtype, scale, memory)
     kind = precision(program) if dtype is None else getattr(torch, dtype)
     if dtype is None and any(t.is_floating_point() for t in xs):
@@ -167,7 +174,7 @@ def checked_tokens(net: Network, tokens: Any) -> tuple[str, ...] | None:
 
 
 def traced(
-    model: torch.nn.Module, names: Names, xs: Sequence[Tensor]
+    model: torch.nn.Module, names: Names, xs: Sequence[Tensor], output: Choice = None
 ) -> tuple[Program, tuple[Tensor, ...]]:
     """Trace a network with one input, and return that as the network takes it.
 
@@ -177,6 +184,8 @@ def traced(
         Keywords of the inputs, or None for the first arguments.
     xs : sequence of Tensor
         The inputs.
+    output : str, int, or list of them, optional
+        See :func:`measure`.
 
     Raises
     ------
@@ -190,7 +199,8 @@ def traced(
     for example in candidates(xs, like):
         try:
             given: Any = dict(zip(names, example, strict=True)) if names else example
-            return trace(model, given if len(given) > 1 or names else example[0]), example
+            found = trace(model, given if len(given) > 1 or names else example[0], output)
+            return found, example
         except InputError as error:
             errors.append(error)
     # A lone input of whole numbers was tried as floats first, which tells nothing of token ids.
