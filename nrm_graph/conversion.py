@@ -34,6 +34,8 @@ _SHAPE_ONLY = {
     "aten.zeros_like.default",
     "aten.ones_like.default",
     "aten.full_like.default",
+    "aten.fill.Tensor",
+    "aten.fill.Scalar",
 }
 
 _SAME_AS = {
@@ -57,7 +59,12 @@ _SAME_AS = {
 }
 
 # Constants that are the same for all samples are not broadcast by these.
-_WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {"aten.gather.default"}
+_WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {
+    "aten.gather.default",
+    "aten.slice_scatter.default",
+    "aten.select_scatter.default",
+    "aten.copy.default",
+}
 
 _PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 
@@ -221,6 +228,11 @@ class Converter:
             if not meta.is_floating_point():
                 self.integers.append(name)
                 self.passive.add(name)
+            if meta.dtype == torch.bool:  # a program's integers are 64 bits wide
+                self.add(
+                    Step(fx, "", (), {}, [], "", ""), "aten.ne.Scalar", Ref(name), 0, at="true"
+                )
+                self.renamed[fx.name] = f"{fx.name}.true"
 
     def _output(self, fx: Any) -> None:
         (result,) = (r for r in fx.args[0] if isinstance(r, torch.fx.Node))

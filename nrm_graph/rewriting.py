@@ -372,6 +372,7 @@ REWRITES: dict[str, Callable[[Converter, Step], None]] = {
     "aten.masked_fill.Scalar": _masked_fill,
     "aten.masked_fill.Tensor": _masked_fill,
     "aten._to_copy.default": _cast,
+    "aten.type_as.default": _cast,
     "aten.cat.default": _cat,
     "aten.index.Tensor": _index,
     "aten.index_select.default": _index,
@@ -379,7 +380,6 @@ REWRITES: dict[str, Callable[[Converter, Step], None]] = {
     "aten.softmax.int": _first(2),
     "aten.sum.dim_IntList": _first(3),
     "aten.mean.dim": _first(3),
-    "aten.cumsum.default": _first(2),
     "aten.pad.default": _pad,
     **{f"aten.{name}": _raw for name in _STEPS},
 }

@@ -26,7 +26,7 @@ LEVELS = (
     ("constants", "fusing", "outputs"),
     ("conversion",),
     ("rewriting",),
-    ("attention",),
+    ("attention", "axes"),
     ("expansion",),
     ("weighings", "rules"),
     ("layers",),
