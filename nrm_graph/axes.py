@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.constants import SIZES
 from nrm_graph.conversion import Refused
 from nrm_graph.operations import MAX_POOL
 from nrm_graph.program import Batch, Ref, Weight
 from nrm_graph.rewriting import as_number, carries, tensor
+from nrm_graph.sizes import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

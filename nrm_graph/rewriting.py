@@ -353,6 +353,8 @@ _STEPS = (
     "atan.default",
     "abs.default",
     "linalg_vector_norm.default",
+    "var.dim",
+    "var.correction",
 )
 
 REWRITES: dict[str, Callable[[Converter, Step], None]] = {
