@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -175,11 +176,18 @@ class Converter:
         """Path inside the network of what the exporter saw inside the module around it."""
         return name.removeprefix(self.prefix).removeprefix(".")
 
-    def _placeholder(self, fx: Any) -> None:
+    @cached_property
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+        """Tensors by their names; names of parameters and buffers, and of tensors of the code."""
         signature = self.exported.graph_signature
-        stored = {**self.exported.constants, **self.exported.state_dict}
-        owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        lifted = signature.inputs_to_lifted_tensor_constants
+        return (
+            {**self.exported.constants, **self.exported.state_dict},
+            {**signature.inputs_to_parameters, **signature.inputs_to_buffers},
+            signature.inputs_to_lifted_tensor_constants,
+        )
+
+    def _placeholder(self, fx: Any) -> None:
+        stored, owned, lifted = self._stored
         if fx.name in owned:
             name = owned[fx.name]
             self.constants.stored(fx.name, stored[name].detach(), self.path(name))
