@@ -10,7 +10,7 @@ import torch
 from nrm_graph.conversion import Refused
 from nrm_graph.operations import MAX_POOL
 from nrm_graph.program import Batch, Ref, Weight
-from nrm_graph.rewriting import as_number, carries, tensor
+from nrm_graph.rewriting import as_number, carries, fill, tensor
 from nrm_graph.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -222,6 +222,38 @@ def _index(fallback: Callable[[Converter, Step], None]) -> Callable[[Converter, 
     return rewrite
 
 
+def _gather(c: Converter, step: Step) -> None:
+    """Pick one entry along an axis per sample, where integers say which."""
+    value, dim, which = step.args[:3]
+    if not step.moving:
+        c.keep(step)
+        return
+    shape, rank = c.shape(value.name), len(c.shape_of(step))
+    dim %= rank
+    fits = isinstance(which, Ref) and which.name in c.passive and carries(c, value)
+    wanted = tuple(1 if d == dim else size for d, size in enumerate(shape))
+    if not fits or c.shape(which.name) != wanted:
+        raise Refused(f"{step.op} of other than one entry that integers name")
+    places = torch.arange(_length(step, shape, dim)).reshape([-1] + [1] * (rank - 1 - dim))
+    numbers = c.constants.added(f"{step.module or step.fx.name}.places", places)
+    mask = c.add(step, "aten.eq.Tensor", which, numbers, at="mask")
+    value = c.add(step, "aten.mul.Tensor", value, as_number(c, step, mask, "kept"), at="picked")
+    c.add(step, "aten.sum.dim_IntList", value, (dim,), True)
+
+
+def _triangle(c: Converter, step: Step) -> None:
+    """Clear one side of a diagonal."""
+    if not step.moving:
+        c.keep(step)
+        return
+    value, *rest = step.args
+    shape = c.shape_of(step)
+    sizes = [_length(step, shape, d) for d in (-2, -1)]
+    side = torch.tril if "tril" in step.op else torch.triu
+    hidden = ~side(torch.ones(sizes, dtype=torch.bool), *rest)
+    fill(c, step, value, c.constants.added(f"{step.module or step.fx.name}.hidden", hidden), 0.0)
+
+
 def _samples(c: Converter, fx: Any) -> bool:
     """Whether a value counts the samples, 0 to n - 1."""
     grown = c.constants.grown.get(getattr(fx, "name", ""))
@@ -237,6 +269,9 @@ def axes(rewrites: dict[str, Callable[[Converter, Step], None]]) -> dict[str, An
         "aten.select_scatter.default": _select_scatter,
         "aten.copy.default": _copy,
         "aten.cumsum.default": _cumsum,
+        "aten.gather.default": _gather,
+        "aten.tril.default": _triangle,
+        "aten.triu.default": _triangle,
         "aten.index_add.default": _index_add,
         "aten.scatter_add.default": _scatter_add,
         "aten.amax.default": _best,

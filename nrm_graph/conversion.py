@@ -214,7 +214,7 @@ class Converter:
     def _output(self, fx: Any) -> None:
         (result,) = (r for r in fx.args[0] if isinstance(r, torch.fx.Node))
         self.output = self.renamed.get(result.name, result.name)
-        if result.name in self.constants.origins or self.output in self.passive | self.still:
+        if result.name in self.constants.origins:
             raise TraceError("the network's output does not depend on its input")
 
     def argument(self, value: Any, copied: bool = True) -> Any:

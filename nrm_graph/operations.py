@@ -110,6 +110,8 @@ ROUTE = frozenset(
         "roll.default",
         "flip.default",
         "pixel_shuffle.default",
+        "pixel_unshuffle.default",
+        "unfold.default",
         "channel_shuffle.default",
         "unflatten.int",
         "masked_fill.Scalar",

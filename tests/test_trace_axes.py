@@ -43,7 +43,52 @@ def adaptive(m, x):
     return m.fc(F.adaptive_max_pool1d(m.a(x).transpose(1, 2), 2).mean(2))
 
 
+class Cross(nn.Module):
+    """Queries that are parameters; the heads of all samples on one axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.fc = nn.Parameter(torch.randn(2, 4)), fc(4)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        queries = self.query.expand(x.shape[0], -1, -1)
+        return self.fc(self.attention(queries, x, x)[0].mean(1))
+
+
+def test_learned_queries():
+    torch.manual_seed(0)
+    program = same(Cross().double().eval(), rows(3, 4))
+    found = kinds(program)
+    assert found["attention.attention_weights"] == "softmax"
+    assert "product" not in found.values()
+    m = ng.measure(program, rows(3, 4)[:1], target=0, composite="attn_lrp", dtype="float64")
+    for layer in m.topology.layers:
+        assert m.cut(layer.name).total == pytest.approx(1, abs=1e-9)
+
+
+def test_one_entry_that_integers_name():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Linear(4, 5), fc(5)
+
+        def forward(self, x, length):
+            index = (length - 1).view(-1, 1, 1).expand(-1, 1, 5)
+            return self.fc(self.a(x).gather(1, index).squeeze(1))
+
+    torch.manual_seed(0)
+    lengths = torch.tensor([[2], [4], [1]])
+    program = same(Last().double().eval(), (rows(4, 4), lengths))
+    assert kinds(program) == {"x": "input", "a": "dense", "sum": "sum", "fc": "dense"}
+
+
 HOW = {
+    "tril": (lambda m, x: m.fc(m.a(x).tril().mean(1)), {"average", "dense"}),
+    "unshuffled": (
+        lambda m, x: m.fc(F.pixel_unshuffle(m.a(x)[:, None], 2).flatten(2).mean(1)),
+        {"average", "dense"},
+    ),
     "set_parts": (set_parts, {"average", "dense"}),
     "shifted": (shifted, {"average", "dense"}),
     "messages": (messages, {"average", "dense"}),
