@@ -83,3 +83,15 @@ def test_constants_bear_their_own_names():
     first = next(name for name, found in held.items() if "token" in found)
     assert held[first] == ["position", "registers", "token"]
     assert m.constants().column_names == ["layer", "constant", "relevance", "total_variation"]
+
+
+def test_a_report_names_constants_where_there_is_room():
+    from nrm_graph.plots import plot_report
+
+    torch.manual_seed(1)
+    m = ng.measure(Named(), torch.randn(3, 3), target=0, composite="epsilon", dtype="float64")
+    texts = [t.get_text() for t in plot_report(m).texts]
+    assert {"padding", "0.5", "token, position, ..."} <= set(texts)
+    assert not any("bias" in text for text in texts)
+    from_table = [t.get_text() for t in plot_report(m.report()).texts]
+    assert "padding" not in from_table
