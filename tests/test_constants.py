@@ -43,7 +43,7 @@ def test_biases_bear_the_names_of_parameters():
     net = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3, bias=False)
     )
-    net[1].running_mean.normal_()
+    net[1].bias.data.fill_(2.0)
     m = ng.measure(net.eval(), torch.rand(1, 4, 4), target=1, composite="epsilon")
     assert [(r["layer"], r["constant"]) for r in m.constants().to_pylist()] == [("0", "0.bias")]
     assert plain("0.weight.bias@conv2d") == "0.bias"
