@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, sources
+from nrm_graph import cli, expressions, sources
 from nrm_graph.tracing import trace
 
 
@@ -282,3 +282,23 @@ def test_numbers_beyond_64_bits_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.full((1, 2), (1 << 64) - 1, np.uint64))
     with pytest.raises(ng.InputError, match="63 bits"):
         sources.load_inputs(tmp_path / "a.npy")[0]
+
+
+def test_what_a_network_takes_and_returns_is_shown(store, capsys):
+    assert cli.main(["info", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert "ids (int64, 4), mask (int64, 4)" in shown
+    assert "outputs (4x7)" in shown
+
+
+def test_paths_of_tokens_and_heads(store, capsys):
+    ask = ["paths", str(store), "--input", "a", "--target", "0:3", "--layers", "v,wte", "--k", "3"]
+    assert cli.main([*ask, "--by", "token", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    with ng.open(store) as db:
+        m = db.measure("a", target=(0, 3))
+        for row in rows:
+            upper, lower = (expressions.parse(text) for text in row["path"].split(" > "))
+            assert m(upper & lower) == pytest.approx(row["relevance"], rel=1e-3)
+            assert row["names"][1] == f"token {row['units'][1]} {WORDS[row['units'][1]]!r}"
+    assert cli.main([*ask, "--by", "head"]) == 0
