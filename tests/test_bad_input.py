@@ -66,10 +66,11 @@ def _trace_once():
     plain, known = prepare.trace, {}
 
     def trace(model, example, output=None):
+        shape = tuple(example.shape) if isinstance(example, torch.Tensor) else id(example)
         key = (
             type(model),
             *(p.detach().sum().item() for p in model.parameters()),
-            tuple(example.shape),
+            (shape, getattr(example, "dtype", None), output),
         )
         if key not in known:  # NaN is never known
             known[key] = plain(model, example, output)
