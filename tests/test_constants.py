@@ -9,6 +9,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.marks import plain
+from nrm_graph.tracing import trace
 
 
 def sums_agree(m):
@@ -26,9 +27,13 @@ def names(m, layer):
     return [r["constant"] for r in m.constants().to_pylist() if r["layer"] == layer]
 
 
-@pytest.mark.parametrize("name", [*ROUTED, *UNUSUAL])
+LESS = [pytest.param(name, marks=pytest.mark.slow) for name in UNUSUAL]
+
+
+@pytest.mark.parametrize("name", [*ROUTED, *LESS])
 def test_constants_sum_to_the_bias(name):
     net, x = unusual(name)
+    net = trace(net, x[:1])
     for composite in ("epsilon", "epsilon_gamma"):
         m = ng.measure(net, x[:1], target=1, composite=composite, dtype="float64")
         sums_agree(m)
@@ -66,9 +71,14 @@ class Named(nn.Module):
         return self.head(torch.relu(x)[:, 0] + nn.functional.pad(x[:, 1, 1:], (1, 0), value=2.0))
 
 
-def test_constants_bear_their_own_names():
+@pytest.fixture(scope="module")
+def named():
     torch.manual_seed(1)
-    m = ng.measure(Named(), torch.randn(3, 3), target=0, composite="epsilon", dtype="float64")
+    return ng.measure(Named(), torch.randn(3, 3), target=0, composite="epsilon", dtype="float64")
+
+
+def test_constants_bear_their_own_names(named):
+    m = named
     sums_agree(m)
     held = {layer.name: sorted(names(m, layer.name)) for layer in m.topology.layers}
     assert sorted({name for found in held.values() for name in found}) == [
@@ -85,11 +95,10 @@ def test_constants_bear_their_own_names():
     assert m.constants().column_names == ["layer", "constant", "relevance", "total_variation"]
 
 
-def test_a_report_names_constants_where_there_is_room():
+def test_a_report_names_constants_where_there_is_room(named):
     from nrm_graph.plots import plot_report
 
-    torch.manual_seed(1)
-    m = ng.measure(Named(), torch.randn(3, 3), target=0, composite="epsilon", dtype="float64")
+    m = named
     texts = [t.get_text() for t in plot_report(m).texts]
     assert {"padding", "0.5", "token, position, ..."} <= set(texts)
     assert not any("bias" in text for text in texts)
