@@ -297,12 +297,10 @@ class KernelWalks(brute.Walks):
         }
         numbers = [np.full(len(v), self.number[name], np.int8) for v, _, name, _ in done]
         self.end_layer = np.concatenate(numbers)
-        self.end_unit = np.concatenate(
-            [
-                at[name] if unit == 0 else np.full(len(v), unit, np.int8)
-                for v, at, name, unit in done
-            ]
-        )
+        units = [
+            at[name] if unit == 0 else np.full(len(v), unit, np.int8) for v, at, name, unit in done
+        ]
+        self.end_unit = np.concatenate(units)
         # Layers are visited in falling order: the next one is the next below that is visited.
         self.after = {}
         below = _nowhere(len(self.value))

@@ -8,7 +8,6 @@ walks; every walk is listed.
 from __future__ import annotations
 
 import functools
-import math
 
 import numpy as np
 import pytest

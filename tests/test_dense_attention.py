@@ -458,7 +458,7 @@ def test_every_edge_is_q(case):
 
 def test_columns_of_the_package_sum_to_one(case):
     """By its own numbers alone, pseudo-edges included."""
-    ref, m = case
+    _, m = case
     _, rows = m.tables()
     for layer in m.topology.layers:
         if layer.kind == "input":
