@@ -62,6 +62,12 @@ class Backward(TorchFunctionMode):
             return found
         if func is F.layer_norm:
             return self.norm(*args, **kwargs)
+        if func is F.group_norm:
+            return self.grouped(*args, **kwargs)
+        if func is F.instance_norm:
+            assert kwargs["use_input_stats"]
+            kept = {k: kwargs[k] for k in ("weight", "bias", "eps")}
+            return self.grouped(args[0], args[0].shape[1], **kept)
         if func is F.rms_norm:
             return self.norm(*args, **kwargs, centre=False)
         if func in (torch.rsqrt, Tensor.rsqrt):
@@ -95,6 +101,12 @@ class Backward(TorchFunctionMode):
         y = y / (y.detach().pow(2).mean(axes, keepdim=True) + (eps or 0)).sqrt()
         y = y if weight is None else y * weight
         return y if bias is None else y + bias
+
+    def grouped(self, x, groups, weight=None, bias=None, eps=1e-5):
+        y = self.norm(x.unflatten(1, (groups, -1)).flatten(2), (x[0].numel() // groups,), eps=eps)
+        y, tail = y.reshape(x.shape), (-1,) + (1,) * (x.ndim - 2)
+        y = y if weight is None else y * weight.reshape(tail)
+        return y if bias is None else y + bias.reshape(tail)
 
     def attend(
         self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False

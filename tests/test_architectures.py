@@ -1,0 +1,132 @@
+"""The certificate of every supported architecture: cuts, edges, laws, conditions; float64."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, CASES, inputs, network
+
+import nrm_graph as ng
+
+torch.set_num_threads(1)
+
+# Rounding of float64 through up to a few hundred layers with sums of some thousand terms,
+# relative to the largest sum of |R| of a layer.
+TOLERANCE = 1e-10
+
+
+@functools.cache
+def program(name: str):
+    xs = inputs(name)
+    return ng.trace(network(name), xs if len(xs) > 1 else xs[0])
+
+
+def measure(name: str, rules: str) -> ng.Measure:
+    xs = inputs(name)
+    return ng.measure(
+        program(name),
+        xs if len(xs) > 1 else xs[0],
+        target=ARCHITECTURES[name].target,
+        composite=rules,
+        dtype="float64",
+    )
+
+
+@functools.cache
+def measured(name: str, rules: str) -> ng.Measure:
+    return measure(name, rules)
+
+
+def size(m: ng.Measure) -> float:
+    """The largest total variation of a layer."""
+    return max(1.0, *(row["total_variation"] for row in m.report().to_pylist()))
+
+
+def close(found, expected, scale: float, what: object = "") -> None:
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE * scale, err_msg=str(what))
+
+
+def random_set(rng, layer):
+    mask = rng.random(layer.shape) < 0.6
+    return ng.Layer(layer.name)[mask], mask
+
+
+def edges_sum_to_nodes(m: ng.Measure, scale: float) -> None:
+    """From both sides, in the units of the tables."""
+    _, rows = m.tables()
+    column = {k: rows[k].to_numpy() for k in rows.column_names[:5]}
+    for layer in m.topology.layers:
+        relevance = m.marginal(layer.name)
+        out = column["dst_layer"] == layer.layer_id
+        into = (column["src_layer"] == layer.layer_id) & (column["src_unit"] >= 0)
+        for chosen, unit, ends in (
+            (out, "dst_unit", layer in m.topology.inputs),
+            (into, "src_unit", layer == m.topology.output),
+        ):
+            if not ends:
+                found = np.bincount(
+                    column[unit][chosen], column["relevance"][chosen], len(relevance)
+                )
+                close(found, relevance, scale, (layer.name, unit))
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request):
+    m = measured(*request.param)
+    # A seed of its own for each network.
+    return m, size(m), np.random.default_rng(zlib.crc32("-".join(request.param).encode()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_program_is_the_network(name):
+    from nrm_graph.execution import run
+
+    xs = inputs(name)
+    with torch.no_grad():
+        expected = network(name)(*xs)
+    found = run(program(name), *xs)
+    # Folding changes an output by some roundings; constants may have been made in float32.
+    bound = 1e-6 if name in ("gpt2", "bert", "llama") else 1e-11
+    torch.testing.assert_close(found, expected, rtol=0, atol=bound * float(expected.abs().max()))
+
+
+@pytest.mark.slow
+def test_cuts_and_edges(case):
+    m, scale, rng = case
+    layers = m.topology.layers
+    chosen = rng.choice(len(layers), min(5, len(layers)), replace=False)
+    for i in {0, *chosen.tolist()}:
+        close(m.cut(layers[i].name).total, 1.0, scale, layers[i].name)
+    edges_sum_to_nodes(m, scale)
+
+
+@pytest.mark.slow
+def test_laws_and_conditions(case):
+    m, scale, rng = case
+    conditions = []
+    for _ in range(3):
+        chosen = rng.choice(len(m.topology.layers), 3, replace=False)
+        (A, _), (B, mask), (C, _) = (random_set(rng, m.topology.layers[i]) for i in chosen)
+        events = [A, B, A | B, A & B, ~A, C, A & C, (A & B) | C, A & B & C, A - C]
+        a, b, union, both, rest, c, other, mixed, all_three, without = m.many(events)
+        close(union + both, a + b, scale)
+        close(rest, 1 - a, scale)
+        close(mixed + all_three, both + c, scale)
+        close(without + other, a, scale)
+        try:
+            given = m.given(B)
+        except ng.UndefinedConditional:
+            continue
+        close(given(A) * b, both, scale)
+        relative = scale / abs(b)
+        # Tables of the condition: sums of neurons in B, cuts and edges.
+        info = m.topology.layers[chosen[1]]
+        close(given.marginal(info.name, by="neuron")[mask].sum(), 1.0, relative)
+        close(given.cut(m.topology.layers[chosen[0]].name).total, 1.0, relative)
+        conditions.append((given, relative))
+    edges_sum_to_nodes(*conditions[-1])
