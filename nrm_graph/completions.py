@@ -19,7 +19,6 @@ from nrm_graph.errors import InputError
 from nrm_graph.kernel_edges import neuron_blocks, offsets
 from nrm_graph.propagate import lowest_pass
 from nrm_graph.states import awake, flow
-from nrm_graph.topology import BIAS, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,12 +96,10 @@ class Steps:
         if not self.ends or self.is_input(layer_id) or (last >= 0 and layer_id > last):
             return []
         name = state.network.values[layer_id]
-        kernel, like = flow(state, name), state.values[name]
-        shares = ((BIAS, kernel.bias()), (STABILIZER, kernel.stabilizer()))
+        like = state.values[name]
         return [
             (unit, state.samples(name, share.expand_as(like)).double().cpu().numpy().ravel())
-            for unit, share in shares
-            if share is not None
+            for unit, share in flow(state, name).absorbed()
         ]
 
 

@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph import rules
 from nrm_graph.errors import CompositeError, StoreError
-from nrm_graph.operations import UNRULED
-from nrm_graph.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, ZBox, ZPlus
+from nrm_graph.rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Hold,
+    Norm,
+    Pass,
+    Softmax,
+    Uniform,
+    ZBox,
+    ZPlus,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from nrm_graph.rules.base import Rule
     from nrm_graph.topology import LayerInfo, Topology
@@ -48,12 +59,6 @@ class Composite:
         CompositeError
             If the composite has none.
         """
-        if layer.kind in UNRULED:
-            raise CompositeError(
-                f"composite {self.name} does not fit the network: {layer.name} is a {layer.kind}, "
-                f"and there is no rule for the kind {layer.kind} in this release; explain a part "
-                "of the network that does without"
-            )
         if layer.kind == "output":  # a selection of neurons, read one to one
             return rules.Pass()
         for pattern, rule in self.layers:
@@ -62,21 +67,29 @@ class Composite:
         found = dict(self.first).get(layer.kind) if first else None
         found = found or dict(self.kinds).get(layer.kind)
         if found is None:
-            raise CompositeError(
-                f"composite {self.name} has no rule for the {layer.kind} {layer.name}: name one "
-                f"for the kind or the layer with ng.composites.composite(...)"
-            )
+            raise _unfit(self.name, [layer])
         return found
 
     def assign(self, topology: Topology) -> tuple[Rule | None, ...]:
-        """Rules of all layers, by layer id; None for inputs."""
+        """Rules of all layers, by layer id; None for inputs.
+
+        Raises
+        ------
+        CompositeError
+            If some layers have none; all of them are named.
+        """
         inputs = {layer.layer_id for layer in topology.inputs}
-        return tuple(
-            None
-            if layer.layer_id in inputs
-            else self.rule(layer, bool(inputs.intersection(topology.sources(layer.layer_id))))
-            for layer in topology.layers
-        )
+        found: list[Rule | None] = []
+        without = []
+        for layer in topology.layers:
+            first = bool(inputs.intersection(topology.sources(layer.layer_id)))
+            try:
+                found.append(None if layer.layer_id in inputs else self.rule(layer, first))
+            except CompositeError:
+                without.append(layer)
+        if without:
+            raise _unfit(self.name, without)
+        return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``store.json``."""
@@ -87,6 +100,26 @@ class Composite:
                 for part in ("kinds", "first", "layers")
             },
         }
+
+
+def _unfit(name: str, layers: Sequence[LayerInfo]) -> CompositeError:
+    """Say which kinds of layers a composite has no rule for, and where they are."""
+    kinds: dict[str, list[str]] = {}
+    for layer in layers:
+        kinds.setdefault(layer.kind, []).append(layer.name)
+    listed = "; ".join(
+        f"{kind} ({', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''})"
+        for kind, names in kinds.items()
+    )
+    hint = "name one for the kind or the layer with ng.composites.composite(...)"
+    if kinds.keys() & _ATTENTION:
+        hint = f"for attention take attn_lrp or cp_lrp, or {hint}"
+    return CompositeError(
+        f"composite {name} does not fit the network: it has no rule for {listed}; {hint}"
+    )
+
+
+_ATTENTION = {"softmax", "product", "attention"}
 
 
 def from_json(data: Mapping[str, Any]) -> Composite:
@@ -101,7 +134,18 @@ def from_json(data: Mapping[str, Any]) -> Composite:
         raise StoreError(f"the stored composite cannot be read: {error}") from None
 
 
-_BASE: dict[str, Rule] = {"sum": Norm(), "average": Norm(), "batch_norm": Epsilon()}
+_BASE: dict[str, Rule] = {
+    "sum": Norm(),
+    "average": Norm(),
+    "interpolation": Norm(),
+    "batch_norm": Epsilon(),
+    "layer_norm": Epsilon(),
+    "group_norm": Epsilon(),
+    "instance_norm": Epsilon(),
+    "rms_norm": Pass(),
+    "gate": Uniform(),
+    "multiplication": Uniform(),
+}
 
 
 def composite(
@@ -111,7 +155,11 @@ def composite(
     first: Mapping[str, Rule] | None = None,
     layers: Mapping[str, Rule] | None = None,
 ) -> Composite:
-    """Build a composite; sums and averages get Norm and batch-norm Epsilon unless named.
+    """Build a composite from rules per kind of layer.
+
+    Unless named, sums, averages and interpolation get Norm, normalisations Epsilon (RMSNorm
+    Pass), and products of two values, gates among them, Uniform.  Attention (``product``,
+    ``softmax``, ``attention``) has no rule unless named.
 
     Examples
     --------
@@ -178,6 +226,33 @@ def excitation_backprop() -> Composite:
     return composite("excitation_backprop", dict.fromkeys(kinds, plus))
 
 
+def attn_lrp(epsilon: float = 1e-6) -> Composite:
+    """AttnLRP for transformers (Achtibat et al. 2024).
+
+    Epsilon on everything that is linear; the products of attention share half and half, the
+    softmax by its Taylor expansion (what that loses is the ``remainder``), gates half and half;
+    LayerNorm with its standard deviation constant, RMSNorm and activations as identities.
+    """
+    return composite("attn_lrp", _attention(epsilon))
+
+
+def cp_lrp(epsilon: float = 1e-6) -> Composite:
+    """CP-LRP for transformers (Ali et al. 2022).
+
+    As attn_lrp, but attention weights and gates are held constant: all relevance of a mix goes to
+    its values, all of a gated product to its signal.
+    """
+    held = {"attention": Hold(0, epsilon), "gate": Hold(1, epsilon)}
+    return composite("cp_lrp", _attention(epsilon) | held)
+
+
+def _attention(epsilon: float) -> dict[str, Rule]:
+    plain = ("convolution", "dense", "batch_norm", "layer_norm", "group_norm", "instance_norm")
+    rules_: dict[str, Rule] = dict.fromkeys((*plain, "product", "attention"), Epsilon(epsilon))
+    rules_ |= dict.fromkeys(("sum", "average", "interpolation"), Norm(epsilon))
+    return rules_ | {"softmax": Softmax()}
+
+
 NAMED: dict[str, Callable[[], Composite]] = {
     function.__name__: function
     for function in (
@@ -189,6 +264,8 @@ NAMED: dict[str, Callable[[], Composite]] = {
         epsilon_alpha2_beta1,
         epsilon_alpha2_beta1_flat,
         excitation_backprop,
+        attn_lrp,
+        cp_lrp,
     )
 }
 

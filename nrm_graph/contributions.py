@@ -192,27 +192,6 @@ def feature_blocks(
     yield from matrix_blocks(ends, table, None, rows, cols)
 
 
-def axis_blocks(
-    ends: Ends, kind: Map, pieces: Sequence[Piece], axis: int, dst: Any, src: Any
-) -> Iterator[Block]:
-    """Blocks of an operation that keeps an axis: what arrives comes from the same position."""
-
-    def sums(backs: Sequence[Tensor]) -> Any:
-        total: Any = 0
-        for p, back in zip(pieces, backs, strict=True):
-            shares = p.x * back
-            at = 1 if axis == 0 else shares.ndim - 1
-            total = total + shares.movedim(at, 0).flatten(1).sum(1)
-        return total.cpu().numpy()
-
-    # Copies of single neurons (interpolated, say) may be read by a vector.
-    layers = ends.layers(np.unique(src[src >= 0]))
-    q = None
-    if ends.single and any(ends.plan.partitions[layer].single for layer, _ in layers):
-        q = sums([kind.transpose(p.factor, p.weight, p.x) for p in pieces])
-    yield from _rows(ends, dst, src, sums([p.back for p in pieces]), q)
-
-
 def triple_blocks(
     ends: Ends, key: tuple[Any, ...], kind: Map, pieces: Sequence[Piece], count: int
 ) -> Iterator[Block]:
@@ -298,14 +277,14 @@ def _triples(ends: Ends, pieces: Sequence[Piece], triples: Triples) -> Iterator[
         q = q + part * _flat(p.factor)[o]
     src = ends.src.ravel()[i]
     keep = (q != 0) & (src >= 0)
-    yield from _rows(ends, dst[keep], src[keep], relevance[keep], q[keep])
+    yield from loose_rows(ends, dst[keep], src[keep], relevance[keep], q[keep])
 
 
 def _flat(values: Tensor) -> Any:
     return values.cpu().numpy().ravel()
 
 
-def _rows(ends: Ends, dst: Any, src: Any, relevance: Any, q: Any) -> Iterator[Block]:
+def loose_rows(ends: Ends, dst: Any, src: Any, relevance: Any, q: Any) -> Iterator[Block]:
     """Blocks of loose rows, whose ``src`` are global units (negative: constants)."""
     layer = np.searchsorted(ends.plan.first, src, side="right") - 1
     for found in np.unique(layer[src >= 0]):

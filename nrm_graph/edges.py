@@ -20,18 +20,18 @@ from nrm_graph.blocks import Block, merged
 from nrm_graph.contributions import (
     Ends,
     Piece,
-    axis_blocks,
     channel_blocks,
     feature_blocks,
     triple_blocks,
     vector_blocks,
 )
+from nrm_graph.gathered import down_blocks, probe_blocks, set_blocks, up_blocks
 from nrm_graph.plan import mode
 from nrm_graph.pruning import prune
 from nrm_graph.reach import reach
 from nrm_graph.rows import edge_rows, node_columns, node_rows
 from nrm_graph.sums import mean_activations, regular, unit_sums
-from nrm_graph.topology import BIAS, PRUNED, STABILIZER
+from nrm_graph.topology import BIAS, PRUNED, REMAINDER, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -171,6 +171,9 @@ class _Tables:
         h = self.below.below(name, op.operands[k])
         # What goes on from the operand: x' h in place of x'.
         onward = [term.x if _is(h, 1.0) else term.x * h for term, _, _ in terms]
+        constant = self.state.constant.get(op.operands[k])
+        if constant is not None:  # what a rule gives to constants is bias, and no edge
+            onward = [ahead.masked_fill(constant != 0, 0) for ahead in onward]
         fused = all(found is not None and found[0] == "channels" for found in modes)
         backs: list[Tensor] = []
         tables: list[list[Tensor]] = []
@@ -186,11 +189,18 @@ class _Tables:
                 backs.append(kind.transpose(s, term.weight, x))
         batches = self.plan.network.layout.batches
         above, below = batches[name], batches[op.operands[k]]
+        like = op.like(k)
+
+        def weight_of(term: Any, b: int) -> Tensor:
+            if like is None or term.weight.ndim != self.state.values[like].ndim:
+                return term.weight  # type: ignore[no-any-return]
+            return batches[like].one(term.weight, b)
+
         for b in range(self.n):
             pieces = [
                 Piece(
                     below.one(ahead, b),
-                    term.weight,
+                    weight_of(term, b),
                     above.one(share.d.expand_as(s), b),
                     share.scale,
                     above.one(s, b),
@@ -229,8 +239,16 @@ class _Tables:
             blocks = vector_blocks(ends, (name, k), pieces, *how[1:])
         elif how[0] == "features":
             blocks = feature_blocks(ends, (name, k), pieces, *how[1:])
+        elif how[0] == "up":
+            below = self.plan.network.layout.batches[op.operands[k]]
+            blocks = up_blocks(ends, (name, k), kind, pieces, below, *how[1:])
+        elif how[0] == "down":
+            above = self.plan.network.layout.batches[name]
+            blocks = down_blocks(ends, (name, k), kind, pieces, above, *how[1:])
+        elif how[0] == "sets":
+            blocks = set_blocks(ends, (name, k), kind, pieces, *how[1:])  # type: ignore[arg-type]
         else:
-            blocks = axis_blocks(ends, kind, pieces, 0 if how[0] == "first" else -1, *how[1:])
+            blocks = probe_blocks(ends, (name, k), kind, pieces, *how[1:])
         made += self._onward(b, layer_id, blocks)
 
     def _onward(self, b: int, layer_id: int, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -307,7 +325,9 @@ class _Tables:
         part = self.plan.partitions[layer_id]
         found: list[tuple[int, Tensor, Tensor | None]] = []
         sums = [unit_sums(self.plan, layer_id, see(name, s)) for s in weighed]
-        for unit, extra in ((STABILIZER, kernel.unplaced), (BIAS, kernel.held)):
+        whole = dict(kernel.absorbed()) if part.single else {}
+        rest = ((STABILIZER, kernel.unplaced), (BIAS, kernel.held), (REMAINDER, kernel.remainder))
+        for unit, extra in rest:
             parts: list[Tensor] = []
             q = None
             for share, s, own_sums in zip(kernel.shares, weighed, sums, strict=True):
@@ -324,9 +344,7 @@ class _Tables:
             if not parts:
                 continue
             if part.single:
-                whole = kernel.bias() if unit == BIAS else kernel.stabilizer()
-                assert whole is not None
-                own = see(name, whole.expand_as(relevance))
+                own = see(name, whole[unit].expand_as(relevance))
                 q = unit_sums(self.plan, layer_id, own)
             found.append((unit, sum(parts[1:], parts[0]), q))
         self._do(partial(self._absorbed, layer_id, found))

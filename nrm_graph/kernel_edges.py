@@ -18,7 +18,6 @@ from nrm_graph.convolution import Convolution
 from nrm_graph.linear import Dense
 from nrm_graph.routing import carry
 from nrm_graph.states import awake, flow
-from nrm_graph.topology import BIAS, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,8 +169,9 @@ class _Step:
             for term in share.terms
             if term.operand == k
         ]
-        weight = next(t.weight for s in kernel.shares for t in s.terms if t.operand == k)
-        self.sizes = tuple(z.shape), tuple(x.shape), tuple(weight.shape)
+        self.kind_of = z.cpu().numpy().dtype
+        weights = [t.weight for s in kernel.shares for t in s.terms if t.operand == k]
+        self.sizes = tuple(z.shape), tuple(x.shape), tuple(weights[0].shape) if weights else ()
         batch = state.network.layout.batches[name]
         self.arrivals: list[tuple[Any, Any]] | None = None
         if arrivals is not None:
@@ -183,6 +183,9 @@ class _Step:
 
     def rows(self, piece: _Piece, asked: Any) -> tuple[Any, Any, Any, Any]:
         """Native positions of both ends, relevance and q; under a conjunction, q times h."""
+        if not self.parts:  # an operand that the rule holds constant
+            nothing = np.zeros(0, np.int64)
+            return nothing, nothing, nothing.astype(self.kind_of), nothing.astype(self.kind_of)
         if piece is None:
             o, i, e = self.kind.triples(*self.sizes)
         else:
@@ -263,13 +266,7 @@ def pseudo_block(
     name = net.values[layer_id]
     at = np.flatnonzero(_awake(state, name, chosen))
     blocks = []
-    lost = []
-    if name in net.layout.weighings:
-        kernel = flow(state, name)
-        lost = [(STABILIZER, kernel.stabilizer()), (BIAS, kernel.bias())]
-    for unit, share in lost:
-        if share is None:
-            continue
+    for unit, share in flow(state, name).absorbed() if name in net.layout.weighings else ():
         q = _flat(state.samples(name, share.expand_as(state.values[name])))[at]
         relevance: Any = 0
         for arrival in arrivals:

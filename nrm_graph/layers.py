@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from nrm_graph.linear import Scale, Weighing, weighing
+from nrm_graph.linear import Scale, Weighing
 from nrm_graph.naming import alias_names, layer_names
 from nrm_graph.operations import SAME, WEIGH
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
+from nrm_graph.weighings import weighing
 
 if TYPE_CHECKING:
     from nrm_graph.batching import BatchAxis

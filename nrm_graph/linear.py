@@ -4,6 +4,9 @@ Each map computes ``z = f(x; w)``, bilinear in the operand x and the weight w, s
 edge's weight is one entry of w.  Rules transform x and w elementwise and need three things of
 a map: ``apply``, its transpose in x, and (for tables) its gradient in w.
 
+A weight may depend on the input (:class:`Moving`): a product of two values is bilinear, and each
+factor is the weight of the other; a normalisation is linear once its spread is held constant.
+
 Maps compute with native values (see :mod:`nrm_graph.batching`); the shapes given to ``triples``
 and ``dense_edges`` are native shapes of a batch of one.
 """
@@ -19,18 +22,13 @@ import torch
 from torch import Tensor
 
 from nrm_graph.convolution import Convolution, Triples, pieces
-from nrm_graph.errors import CompositeError, TraceError
-from nrm_graph.operations import UNRULED, WEIGH, function
-from nrm_graph.program import Ref, Weight
+from nrm_graph.taps import Taps
 from nrm_graph.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy.typing as npt
-
-    from nrm_graph.batching import BatchAxis
-    from nrm_graph.program import Node, Program
 
 
 @dataclass(frozen=True)
@@ -104,267 +102,214 @@ class Scale:
         return math.prod(z)
 
 
+def _pairs(z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
+    """Triples of a batched product: index arrays whose axes are ``(..., rows, columns, inner)``."""
+
+    def spread(index: Any, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        return np.ascontiguousarray(np.broadcast_to(index, shape)).ravel()
+
+    outs, ins, ws = (np.arange(math.prod(shape)).reshape(shape) for shape in (z, x, w))
+    full = (*z, x[-1])
+    return (
+        spread(outs[..., None], full),
+        spread(ins[..., :, None, :], full),
+        spread(np.swapaxes(ws, -1, -2)[..., None, :, :], full),
+    )
+
+
 @dataclass(frozen=True)
-class Opaque:
-    """An operation that no rule knows yet: only the number of its edges is known.
-
-    Attributes
-    ----------
-    kind : str
-        For messages.
-    fan : int
-        Entries of the operand that one output reads.
-    """
-
-    kind: str
-    fan: int
-
-    def _refuse(self) -> CompositeError:
-        return CompositeError(f"there is no rule for the kind {self.kind} in this release")
+class Right:
+    """``z = x @ w``: rows of the operand meet a matrix on their right."""
 
     def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Refuse."""
-        raise self._refuse()
+        """``(..., T, K)`` and ``(..., K, S)`` to ``(..., T, S)``."""
+        return x @ w if bias is None else x @ w + bias
 
     def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
-        """Refuse."""
-        raise self._refuse()
+        """Gradient in x."""
+        return (s @ w.mT).sum_to_size(x.shape)
 
     def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
-        """Refuse."""
-        raise self._refuse()
+        """Neuron-level edges."""
+        return _pairs(z, x, w)
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""
-        return math.prod(z) * self.fan
+        return math.prod(z) * x[-1]
 
 
-Map = Convolution | Dense | Scale | Window | Opaque
+@dataclass(frozen=True)
+class Left:
+    """``z = w @ x``: columns of the operand meet a matrix on their left."""
+
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(..., K, S)`` and ``(..., T, K)`` to ``(..., T, S)``."""
+        return w @ x if bias is None else w @ x + bias
+
+    def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Gradient in x."""
+        return (w.mT @ s).sum_to_size(x.shape)
+
+    def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
+        """Neuron-level edges."""
+
+        def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (*shape[:-2], shape[-1], shape[-2])
+
+        def back(index: Any, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+            own = np.arange(math.prod(shape)).reshape(shape)
+            return np.swapaxes(own, -1, -2).ravel()[index]  # type: ignore[no-any-return]
+
+        o, i, e = _pairs(turned(z), turned(x), turned(w))
+        return back(o, z), back(i, x), back(e, w)
+
+    def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
+        """Count the neuron-level edges."""
+        return math.prod(z) * x[-2]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """``z_j = w_j sum of x_i over the set that j is in``: what normalisations subtract.
+
+    The sets lie along ``axes``; or, with ``groups``, they are groups of neighbouring channels
+    (axis 1) with all positions.
+    """
+
+    axes: tuple[int, ...]
+    groups: int = 0
+
+    def _total(self, x: Tensor) -> Tensor:
+        if not self.groups:
+            return x.sum(self.axes, keepdim=True).expand(x.shape)
+        sets = x.reshape(x.shape[0], self.groups, -1)
+        return sets.sum(-1, keepdim=True).expand(sets.shape).reshape(x.shape)
+
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Sum over each set, weighed at every member."""
+        z = self._total(x) * w
+        return z if bias is None else z + bias
+
+    def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Gradient in x."""
+        return self._total(s * w)
+
+    def sets(self, x: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        """Give the number of the set of every neuron, flat."""
+        if self.groups:
+            first = np.arange(x[0] * self.groups)
+            return np.repeat(first, math.prod(x[1:]) // self.groups)
+        kept = tuple(1 if d in self.axes else n for d, n in enumerate(x))
+        numbers = np.arange(math.prod(kept)).reshape(kept)
+        return np.ascontiguousarray(np.broadcast_to(numbers, x)).ravel()
+
+    def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
+        """Neuron-level edges."""
+        found = self.sets(x)
+        members = np.argsort(found, kind="stable").reshape(int(found.max(initial=-1)) + 1, -1)
+        size = members.shape[1]
+        o = np.repeat(members, size, axis=1).ravel()
+        i = np.tile(members, (1, size)).ravel()
+        entry = np.arange(math.prod(w)).reshape(w)
+        return o, i, np.ascontiguousarray(np.broadcast_to(entry, z)).ravel()[o]
+
+    def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
+        """Count the neuron-level edges."""
+        size = (
+            math.prod(x[1:]) // self.groups if self.groups else math.prod(x[d] for d in self.axes)
+        )
+        return math.prod(z) * size
+
+
+Map = Convolution | Dense | Scale | Window | Taps | Left | Right | Spread
+
+
+@dataclass(frozen=True, eq=False)
+class Moving:
+    """A weight or bias that depends on the input.
+
+    Attributes
+    ----------
+    reads : tuple of str
+        Values that it is made from.
+    make : callable
+        Makes it from their native tensors and from constants of the network.
+    like : str
+        A value that keeps its batch where the weight does.
+    constants : tuple of Tensor
+        Further arguments of ``make``.
+    """
+
+    reads: tuple[str, ...]
+    make: Callable[..., Tensor]
+    like: str
+    constants: tuple[Tensor, ...] = ()
+
+    def at(self, values: Mapping[str, Any], like: Tensor) -> Tensor:
+        """Return the tensor for one batch."""
+        constants = [c.to(like.device, like.dtype) for c in self.constants]
+        return self.make(*[values[name] for name in self.reads], *constants)
 
 
 @dataclass(frozen=True, eq=False)
 class Weighing:
     """An operation that weighs its inputs: ``z = sum_k maps[k](x_k; w_k) + bias``.
 
+    A product of two values is half of it with one as the operand, and half with the other.  (Of a
+    softmax, which is not linear, maps and weights are those of its rule.)
+
     Attributes
     ----------
     kind : str
         Kind of the layer it makes.
     operands : tuple of str
-        Values read.
+        Values read; one may stand twice, with different maps.
     maps, weights : tuples, one entry per operand
         A weight of ``None`` is the number 1.
-    bias : Tensor or None
+    bias : Tensor, Moving or None
         Broadcastable to z.
     """
 
     kind: str
     operands: tuple[str, ...]
     maps: tuple[Map, ...]
-    weights: tuple[Tensor | None, ...]
-    bias: Tensor | None
+    weights: tuple[Tensor | Moving | None, ...]
+    bias: Tensor | Moving | None
 
-    def weight(self, k: int, like: Tensor) -> Tensor:
-        """Weight of operand k, in the dtype and on the device of ``like``."""
+    @property
+    def moving(self) -> bool:
+        """Whether a weight depends on the input."""
+        return any(isinstance(w, Moving) for w in (*self.weights, self.bias))
+
+    def like(self, k: int) -> str | None:
+        """Value that keeps its batch where the weight of operand k does; None for constants."""
         found = self.weights[k]
-        if found is None:
-            return torch.ones((), dtype=like.dtype, device=like.device)
-        return found.to(like.device, like.dtype)
+        return found.like if isinstance(found, Moving) else None
 
-    def resolved(self, like: Tensor) -> Weighing:
+    def resolved(self, like: Tensor, values: Mapping[str, Any]) -> Weighing:
         """Give every weight its value, and all tensors the dtype and device of ``like``."""
-        weights = tuple(self.weight(k, like) for k in range(len(self.operands)))
-        bias = None if self.bias is None else self.bias.to(like.device, like.dtype)
-        return replace(self, weights=weights, bias=bias)
+
+        def one(found: Tensor | Moving) -> Tensor:
+            if isinstance(found, Moving):
+                return found.at(values, like)
+            return found.to(like.device, like.dtype)
+
+        unit = torch.ones((), dtype=like.dtype, device=like.device)
+        weights = tuple(unit if w is None else one(w) for w in self.weights)
+        return replace(self, weights=weights, bias=None if self.bias is None else one(self.bias))
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Weights of a resolved operation."""
-        return tuple(w for w in self.weights if w is not None)
+        return tuple(w for w in self.weights if isinstance(w, Tensor))
+
+    @property
+    def shift(self) -> Tensor | None:
+        """Bias of a resolved operation."""
+        return self.bias if isinstance(self.bias, Tensor) else None
 
     def dense_edges(self, k: int, z: tuple[int, ...], x: tuple[int, ...]) -> int:
         """Count the neuron-level edges to operand k."""
         found = self.weights[k]
-        return self.maps[k].dense_edges(z, x, tuple(found.shape) if found is not None else ())
-
-
-def _tuple(value: Any, n: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * n
-    found = tuple(value)
-    return found * n if len(found) == 1 else found
-
-
-def weighing(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]) -> Weighing:
-    """Read the linear map of a program node that weighs its inputs.
-
-    ``shapes`` gives the native shape of every value for a batch of one.
-
-    Raises
-    ------
-    TraceError
-        If a weight depends on the input.
-    """
-    kind, args, weights = WEIGH[node.op], node.args, program.weights
-    kwargs = dict(node.kwargs)
-
-    def tensor(i: int) -> Tensor | None:
-        found = args[i] if len(args) > i else None
-        return weights[found.name] if isinstance(found, Weight) else None
-
-    def refuse(why: str) -> TraceError:
-        return TraceError(f"{node.op} in {node.module or 'the model itself'}: {why}")
-
-    if kind in UNRULED:
-        return _opaque(node, kind, shapes)
-    if kind == "convolution":
-        weight, bias = tensor(1), tensor(2)
-        if weight is None:
-            raise refuse("its weight depends on the input, expected a parameter")
-        if len(shapes[args[0].name]) != weight.ndim or node.batch.axis:
-            raise refuse("expected the batch on the first axis")
-        n = weight.ndim - 2
-        transposed = "transpose" in node.op
-        rest = [*args[3:], *[None] * 5]
-        if transposed:
-            stride, padding, out_padding, groups, dilation = rest[:5]
-        else:
-            stride, padding, dilation, groups = rest[:4]
-            out_padding = None
-        skip = (0,) * n
-        if isinstance(padding, str):
-            totals = [
-                d * (k - 1) if padding == "same" else 0
-                for d, k in zip(_tuple(dilation or 1, n), weight.shape[2:], strict=True)
-            ]
-            padding = tuple(total - total // 2 for total in totals)
-            skip = tuple(total % 2 for total in totals)
-        conv = Convolution(
-            _tuple(stride or 1, n),
-            _tuple(padding or 0, n),
-            _tuple(dilation or 1, n),
-            transposed,
-            _tuple(out_padding or 0, n),
-            groups or 1,
-            skip,
-        )
-        shape = (1, -1) + (1,) * n
-        bias = None if bias is None else bias.reshape(shape)
-        return Weighing(kind, (args[0].name,), (conv,), (weight,), bias)
-    if kind == "dense":
-        return _dense(node, tensor, refuse)
-    if kind == "sum":
-        sign = (-1.0 if node.op.startswith("aten.sub") else 1.0) * kwargs.get("alpha", 1)
-        operands, scales = [], []
-        bias = None
-        for i, factor in ((0, 1.0), (1, sign)):
-            if isinstance(args[i], Ref):
-                operands.append(args[i].name)
-                scales.append(None if factor == 1.0 else torch.tensor(factor, dtype=torch.float64))
-            elif isinstance(args[i], Weight):
-                bias = weights[args[i].name] * factor
-            else:
-                bias = torch.tensor(float(args[i]) * factor, dtype=torch.float64)
-        return Weighing(kind, tuple(operands), (Scale(),) * len(operands), tuple(scales), bias)
-    if kind == "batch_norm":
-        scale, shift = tensor(1), tensor(2)
-        if scale is None or shift is None:
-            raise refuse("its scale and shift must be constants")
-        shape = (-1,) + (1,) * (len(shapes[node.name]) - 2)
-        return Weighing(
-            kind, (args[0].name,), (Scale(),), (scale.reshape(shape),), shift.reshape(shape)
-        )
-    return _average(node, kwargs, shapes, program.batches()[args[0].name])
-
-
-def _average(
-    node: Node,
-    kwargs: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    batch: BatchAxis,
-) -> Weighing:
-    source = node.args[0].name
-    shape = shapes[source]
-    if node.op == "aten.mean.dim":
-        axes = {d % len(shape) for d in node.args[1] or range(len(shape))}
-        if batch.axis in axes:
-            raise TraceError(f"{node.op} in {node.module}: it averages over the batch")
-        keep = bool(node.args[2]) if len(node.args) > 2 else False
-        window = Window(tuple(((0, n),) if d in axes else None for d, n in enumerate(shape)), keep)
-        count = math.prod(shape[d] for d in axes)
-        return Weighing(
-            "average", (source,), (window,), (torch.tensor(1 / count, dtype=torch.float64),), None
-        )
-    window = _window(node, shape, shapes[node.name])
-    ones = torch.ones(shape, dtype=torch.float64)
-    # The divisor (padding counted or not, clipped windows) is torch's own: average over sum.
-    unit = torch.ones((), dtype=torch.float64)
-    share = function(node.op)(ones, *node.args[1:], **kwargs) / window.apply(ones, unit)
-    share = share.narrow(node.batch.axis, 0, 1)
-    return Weighing("average", (source,), (window,), (share,), None)
-
-
-def _window(node: Node, shape: tuple[int, ...], output: tuple[int, ...]) -> Window:
-    args = node.args
-    n = int(node.op.split("pool")[1][0])
-    inputs, outputs = shape[-n:], output[-n:]
-    free: tuple[None, ...] = (None,) * (len(shape) - n)
-    if "adaptive" in node.op:
-        return Window(
-            free
-            + tuple(
-                tuple((o * i // out, -(-(o + 1) * i // out)) for o in range(out))
-                for i, out in zip(inputs, outputs, strict=True)
-            )
-        )
-    kernel = _tuple(args[1], n)
-    stride = _tuple(args[2], n) if len(args) > 2 and args[2] else kernel
-    padding = _tuple(args[3], n) if len(args) > 3 else (0,) * n
-    return Window(
-        free
-        + tuple(
-            tuple(
-                (max(o * s - p, 0), max(min(o * s - p + k, i), max(o * s - p, 0)))
-                for o in range(out)
-            )
-            for i, out, k, s, p in zip(inputs, outputs, kernel, stride, padding, strict=True)
-        )
-    )
-
-
-def _dense(node: Node, tensor: Any, refuse: Any) -> Weighing:
-    args = node.args
-    if node.op == "aten.linear.default":
-        if tensor(1) is None:
-            raise refuse("its weight depends on the input, expected a parameter")
-        return Weighing("dense", (args[0].name,), (Dense(),), (tensor(1),), tensor(2))
-    if node.op == "aten.addmm.default":
-        if not isinstance(args[1], Ref) or tensor(2) is None or tensor(0) is None or node.kwargs:
-            raise refuse("expected a constant weight and bias, without factors")
-        return Weighing("dense", (args[1].name,), (Dense(),), (tensor(2).T,), tensor(0))
-    right = tensor(1)
-    if not isinstance(args[0], Ref) or right is None or right.ndim != 2:
-        raise refuse(
-            "a product with a constant on the left, or one of more than two axes, is not known; "
-            "expected x @ constant matrix"
-        )
-    return Weighing("dense", (args[0].name,), (Dense(),), (right.T,), None)
-
-
-def _opaque(node: Node, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> Weighing:
-    operands = tuple(a.name for a in node.args if isinstance(a, Ref))
-    x, fan = shapes[operands[0]], 1
-    if kind in ("layer_norm", "rms_norm"):
-        fan = math.prod(node.args[1])
-    elif kind == "group_norm":
-        fan = math.prod(x[1:]) // node.args[1]
-    elif kind == "instance_norm":
-        fan = math.prod(x[2:])
-    elif kind == "softmax":
-        fan = x[node.args[1]]
-    elif kind in ("product", "attention"):
-        fan = x[-1]
-    elif kind == "interpolation":
-        fan = (4 if "bicubic" in node.op else 2) ** (len(x) - 2)
-    maps = (Opaque(kind, fan),) * len(operands)
-    return Weighing(kind, operands, maps, (None,) * len(operands), None)
+        shape = tuple(found.shape) if isinstance(found, Tensor) else ()
+        return self.maps[k].dense_edges(z, x, shape)

@@ -41,6 +41,7 @@ WEIGH = {
     "aten.adaptive_avg_pool2d.default": "average",
     "aten.adaptive_avg_pool3d.default": "average",
     "aten.mean.dim": "average",
+    "aten.sum.dim_IntList": "sum",
     "aten.layer_norm.default": "layer_norm",
     "aten.group_norm.default": "group_norm",
     "aten.instance_norm.default": "instance_norm",
@@ -53,23 +54,9 @@ WEIGH = {
     "nrm.product": "product",
     "nrm.attention": "attention",
     "nrm.gate": "gate",
+    "nrm.multiply": "multiplication",
 }
 """Operation to the kind of layer it makes."""
-
-UNRULED = frozenset(
-    [
-        "layer_norm",
-        "group_norm",
-        "instance_norm",
-        "rms_norm",
-        "softmax",
-        "interpolation",
-        "product",
-        "attention",
-        "gate",
-    ]
-)
-"""Kinds of layers that are traced and run, but that no rule knows yet."""
 
 MAX_POOL = {
     "aten.max_pool1d.default": 1,
@@ -166,6 +153,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "nrm.product": torch.matmul,
     "nrm.attention": torch.matmul,
     "nrm.gate": torch.mul,
+    "nrm.multiply": torch.mul,
 }
 
 

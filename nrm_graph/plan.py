@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,7 @@ import torch
 
 from nrm_graph.convolution import Convolution
 from nrm_graph.labels import offsets, unit_labels
-from nrm_graph.linear import Dense, Scale
-from nrm_graph.window import Window
+from nrm_graph.linear import Dense, Left, Right, Spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.linear import Weighing
+    from nrm_graph.linear import Map, Weighing
     from nrm_graph.pruning import Limit
     from nrm_graph.states import Network, State
     from nrm_graph.units import Partition
@@ -128,22 +128,28 @@ def plan(
 
 
 def along(labels: Labels, axis: int) -> Labels | None:
-    """Labels along one axis, if they do not change along the others."""
+    """Labels along one axis, if they do not change along the others.
+
+    Constants (-1) among the neurons count as any label: they hold no edges.
+    """
     moved = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-    return moved[:, 0] if bool((moved == moved[:, :1]).all()) else None
-
-
-def _alone(dst: Labels, src: Labels, axis: int) -> bool:
-    """Whether both sides are vectors, so that units along the axis are single neurons."""
-    return bool(dst.size == dst.shape[axis] and src.size == src.shape[axis])
+    if not moved.size:
+        return None
+    first: Labels = moved.max(1)
+    return first if bool(((moved == first[:, None]) | (moved < 0)).all()) else None
 
 
 def mode(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: Labels) -> Mode:
-    """Choose how the edges of operand k are computed, and the labels of both sides' axes.
+    """Choose how the edges of operand k are computed, and the labels of both sides.
 
     ``channels``: weight gradient of a convolution; ``vector``: outer product; ``features``:
-    matrix product over tokens; ``first`` and ``last``: sums along an axis that the operation
-    keeps.  None where single neurons must be told apart.
+    matrix product over tokens; ``up``, ``down``, ``sets`` and ``probe``: see
+    :mod:`nrm_graph.gathered`.  None where single neurons must be told apart.
+
+    Parameters
+    ----------
+    dst, src : ndarray of int
+        Units of the layer, and global units of the operand's elements, in their shapes.
     """
     kind, batches = op.maps[k], network.layout.batches
     above, below = batches[name], batches[op.operands[k]]
@@ -157,18 +163,112 @@ def mode(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: La
         return "vector", dst, src
     elif isinstance(kind, Dense) and above == below and above.axis < dst.ndim:
         pair = along(dst, -1), along(src, -1)
-        if pair[0] is not None and pair[1] is not None and not _alone(dst, src, -1):
+        alone = dst.size == dst.shape[-1] and src.size == src.shape[-1]
+        if pair[0] is not None and pair[1] is not None and not alone:
             return "features", pair[0], pair[1]
-    elif isinstance(kind, Scale | Window) and dst.ndim and src.ndim and plain:
-        for axis, label in ((0, "first"), (-1, "last")):
-            if (
-                dst.shape[axis] != src.shape[axis]
-                or (isinstance(kind, Scale) and dst.ndim != src.ndim)
-                or (isinstance(kind, Window) and kind.windows[1 if axis == 0 else -1] is not None)
-                or _alone(dst, src, axis)
-            ):
-                continue
-            pair = along(dst, axis), along(src, axis)
-            if pair[0] is not None and pair[1] is not None:
-                return label, pair[0], pair[1]
+    return _gathered(op, k, network, name, dst, src)
+
+
+PROBES = 64
+"""Units of a side that are tried one by one rather than listing edges."""
+
+SET_ENTRIES = 1 << 26
+"""Sums over units and sets that fit in memory."""
+
+
+def _gathered(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: Labels) -> Mode:
+    kind, operand, batches = op.maps[k], op.operands[k], network.layout.batches
+
+    def native(value: str, labels: Labels) -> Labels:
+        found = batches[value].native(torch.from_numpy(np.ascontiguousarray(labels))[None])
+        return found.numpy()
+
+    def shaped(value: str, labels: Labels) -> Labels:
+        return batches[value].samples(torch.from_numpy(labels)).numpy()[0]  # type: ignore[no-any-return]
+
+    upper, lower = native(name, dst), native(operand, src)
+    units, sources = len(np.unique(dst)), len(np.unique(src))
+    if units == dst.size and sources == src.size and dst.size > 1:
+        return None
+    if isinstance(kind, Spread):
+        sets = math.prod(lower.shape) ** 2 // kind.dense_edges(lower.shape, lower.shape, ())
+        if (units + sources) * sets <= SET_ENTRIES:
+            return "sets", upper.ravel(), lower.ravel()
+        return None
+    weight = _connections(op, k, upper.shape, lower.shape)
+    found = inherited(kind, weight, upper.shape, lower.shape, upper, upwards=True)
+    if found is not None:
+        return "up", shaped(operand, found), src
+    if units == dst.size:  # q of single neurons is wanted where the others are single, too
+        return None
+    found = inherited(kind, weight, upper.shape, lower.shape, lower, upwards=False)
+    if found is not None:
+        return "down", dst, shaped(name, found)
+    cost = min(units, sources) * (dst.size + src.size)
+    if min(units, sources) <= PROBES and cost < op.dense_edges(k, upper.shape, lower.shape):
+        return "probe", upper.ravel(), lower.ravel()
     return None
+
+
+def _connections(op: Weighing, k: int, z: tuple[int, ...], x: tuple[int, ...]) -> Tensor:
+    """Return a weight of operand k that is 1 at every connection."""
+    kind, weight = op.maps[k], op.weights[k]
+    if isinstance(weight, torch.Tensor):
+        return torch.ones(weight.shape, dtype=torch.float64)
+    shape: tuple[int, ...] = ()
+    if isinstance(kind, Right):
+        shape = (x[-1], z[-1])
+    elif isinstance(kind, Left):
+        shape = (z[-2], x[-2])
+    return torch.ones(shape, dtype=torch.float64)
+
+
+def inherited(
+    kind: Map, weight: Tensor, z: tuple[int, ...], x: tuple[int, ...], labels: Any, upwards: bool
+) -> Any:
+    """Labels of one end of an operation's edges, seen from the other end.
+
+    Parameters
+    ----------
+    kind : Map
+        The operation's map, whose connections tell.
+    weight : Tensor
+        A weight of 1 at every connection, float64.
+    z, x : tuple of int
+        Native shapes of output and operand.
+    labels : ndarray of int
+        Native, of the output, or of the operand with ``upwards`` False.
+    upwards : bool
+        Whether to give each operand neuron the label of its readers, or each output neuron the
+        label of what it reads.
+
+    Returns
+    -------
+    ndarray of int, or None
+        -1 where there is no other end; None if some neuron has several labels there.
+    """
+    own, size = (z, math.prod(x)) if upwards else (x, math.prod(z))
+    if size == 0 or not labels.size:
+        return None
+    values = torch.from_numpy(np.ascontiguousarray(labels, np.float64).reshape(own))
+    like = torch.empty(x, dtype=torch.float64)
+
+    def across(given: Tensor) -> Any:
+        if upwards:
+            found = kind.transpose(given, weight, like)
+        else:
+            found = kind.apply(given, weight).expand(z)
+        return found.numpy().astype(np.int64)
+
+    count = across(torch.ones_like(values))
+    largest = int(labels.max(initial=0)) - int(labels.min(initial=0)) + 1
+    # The sums below are exact: integers in float64, their products in int64.
+    if largest * largest * int(count.max(initial=0)) >= 1 << 53:
+        return None
+    if (largest * int(count.max(initial=0))) ** 2 >= 1 << 62:
+        return None
+    lowest = int(labels.min(initial=0))
+    total, squares = across(values - lowest), across((values - lowest).square())
+    if not np.array_equal(total * total, squares * count):  # Cauchy and Schwarz: equal labels
+        return None
+    return np.where(count > 0, total // np.maximum(count, 1) + lowest, -1)

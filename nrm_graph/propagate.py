@@ -19,6 +19,7 @@ import torch
 
 from nrm_graph.routing import send
 from nrm_graph.states import State, flow
+from nrm_graph.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -70,8 +71,8 @@ def relevance_pass(
     visit : callable, optional
         Called with layer id and relevance ``(N, *shape)`` of every layer reached, masked.
     absorb : callable, optional
-        Called with layer id, ``bias`` or ``stabilizer``, and what each neuron lost to it; not
-        where the clause has the walk still pass through a set below.
+        Called with layer id, ``bias``, ``stabilizer`` or ``remainder``, and what each neuron lost
+        to it; not where the clause has the walk still pass through a set below.
     stop : callable, optional
         Called like ``visit``; where it answers True, the walks end there (and still count).
     weigh : callable, optional
@@ -177,8 +178,6 @@ def shares_of(state: State, name: str, relevance: Tensor) -> Iterator[tuple[str,
 
 
 def _lost(state: State, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Give what bias and stabilizer absorb at every neuron, ``(N, *shape)``."""
-    kernel = flow(state, name)
-    for kind, part in (("bias", kernel.bias()), ("stabilizer", kernel.stabilizer())):
-        if part is not None:
-            yield kind, state.samples(name, relevance * part)
+    """Give what pseudo-neurons absorb of every neuron, ``(N, *shape)``."""
+    for unit, share in flow(state, name).absorbed():
+        yield PSEUDO_UNITS[unit], state.samples(name, relevance * share)

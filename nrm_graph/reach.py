@@ -169,7 +169,6 @@ def _weighed(state: State, name: str, found: Reach) -> Tensor | None:
             inner = share.weigh(inner)
             total = inner if total is None else total + inner
     if found.absorbs(state.network.layout.layer_of[name]):
-        for lost in (kernel.bias(), kernel.stabilizer()):
-            if lost is not None:
-                total = lost if total is None else total + lost
+        for _, lost in kernel.absorbed():
+            total = lost if total is None else total + lost
     return None if total is None else total.expand_as(state.values[name])

@@ -12,6 +12,7 @@ from nrm_graph import signs
 from nrm_graph.errors import InputError
 from nrm_graph.execution import resolve
 from nrm_graph.layers import Layout, layout
+from nrm_graph.linear import Moving
 from nrm_graph.operations import MAX_POOL, function
 from nrm_graph.program import Node, Program, Weight
 from nrm_graph.routing import carry, pads_constant
@@ -285,14 +286,24 @@ def _flow_of_copies(state: State, name: str) -> Flow:
     def above(value: Tensor) -> Tensor:
         return _copies(batches[name], value.expand_as(z), n)
 
+    def moved(weight: Tensor, like: str | None) -> Tensor:
+        keeps = like is not None and weight.ndim == state.values[like].ndim
+        return _copies(batches[like], weight, n) if keeps and like is not None else weight
+
     shares = []
     for share in found.shares:
         terms = tuple(
-            term._replace(x=_copies(batches[op.operands[term.operand]], term.x, n))
+            term._replace(
+                x=_copies(batches[op.operands[term.operand]], term.x, n),
+                weight=moved(term.weight, op.like(term.operand)),
+            )
             for term in share.terms
         )
-        shares.append(replace(share, terms=terms, d=above(share.d)))
-    rest = [None if v is None else above(v) for v in (found.unplaced, found.held)]
+        bias = share.bias
+        if isinstance(op.bias, Moving) and bias is not None:
+            bias = moved(bias, op.bias.like)
+        shares.append(replace(share, terms=terms, d=above(share.d), bias=bias))
+    rest = [None if v is None else above(v) for v in (found.unplaced, found.held, found.remainder)]
     return Flow(tuple(shares), *rest)
 
 
@@ -309,12 +320,17 @@ def flow(state: State, name: str) -> Flow:
         at = Signs(tuple(operand in known for operand in op.operands), name in net.silent)
         z = state.values[name]
         with torch.no_grad():
-            if (name, at) not in net.groups:
-                net.groups[name, at] = rule.groups(op.resolved(z), at)
             xs = [state.values[operand] for operand in op.operands]
-            groups = net.groups[name, at]
+            whole = op.resolved(z, state.values) if op.moving else None
+            groups = net.groups.get((name, at))
+            if groups is None:
+                whole = op.resolved(z, state.values) if whole is None else whole
+                groups = rule.groups(whole, at)
+                if not op.moving:  # weights that depend on the input are made for every batch
+                    net.groups[name, at] = groups
             found = evaluated(groups, op, xs, z, rule.unplaced(z, at))
-            found = found._replace(held=_held(state, op, found))
+            lost = rule.remainder(op if whole is None else whole, xs, z)
+            found = found._replace(held=_held(state, op, found), remainder=lost)
         state.flows[name] = found
     return found
 

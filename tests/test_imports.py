@@ -21,15 +21,17 @@ LEVELS = (
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
     ("plots",),
     # the traced network
-    ("batching", "operations", "program", "convolution", "window"),
+    ("batching", "operations", "program", "convolution", "taps", "window"),
     ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
-    ("layers", "rules"),
+    ("weighings", "rules"),
+    ("layers",),
     ("tracing", "composites"),
     # relevance passes and tables
     ("states",),
     ("propagate", "labels"),
     ("reach", "plan"),
     ("contributions", "sums"),
+    ("gathered",),
     ("edges",),
     # answers
     ("answers", "conditioned"),

@@ -1,292 +1,104 @@
 """Propagation rules: how a neuron's relevance is shared among what it reads.
 
-Names and parameters are zennit's; :mod:`nrm_graph.rules.base` says what a rule consists of.
-x+ = max(x, 0), x- = min(x, 0), the same for weights w and biases b.
+:mod:`nrm_graph.rules.base` says what a rule consists of, :mod:`nrm_graph.rules.weighted` has those
+of zennit, :mod:`nrm_graph.rules.nonlinear` those of products and of the softmax.
+
+A rule of your own is a frozen dataclass with one method; :func:`register` lets stores name it.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import torch
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import CompositeError, StoreError
-from nrm_graph.linear import Scale
 from nrm_graph.rules.base import Group, Part, Rule, Signs
+from nrm_graph.rules.nonlinear import Hold, Pass, Softmax, Uniform
+from nrm_graph.rules.weighted import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import Tensor
-
-    from nrm_graph.linear import Weighing
-
-
-def _bias(op: Weighing, zero_params: str | None = None) -> Tensor | None:
-    return None if zero_params == "bias" else op.bias
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
-def _plus(x: Tensor) -> Tensor:
-    return x.clamp(min=0)
-
-
-def _minus(x: Tensor) -> Tensor:
-    return x.clamp(max=0)
-
-
-def _positive(signs: Signs, k: int) -> Callable[[Tensor], Tensor]:
-    return _same if signs.non_negative[k] else _plus
-
-
-def _agreeing(op: Weighing, signs: Signs, agree: bool = True) -> tuple[Part, ...]:
-    """Parts whose products are all positive (``agree``) or all negative."""
-    parts = []
-    for k, w in enumerate(op.tensors):
-        same, other = (_plus(w), _minus(w)) if agree else (_minus(w), _plus(w))
-        parts.append(Part(k, _positive(signs, k), same))
-        if not signs.non_negative[k]:
-            parts.append(Part(k, _minus, other))
-    return tuple(parts)
-
-
-class _Checked(Rule):
-    def __post_init__(self) -> None:
-        """Refuse parameters that would give wrong numbers, or be passed over in silence."""
-        for name, value in vars(self).items():
-            least = " of at least 0" if name in _NON_NEGATIVE else ""
-            if name == "zero_params":
-                fits, expected = value in (None, "bias"), "None or 'bias'"
-            else:
-                fits = math.isfinite(value) and not (least and value < 0)
-                expected = f"a finite number{least}"
-            if not fits:
-                raise CompositeError(
-                    f"{type(self).__name__}: {name} must be {expected}, found {value!r}"
-                )
-
-
-_NON_NEGATIVE = ("epsilon", "stabilizer", "gamma")
-
-
-@dataclass(frozen=True)
-class Epsilon(_Checked):
-    """``n = x w``, ``d = sum + b`` (Bach et al. 2015)."""
-
-    epsilon: float = 1e-6
-    zero_params: str | None = None
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        parts = tuple(Part(k, _same, w) for k, w in enumerate(op.tensors))
-        bias = _bias(op, self.zero_params)
-        return (Group(parts, bias, self.epsilon, plain=bias is op.bias),)
-
-
-@dataclass(frozen=True)
-class Norm(_Checked):
-    """Epsilon for operations without parameters (sums, averages)."""
-
-    stabilizer: float = 1e-6
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        return Epsilon(self.stabilizer).groups(op, signs)
-
-
-@dataclass(frozen=True)
-class Gamma(_Checked):
-    """Generalised gamma: the sign of z chooses which weights are favoured.
-
-    Where z > 0: ``x+ (w + g w+) + x- (w + g w-)`` over ``sum + b + g b+``; where z < 0 the
-    roles of w+ and w- change, over ``sum + b + g b-``; where z = 0 all goes to the stabilizer
-    (Montavon et al. 2019; Andeol et al. 2021).
-    """
-
-    gamma: float = 0.25
-    stabilizer: float = 1e-6
-    zero_params: str | None = None
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        bias = _bias(op, self.zero_params)
-        up = [w + self.gamma * _plus(w) for w in op.tensors]
-        signed = not all(signs.non_negative)
-        down = (
-            [w + self.gamma * _minus(w) for w in op.tensors] if signed or not signs.silent else up
-        )
-        found = []
-        for where, favoured, other, half in ((1, up, down, _plus), (-1, down, up, _minus)):
-            if where < 0 and signs.silent:
-                continue
-            parts = []
-            for k in range(len(op.tensors)):
-                parts.append(Part(k, _positive(signs, k), favoured[k]))
-                if not signs.non_negative[k]:
-                    parts.append(Part(k, _minus, other[k]))
-            b = None if bias is None else bias + self.gamma * half(bias)
-            # No relevance arrives where z is not positive if the operation is silent there.  Where
-            # it does, d is z and more of the same sign, unless the bias is left out of d.
-            chosen = 0 if signs.silent else where
-            sign = where if bias is op.bias else 0
-            found.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=sign))
-        return tuple(found)
-
-    def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
-        """See :meth:`Rule.unplaced`."""
-        return None if signs.silent else (z == 0).to(z.dtype)
-
-
-@dataclass(frozen=True)
-class ZPlus(_Checked):
-    """``n = x+ w+ + x- w-``, ``d = sum + b+``; excitation backprop with ``zero_params="bias"``."""
-
-    stabilizer: float = 1e-6
-    zero_params: str | None = None
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        bias = _bias(op, self.zero_params)
-        up = None if bias is None else _plus(bias)
-        return (Group(_agreeing(op, signs), up, self.stabilizer, sign=1),)
-
-
-@dataclass(frozen=True)
-class AlphaBeta(_Checked):
-    """``alpha`` times the positive part minus ``beta`` times the negative part, each normalised.
-
-    ``alpha - beta`` must be 1.  Where a part is empty its share has no place and belongs to
-    the stabilizer.
-    """
-
-    alpha: float = 2.0
-    beta: float = 1.0
-    stabilizer: float = 1e-6
-    zero_params: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha < 0 or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-12:
-            raise CompositeError(
-                f"AlphaBeta needs alpha, beta >= 0 and alpha - beta = 1, found alpha="
-                f"{self.alpha}, beta={self.beta}"
-            )
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        bias = _bias(op, self.zero_params)
-        up = None if bias is None else _plus(bias)
-        found = [Group(_agreeing(op, signs), up, self.stabilizer, self.alpha, sign=1)]
-        if self.beta:
-            down = None if bias is None else _minus(bias)
-            parts = _agreeing(op, signs, agree=False)
-            # An empty part has d = 0, whose sign counts as positive: no sign for all.
-            found.append(Group(parts, down, self.stabilizer, -self.beta))
-        return tuple(found)
-
-
-@dataclass(frozen=True)
-class ZBox(_Checked):
-    """``n = x w - low w+ - high w-``, ``d = sum``: for inputs bounded by ``low`` and ``high``.
-
-    The bias cancels.  Padding positions have no bounds and contribute nothing.
-    """
-
-    proportional: ClassVar[bool] = False
-
-    low: float = 0.0
-    high: float = 1.0
-    stabilizer: float = 1e-6
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        parts = []
-        for k, w in enumerate(op.tensors):
-            parts.append(Part(k, _same, w))
-            for bound, half in ((self.low, _plus), (self.high, _minus)):
-                if bound:  # a bound of 0 gives nothing
-                    fill = partial(torch.full_like, fill_value=bound)
-                    parts.append(Part(k, fill, -half(w)))
-        return (Group(tuple(parts), None, self.stabilizer),)
-
-
-@dataclass(frozen=True)
-class WSquare(_Checked):
-    """``n = w^2``, ``d = sum + b^2``."""
-
-    proportional: ClassVar[bool] = False
-
-    stabilizer: float = 1e-6
-    zero_params: str | None = None
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        parts = tuple(Part(k, torch.ones_like, w.square()) for k, w in enumerate(op.tensors))
-        bias = _bias(op, self.zero_params)
-        return (Group(parts, None if bias is None else bias.square(), self.stabilizer, sign=1),)
-
-
-@dataclass(frozen=True)
-class Flat(_Checked):
-    """``n = 1``, ``d = fan-in``: every real position alike, padding left out."""
-
-    proportional: ClassVar[bool] = False
-
-    stabilizer: float = 1e-6
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        parts = tuple(
-            Part(k, torch.ones_like, torch.ones_like(w)) for k, w in enumerate(op.tensors)
-        )
-        return (Group(parts, None, self.stabilizer),)
-
-
-@dataclass(frozen=True)
-class Pass(Rule):
-    """Relevance goes through unchanged: only for elementwise operations with one operand."""
-
-    proportional: ClassVar[bool] = False
-
-    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """See :meth:`Rule.groups`."""
-        if len(op.tensors) != 1 or not isinstance(op.maps[0], Scale):
-            raise CompositeError(
-                f"Pass needs an elementwise operation with one operand, found a {op.kind} with "
-                f"{len(op.tensors)}"
-            )
-        one = torch.ones((), dtype=op.tensors[0].dtype, device=op.tensors[0].device)
-        return (Group((Part(0, torch.ones_like, one),), None, 0.0),)
-
+    from collections.abc import Mapping
 
 __all__ = [
     "AlphaBeta",
     "Epsilon",
     "Flat",
     "Gamma",
+    "Group",
+    "Hold",
     "Norm",
+    "Part",
     "Pass",
     "Rule",
     "Signs",
+    "Softmax",
+    "Uniform",
     "WSquare",
     "ZBox",
     "ZPlus",
     "from_json",
+    "register",
 ]
 
 RULES: dict[str, type[Rule]] = {
     rule.__name__: rule
-    for rule in (Epsilon, Norm, Gamma, ZPlus, AlphaBeta, ZBox, WSquare, Flat, Pass)
+    for rule in (
+        Epsilon,
+        Norm,
+        Gamma,
+        ZPlus,
+        AlphaBeta,
+        ZBox,
+        WSquare,
+        Flat,
+        Pass,
+        Uniform,
+        Hold,
+        Softmax,
+    )
 }
 """The rules that a stored composite may name."""
 
 MAX_PARAMETER = 1e30
+
+
+def register(rule: type[Rule]) -> type[Rule]:
+    """Let stores name a rule of your own: a decorator.
+
+    A store keeps the rule's class name and parameters, never its code: to open exact measures of
+    the store, import the module that registers it first.
+
+    Parameters
+    ----------
+    rule : type of Rule
+        A frozen dataclass whose parameters are numbers, None or text.
+
+    Raises
+    ------
+    CompositeError
+        If it is no rule, or the name is taken by another.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from nrm_graph.rules import Group, Part, Rule, register
+    >>> @register
+    ... @dataclass(frozen=True)
+    ... class Plain(Rule):
+    ...     def groups(self, op, signs):
+    ...         parts = [Part(k, lambda x: x, w) for k, w in enumerate(op.tensors)]
+    ...         return (Group(tuple(parts), op.bias, 1e-9, plain=True),)
+    >>> RULES.pop("Plain")().to_json()
+    {'rule': 'Plain'}
+    """
+    if not (isinstance(rule, type) and issubclass(rule, Rule) and is_dataclass(rule)):
+        raise CompositeError(f"expected a dataclass that derives from Rule, found {rule!r}")
+    known = RULES.setdefault(rule.__name__, rule)
+    # A notebook's cell may be run again: the same name from the same module is replaced.
+    if (known.__module__, known.__qualname__) != (rule.__module__, rule.__qualname__):
+        raise CompositeError(f"the name {rule.__name__} is taken by {known.__module__}")
+    RULES[rule.__name__] = rule
+    return rule
 
 
 def from_json(data: Mapping[str, Any]) -> Rule:
@@ -294,7 +106,10 @@ def from_json(data: Mapping[str, Any]) -> Rule:
     parameters = dict(data)
     name = parameters.pop("rule", None)
     if name not in RULES:
-        raise StoreError(f"unknown rule {name!r}: expected one of {', '.join(RULES)}")
+        raise StoreError(
+            f"unknown rule {name!r}: expected one of {', '.join(RULES)}; one of your own must be "
+            "registered (nrm_graph.rules.register) before the store is used"
+        )
     for key, value in parameters.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         fits = (value is None or isinstance(value, str)) if key == "zero_params" else number

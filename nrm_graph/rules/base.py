@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
+from nrm_graph.topology import BIAS, REMAINDER, STABILIZER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -56,8 +58,8 @@ class Group(NamedTuple):
     """Parts over one denominator.
 
     ``where`` restricts the group to outputs of one sign of z (1 or -1; 0 for all).  ``plain``
-    says that the denominator is z itself, so that it need not be computed again.  ``sign`` is
-    that of the denominator wherever relevance may be; 0 if it is not known.
+    says that the denominator is z itself, so that it need not be computed again; ``unit``, that it
+    is 1.  ``sign`` is that of the denominator wherever relevance may be; 0 if it is not known.
     """
 
     parts: tuple[Part, ...]
@@ -67,6 +69,7 @@ class Group(NamedTuple):
     where: int = 0
     plain: bool = False
     sign: int = 0
+    unit: bool = False
 
 
 class Term(NamedTuple):
@@ -128,11 +131,14 @@ class Flow(NamedTuple):
         Share that the rule cannot place, of the output's shape; it belongs to the stabilizer.
     held : Tensor or None
         Share of constants that were routed in (padding, class tokens); it belongs to the bias.
+    remainder : Tensor or None
+        What the rule's own shares lack to 1, of the output's shape (see :meth:`Rule.remainder`).
     """
 
     shares: tuple[Share, ...]
     unplaced: Tensor | None = None
     held: Tensor | None = None
+    remainder: Tensor | None = None
 
     def bias(self) -> Tensor | None:
         """q(bias|j), of the output's shape."""
@@ -143,6 +149,11 @@ class Flow(NamedTuple):
         """q(stabilizer|j), of the output's shape."""
         parts = [share.stabilizer() for share in self.shares if share.eps]
         return _total([*parts, self.unplaced])
+
+    def absorbed(self) -> list[tuple[int, Tensor]]:
+        """Pseudo-units and their q, broadcastable to the output's shape."""
+        found = ((BIAS, self.bias()), (STABILIZER, self.stabilizer()), (REMAINDER, self.remainder))
+        return [(unit, share) for unit, share in found if share is not None]
 
 
 def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -166,6 +177,23 @@ class Rule:
         """Share of every output neuron that no group serves."""
         return None
 
+    def remainder(self, op: Weighing, xs: Sequence[Tensor], z: Tensor) -> Tensor | None:
+        """Share of every output neuron that the rule loses, by a formula of its own.
+
+        A rule whose contributions, bias and stabilizer do not sum to its denominator must say by
+        how much, so that every column of the kernel sums to 1.
+
+        Parameters
+        ----------
+        op : Weighing
+            The operation, its weights as they are at this batch.
+        xs : sequence of Tensor
+            Operands.
+        z : Tensor
+            Output.
+        """
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """Name and parameters as plain values."""
         return {"rule": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
@@ -183,6 +211,10 @@ def evaluated(
     for group in groups:
         terms = tuple(Term(p.operand, p.transform(xs[p.operand]), p.weight) for p in group.parts)
         if not terms:
+            continue
+        if group.unit:
+            one = torch.ones((), dtype=z.dtype, device=z.device).expand(z.shape)
+            shares.append(Share(terms, one, group.bias, 0.0, group.scale, 1))
             continue
         d = z if group.plain else _denominator(op, terms, group.bias)
         if group.sign > 0 and not group.plain:

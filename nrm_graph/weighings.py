@@ -1,0 +1,285 @@
+"""How each operation of a program weighs what it reads: its maps, weights and bias."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nrm_graph.convolution import Convolution
+from nrm_graph.errors import TraceError
+from nrm_graph.linear import Dense, Left, Moving, Right, Scale, Spread, Weighing
+from nrm_graph.operations import WEIGH, function
+from nrm_graph.program import Ref, Weight
+from nrm_graph.taps import taps
+from nrm_graph.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from torch import Tensor
+
+    from nrm_graph.batching import BatchAxis
+    from nrm_graph.program import Node, Program
+
+
+def _tuple(value: Any, n: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * n
+    found = tuple(value)
+    return found * n if len(found) == 1 else found
+
+
+def weighing(
+    node: Node,
+    program: Program,
+    shapes: Mapping[str, tuple[int, ...]],
+    passive: Collection[str] = (),
+) -> Weighing:
+    """Read the linear map of a program node that weighs its inputs.
+
+    Parameters
+    ----------
+    shapes : mapping
+        Native shape of every value for a batch of one.
+    passive : collection of str
+        Values that carry no relevance.
+
+    Raises
+    ------
+    TraceError
+        If the weight of a convolution or dense layer depends on the input.
+    """
+    kind, args, weights = WEIGH[node.op], node.args, program.weights
+    kwargs = dict(node.kwargs)
+
+    def tensor(i: int) -> Tensor | None:
+        found = args[i] if len(args) > i else None
+        return weights[found.name] if isinstance(found, Weight) else None
+
+    def refuse(why: str) -> TraceError:
+        return TraceError(f"{node.op} in {node.module or 'the model itself'}: {why}")
+
+    if kind in ("product", "attention"):
+        return _product(kind, args[0].name, args[1].name)
+    if kind in ("gate", "multiplication"):
+        a, b = args[0].name, args[1].name
+        halves = Moving((b,), _half, b), Moving((a,), _half, a)
+        return Weighing(kind, (a, b), (Scale(), Scale()), halves, None)
+    if kind == "softmax":
+        x, axis = args[0].name, args[1] % len(shapes[args[0].name])
+        shares = Moving((node.name,), _itself, node.name)
+        return Weighing(kind, (x, x), (Scale(), Spread((axis,))), (None, shares), None)
+    if kind == "rms_norm":
+        return _rms_norm(node, tensor(2), len(args[1]))
+    if kind in ("layer_norm", "group_norm", "instance_norm"):
+        return _norm(node, kind, tensor, shapes[args[0].name])
+    if kind == "interpolation":
+        x = args[0].name
+        *rest, scales = args[2:]
+        n = len(shapes[x]) - 2
+        found, coefficients = taps(function(node.op), shapes[x][-n:], args[1], rest, scales)
+        return Weighing(kind, (x,), (found,), (coefficients,), None)
+    if kind == "convolution":
+        weight, shift = tensor(1), tensor(2)
+        if weight is None:
+            raise refuse("its weight depends on the input, expected a parameter")
+        if len(shapes[args[0].name]) != weight.ndim or node.batch.axis:
+            raise refuse("expected the batch on the first axis")
+        n = weight.ndim - 2
+        transposed = "transpose" in node.op
+        rest = [*args[3:], *[None] * 5]
+        if transposed:
+            stride, padding, out_padding, groups, dilation = rest[:5]
+        else:
+            stride, padding, dilation, groups = rest[:4]
+            out_padding = None
+        skip = (0,) * n
+        if isinstance(padding, str):
+            totals = [
+                d * (k - 1) if padding == "same" else 0
+                for d, k in zip(_tuple(dilation or 1, n), weight.shape[2:], strict=True)
+            ]
+            padding = tuple(total - total // 2 for total in totals)
+            skip = tuple(total % 2 for total in totals)
+        conv = Convolution(
+            _tuple(stride or 1, n),
+            _tuple(padding or 0, n),
+            _tuple(dilation or 1, n),
+            transposed,
+            _tuple(out_padding or 0, n),
+            groups or 1,
+            skip,
+        )
+        shape = (1, -1) + (1,) * n
+        shift = None if shift is None else shift.reshape(shape)
+        return Weighing(kind, (args[0].name,), (conv,), (weight,), shift)
+    if kind == "dense":
+        return _dense(node, tensor, refuse)
+    if kind == "sum":
+        sign = (-1.0 if node.op.startswith("aten.sub") else 1.0) * kwargs.get("alpha", 1)
+        operands, scales = [], []
+        bias: Tensor | Moving | None = None
+        if node.op == "aten.sum.dim_IntList":
+            return _average(node, kwargs, shapes, program.batches()[args[0].name])
+        for i, factor in ((0, 1.0), (1, sign)):
+            if isinstance(args[i], Ref) and args[i].name in passive:
+                scaled = partial(torch.mul, other=factor)
+                bias = Moving((args[i].name,), scaled, args[i].name)
+            elif isinstance(args[i], Ref):
+                operands.append(args[i].name)
+                scales.append(None if factor == 1.0 else torch.tensor(factor, dtype=torch.float64))
+            elif isinstance(args[i], Weight):
+                bias = weights[args[i].name] * factor
+            else:
+                bias = torch.tensor(float(args[i]) * factor, dtype=torch.float64)
+        return Weighing(kind, tuple(operands), (Scale(),) * len(operands), tuple(scales), bias)
+    if kind == "batch_norm":
+        scale, shift = tensor(1), tensor(2)
+        if scale is None or shift is None:
+            raise refuse("its scale and shift must be constants")
+        shape = (-1,) + (1,) * (len(shapes[node.name]) - 2)
+        return Weighing(
+            kind, (args[0].name,), (Scale(),), (scale.reshape(shape),), shift.reshape(shape)
+        )
+    return _average(node, kwargs, shapes, program.batches()[args[0].name])
+
+
+def _average(
+    node: Node,
+    kwargs: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    batch: BatchAxis,
+) -> Weighing:
+    source = node.args[0].name
+    shape = shapes[source]
+    if node.op in ("aten.mean.dim", "aten.sum.dim_IntList"):
+        axes = {d % len(shape) for d in node.args[1] or range(len(shape))}
+        if batch.axis in axes:
+            raise TraceError(f"{node.op} in {node.module}: it averages over the batch")
+        keep = bool(node.args[2]) if len(node.args) > 2 else False
+        window = Window(tuple(((0, n),) if d in axes else None for d, n in enumerate(shape)), keep)
+        if node.op == "aten.sum.dim_IntList":
+            return Weighing("sum", (source,), (window,), (None,), None)
+        count = math.prod(shape[d] for d in axes)
+        return Weighing(
+            "average", (source,), (window,), (torch.tensor(1 / count, dtype=torch.float64),), None
+        )
+    window = _window(node, shape, shapes[node.name])
+    ones = torch.ones(shape, dtype=torch.float64)
+    # The divisor (padding counted or not, clipped windows) is torch's own: average over sum.
+    unit = torch.ones((), dtype=torch.float64)
+    share = function(node.op)(ones, *node.args[1:], **kwargs) / window.apply(ones, unit)
+    share = share.narrow(node.batch.axis, 0, 1)
+    return Weighing("average", (source,), (window,), (share,), None)
+
+
+def _window(node: Node, shape: tuple[int, ...], output: tuple[int, ...]) -> Window:
+    args = node.args
+    n = int(node.op.split("pool")[1][0])
+    inputs, outputs = shape[-n:], output[-n:]
+    free: tuple[None, ...] = (None,) * (len(shape) - n)
+    if "adaptive" in node.op:
+        return Window(
+            free
+            + tuple(
+                tuple((o * i // out, -(-(o + 1) * i // out)) for o in range(out))
+                for i, out in zip(inputs, outputs, strict=True)
+            )
+        )
+    kernel = _tuple(args[1], n)
+    stride = _tuple(args[2], n) if len(args) > 2 and args[2] else kernel
+    padding = _tuple(args[3], n) if len(args) > 3 else (0,) * n
+    return Window(
+        free
+        + tuple(
+            tuple(
+                (max(o * s - p, 0), max(min(o * s - p + k, i), max(o * s - p, 0)))
+                for o in range(out)
+            )
+            for i, out, k, s, p in zip(inputs, outputs, kernel, stride, padding, strict=True)
+        )
+    )
+
+
+def _dense(node: Node, tensor: Any, refuse: Any) -> Weighing:
+    args = node.args
+    if node.op == "aten.linear.default":
+        if tensor(1) is None:
+            raise refuse("its weight depends on the input, expected a parameter")
+        return Weighing("dense", (args[0].name,), (Dense(),), (tensor(1),), tensor(2))
+    if node.op == "aten.addmm.default":
+        if not isinstance(args[1], Ref) or tensor(2) is None or tensor(0) is None or node.kwargs:
+            raise refuse("expected a constant weight and bias, without factors")
+        return Weighing("dense", (args[1].name,), (Dense(),), (tensor(2).T,), tensor(0))
+    left, right = tensor(0), tensor(1)
+    if left is not None and left.ndim > 1 and isinstance(args[1], Ref):
+        return Weighing("dense", (args[1].name,), (Left(),), (left,), None)
+    if not isinstance(args[0], Ref) or right is None or right.ndim < 2:
+        raise refuse("expected a product with a constant matrix")
+    if right.ndim > 2:
+        return Weighing("dense", (args[0].name,), (Right(),), (right,), None)
+    return Weighing("dense", (args[0].name,), (Dense(),), (right.T,), None)
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def _half(x: Tensor) -> Tensor:
+    return x / 2
+
+
+def _product(kind: str, a: str, b: str) -> Weighing:
+    halves = Moving((b,), _half, b), Moving((a,), _half, a)
+    return Weighing(kind, (a, b), (Right(), Left()), halves, None)
+
+
+def _rms_norm(node: Node, gain: Tensor | None, axes: int) -> Weighing:
+    eps = node.args[3] if len(node.args) > 3 else None
+
+    def scale(x: Tensor, *gains: Tensor) -> Tensor:
+        least = torch.finfo(x.dtype).eps if eps is None else eps
+        square = x.square().mean(tuple(range(x.ndim - axes, x.ndim)), keepdim=True)
+        return math.prod(gains, start=(square + least).rsqrt())
+
+    x = node.args[0].name
+    weight = Moving((x,), scale, x, () if gain is None else (gain,))
+    return Weighing("rms_norm", (x,), (Scale(),), (weight,), None)
+
+
+def _norm(
+    node: Node, kind: str, tensor: Callable[[int], Tensor | None], shape: tuple[int, ...]
+) -> Weighing:
+    """``(x_j - mean) gain / std + shift``: linear once the standard deviation is held constant."""
+    args, x = node.args, node.args[0].name
+    if kind == "layer_norm":
+        gain, shift, eps = tensor(2), tensor(3), args[4] if len(args) > 4 else 1e-5
+        sets = Spread(tuple(range(len(shape) - len(args[1]), len(shape))))
+    else:
+        first = 2 if kind == "group_norm" else 1
+        gain, shift = (
+            None if found is None else found.reshape(1, -1, *[1] * (len(shape) - 2))
+            for found in (tensor(first), tensor(first + 1))
+        )
+        if kind == "group_norm":
+            sets, eps = Spread((), args[1]), args[4] if len(args) > 4 else 1e-5
+        else:
+            sets, eps = Spread(tuple(range(2, len(shape)))), args[7]
+
+    size = sets.dense_edges(shape, shape, ()) // math.prod(shape)
+    one = torch.ones((), dtype=torch.float64)
+
+    def scale(x: Tensor, *gains: Tensor) -> Tensor:
+        center = sets.apply(x, one.to(x)) / size
+        spread = sets.apply((x - center).square(), one.to(x)) / size
+        return math.prod(gains, start=(spread + eps).rsqrt())
+
+    def minus_mean(x: Tensor, *gains: Tensor) -> Tensor:
+        return scale(x, *gains) / -size
+
+    gains = () if gain is None else (gain,)
+    weights = Moving((x,), scale, x, gains), Moving((x,), minus_mean, x, gains)
+    return Weighing(kind, (x, x), (Scale(), sets), weights, shift)
