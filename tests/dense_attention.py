@@ -70,7 +70,6 @@ class Reference:
     """A network's layers, and the shares that each neuron gives away."""
 
     epsilon: float = 1e-6
-    norm: float = 1e-6  # of sums, averages and interpolations
     cp: bool = False  # CP-LRP: attention weights and gates are constant
     names: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
@@ -127,15 +126,13 @@ class Reference:
         share = stabilised[:, None]
         return self._layer(name, kind, z, q / share, held / stabilised, eps * sign / stabilised, 0)
 
-    def affine(self, name: str, kind: str, x: Value, op: Callable, eps: float | None = None):
+    def affine(self, name: str, kind: str, x: Value, op: Callable) -> Value:
         """Any affine operation of one operand: ``n = x w``, w from basis vectors."""
         weight, bias = dense_rules.affine(op, x.shape)
         with torch.no_grad():
             z = op(torch.from_numpy(x.value.copy())[None])[0].numpy()
-        if eps is None:
-            eps = self.epsilon if kind in ("dense", "convolution", "batch_norm") else self.norm
         n = np.where(weight == 0, 0.0, weight * x.value.ravel())
-        return self._quotient(name, kind, z, [(n, x)], bias, eps)
+        return self._quotient(name, kind, z, [(n, x)], bias, self.epsilon)
 
     def module(self, name: str, kind: str, x: Value, module: torch.nn.Module):
         """A convolution or a dense layer."""
@@ -153,7 +150,7 @@ class Reference:
         for o in operands:
             full = o.to(lambda a: np.broadcast_to(a, z.shape))
             parts.append((np.diag(full.value.ravel()), full))
-        return self._quotient(name, "sum", z, parts, 0.0, self.norm)
+        return self._quotient(name, "sum", z, parts, 0.0, self.epsilon)
 
     def layer_norm(
         self, name, kind, x: Value, groups: np.ndarray, gamma: Any, beta: Any, eps: float
@@ -210,12 +207,14 @@ class Reference:
         )
 
     def multiply(self, name: str, kind: str, a: Value, b: Value, held: bool = False) -> Value:
-        """Half of the relevance to each operand; with ``held`` all to the first."""
+        """Half of the relevance to each operand; with ``held`` the second is a constant."""
         z = a.value * b.value
+        wide = [o.to(lambda v: np.broadcast_to(v, z.shape)) for o in (a, b)]
+        if held:
+            return self._quotient(name, kind, z, [(np.diag(z.ravel()), wide[0])], 0.0, self.epsilon)
         q, lost = np.zeros((z.size, self.offsets[-1])), np.zeros(z.size)
-        for o, share in ((a, 1.0 if held else 0.5), (b, 0.0 if held else 0.5)):
-            full = o.to(lambda v: np.broadcast_to(v, z.shape))
-            spread, fixed = self._spread(np.eye(z.size) * share, full)
+        for o in wide:
+            spread, fixed = self._spread(np.eye(z.size) / 2, o)
             q, lost = q + spread, lost + fixed
         return self._layer(name, kind, z, q, lost, 0, 0)
 
