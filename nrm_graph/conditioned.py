@@ -22,6 +22,7 @@ from nrm_graph.edges import edge_tables
 from nrm_graph.propagate import relevance_pass
 from nrm_graph.reach import reach
 from nrm_graph.states import repeated
+from nrm_graph.topology import ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -185,14 +186,18 @@ def nodes(
 def cut(
     state: State, start: Tensor, terms: Terms, layer_id: int
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Relevance at a layer and at those where walks that bypass it arrive; what ended above."""
+    """Relevance at a layer and at those where walks that bypass it arrive; what ended above.
+
+    Another input of the network bypasses the layer wherever it stands.
+    """
+    layers = state.network.layout.topology.layers
     arrived: dict[int, float] = defaultdict(float)
     absorbed: dict[int, float] = defaultdict(float)
     for coefficient, clause in terms:
         below = reach(state, clause)
 
         def stop(i: int, r: Tensor, below: Any = below) -> bool:
-            if i > layer_id:
+            if i > layer_id and layers[i].kind not in ENDS:
                 return False
             arrived[i] += float(below.times(state, i, r).sum())
             return True

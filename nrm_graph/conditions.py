@@ -117,7 +117,7 @@ def _check_first(db: Database, identity: int, device: str | torch.device) -> Non
 
     device_of(device)
     try:
-        db._snapshot.tensor(identity)
+        db._snapshot.tensors(identity)
     except InputError as error:
         raise InputError(
             f"conditioned tables are computed from the inputs themselves: {error}; extract "

@@ -108,17 +108,17 @@ def matrix_blocks(
         share = None
         if shares is not None and ends.plan.partitions[layer].single:
             share = np.ascontiguousarray(shares[:, part]).ravel()
-        at = np.flatnonzero(mine if share is None else share)
-        dst, src = np.divmod(at, width)
+        above = rows.units.astype(np.int32)
+        below = (cols.units[part] - ends.plan.first[layer]).astype(np.int32)
         block = Block(
             ends.dst_layer,
             layer,
-            rows.units[dst],
-            (cols.units[part] - ends.plan.first[layer])[src],
-            mine[at],
-            None if share is None else share[at],
+            np.repeat(above, width),
+            np.tile(below, len(above)),
+            mine,
+            share,
         )
-        yield ends.finish(block) if share is not None else block
+        yield ends.finish(block)
 
 
 def kept(plan: Plan, key: tuple[Any, ...], labels: Any) -> Columns:

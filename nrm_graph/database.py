@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
     import torch
-    from torch import Tensor
 
     from nrm_graph.events import Event
     from nrm_graph.exact import Measure
+    from nrm_graph.forms import Inputs
     from nrm_graph.store.conditions import Condition
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
@@ -211,7 +211,7 @@ class Database:
         scale: str = "unit",
         device: str | torch.device = "cpu",
         memory: int = 1 << 30,
-        input: Tensor | None = None,
+        input: Inputs | None = None,
     ) -> Measure:
         """Return the exact measure of one input, computed from the stored program.
 
@@ -224,8 +224,9 @@ class Database:
             ``{3: 1, 5: -1}`` for what speaks for 3 and against 5, need not be stored.
         dtype, scale, device, memory
             As in :func:`nrm_graph.measure`.
-        input : Tensor, optional
-            The input itself, with or without a batch axis of 1; needed where the store was made
+        input : Tensor, or a tuple or mapping of tensors, optional
+            The input itself, with or without a batch axis of 1, in the form that
+            :func:`nrm_graph.measure` takes; needed where the store was made
             with ``tensors="omit"``.  It must be the one that was explained.
 
         Raises

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +19,21 @@ from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
 from nrm_graph.edges import edge_tables
 from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.forms import form, in_order, precision
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits, rounded
-from nrm_graph.prepare import device_of, output_weights
-from nrm_graph.samples import Sample, class_index, items, label_text, sample
+from nrm_graph.prepare import device_of, output_weights, traced
+from nrm_graph.samples import Sample, class_index, fields_of, items, label_text, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
 from nrm_graph.store.schema import Record
 from nrm_graph.store.writer import Writer
-from nrm_graph.tracing import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from nrm_graph.composites import Composite
     from nrm_graph.plan import Plan
-    from nrm_graph.program import Program
     from nrm_graph.states import Network
 
 
@@ -66,7 +65,9 @@ def extract(
     inputs : iterable
         A data set, data loader or any iterable of tensors, (tensor, label) pairs or mappings
         ``{"input": tensor, "key": ..., "label": ..., **metadata}``; single samples, without
-        batch axis, but for a ``DataLoader``, whose batches are taken apart.
+        batch axis, but for a ``DataLoader``, whose batches are taken apart.  A network of several
+        inputs takes a tuple of tensors, or a mapping by the names of forward's arguments, as
+        ``"input"``.
     path : path
         Folder of the store; one that is there is continued: what is committed is not computed
         again.
@@ -120,10 +121,11 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     early, first = _first(entries, on_error)
-    program = trace(model, _example(model, first))
+    program, example = traced(model, *in_order(model, first["input"], "the first input"))
+    taken, kind = form(program, example), precision(program)
     outputs = math.prod(program.shapes()[program.output])
-    _check_range(targets, outputs, first if on_error == "stop" else None, classes)
-    kind = _dtype(program)
+    known = sample(first, early[-1][0], taken, kind) if on_error == "stop" else None
+    _check_range(targets, outputs, known, classes)
     net = states.network(program, composites.get(composite), kind, where)
     topology = net.layout.topology
     parts = units.resolve(topology, resolution)
@@ -131,6 +133,8 @@ def extract(
     made = plan(net, parts, pruning.limits(topology, parts, limit, auto))
     refuse_too_large(made)
     settings, own = described.settings(net, made, program.hash(), classes)
+    if not taken.plain:
+        settings["inputs"] = taken.to_json()
     settings |= {
         "coverage": limit.coverage,
         "top": top,
@@ -154,7 +158,7 @@ def extract(
         told = False
         for name, item in _chain(early, entries):
             try:
-                found = sample(item, name, kind, program.inputs[0][1])
+                found = sample(item, name, taken, kind)
                 stored = run.is_stored(found)
             except StoreError:
                 raise
@@ -219,41 +223,33 @@ def _check_range(
 
 def _first(
     entries: Iterator[tuple[str, Any]], on_error: str
-) -> tuple[list[tuple[str, Any]], Sample]:
+) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
     """Return the first input that can be read, which the network is traced with."""
     early = []
     for name, item in entries:
         early.append((name, item))
         try:
-            return early, sample(item, name, torch.float64, None)
-        except Exception:
+            return early, _readable(item, name)
+        except Exception as error:
+            if isinstance(error, NrmError) and on_error == "stop":
+                raise
             if on_error == "stop":
-                _reraise(name, item)
+                raise InputError(
+                    f"{name} cannot be read: {type(error).__name__}: {error}"
+                ) from error
     raise InputError(
         "there are no inputs to extract" if not early else "no input could be read: see on_error"
     )
 
 
-def _reraise(name: str, item: Any) -> None:
-    try:
-        sample(item, name, torch.float64, None)
-    except NrmError:
-        raise
-    except Exception as error:
-        raise InputError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _example(model: Any, first: Sample) -> torch.Tensor:
-    """First input, in the dtype and on the device of the model."""
-    parameters = list(model.parameters()) if isinstance(model, torch.nn.Module) else []
-    like = next((p for p in parameters if p.is_floating_point()), torch.empty(0))
-    return torch.from_numpy(first.array).to(like.device, like.dtype)
-
-
-def _dtype(program: Program) -> torch.dtype:
-    """Dtype of the pass: that of the network, but never less than float32."""
-    floats = {w.dtype for w in program.weights.values() if w.is_floating_point()}
-    return torch.float64 if torch.float64 in floats else torch.float32
+def _readable(item: Any, name: str) -> dict[str, Any]:
+    """Fields of an item whose numbers are finite."""
+    fields = fields_of(item, name)
+    x = fields["input"]
+    for part in x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else [x]:
+        if part.is_floating_point() and not torch.isfinite(part).all():
+            raise InputError(f"input {fields.get('key') or name!r} holds NaN or infinity")
+    return fields
 
 
 def _failed(writer: Writer, name: str, item: Any, error: Exception, on_error: str) -> None:
@@ -326,6 +322,13 @@ class _Run:
                 return False
         return True
 
+    def _kept(self, found: Sample) -> Any:
+        """Arrays of an input as the store keeps them; None where it does not."""
+        names = [name for name, _ in self.made.network.program.inputs]
+        if not self.keep:
+            return None
+        return found.arrays[0] if len(names) == 1 else dict(zip(names, found.arrays, strict=True))
+
     def process(self, batch: list[Sample], on_error: str) -> None:
         """Explain a batch; where one of its inputs fails, the others go on without it."""
         try:
@@ -341,9 +344,10 @@ class _Run:
 
     def _explain(self, batch: list[Sample]) -> None:
         net = self.made.network
-        x = torch.from_numpy(np.stack([found.array for found in batch]))
+        stacked = (np.stack(arrays) for arrays in zip(*(s.arrays for s in batch), strict=True))
+        xs = tuple(torch.from_numpy(x).to(self.where, non_blocking=True) for x in stacked)
         try:
-            state = states.forward(net, x.to(self.where, non_blocking=True))
+            state = states.forward(net, xs)
         except NrmError as error:
             error.add_note(f"in a batch with the inputs {', '.join(s.key for s in batch)}")
             raise
@@ -373,7 +377,7 @@ class _Run:
                         logits[i],
                         found.metadata,
                         found.content,
-                        found.array if self.keep else None,
+                        self._kept(found),
                         nodes,
                         edges if self.bits is None else rounded(edges, self.bits),
                     )

@@ -14,13 +14,17 @@ from nrm_graph import composites, states, units
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
+from nrm_graph.forms import arranged, candidates, form, in_order, precision
 from nrm_graph.program import Program
-from nrm_graph.tracing import as_batch, trace
+from nrm_graph.tracing import trace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from nrm_graph.composites import Composite
+    from nrm_graph.forms import Inputs, Names
     from nrm_graph.states import Network
 
 
@@ -56,7 +60,7 @@ def output_weights(target: Any, output: Tensor) -> Tensor:
 
 def measure(
     model: torch.nn.Module | Program,
-    x: Tensor,
+    x: Inputs,
     *,
     target: str | int | Mapping[int, float] = "predicted",
     composite: str | Composite = "epsilon_gamma",
@@ -72,8 +76,10 @@ def measure(
     ----------
     model : nn.Module or Program
         The network, in any mode; a traced program saves tracing it again.
-    x : Tensor
-        One input, with or without a batch axis of 1.
+    x : Tensor, or a tuple or mapping of tensors for a network of several inputs
+        One input, with or without a batch axis of 1; tuples in the order of forward's arguments,
+        mappings by their names.  Whole numbers that the network takes as such (token ids, masks)
+        stay what they are, anything else is cast to the network's dtype.
     target : "predicted", int or mapping of int to float
         Output to explain, or signed weights over outputs.
     composite : str or Composite
@@ -103,31 +109,53 @@ def measure(
     >>> round(m(A) + m(~A), 9)
     1.0
     """
-    if not isinstance(x, torch.Tensor):
-        raise InputError(f"x must be a torch tensor, found {type(x).__name__}")
     if not isinstance(model, Program | torch.nn.Module):
         raise InputError(f"model must be a torch module or a program, found {model!r}")
-    if x.is_complex() or x.is_meta or x.layout != torch.strided:
-        raise InputError(f"x must be a dense real tensor with data, found {x.dtype} {x.layout}")
     if isinstance(model, Program):
-        shape = model.inputs[0][1]
-        x, program = (x if x.ndim == len(shape) + 1 else x.unsqueeze(0)), model
+        xs, program = arranged(x, [name for name, _ in model.inputs]), model
     else:
-        where = next((p.device for p in model.parameters()), torch.device("cpu"))
-        kind = next((p.dtype for p in model.parameters()), x.dtype)
-        example = x.to(where, kind)
-        # Both give the batch axis by the same rule: a batched input would be batched again.
-        x, program = _in_eval(model, example), trace(model, example)
-    if x.shape[0] != 1:
-        raise InputError(f"expected one input, found a batch of {x.shape[0]}")
+        program, xs = traced(model, *in_order(model, x))
     check_options(dtype, scale, memory)
-    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    kind = kind if dtype is None else getattr(torch, dtype)
+    kind = precision(program) if dtype is None else getattr(torch, dtype)
+    if dtype is None and any(t.is_floating_point() for t in xs):
+        # The caller's own, whatever the program was stored in.
+        kind = torch.float64 if any(t.dtype == torch.float64 for t in xs) else torch.float32
     place = device_of(device)
     net = states.network(program, composites.get(composite), kind, place)
-    return from_network(
-        net, x.detach().to(place, kind).contiguous(), target, resolution, scale, memory
-    )
+    one = tuple(t.detach().to(place).contiguous() for t in form(program).samples(xs, kind))
+    return from_network(net, one, target, resolution, scale, memory)
+
+
+def traced(
+    model: torch.nn.Module, names: Names, xs: Sequence[Tensor]
+) -> tuple[Program, tuple[Tensor, ...]]:
+    """Trace a network with one input, and return that as the network takes it.
+
+    Parameters
+    ----------
+    names : tuple of str, or None
+        Keywords of the inputs, or None for the first arguments.
+    xs : sequence of Tensor
+        The inputs.
+
+    Raises
+    ------
+    TraceError, InputError
+        If the network cannot be traced, or takes whole numbers neither as such nor as floats.
+    """
+    known = next((p for p in model.parameters() if p.is_floating_point()), None)
+    other = next((t for t in xs if t.is_floating_point()), torch.empty(0))
+    like = other if known is None else known
+    errors = []
+    for example in candidates(xs, like):
+        try:
+            given: Any = dict(zip(names, example, strict=True)) if names else example
+            return trace(model, given if len(given) > 1 or names else example[0]), example
+        except InputError as error:
+            errors.append(error)
+    # A lone input of whole numbers was tried as floats first, which tells nothing of token ids.
+    ids = len(xs) == 1 and xs[0].dtype in (torch.int32, torch.int64)
+    raise errors[-1] if ids else errors[0]
 
 
 def check_options(dtype: str | None, scale: str, memory: int) -> None:
@@ -168,25 +196,15 @@ def device_of(device: str | torch.device) -> torch.device:
     return place
 
 
-def _in_eval(model: torch.nn.Module, x: Tensor) -> Tensor:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return as_batch(model, x)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def from_network(
     net: Network,
-    x: Tensor,
+    x: Inputs,
     target: str | int | Mapping[int, float],
     resolution: str | Mapping[str, Any] = "auto",
     scale: str = "unit",
     memory: int = MEMORY,
 ) -> Measure:
-    """Build the measure of one input ``(1, ...)`` from a prepared network."""
+    """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
     state = states.forward(net, x)
     weights = output_weights(target, state.output)

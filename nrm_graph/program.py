@@ -106,6 +106,8 @@ class Program:
         Parameters, buffers and folded constants.
     aliases : tuple of (value, name)
         Modules whose output is that value: names for a layer that holds the same neurons.
+    integers : tuple of str
+        Names of the inputs that hold whole numbers (token ids, masks).
     """
 
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
@@ -113,6 +115,7 @@ class Program:
     output: str
     weights: Mapping[str, Tensor]
     aliases: tuple[tuple[str, str], ...] = ()
+    integers: tuple[str, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample of every value."""
@@ -147,6 +150,7 @@ class Program:
             ],
             "output": self.output,
             "aliases": [list(pair) for pair in self.aliases],
+            **({"integers": list(self.integers)} if self.integers else {}),
         }
         return json.dumps(graph, indent=1, sort_keys=True)
 
@@ -224,6 +228,7 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
             str(graph["output"]),
             weights,
             tuple((str(a), str(b)) for a, b in graph["aliases"]),
+            tuple(str(name) for name in graph.get("integers", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StoreError(f"program.json is not a program of this package: {error}") from None
@@ -233,6 +238,8 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
 
 def _check(program: Program) -> None:
     known = {name for name, _ in program.inputs}
+    if not known.issuperset(program.integers):
+        raise StoreError("program.json is damaged: integers names what is no input")
     for node in program.nodes:
         missing = [name for name in node.references() if name not in known]
         if missing or node.name in known:

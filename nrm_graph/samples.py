@@ -10,12 +10,15 @@ import numpy as np
 import torch
 
 from nrm_graph.errors import InputError
-from nrm_graph.store.schema import content_hash
+from nrm_graph.forms import arranged
+from nrm_graph.store.schema import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
+
+    from nrm_graph.forms import Form
 
 _RESERVED = ("input", "key", "label")
 
@@ -30,8 +33,8 @@ class Sample:
         Its name; the SHA-256 of its content by default.
     content : str
         SHA-256 of type, shape and bytes.
-    array : ndarray
-        The input without batch axis.
+    arrays : tuple of ndarray
+        The input without batch axis: an array for each tensor that the network takes.
     label : object
         A class name or index, or None.
     metadata : mapping
@@ -40,7 +43,7 @@ class Sample:
 
     key: str
     content: str
-    array: npt.NDArray[Any]
+    arrays: tuple[npt.NDArray[Any], ...]
     label: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -80,9 +83,7 @@ def items(inputs: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 def _apart(batch: Any) -> Iterator[Any]:
     """Items of a data loader's batch."""
     if isinstance(batch, Mapping):
-        size = len(batch["input"]) if "input" in batch else 0
-        for i in range(size):
-            yield {k: v[i] if hasattr(v, "__getitem__") else v for k, v in batch.items()}
+        yield from _fields_apart(batch)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
         yield from zip(*batch, strict=True)
     elif isinstance(batch, torch.Tensor):
@@ -91,24 +92,47 @@ def _apart(batch: Any) -> Iterator[Any]:
         yield batch
 
 
-def sample(item: Any, name: str, dtype: torch.dtype, shape: tuple[int, ...] | None) -> Sample:
-    """Check one item and bring it to a :class:`Sample`.
+def _fields_apart(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Items of a batch of mappings, as PyTorch collates them."""
+    x: Any = batch.get("input")
+    several = isinstance(x, Mapping) or _collated(x, batch)
+    first = next(iter(x.values()), ()) if isinstance(x, Mapping) else x[0] if several else x
+    size = len(first) if hasattr(first, "__len__") else 0
 
-    Parameters
-    ----------
-    item : tensor, (tensor, label) or mapping
-        What a user's data set gives.
-    name : str
-        For messages, where the item has no key.
-    dtype : torch.dtype
-        Of the network.
-    shape : tuple of int, or None
-        What the network takes; None for the first input.
+    def one(name: str, value: Any, i: int) -> Any:
+        if name == "input" and isinstance(value, Mapping):
+            return {k: v[i] for k, v in value.items()}
+        if name == "input" and several:
+            return tuple(v[i] for v in value)
+        lists = isinstance(value, list) and all(isinstance(v, tuple | list) for v in value)
+        if lists and value and isinstance(value[0], tuple) and {len(v) for v in value} == {size}:
+            return [v[i] for v in value]  # lists of text are collated by their positions
+        return value[i] if hasattr(value, "__getitem__") else value
+
+    for i in range(size):
+        yield {name: one(name, value, i) for name, value in batch.items()}
+
+
+def _collated(x: Any, batch: Mapping[str, Any]) -> bool:
+    """Whether a list holds the batches of several inputs, not the inputs of a batch."""
+    if not isinstance(x, list | tuple) or not x or not all(isinstance(v, torch.Tensor) for v in x):
+        return False
+    sizes = {len(v) for v in x if v.ndim}
+    others = {
+        len(value)
+        for name, value in batch.items()
+        if name in ("key", "label") and hasattr(value, "__len__")
+    }
+    return sizes == others != {len(x)}
+
+
+def fields_of(item: Any, name: str) -> dict[str, Any]:
+    """Bring an item to a mapping with ``input``.
 
     Raises
     ------
     InputError
-        If it is something else, has another shape, or holds NaN or infinity.
+        If it is none that is known.
     """
     if isinstance(item, Exception):
         raise item
@@ -118,28 +142,62 @@ def sample(item: Any, name: str, dtype: torch.dtype, shape: tuple[int, ...] | No
         fields = {"input": item[0], "label": item[1]}
     else:
         fields = {"input": item}
-    x = fields.get("input")
-    if not isinstance(x, torch.Tensor):
+    x: Any = fields.get("input")
+    parts: Any = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else [x]
+    parts = list(parts)
+    if not parts or not all(isinstance(part, torch.Tensor) for part in parts):
         raise InputError(
             f"{name}: an input must be a tensor, a (tensor, label) pair or a mapping with a "
-            f"tensor as 'input', found {type(x if isinstance(item, Mapping) else item).__name__}"
+            "tensor as 'input' (a tuple or mapping of tensors for a network of several inputs), "
+            f"found {type(x if isinstance(item, Mapping) else item).__name__}"
         )
-    if x.is_complex():
-        raise InputError(f"{name}: expected real numbers, found {x.dtype}")
-    array = x.detach().cpu().to(dtype).contiguous().numpy()
-    if shape is not None and array.shape == (1, *shape):  # a batch of one
-        array = array[0]
-    content = content_hash(array)
-    key = _text(fields.get("key")) or content
-    if shape is not None and array.shape != shape:
-        raise InputError(
-            f"input {key!r} has shape {array.shape}, expected {shape}: all inputs of a store have "
-            "one shape, that of the first"
-        )
-    if not np.isfinite(array).all():
-        raise InputError(f"input {key!r} holds NaN or infinity")
+    for part in parts:
+        if part.is_complex():
+            raise InputError(f"{name}: expected real numbers, found {part.dtype}")
+    return fields
+
+
+def sample(item: Any, name: str, form: Form, dtype: torch.dtype) -> Sample:
+    """Check one item and bring it to a :class:`Sample`.
+
+    Parameters
+    ----------
+    item : tensor, (tensor, label) or mapping
+        What a user's data set gives.
+    name : str
+        For messages, where the item has no key.
+    form : Form
+        What the network takes.
+    dtype : torch.dtype
+        Of the network's floats.
+
+    Raises
+    ------
+    InputError
+        If it is something else, has another shape, or holds NaN or infinity.
+    """
+    fields = fields_of(item, name)
+    key = _text(fields.get("key"))
+    arrays = []
+    for k, tensor in enumerate(arranged(fields["input"], form.names, key or name)):
+        array = form.cast(k, tensor.detach().cpu(), dtype).contiguous().numpy()
+        shape = form.shapes[k]
+        if array.shape == (1, *shape):  # a batch of one
+            array = array[0]
+        arrays.append(array)
+    content = content_of(dict(zip(form.names, arrays, strict=True)))
+    key = key or content
+    for array, shape, which in zip(arrays, form.shapes, form.names, strict=True):
+        one = f"input {key!r}" if len(arrays) == 1 else f"{which!r} of input {key!r}"
+        if array.shape != shape:
+            raise InputError(
+                f"{one} has shape {array.shape}, expected {shape}: all inputs of a store have "
+                "one shape, that of the first"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise InputError(f"{one} holds NaN or infinity")
     extra = {k: v for k, v in fields.items() if k not in _RESERVED}
-    return Sample(key, content, array, fields.get("label"), extra)
+    return Sample(key, content, tuple(arrays), fields.get("label"), extra)
 
 
 def _text(value: Any) -> str | None:

@@ -11,6 +11,7 @@ import torch
 from nrm_graph import signs
 from nrm_graph.errors import InputError
 from nrm_graph.execution import resolve
+from nrm_graph.forms import fitting
 from nrm_graph.layers import Layout, layout
 from nrm_graph.linear import Moving
 from nrm_graph.operations import MAX_POOL, function
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.batching import BatchAxis
     from nrm_graph.composites import Composite
+    from nrm_graph.forms import Inputs
     from nrm_graph.linear import Weighing
     from nrm_graph.rules.base import Group, Rule
 
@@ -120,7 +122,7 @@ class State:
     flows : dict of str to Flow
         Kernels, filled at the first pass.
     positive : bool
-        Whether no input of the batch is negative.
+        Whether no input of the batch is negative, whole numbers apart.
     means : dict of str to ndarray
         Mean activations by unit, filled when tables are made.
     single : State or None
@@ -153,38 +155,30 @@ def _resolve(value: Any, state: State, n: int) -> Any:
 
 
 @torch.no_grad()
-def forward(net: Network, x: Tensor) -> State:
+def forward(net: Network, x: Inputs) -> State:
     """Run the network on a batch and keep what the rules read.
 
     Parameters
     ----------
     net : Network
         The network.
-    x : Tensor, (N, ...)
-        Inputs, in the network's dtype and on its device.
+    x : Tensor, (N, ...), or a sequence or mapping of them by the names of the inputs
+        Inputs, on the network's device; floats in its dtype, whole numbers as int64 or bool.
 
     Raises
     ------
     InputError
-        If the shape does not fit, or a value is NaN or infinite.
+        If an input is missing, its shape does not fit, or a value is NaN or infinite.
     """
-    (name, shape), *others = net.program.inputs
-    if others:
-        names = ", ".join([name, *(other for other, _ in others)])
-        raise InputError(
-            f"the network has {1 + len(others)} inputs ({names}), expected 1: relevance of "
-            "several inputs is not available; wrap the network in a module that takes one tensor "
-            "and cuts it up"
-        )
-    if tuple(x.shape[1:]) != shape:
-        raise InputError(f"expected an input of shape {shape}, found {tuple(x.shape[1:])}")
-    if not torch.isfinite(x).all():
-        raise InputError("the input holds NaN or infinity")
-    state = State(net, {name: x}, bool((x >= 0).all()))
-    n = x.shape[0]
+    xs = fitting(net.program, x)
+    floats = [t for name, t in xs.items() if name not in net.program.integers]
+    state = State(net, dict(xs), bool(floats) and all(bool((t >= 0).all()) for t in floats))
+    n = next(iter(xs.values())).shape[0]
     for node in net.program.nodes:
         args = _resolve(node.args, state, n)
         kwargs = {key: _resolve(value, state, n) for key, value in node.kwargs}
+        if node.op == "aten.embedding.default":
+            _check_numbers(node, args)
         try:
             if node.op in MAX_POOL:
                 value, state.winners[node.name] = max_pool(node.op, args)
@@ -200,6 +194,17 @@ def forward(net: Network, x: Tensor) -> State:
     if not torch.isfinite(state.output).all():
         raise InputError("the network's output is NaN or infinite for this input")
     return state
+
+
+def _check_numbers(node: Node, args: list[Any]) -> None:
+    """Refuse numbers that an embedding has no row for; a device would end the process."""
+    table, numbers = args[0], args[1]
+    low, high = (int(numbers.min()), int(numbers.max())) if numbers.numel() else (0, 0)
+    if low < 0 or high >= table.shape[0]:
+        raise InputError(
+            f"the embedding {node.module or node.name} has rows 0 to {table.shape[0] - 1}, the "
+            f"input asks for {low if low < 0 else high}: use the tokenizer of this network"
+        )
 
 
 def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,12 @@ import torch
 from nrm_graph import composites, states
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.forms import Form, precision
 from nrm_graph.prepare import check_options, device_of, from_network
 from nrm_graph.program import Program, from_json
 from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
-from nrm_graph.store.schema import content_hash
+from nrm_graph.store.schema import content_of
 from nrm_graph.vetting import PROBLEMS, first_line, vet
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
+    from nrm_graph.forms import Inputs
     from nrm_graph.states import Network
 
 # Two float32 forward runs of one network differ by the order of their sums: by about 1e-6 of the
@@ -74,9 +76,17 @@ def _own(db: Database, *, given: bool = False) -> Iterator[None]:
         ) from error
 
 
-def _network(db: Database, kind: torch.dtype, device: torch.device) -> Network:
-    """Prepare the stored network, and compare its layers with those that the store lists."""
+def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken: Form) -> Network:
+    """Prepare the stored network, and compare what it is with what the store lists."""
     program = load_program(db)
+    inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
+    said = zip(taken.names, taken.shapes, (k != "float" for k in taken.kinds), strict=True)
+    if inputs != tuple(said):
+        raise StoreError(
+            f"the inputs that {db.path / 'store.json'} lists are not those of its program: copy "
+            "the store again, and do not trust one from a stranger"
+        )
+    kind = precision(program) if kind is None else kind
     net = states.network(program, composites.from_json(db.meta["composite"]), kind, device)
     found = net.layout.topology.to_json()
     listed = [{name: row[name] for name in found["layers"][0]} for row in db.meta["layers"]]
@@ -97,7 +107,7 @@ def stored_measure(
     scale: str = "unit",
     device: str | torch.device = "cpu",
     memory: int = MEMORY,
-    given: torch.Tensor | None = None,
+    given: Inputs | None = None,
 ) -> Measure:
     """Measure of a committed input; see :meth:`nrm_graph.database.Database.measure`.
 
@@ -110,14 +120,17 @@ def stored_measure(
     """
     check_options(dtype, scale, memory)
     place = device_of(device)
-    x = _tensor(db, identity, given)
-    kind = x.dtype if dtype is None else getattr(torch, dtype)
+    taken = _form(db)
+    xs = _tensors(db, identity, taken, given)
+    kind = next((x.dtype for x in xs if x.is_floating_point()), None)
+    kind = kind if dtype is None else getattr(torch, dtype)
     cache = db._network or {}
     if (kind, place) not in cache:
         with _own(db):
-            cache[kind, place] = _network(db, kind, place)
+            cache[kind, place] = _network(db, kind, place, taken)
         db._network = cache
-    net, x = cache[kind, place], x.to(place, kind)
+    net = cache[kind, place]
+    x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
     wanted = db._snapshot.entries[identity].target if target is None else target
     with _own(db, given=dtype is not None or target is not None):
         found = from_network(net, x, wanted, db.units(), scale, memory)
@@ -125,26 +138,50 @@ def stored_measure(
     return found
 
 
-def _tensor(db: Database, identity: int, given: torch.Tensor | None) -> torch.Tensor:
-    """Tensor of an input as a batch of one: the stored one, or the caller's."""
-    if given is None:
-        return torch.from_numpy(db._snapshot.tensor(identity).copy())[None]
+def _form(db: Database) -> Form:
+    """Return what the store says that its network takes."""
+    rows = settings.inputs_of(db.meta)
+    return Form(
+        tuple(row["name"] for row in rows),
+        tuple(tuple(row["shape"]) for row in rows),
+        tuple(row["dtype"] for row in rows),
+    )
+
+
+def _tensors(
+    db: Database, identity: int, taken: Form, given: Inputs | None
+) -> tuple[torch.Tensor, ...]:
+    """Tensors of an input as batches of one: the stored ones, or the caller's."""
     entry = db._snapshot.entries[identity]
-    if not isinstance(given, torch.Tensor):
-        raise InputError(f"input must be a torch tensor, found {type(given).__name__}")
-    shape = tuple(db.meta["layers"][0]["shape"])
-    x = given.detach().cpu()
-    x = x[0] if x.shape == (1, *shape) else x
+    if given is None:
+        held = db._snapshot.tensors(identity)
+        names = list(taken.names) if len(taken.names) > 1 else [""]
+        if list(held) != names:
+            raise StoreError(
+                f"the store holds the tensors {', '.join(map(repr, held))} of {entry.key!r}, "
+                f"expected {', '.join(map(repr, names))}: copy the store again"
+            )
+        xs = [torch.from_numpy(array.copy())[None] for array in held.values()]
+        for x, name, kind in zip(xs, taken.names, taken.kinds, strict=True):
+            if x.is_floating_point() != (kind == "float"):
+                raise StoreError(
+                    f"the store holds {x.dtype} as the input {name!r} of {entry.key!r}, expected "
+                    f"{kind}: copy the store again"
+                )
+        return tuple(xs)
     # Extraction casts inputs to the weights' type before it hashes them.
-    for kind in (torch.float32, torch.float64, torch.float16):
-        cast = x.to(kind).contiguous()
-        if content_hash(cast.numpy()) == entry.content:
-            return cast[None]
-    found = content_hash(x.float().contiguous().numpy())
+    found = ""
+    for dtype in (torch.float64, torch.float16, torch.float32):
+        xs = [x.detach().cpu().contiguous() for x in taken.samples(given, dtype, "input")]
+        arrays = {name: x[0].numpy() for name, x in zip(taken.names, xs, strict=True)}
+        found = content_of(arrays)
+        if found == entry.content:
+            return tuple(xs)
+    shapes = " and ".join(str(tuple(x.shape[1:])) for x in xs)
     raise InputError(
         f"the tensor given as input= is not the one that was explained as {entry.key!r} (shape "
-        f"{tuple(given.shape)}, SHA-256 of content {found[:12]}..., stored "
-        f"{entry.content[:12]}...): pass it preprocessed as it was then"
+        f"{shapes}, SHA-256 of content {found[:12]}..., stored {entry.content[:12]}...): pass it "
+        "preprocessed as it was then"
     )
 
 

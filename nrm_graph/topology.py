@@ -21,6 +21,9 @@ from nrm_graph.errors import EventError
 BIAS, STABILIZER, PRUNED, REMAINDER = -1, -2, -3, -4
 """Units of the pseudo-neurons: where relevance goes that reaches no neuron."""
 
+ENDS = ("input", "embedding")
+"""Kinds of layers at which walks end."""
+
 PSEUDO_UNITS = {BIAS: "bias", STABILIZER: "stabilizer", PRUNED: "pruned", REMAINDER: "remainder"}
 
 
@@ -89,7 +92,7 @@ class Topology:
     @property
     def inputs(self) -> tuple[LayerInfo, ...]:
         """The layers at which walks end."""
-        return tuple(layer for layer in self.layers if layer.kind == "input")
+        return tuple(layer for layer in self.layers if layer.kind in ENDS)
 
     def layer(self, name: str) -> LayerInfo:
         """Return the layer of a name or alias.

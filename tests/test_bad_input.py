@@ -19,7 +19,7 @@ from tiny_stores import checksums
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, expressions, extraction, sources
+from nrm_graph import cli, expressions, prepare, sources
 
 MODULE = "nrm_bad_models"
 
@@ -63,7 +63,7 @@ MODELS = {
 @pytest.fixture(autouse=True, scope="module")
 def _trace_once():
     """Remember traces: half a second each, and most mistakes have nothing to do with them."""
-    plain, known = extraction.trace, {}
+    plain, known = prepare.trace, {}
 
     def trace(model, example):
         key = (
@@ -76,7 +76,7 @@ def _trace_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "trace", trace)
+        patch.setattr(prepare, "trace", trace)
         yield
 
 

@@ -26,6 +26,7 @@ LEVELS = (
     ("weighings", "rules"),
     ("layers",),
     ("tracing", "composites"),
+    ("forms",),
     # relevance passes and tables
     ("states",),
     ("propagate", "labels"),

@@ -67,7 +67,7 @@ def rows_of(db):
         numbers = np.stack([rows[name].to_numpy().astype(float) for name in NUMBERS[table]], 1)
         found[table] = rows.select(keys).to_pylist(), numbers
     found["tensors"] = {
-        key: db._snapshot.tensor(ids[0]).tolist() for key, ids in db._snapshot.by_key.items()
+        key: db._snapshot.tensors(ids[0])[""].tolist() for key, ids in db._snapshot.by_key.items()
     }
     return found
 

@@ -85,7 +85,7 @@ def contents(path):
             snapshot.facts(identity),
             snapshot.rows(identity, "nodes").to_pylist(),
             snapshot.rows(identity, "edges").to_pylist(),
-            snapshot.tensor(identity).tolist(),
+            snapshot.tensors(identity)[""].tolist(),
         )
         for identity in snapshot.entries
     }

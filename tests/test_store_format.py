@@ -491,7 +491,9 @@ def test_every_flipped_bit_of_a_page_is_found(path, table):
     ends = [s + meta.column(i).total_compressed_size for i, s in enumerate(starts)]
 
     def read():
-        return snapshot.tensor(identity) if table == "tensors" else snapshot.rows(identity, table)
+        return (
+            snapshot.tensors(identity)[""] if table == "tensors" else snapshot.rows(identity, table)
+        )
 
     read()
     for end in ends:
@@ -527,7 +529,7 @@ def test_another_tensor_under_the_right_checksums_is_found(path):
     ):
         pq.write_table(pa.Table.from_pylist([row | change], TENSORS), file)
         with pytest.raises(ng.StoreError, match=message):
-            snapshot.tensor(input_id("input0", 0))
+            snapshot.tensors(input_id("input0", 0))[""]
 
 
 # --- records ----------------------------------------------------------------------------------
@@ -659,15 +661,15 @@ def test_tensors_may_be_left_out(path):
     write(path, [record(0, tensor=False), record(1)])
     snapshot = Snapshot(path)
     with pytest.raises(ng.InputError, match=r"no tensor of 'input0'.*input="):
-        snapshot.tensor(input_id("input0", 0))
-    assert snapshot.tensor(input_id("input1", 0)).tolist() == [1, 1, 1]
+        snapshot.tensors(input_id("input0", 0))[""]
+    assert snapshot.tensors(input_id("input1", 0))[""].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("kind", ["float16", "float64", "int8", "uint64", "bool", ">f4"])
 def test_tensors_of_all_types_come_back(path, kind):
     x = np.arange(6).reshape(2, 3).astype(kind).T
     write(path, [record(0, tensor=x, content=content_hash(x))])
-    found = Snapshot(path).tensor(input_id("input0", 0))
+    found = Snapshot(path).tensors(input_id("input0", 0))[""]
     assert found.dtype == np.dtype(kind).newbyteorder("=")
     np.testing.assert_array_equal(found, x)
 
@@ -738,7 +740,7 @@ def test_any_record_comes_back(tmp_path_factory, fields, key, target, label, log
         assert snapshot.facts(input_id(key, target)) == {
             name: value for name, value in found[0].items() if value is not None or name == "label"
         }
-        assert snapshot.tensor(input_id(key, target)).tolist() == [0, 0, 0]
+        assert snapshot.tensors(input_id(key, target))[""].tolist() == [0, 0, 0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), VALUES), max_size=12))

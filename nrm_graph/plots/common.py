@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from nrm_graph.errors import InputError
+from nrm_graph.topology import ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +153,7 @@ def absorbed(row: dict[str, Any]) -> float:
 
 def total(rows: list[dict[str, Any]]) -> float:
     """Relevance of all walks: 1, or the logit on its scale."""
-    ends = sum(float(row["sum"]) for row in rows if row["kind"] == "input")
+    ends = sum(float(row["sum"]) for row in rows if row["kind"] in ENDS)
     return (ends + sum(absorbed(row) for row in rows)) or 1.0
 
 

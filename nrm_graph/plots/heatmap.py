@@ -28,6 +28,7 @@ from nrm_graph.plots.common import (
     total,
     wrapped,
 )
+from nrm_graph.topology import ENDS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -61,7 +62,7 @@ def plot_heatmap(
     image : array_like, (H, W) or (H, W, 3), optional
         Picture of the input, shown in grey below the relevance.
     layer : str, optional
-        Name or alias of the layer; by default the network's input.
+        Name or alias of the layer; by default the network's input, of several the first.
     channel_sum : bool
         Of a (C, H, W) layer, show the sum over channels; False shows the channels side by side,
         on one scale.
@@ -261,12 +262,17 @@ def _whereabouts(m: Measure, layer_id: int) -> str:
     rows = report_rows(m)
     whole = total(rows)
     info = m.topology.layers[layer_id]
-    if info.kind == "input":
+    if info.kind in ENDS:
         share = sum(absorbed(row) for row in rows) / whole
         kinds = "bias and stabilizer"
         if any(row["remainder"] for row in rows):
             kinds = "bias, stabilizer and remainder"
         start = f"{percent(share)} of it is absorbed by {kinds}"
+        others = [r for r in rows if r["kind"] in ENDS and r["layer"] != info.name]
+        if others:
+            part = sum(float(row["sum"]) for row in others) / whole
+            start = f"{percent(part)} of the whole is in other inputs, {percent(share)}"
+            start += f" is absorbed by {kinds}"
     else:
         share = 1.0 - next(float(row["sum"]) for row in rows if row["layer"] == info.name) / whole
         around = any(group.dst > layer_id > group.src for group in m.topology.groups)

@@ -22,8 +22,11 @@ layer, src layer, dense edges), ``coverage`` (over 0, at most 1), ``top`` and ``
 (null for none), ``classes`` and ``preprocessing`` (null if not known), ``versions`` and ``files``
 (by name: size and SHA-256 of the program's files).  It SHOULD hold ``pruned`` (each: dst layer,
 src layer, coverage, top or null), the pairs of layers of which not every edge is stored, and MAY
-hold more.  A reader MUST refuse a
-version that it does not know, naming the one it reads, and SHOULD check the sizes in ``files``.
+hold more.  Of a network that takes anything but one tensor of floats it MUST hold ``inputs``: in
+the order of the program, 1 to 1000 objects of exactly ``name`` (unique), ``shape`` (of one sample)
+and ``dtype`` (float, int64 or bool); without it the one input is the layer 0.  A reader MUST
+refuse a version that it does not know, naming the one it reads, and SHOULD check the sizes in
+``files``.
 Entries of ``layers`` stand in the order of ``layer_id`` (from 0, at most 32767) and MUST hold
 ``layer_id``, ``name`` (unique), ``kind``, ``shape``, ``resolution`` (neuron, channel, feature,
 token, head or custom), ``n_units``, ``depth`` and ``aliases``, and ``units`` (SHA-256 of the
@@ -54,23 +57,26 @@ JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Rea
 **Identity.** ``input_id`` is the first 64 bits, big-endian, of SHA-256 over the UTF-8 bytes of
 ``<n>:<key>:<target>``, shifted right by one, where n is the length of the key in bytes; the length
 in front keeps two pairs from joining to the same bytes.  It is never negative.  ``content`` is the
-SHA-256 of ``<dtype>|<d0,d1,...>|`` followed by the tensor's bytes (C order, little-endian).  When
+SHA-256 of ``<dtype>|<d0,d1,...>|`` followed by the tensor's bytes (C order, little-endian); of
+several tensors it is the SHA-256 of the UTF-8 text ``<name>:<content>;``, one such for each in the
+order of ``inputs``, where content is that of the tensor alone.  When
 two manifests that are not replaced hold the same pair, the one with the smaller shard name counts,
 and readers MUST NOT see the rows of the other.  One key SHOULD have one content.
 
-**Tables.** ``inputs``: input_id int64, key string, label string (nullable), target int32,
-predicted int32, logit float32, then one nullable column per metadata field of the shard that holds
-a value.  ``nodes``: input_id int64, layer_id int16, unit int32, relevance float32, activation
-float32 (nullable).  ``edges``: input_id int64, dst_layer int16, dst_unit int32, src_layer int16,
-src_unit int32, relevance float32, conditional float32 (nullable).  ``tensors``: key string,
-content string, dtype string, shape list<int64>, data large_binary; one row per key, no row where
-the inputs were left out.  Negative units are pseudo-units: -1 bias, -2 stabilizer, -3 pruned, -4
-remainder.  A row (j, bias), (j, stabilizer) or (j, remainder) of ``edges`` has src_layer =
-dst_layer, the absorbing layer.  An absent row of ``nodes`` or ``edges`` is an exact zero, but in a
-pair of layers that ``pruned`` names.  There the rows (j, -3) and (-3, i), with the layers of the
-pair, MUST hold what the edges left out have in sum from j and to i, and the row (-3, -3) minus
-their whole sum, so that totals by j, by i and of the pair are those of the complete table;
-``nodes`` holds the sum over a layer's pairs as its unit -3.
+**Tables.** ``inputs``: input_id int64, key string, label string (nullable), target int32, predicted
+int32, logit float32, then one nullable column per metadata field of the shard that holds a value.
+``nodes``: input_id int64, layer_id int16, unit int32, relevance float32, activation float32
+(nullable).  ``edges``: input_id int64, dst_layer int16, dst_unit int32, src_layer int16, src_unit
+int32, relevance float32, conditional float32 (nullable).  ``tensors``: key string, content string,
+dtype string, shape list<int64>, data large_binary; one row per key, no row where the inputs were
+left out.  Where ``inputs`` lists several tensors the table has the further column name string, and
+a key has one row for each in that order, whose content is that of the tensor. Negative units are
+pseudo-units: -1 bias, -2 stabilizer, -3 pruned, -4 remainder.  A row (j, bias), (j, stabilizer) or
+(j, remainder) of ``edges`` has src_layer = dst_layer, the absorbing layer.  An absent row of
+``nodes`` or ``edges`` is an exact zero, but in a pair of layers that ``pruned`` names.  There the
+rows (j, -3) and (-3, i), with the layers of the pair, MUST hold what the edges left out have in sum
+from j and to i, and the row (-3, -3) minus their whole sum, so that totals by j, by i and of the
+pair are those of the complete table; ``nodes`` holds the sum over a layer's pairs as its unit -3.
 
 **Rows.** Those of one input are contiguous and fill whole row groups, which belong to no other
 input; a row group holds at most 1,048,576 rows.  Nodes are sorted by (layer_id, unit), edges by

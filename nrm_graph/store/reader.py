@@ -15,7 +15,14 @@ import pyarrow.parquet as pq
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.manifest import data_name, read_manifests
 from nrm_graph.store.metadata import Fields
-from nrm_graph.store.schema import FAILURES, LAYERS, SCHEMAS, TENSOR_DTYPES, content_hash
+from nrm_graph.store.schema import (
+    FAILURES,
+    LAYERS,
+    MAX_TENSORS,
+    SCHEMAS,
+    TENSOR_DTYPES,
+    content_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -197,8 +204,8 @@ class Snapshot:
                     )
         return found
 
-    def tensor(self, identity: int) -> npt.NDArray[Any]:
-        """Input tensor, its content hash checked.
+    def tensors(self, identity: int) -> dict[str, npt.NDArray[Any]]:
+        """Input tensors by name, in order, their content hash checked; a lone one has none, ``""``.
 
         Raises
         ------
@@ -216,25 +223,54 @@ class Snapshot:
                     f"the store holds no tensor of {entry.key!r} (extracted with tensors='omit'): "
                     "pass the tensor as input="
                 )
-            row = keys.index(entry.key)
-            group = 0
-            while row >= file.metadata.row_group(group).num_rows:
-                row -= file.metadata.row_group(group).num_rows
-                group += 1
-            found = file.read_row_group(group).slice(row, 1).to_pylist()[0]
-        kind, shape, data = found["dtype"], found["shape"], found["data"]
-        if kind not in TENSOR_DTYPES or any(d < 0 for d in shape):
-            raise StoreError(f"{path}: the tensor of {entry.key!r} has an unknown type or shape")
-        dtype = np.dtype(kind).newbyteorder("<")
-        if math.prod(shape) * dtype.itemsize != len(data):
-            raise StoreError(f"{path}: the tensor of {entry.key!r} is not of the size it states")
-        tensor = np.frombuffer(data, dtype).reshape(shape).astype(kind, copy=False)
-        if content_hash(tensor) != entry.content:
+            rows = [i for i, key in enumerate(keys) if key == entry.key]
+            if len(rows) > MAX_TENSORS:
+                raise StoreError(f"{path} holds {len(rows):,} tensors of {entry.key!r}")
+            found = [_row(file, row) for row in rows]
+        tensors: dict[str, npt.NDArray[Any]] = {}
+        for row in found:
+            name = row.get("name", "")
+            problem = tensor_problem(row)
+            if problem or name in tensors or not isinstance(name, str):
+                which = f"the tensor {name!r}" if name else "the tensor"
+                raise StoreError(
+                    f"{path}: {which} of {entry.key!r} {problem or 'is there twice'}: copy the "
+                    "store again"
+                )
+            tensors[name] = array_of(row)
+        if content_of(tensors) != entry.content:
             raise StoreError(
                 f"{path}: the tensor of {entry.key!r} is not the one that was explained: copy the "
                 "store again"
             )
-        return tensor
+        return tensors
+
+
+def _row(file: Any, row: int) -> dict[str, Any]:
+    """One row of a file; its row group alone is read."""
+    group = 0
+    while row >= file.metadata.row_group(group).num_rows:
+        row -= file.metadata.row_group(group).num_rows
+        group += 1
+    found: dict[str, Any] = file.read_row_group(group).slice(row, 1).to_pylist()[0]
+    return found
+
+
+def tensor_problem(row: Mapping[str, Any]) -> str | None:
+    """Say why a row of ``tensors`` is none, or None if it is one."""
+    kind, shape, data = row["dtype"], row["shape"], row["data"]
+    if kind not in TENSOR_DTYPES or shape is None or any(d is None or d < 0 for d in shape):
+        return "has an unknown type or shape"
+    if data is None or math.prod(shape) * np.dtype(kind).itemsize != len(data):
+        return "is not of the size that it states"
+    return None
+
+
+def array_of(row: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Array of a row of ``tensors`` that has no problem."""
+    dtype = np.dtype(row["dtype"])
+    found = np.frombuffer(row["data"], dtype.newbyteorder("<")).reshape(row["shape"])
+    return found.astype(dtype, copy=False)
 
 
 class _damage:

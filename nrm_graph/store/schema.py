@@ -12,7 +12,7 @@ import pyarrow as pa
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -59,6 +59,8 @@ TENSORS = pa.schema(
         pa.field("data", pa.large_binary(), nullable=False),
     ]
 )
+# Of networks of several inputs: a row for each, in their order.
+NAMED_TENSORS = TENSORS.append(pa.field("name", pa.string(), nullable=False))
 LAYERS = pa.schema(
     [
         ("layer_id", pa.int16()),
@@ -99,6 +101,9 @@ CONDITION_FACTS: Mapping[str, str] = {
 ROWS_PER_GROUP = 1 << 20
 GROUPS_PER_FILE = 200
 
+MAX_TENSORS = 1000
+"""Inputs that a network may have."""
+
 TENSOR_DTYPES = frozenset(
     {
         *(f"float{bits}" for bits in (16, 32, 64)),
@@ -127,9 +132,9 @@ class Record:
     metadata : mapping of str to bool, int, float, str or None
         Further columns of the table ``inputs``.
     content : str
-        ``content_hash`` of the input tensor.
-    tensor : ndarray or None
-        The input, or None to leave it out of the store.
+        ``content_of`` the input.
+    tensor : ndarray, mapping of str to ndarray, or None
+        The input, or several by their names, in order; None to leave it out of the store.
     nodes : pyarrow.Table
         Columns layer_id, unit, relevance, activation.
     edges : pyarrow.Table
@@ -143,9 +148,16 @@ class Record:
     logit: float
     metadata: Mapping[str, Any]
     content: str
-    tensor: npt.NDArray[Any] | None
+    tensor: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None
     nodes: pa.Table
     edges: pa.Table
+
+    @property
+    def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Arrays by name; a lone input has none, ``""``."""
+        if self.tensor is None:
+            return {}
+        return self.tensor if isinstance(self.tensor, dict) else {"": self.tensor}  # type: ignore[dict-item]
 
 
 def input_id(key: str, target: int) -> int:
@@ -207,6 +219,26 @@ def content_hash(tensor: npt.NDArray[Any]) -> str:
     shape = ",".join(map(str, tensor.shape))
     head = f"{tensor.dtype.name}|{shape}|".encode()
     return hashlib.sha256(head + tensor_bytes(tensor)).hexdigest()
+
+
+def content_of(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Content of an input: that of its tensor, or of several with their names.
+
+    Examples
+    --------
+    >>> one = np.zeros(2, np.float32)
+    >>> content_of({"x": one}) == content_hash(one)
+    True
+    """
+    return joined_content(list(tensors), [content_hash(tensor) for tensor in tensors.values()])
+
+
+def joined_content(names: Sequence[str], hashes: Sequence[str]) -> str:
+    """Content of an input from the contents of its tensors."""
+    if len(hashes) == 1:
+        return hashes[0]
+    text = "".join(f"{name}:{found};" for name, found in zip(names, hashes, strict=True))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def parquet_options(table: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from nrm_graph.store.files import (
     sha256_of,
 )
 from nrm_graph.store.manifest import is_text
-from nrm_graph.store.schema import FORMAT_VERSION
+from nrm_graph.store.schema import FORMAT_VERSION, MAX_TENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +32,7 @@ MAX_SETTINGS_BYTES = 64 << 20
 MAX_PROGRAM_BYTES = 256 << 20
 MAX_HEADER_BYTES = 64 << 20
 RESOLUTIONS = ("neuron", "channel", "feature", "token", "head", "custom")
+INPUT_DTYPES = ("float", "int64", "bool")
 PROGRAM_FILES = ("program.json", "weights.safetensors")
 UNITS_FILE = "units.safetensors"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -149,6 +150,7 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             words = "partition" if name == "units" else name
             _compare(f"{words} of layer {new['name']}", old.get(name), new.get(name))
     _compare("groups", found["groups"], wanted["groups"])
+    _compare("inputs", found.get("inputs"), wanted.get("inputs"))
 
 
 def _compare(words: str, old: Any, new: Any) -> None:
@@ -244,6 +246,8 @@ def _decode(path: Path, data: bytes) -> dict[str, Any]:
         expect(
             plain and group[1] < group[0] < len(names), "a group", "[dst, src, dense edges]", group
         )
+    problem = _inputs_problem(raw["inputs"]) if "inputs" in raw else None
+    expect(problem is None, "inputs", str(problem), raw.get("inputs"))
     files = raw.get("files")
     expect(isinstance(files, dict), "files", "an object", files)
     own = any(layer["resolution"] == "custom" for layer in layers or ())
@@ -259,6 +263,33 @@ def _decode(path: Path, data: bytes) -> dict[str, Any]:
 
 def _is_int(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _inputs_problem(inputs: Any) -> str | None:
+    """Say what the list of a network's inputs should be, or None if it is."""
+    if not isinstance(inputs, list) or not 0 < len(inputs) <= MAX_TENSORS:
+        return f"a list of 1 to {MAX_TENSORS} inputs"
+    for row in inputs:
+        if not isinstance(row, dict) or set(row) != {"name", "shape", "dtype"}:
+            return "a list of inputs with name, shape and dtype"
+        if not is_text(row["name"]) or not row["name"]:
+            return "a list of inputs with names"
+        shape = row["shape"]
+        if not isinstance(shape, list) or not all(_is_int(d, 0, (1 << 31) - 1) for d in shape):
+            return "a list of inputs with shapes"
+        if row["dtype"] not in INPUT_DTYPES:
+            return f"a list of inputs with a dtype out of {', '.join(INPUT_DTYPES)}"
+    if len({row["name"] for row in inputs}) != len(inputs):
+        return "a list of inputs with names of their own"
+    return None
+
+
+def inputs_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return name, shape and dtype of every input of the network, in order."""
+    if "inputs" in meta:
+        return list(meta["inputs"])
+    first = meta["layers"][0]
+    return [{"name": first["name"], "shape": first["shape"], "dtype": "float"}]
 
 
 def _layer_problem(layer: Any, position: int) -> str | None:

@@ -27,12 +27,15 @@ from nrm_graph.store.manifest import (
 from nrm_graph.store.schema import (
     GROUPS_PER_FILE,
     INPUTS,
+    NAMED_TENSORS,
     ORDER,
     ROWS_PER_GROUP,
     SCHEMAS,
     TABLES,
     TENSOR_DTYPES,
+    TENSORS,
     Record,
+    content_hash,
     input_id,
     parquet_options,
     tensor_bytes,
@@ -83,8 +86,9 @@ def checked(record: Record) -> tuple[pa.Table, pa.Table]:
         raise InputError(f"{name}: expected a label of valid Unicode, found {record.label!r}")
     if not isinstance(record.content, str) or not _SHA256.fullmatch(record.content):
         raise InputError(f"{name}: expected content to be a SHA-256, found {record.content!r}")
-    if record.tensor is not None and record.tensor.dtype.name not in TENSOR_DTYPES:
-        raise InputError(f"{name}: a tensor of type {record.tensor.dtype} cannot be stored")
+    for tensor in record.tensors.values():
+        if tensor.dtype.name not in TENSOR_DTYPES:
+            raise InputError(f"{name}: a tensor of type {tensor.dtype} cannot be stored")
     return _typed(record.nodes, "nodes", name), _typed(record.edges, "edges", name)
 
 
@@ -209,16 +213,8 @@ class OpenShard:
             if count:
                 self._write(kind, rows)
                 self._groups[kind] += count
-        if record.tensor is not None and record.key not in self._tensors:
-            row = {
-                "key": record.key,
-                "content": record.content,
-                "dtype": record.tensor.dtype.name,
-                "shape": list(record.tensor.shape),
-                "data": tensor_bytes(record.tensor),
-            }
-            self._write("tensors", pa.Table.from_pylist([row], SCHEMAS["tensors"]))
-            self._tensors.add(record.key)
+        if record.key not in self._tensors:
+            self._add_tensors(record)
         self._inputs.append(
             {
                 "input_id": identity,
@@ -240,6 +236,22 @@ class OpenShard:
                 groups["edges"],
             )
         )
+
+    def _add_tensors(self, record: Record) -> None:
+        tensors = record.tensors
+        schema = TENSORS if "" in tensors else NAMED_TENSORS
+        for name, tensor in tensors.items():
+            row = {
+                "key": record.key,
+                "content": record.content if "" in tensors else content_hash(tensor),
+                "dtype": tensor.dtype.name,
+                "shape": list(tensor.shape),
+                "data": tensor_bytes(tensor),
+                "name": name,
+            }
+            row = {field: row[field] for field in schema.names}
+            self._write("tensors", pa.Table.from_pylist([row], schema))
+            self._tensors.add(record.key)
 
     def commit(self, name: str, failures: tuple[tuple[str, str], ...] = ()) -> Manifest:
         """Finish the files and publish the shard under a name; on an error nothing remains.

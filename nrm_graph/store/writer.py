@@ -140,7 +140,7 @@ class Writer:
         except InputError as error:
             raise InputError(f"input {record.key!r}: {error}") from error
         size = sum(table.nbytes for table in tables) + 1024
-        size += 0 if record.tensor is None else record.tensor.nbytes
+        size += sum(tensor.nbytes for tensor in record.tensors.values())
         self._start()
         with self._changed:
             while self._waiting and self._waiting + size > self._queue_bytes and not self._error:

@@ -12,9 +12,9 @@ from nrm_graph.errors import StoreError
 from nrm_graph.store import conditions
 from nrm_graph.topology import PRUNED
 from nrm_graph.verify import conservation
-from nrm_graph.verify.files import check_identities, check_seal, left_over, read_shards
+from nrm_graph.verify.files import BROKEN, check_identities, check_seal, left_over, read_shards
 from nrm_graph.verify.report import Within
-from nrm_graph.verify.tables import BROKEN, Facts, check_tables
+from nrm_graph.verify.tables import Facts, check_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from nrm_graph.errors import StoreError
 from nrm_graph.store import conditions, settings
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from nrm_graph.store.manifest import Manifest
     from nrm_graph.verify.report import Findings
+
+
+BROKEN = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, ValueError)
+"""What Arrow raises at a damaged file."""
 
 
 def check_settings(path: Path, found: Findings) -> dict[str, Any] | None:

@@ -106,7 +106,7 @@ def _one_condition(
 def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) -> bool:
     snapshot = db._snapshot
     try:
-        snapshot.tensor(identity)
+        snapshot.tensors(identity)
     except InputError:
         found.note("could not be recomputed: the store holds no input tensors", **where)
         return False

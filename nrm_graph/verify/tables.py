@@ -15,14 +15,15 @@ from nrm_graph.precision import round_mantissa
 from nrm_graph.store.metadata import ARROW_TYPES
 from nrm_graph.store.schema import (
     INPUTS,
+    NAMED_TENSORS,
     ORDER,
     ROWS_PER_GROUP,
     SCHEMAS,
-    TENSOR_DTYPES,
-    content_hash,
 )
-from nrm_graph.topology import BIAS, PRUNED, REMAINDER
-from nrm_graph.verify.files import check_file
+from nrm_graph.store.settings import inputs_of
+from nrm_graph.topology import BIAS, ENDS, PRUNED, REMAINDER
+from nrm_graph.verify import tensors
+from nrm_graph.verify.files import BROKEN, check_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from nrm_graph.verify.report import Findings
 
 Rows = dict[str, Any]  # column name to ndarray; null floats are NaN, see `read_rows`
-
-BROKEN = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, ValueError)
-"""What Arrow raises at a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Facts:
     @cached_property
     def ends(self) -> Any:
         """By layer, whether walks end there: inputs."""
-        return np.array([row["kind"] == "input" for row in self.meta["layers"]])
+        return np.array([row["kind"] in ENDS for row in self.meta["layers"]])
 
     @cached_property
     def groups(self) -> Any:
@@ -120,7 +118,9 @@ def check_tables(
     if not manifest.files:
         return
     _check_inputs(folder, manifest, facts, found)
-    _check_tensors(folder, manifest, facts, found)
+    tensors_file = _opened(folder, manifest, "tensors", found)
+    if tensors_file is not None:
+        tensors.check(tensors_file, manifest, inputs_of(facts.meta), found)
     files = {}
     try:
         for table in ORDER:
@@ -158,6 +158,8 @@ def _opened(folder: Path, manifest: Manifest, table: str, found: Findings) -> An
     if file.metadata.num_rows != info.rows:
         found.error(f"expected {info.rows} rows, found {file.metadata.num_rows}", **where)
     expected = SCHEMAS[table]
+    if table == "tensors" and "name" in file.schema_arrow.names:
+        expected = NAMED_TENSORS  # whether they may have names, their rows tell
     if table == "inputs":
         for name, kind in manifest.metadata.items():
             if kind != "null":
@@ -348,46 +350,3 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: Facts, found: Finding
         for name in ("target", "predicted"):
             if row[name] is not None and row[name] >= outputs:
                 found.error(f"{name} {row[name]}: the network has {outputs} outputs", **where)
-
-
-def _check_tensors(folder: Path, manifest: Manifest, facts: Facts, found: Findings) -> None:
-    """Table ``tensors``, a row group at a time, against the manifest's contents."""
-    file = _opened(folder, manifest, "tensors", found)
-    if file is None:
-        return
-    contents = {entry.key: entry.content for entry in manifest.inputs}
-    place = {"shard": manifest.name, "file": manifest.files["tensors"].name}
-    shape = facts.meta["layers"][0]["shape"]
-    seen: set[str] = set()
-    with file:
-        for group in range(file.num_row_groups):
-            try:
-                rows = file.read_row_group(group).to_pylist()
-            except BROKEN as error:
-                found.error(f"row group {group} cannot be read: {error}", **place)
-                continue
-            for row in rows:
-                problem = _tensor_problem(row, contents.get(row["key"]), shape)
-                if row["key"] in seen:
-                    problem = "it is there twice"
-                seen.add(row["key"])
-                if problem:
-                    found.error(problem, **place, key=row["key"])
-    for key in sorted(set(contents) - seen) if seen else ():
-        found.note("no tensor is stored of it", **place, key=key)
-
-
-def _tensor_problem(row: dict[str, Any], content: str | None, shape: list[int]) -> str | None:
-    if content is None:
-        return "a tensor of a key that the shard does not hold"
-    if row["dtype"] not in TENSOR_DTYPES or row["shape"] != shape:
-        return f"expected a tensor of shape {shape}, found {row['dtype']} of shape {row['shape']}"
-    dtype = np.dtype(row["dtype"]).newbyteorder("<")
-    if math.prod(shape) * dtype.itemsize != len(row["data"]):
-        return "the tensor is not of the size that it states"
-    tensor = np.frombuffer(row["data"], dtype).reshape(shape).astype(row["dtype"], copy=False)
-    if content_hash(tensor) != content or row["content"] != content:
-        return "the tensor is not the one that was explained: its SHA-256 differs"
-    if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
-        return "the tensor is not finite"
-    return None
