@@ -47,9 +47,10 @@ def line(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Backward(TorchFunctionMode):
-    def __init__(self, cp: bool = False) -> None:
+    def __init__(self, net: nn.Module, kept: dict[str, Tensor], cp: bool = False) -> None:
         super().__init__()
-        self.cp, self.gates = cp, {}
+        self.cp, self.gates, self.kept = cp, {}, kept
+        self.owners = {id(p): _owner(name) for name, p in net.named_parameters()}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -60,6 +61,8 @@ class Backward(TorchFunctionMode):
             found = line(args[0], func(args[0].detach(), *args[1:], **kwargs))
             self.gates[id(found)] = found
             return found
+        if func is F.linear:
+            return self.linear(*args, **kwargs)
         if func is F.layer_norm:
             return self.norm(*args, **kwargs)
         if func is F.group_norm:
@@ -132,10 +135,23 @@ class Backward(TorchFunctionMode):
         tokens, n, _ = query.shape
         q, k, v = (
             t.reshape(tokens, n * count, -1).transpose(0, 1)
-            for t in F.linear(query, weight, bias).chunk(3, -1)
+            for t in self.linear(query, weight, bias).chunk(3, -1)
         )
         y = self.attend(q, k, v).transpose(0, 1).reshape(tokens, n, embed)
-        return F.linear(y, out_weight, out_bias), None
+        return self.linear(y, out_weight, out_bias), None
+
+    def linear(self, x, weight, bias=None):
+        """A dense layer, also where no module is called, as in ``nn.MultiheadAttention``."""
+        found = F.linear(x, weight, bias)
+        if id(weight) in self.owners:
+            found.retain_grad()
+            self.kept.setdefault(self.owners[id(weight)], found)
+        return found
+
+
+def _owner(name: str) -> str:
+    """Module of a parameter; ``in_proj_weight`` counts as ``in_proj.weight``."""
+    return name.removesuffix("_weight").removesuffix(".weight")
 
 
 def whole_activations(net: nn.Module) -> None:
@@ -178,14 +194,14 @@ def relevance(net, inputs, target: int, leaves, cp: bool = False) -> dict[str, T
         inputs = [x.clone().requires_grad_(True) for x in inputs]
         kept["x"] = inputs[0]
     try:
-        with Backward(cp):
+        with Backward(net, kept, cp):
             y = net(*inputs)[0, target]
     finally:
         for hook in hooks:
             hook.remove()
     y.backward()
     return {
-        path: (value * value.grad / y).detach()[0]
+        path: (value * value.grad / y).detach()
         for path, value in kept.items()
         if value.grad is not None
     }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import zlib
 
+import attention_gradients
 import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, CASES, inputs, network
+from torch import nn
+from transformer_networks import NETWORKS, tiny
 
 import nrm_graph as ng
 
@@ -21,7 +24,7 @@ TOLERANCE = 1e-10
 
 @functools.cache
 def program(name: str):
-    xs = inputs(name)
+    xs = tuple(x[0] for x in inputs(name))  # (1, 6, 3) might be one input without batch axis
     return ng.trace(network(name), xs if len(xs) > 1 else xs[0])
 
 
@@ -130,3 +133,30 @@ def test_laws_and_conditions(case):
         close(given.cut(m.topology.layers[chosen[0]].name).total, 1.0, relative)
         conditions.append((given, relative))
     edges_sum_to_nodes(*conditions[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in ARCHITECTURES if n not in ("lstm", "gru")])
+def test_attn_lrp_is_gradient_times_input(name):
+    """At every module; ``attention_gradients`` says how.  Recurrent ones call fused functions."""
+    net, xs, leaf = network(name), inputs(name), NETWORKS.get(name, ("", ""))[1]
+    with torch.no_grad():
+        target = int(net(*xs)[0].argmax())
+    expected = attention_gradients.relevance(net, list(xs), target, (leaf,) if leaf else ())
+    rules = tiny(ng.composites.attn_lrp())
+    m = ng.measure(program(name), xs if len(xs) > 1 else xs[0], target=target, composite=rules)
+    first, compared, modules = m.topology.inputs[0].name, 0, dict(net.named_modules())
+    for layer in m.topology.layers:
+        paths = [layer.name, *layer.aliases]
+        if any(isinstance(modules.get(p), nn.modules.batchnorm._BatchNorm) for p in paths[1:]):
+            paths = paths[1:]  # what is folded has the relevance of the batch-norm
+        for path in paths:
+            there = expected.get(leaf or "x" if layer.name == first else path)
+            # A LayerNorm2d turns its output; of one input, windows are on the batch axis.
+            if there is None or layer.shape not in (there.shape[1:], there.shape):
+                continue
+            there = there.numpy().reshape(layer.shape)
+            # 1e-14 of stabiliser over small denominators, layer after layer.
+            close(m.marginal(layer.name, by="neuron"), there, 1e3 * np.abs(there).sum(), path)
+            compared += 1
+    assert compared > len(m.topology.layers) / 4

@@ -167,7 +167,7 @@ def test_the_walks_are_all(case):
     w, m = case
     # A sum of millions of terms, with their own rounding.
     assert abs(w.total() - 1) < 1e-13 * max(1, np.abs(w.value).sum())
-    assert len(w) > 400
+    assert len(w) > 200
     for layer in w.layers:
         close(m.marginal(layer, by="neuron").ravel(), w.marginal(layer), w.variation())
         if layer in w.steps:
@@ -179,7 +179,8 @@ def test_the_walks_are_all(case):
 def test_single_sets_their_complements_and_unions(case):
     w, m = case
     rng = np.random.default_rng(1)
-    for layer in w.layers:
+    few = rng.choice(w.layers, size=min(6, len(w.layers)), replace=False)
+    for layer in map(str, few if len(w) > 1e6 else w.layers):  # seconds each, of millions of walks
         (A, on), (B, on_b) = random_set(rng, w, layer), random_set(rng, w)
         close(m(A), w.total(on), w.variation())
         close(m(~A), w.total(~on), w.variation())

@@ -87,11 +87,10 @@ def transitions(net: Graph, x: torch.Tensor):
     return *found, share / share.sum()
 
 
-def steps(m: ng.Measure) -> list[str]:
+def steps(net: Graph, m: ng.Measure) -> list[str]:
     """Input, first and second convolution: the layers that the activations belong to."""
-    shapes = {layer.name: layer.shape for layer in m.topology.layers}
-    last = {shape: name for name, shape in shapes.items()}  # the last layer of each shape
-    return [last[NODES, 4 if k == 1 else 3] if k else "x" for k in range(3)]
+    each = 2 if net.biases is None else 3  # by the graph, by the weights, a sum with the bias
+    return [m.topology.layers[k * each].name for k in range(3)]
 
 
 @pytest.fixture(params=itertools.product(["weights first", "nodes first"], [False, True]), ids=str)
@@ -103,7 +102,7 @@ def test_walks_of_nodes(case):
     net, x, m = case
     t1, t2, last = transitions(net, x)
     walks = np.einsum("iajb,jbkc,kc->ijk", t1, t2, last)
-    names, scale = steps(m), np.abs(walks).sum()
+    names, scale = steps(net, m), np.abs(walks).sum()
     assert (np.abs(walks) > 1e-6 * scale).sum() > 20
     nodes = [[ng.Layer(name)[i] for i in range(NODES)] for name in names]
     events = [
@@ -113,7 +112,8 @@ def test_walks_of_nodes(case):
     found = m.many(events).reshape(walks.shape)
     np.testing.assert_allclose(found, walks, rtol=0, atol=TOLERANCE * scale)
     pair = m.joint(names[2], names[1], by="token").values
-    np.testing.assert_allclose(pair, walks.sum(0).T, rtol=0, atol=TOLERANCE * scale)
+    expected = np.einsum("jbkc,kc->kj", t2, last)  # with walks that end in the first bias
+    np.testing.assert_allclose(pair, expected, rtol=0, atol=TOLERANCE * scale)
     pair = m.joint(names[0], names[2], by="token").values
     np.testing.assert_allclose(pair, walks.sum(1), rtol=0, atol=TOLERANCE * scale)
 
@@ -121,7 +121,7 @@ def test_walks_of_nodes(case):
 def test_subgraphs(case):
     net, x, m = case
     t1, t2, last = transitions(net, x)
-    names = steps(m)
+    names = steps(net, m)
     rng = np.random.default_rng(0)
     scale = np.abs(np.einsum("iajb,jbkc,kc->ijk", t1, t2, last)).sum()
     for _ in range(8):
@@ -142,7 +142,7 @@ def test_subgraphs(case):
 def test_a_subgraph_is_the_sum_of_its_walks():
     net, x, m = both("weights first", False)
     walks = np.einsum("iajb,jbkc,kc->ijk", *transitions(net, x))
-    names, chosen = steps(m), [0, 1, 3]
+    names, chosen = steps(net, m), [0, 1, 3]
     stay = ng.stay(dict.fromkeys(names, chosen))
     expected = walks[np.ix_(chosen, chosen, chosen)].sum()
     assert m(stay) == pytest.approx(expected, abs=TOLERANCE * np.abs(walks).sum())
