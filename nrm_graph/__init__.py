@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nrm_graph.event_json import to_json as event_to_json
     from nrm_graph.exact import Measure
     from nrm_graph.extraction import extract
+    from nrm_graph.operations import register_operation
     from nrm_graph.prepare import measure
     from nrm_graph.tracing import trace
 
@@ -36,6 +37,7 @@ _LAZY = {
     "event_to_json": ("nrm_graph.event_json", "to_json"),
     "extract": ("nrm_graph.extraction", "extract"),
     "open": ("nrm_graph.database", "open"),
+    "register_operation": ("nrm_graph.operations", "register_operation"),
     "Measure": ("nrm_graph.exact", "Measure"),
     "measure": ("nrm_graph.prepare", "measure"),
     "trace": ("nrm_graph.tracing", "trace"),
@@ -73,6 +75,7 @@ __all__ = [
     "extract",
     "measure",
     "open",
+    "register_operation",
     "rules",
     "stay",
     "trace",

@@ -18,6 +18,7 @@ from nrm_graph.answers import Conditional
 from nrm_graph.clauses import expand
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events import Event, checked
+from nrm_graph.targets import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.states import Network, State
+    from nrm_graph.targets import Outputs
     from nrm_graph.topology import LayerInfo, Topology
     from nrm_graph.units import Partition
 
@@ -53,10 +55,21 @@ class Algebra:
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
-        target = "weighted outputs" if self.target is None else f"target {self.target}"
+        target = self.target_text()
         given = "" if self.condition is None else f" given {self.condition!r}"
         layers = len(self.topology.layers)
         return f"<Measure of {target}{given}, logit {self.logit:.4g}: {layers} layers>"
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the network returns, which targets are places in."""
+        return outputs_of(self.network.program)
+
+    def target_text(self) -> str:
+        """Target in words, such as ``target (4, 464)``: its place in the output."""
+        if self.target is None:
+            return "weighted outputs"
+        return f"target {self.outputs.text(self.target)}"
 
     @property
     def topology(self) -> Topology:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nrm_graph.events import Event
+    from nrm_graph.targets import Outputs
 
 MAX_EVENT_BYTES = 64 << 20
 
@@ -38,17 +39,40 @@ def _whole(text: str, least: int) -> int:
 
 
 def target(text: str) -> Any:
-    """Read a target, or several with commas."""
-    parts = [part.strip() for part in text.split(",")]
-    found: list[str | int] = []
-    for part in parts:
-        number = part.removeprefix("-")
-        if part not in ("predicted", "label") and not (number.isascii() and number.isdigit()):
-            raise argparse.ArgumentTypeError(
-                f"expected predicted, label or a number, found {part!r}"
-            )
-        found.append(part if part in ("predicted", "label") else int(part))
+    """Read a target, or several with commas; ``-1:464`` is class 464 at the last position."""
+    found = [_target(part.strip()) for part in text.split(",")]
     return found[0] if len(found) == 1 else found
+
+
+def _target(text: str) -> Any:
+    entries: list[str | int] = []
+    parts = text.split(":")
+    for i, part in enumerate(parts):
+        if part in ("predicted", "label") or (i == 0 and len(parts) > 1 and not _is_number(part)):
+            entries.append(part)
+        elif _is_number(part):
+            entries.append(int(part))
+        else:
+            raise argparse.ArgumentTypeError(
+                f"expected predicted, label, a number or POSITION:CLASS, found {text!r}"
+            )
+    return entries[0] if len(entries) == 1 else tuple(entries)
+
+
+def _is_number(text: str) -> bool:
+    number = text.removeprefix("-")
+    return number.isascii() and number.isdigit()
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+    """Arguments with ``--target -1:464`` as one: it is no option, though it begins with a dash."""
+    found: list[str] = []
+    for text in argv:
+        if found and found[-1] == "--target" and _is_number(text.partition(":")[0]):
+            found[-1] = f"--target={text}"
+        else:
+            found.append(text)
+    return found
 
 
 def resolution(text: str) -> str | dict[str, str]:
@@ -84,8 +108,11 @@ def names(text: str) -> list[str]:
     return found
 
 
-def which(text: str | None, classes: Sequence[str] | None) -> int | dict[int, float] | None:
-    """Read a target of a store: a number, the name of a class, or weights such as ``3=1,5=-1``.
+def which(text: str | None, classes: Sequence[str] | None, outputs: Outputs) -> Any:
+    """Read a target of a store.
+
+    It is a number, the name of a class, a place such as ``-1:464`` or ``-1:cat``, or weights of
+    these such as ``3=1,5=-1``.
 
     Raises
     ------
@@ -96,16 +123,25 @@ def which(text: str | None, classes: Sequence[str] | None) -> int | dict[int, fl
         return None
     known = [] if classes is None else list(classes)
 
-    def one(name: str) -> int | None:
-        try:
+    def one(name: str) -> Any:
+        if _is_number(name):
             return int(name)
-        except ValueError:
-            return known.index(name) if known.count(name) == 1 else None
+        if known.count(name) == 1:
+            return known.index(name)
+        first, *rest = name.split(":")
+        if not rest or not all(rest):
+            return None
+        *middle, last = rest
+        if not all(map(_is_number, middle)):
+            return None
+        start = int(first) if _is_number(first) else first
+        end = last if last == "predicted" else one(last)
+        return None if end is None else (start, *map(int, middle), end)
 
     found = one(text)
     if found is not None:
         return found
-    weights: dict[int, float] = {}
+    weights: dict[Any, float] = {}
     for part in text.split(","):
         name, _, weight = part.rpartition("=")
         output = one(name.strip())
@@ -114,9 +150,10 @@ def which(text: str | None, classes: Sequence[str] | None) -> int | dict[int, fl
         except ValueError:
             output = None
         if output is None or output in weights:
+            place = ", a place such as -1:464" if isinstance(outputs.place(0), tuple) else ""
             raise InputError(
-                f"--target {text!r}: expected a number{', the name of a class' if known else ''} "
-                "or weights such as 3=1,5=-1"
+                f"--target {text!r}: expected a number{', the name of a class' if known else ''}"
+                f"{place} or weights such as 3=1,5=-1"
             )
         weights[output] = value
     return weights

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        args = _parser().parse_args(argv)
+        args = _parser().parse_args(arguments.joined(sys.argv[1:] if argv is None else argv))
     except SystemExit as stop:  # argparse has printed help or usage
         return stop.code if isinstance(stop.code, int) else 2
     with warnings.catch_warnings():
@@ -151,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         default="predicted",
         type=arguments.target,
-        help="predicted, label, an output's number, or several with commas (predicted)",
+        help="predicted, label, an output's number, POSITION:CLASS (-1:464 or -1:predicted) of an "
+        "output of several axes, NAME:... of several outputs; or several with commas (predicted)",
     )
     extract.add_argument(
         "--resolution",
@@ -292,7 +293,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--target",
             metavar="N",
-            help="which of several targets: its number or class; or weights of outputs, 3=1,5=-1",
+            help="which of several targets: its number, class or POSITION:CLASS (-1:464); or "
+            "weights of outputs, 3=1,5=-1",
         )
     for sub in (info, sql, relevance, paths):
         sub.add_argument("--format", choices=TABLE_FORMATS, help="by default that of --output")

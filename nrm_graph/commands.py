@@ -119,6 +119,8 @@ def relevance(args: argparse.Namespace) -> None:
         m = _measure(db, args)
         value = m(event, given=given)
         target = args.target if m.target is None else m.target
+        if m.target is not None and isinstance(m.outputs.place(m.target), tuple):
+            target = m.outputs.text(m.target)
         row = {"input": args.input, "target": target, "logit": m.logit, "event": repr(event)}
         if given is not None:
             row |= {"given": repr(given), "amplification": getattr(value, "amplification", None)}
@@ -135,7 +137,9 @@ def relevance(args: argparse.Namespace) -> None:
 
 def _measure(db: Database, args: argparse.Namespace) -> Measure:
     """Measure of the input and target that are named."""
-    return db.measure(args.input, target=arguments.which(args.target, db.meta["classes"]))
+    return db.measure(
+        args.input, target=arguments.which(args.target, db.meta["classes"], db.outputs)
+    )
 
 
 def paths(args: argparse.Namespace) -> None:

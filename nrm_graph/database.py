@@ -11,6 +11,7 @@ from nrm_graph.store import settings
 from nrm_graph.store.conditions import read_conditions
 from nrm_graph.store.files import local_path
 from nrm_graph.store.reader import Snapshot, layers_table
+from nrm_graph.targets import stored_outputs
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.conditions import Condition
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
+    from nrm_graph.targets import Outputs
     from nrm_graph.verify.report import Report
 
 
@@ -131,6 +133,11 @@ class Database:
         )
         return Topology(layers, tuple(EdgeGroup(*group) for group in self.meta["groups"]))
 
+    @property
+    def outputs(self) -> Outputs:
+        """What the network returns, which targets are places in."""
+        return stored_outputs(self.meta)
+
     def sql(
         self,
         query: str,
@@ -205,7 +212,7 @@ class Database:
     def measure(
         self,
         key: str | int,
-        target: int | Mapping[int, float] | None = None,
+        target: int | tuple[Any, ...] | Mapping[Any, float] | None = None,
         *,
         dtype: str | None = None,
         scale: str = "unit",
@@ -219,9 +226,11 @@ class Database:
         ----------
         key : str or int
             Key or input_id.
-        target : int, or mapping of int to float, optional
-            Needed where the key has several targets.  Signed weights over outputs, such as
-            ``{3: 1, 5: -1}`` for what speaks for 3 and against 5, need not be stored.
+        target : int, tuple, or mapping of int or tuple to float, optional
+            Needed where the key has several targets.  A tuple is a place in an output of several
+            axes, such as (position, class); see :func:`nrm_graph.measure`.  Signed weights over
+            outputs, such as ``{3: 1, 5: -1}`` for what speaks for 3 and against 5, need not be
+            stored.
         dtype, scale, device, memory
             As in :func:`nrm_graph.measure`.
         input : Tensor, or a tuple or mapping of tensors, optional
@@ -247,13 +256,12 @@ class Database:
         if weights is not None:
             found = found[:1]  # all targets of a key have one input
         elif target is not None:
-            found = tuple(i for i in found if self._snapshot.entries[i].target == target)
+            flat = self.outputs.index(target) if isinstance(target, tuple) else target
+            found = tuple(i for i in found if self._snapshot.entries[i].target == flat)
         if len(found) != 1:
             targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
-            raise InputError(
-                f"input {key!r} has the targets {', '.join(map(str, targets))}: name one of them "
-                "as target="
-            )
+            listed = ", ".join(self.outputs.text(t) for t in targets)
+            raise InputError(f"input {key!r} has the targets {listed}: name one of them as target=")
         from nrm_graph.stored import stored_measure
 
         return stored_measure(

@@ -265,13 +265,19 @@ class _Tables:
             yield block if block.q is None else replace(block, q=block.q / units[block.dst])
 
     def _mode(self, name: str, op: Weighing, k: int, dst: Any, labels: Any) -> Any:
-        if self.plan.labels is None:
-            return mode(op, k, self.plan.network, name, dst, labels[op.operands[k]])
         key = ("mode", name, k)
-        if key not in self.plan.kept:
-            source = labels[op.operands[k]]
-            self.plan.kept[key] = mode(op, k, self.plan.network, name, dst, source)
-        return self.plan.kept[key]
+        if self.plan.labels is not None and key in self.plan.kept:
+            return self.plan.kept[key]
+        source, net = labels[op.operands[k]], self.plan.network
+        ends = Ends(self.plan, net.layout.layer_of[name], source, None)
+        fine = ends.single and any(
+            self.plan.partitions[layer].single
+            for layer, _ in ends.layers(np.unique(source[source >= 0]))
+        )
+        found = mode(op, k, net, name, dst, source, fine)
+        if self.plan.labels is not None:
+            self.plan.kept[key] = found
+        return found
 
     def _alive(self, b: int, layer_id: int) -> Any:
         """Units of a layer that a walk reaches; None where units are groups."""
@@ -286,7 +292,10 @@ class _Tables:
         for block in made:
             sources[block.src_layer].append(block)
         for source, blocks in sorted(sources.items()):
-            block = blocks[0] if len(blocks) == 1 else merged(blocks)
+            block = blocks[0]
+            if len(blocks) > 1:  # what several operands give may cancel
+                block = merged(blocks)
+                block = block.where((block.relevance if block.q is None else block.q) != 0)
             self.blocks[b].append(self._pruned(b, block))
             below = self.plan.partitions[source]
             if below.single:

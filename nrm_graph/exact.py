@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import conditioned, unit_paths, walks
+from nrm_graph import conditioned, held, unit_paths, walks
 from nrm_graph.algebra import Algebra
 from nrm_graph.answers import Cut, Matrix, Side
 from nrm_graph.between import Between, neuron_batches, neuron_table
@@ -40,7 +40,7 @@ class Measure(Algebra):
     Attributes
     ----------
     target : int or None
-        Output that is explained; None for weighted outputs.
+        Output that is explained, as a flat index; None for weighted outputs.
     logit : float
         Its value, or the weighted sum.
     predicted : int
@@ -189,6 +189,15 @@ class Measure(Algebra):
                 }
             )
         return pa.Table.from_pylist(rows)
+
+    def constants(self) -> pa.Table:
+        """Return what biases and constants hold, one row per layer and name, the largest first.
+
+        Columns: layer, constant (``features.0.bias``, ``class_token``, ``padding``), relevance,
+        total_variation (sum of |R| over the layer's neurons).  The relevances of a layer sum to
+        its ``bias`` in :meth:`report`.
+        """
+        return held.table(self.state, self.start, self.terms, self.scale)
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
         """Complete node and edge tables of the input, on the unit scale.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -22,12 +21,13 @@ from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.forms import form, in_order, precision
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits, rounded
-from nrm_graph.prepare import device_of, output_weights, traced
+from nrm_graph.prepare import device_of, output_weights, places, traced
 from nrm_graph.samples import Sample, class_index, fields_of, items, label_text, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
 from nrm_graph.store.schema import Record
 from nrm_graph.store.writer import Writer
+from nrm_graph.targets import asked_for, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nrm_graph.composites import Composite
     from nrm_graph.plan import Plan
     from nrm_graph.states import Network
+    from nrm_graph.targets import Outputs
 
 
 def extract(
@@ -43,7 +44,7 @@ def extract(
     path: str | os.PathLike[str],
     *,
     composite: str | Composite = "epsilon_gamma",
-    target: str | int | Sequence[str | int] = "predicted",
+    target: str | int | tuple[Any, ...] | Sequence[Any] = "predicted",
     resolution: str | Mapping[str, Any] = "auto",
     coverage: float = 1.0,
     top: int | None = None,
@@ -73,8 +74,10 @@ def extract(
         again.
     composite, resolution
         As in :func:`nrm_graph.measure`.
-    target : "predicted", "label", class index, or a sequence of those
-        What to explain; each (key, target) pair is one input of the store.
+    target : "predicted", "label", class index, place, or a sequence of those
+        What to explain; each (key, target) pair is one input of the store.  Where the output has
+        several axes, a tuple with a number for each is a place in it, as in
+        :func:`nrm_graph.measure`: ``(-1, 464)``, ``(-1, "predicted")`` or ``(-1, "label")``.
     coverage : float
         Per input and pair of layers, keep the fewest edges that hold this share of the sum of
         |relevance|.  What is pruned is stored as the pseudo-unit -3, so that row, column and
@@ -116,14 +119,15 @@ def extract(
     limit = pruning.check(coverage, top)
     check_bits(mantissa_bits)
     _check_options(batch_size, tensors, preprocessing, on_error)
-    targets = _targets(target)
+    asked = asked_for(target)
     folder = local_path(path)
     where = device_of(device)
     entries = items(inputs)
     early, first = _first(entries, on_error)
     program, example = traced(model, *in_order(model, first["input"], "the first input"))
     taken, kind = form(program, example), precision(program)
-    outputs = math.prod(program.shapes()[program.output])
+    outputs = outputs_of(program)
+    targets = outputs.targets(asked)
     known = sample(first, early[-1][0], taken, kind) if on_error == "stop" else None
     _check_range(targets, outputs, known, classes)
     net = states.network(program, composites.get(composite), kind, where)
@@ -135,6 +139,8 @@ def extract(
     settings, own = described.settings(net, made, program.hash(), classes)
     if not taken.plain:
         settings["inputs"] = taken.to_json()
+    if program.outputs:
+        settings["outputs"] = [{"name": n, "shape": list(s)} for n, s in program.outputs]
     settings |= {
         "coverage": limit.coverage,
         "top": top,
@@ -153,7 +159,7 @@ def extract(
     )
     size = _per_pass(batch_size, net, where)
     with Writer(folder, threads=_writers()) as writer, bar:
-        run = _Run(made, targets, classes, writer, where, tensors == "keep", mantissa_bits)
+        run = _Run(made, targets, classes, writer, where, tensors == "keep", mantissa_bits, outputs)
         batch: list[Sample] = []
         told = False
         for name, item in _chain(early, entries):
@@ -199,26 +205,24 @@ def _check_options(batch_size: int, tensors: str, preprocessing: object, on_erro
         raise InputError(f"preprocessing must be text, found {type(preprocessing).__name__}")
 
 
-def _targets(target: Any) -> list[str | int]:
-    found = [target] if isinstance(target, str | int) else list(target)
-    for choice in found:
-        named = choice in ("predicted", "label") if isinstance(choice, str) else False
-        if not named and (isinstance(choice, bool) or not isinstance(choice, int)):
-            raise InputError(f"target must be 'predicted', 'label' or an index, found {choice!r}")
-    if not found:
-        raise InputError("target names nothing to explain: expected at least one")
-    return found
-
-
 def _check_range(
-    targets: list[str | int], outputs: int, first: Sample | None, classes: Sequence[str] | None
+    targets: list[Any], outputs: Outputs, first: Sample | None, classes: Sequence[str] | None
 ) -> None:
     """Refuse a target that no input can have, or the first has not, before a store is made."""
+    anything = np.zeros(outputs.count)
     for choice in targets:
-        if choice == "label" and first is not None:
-            choice = class_index(first, classes)
-        if isinstance(choice, int) and not 0 <= choice < outputs:
-            raise InputError(f"target {choice} is out of range: the network has {outputs} outputs")
+        if "label" in (choice if isinstance(choice, tuple) else (choice,)):
+            if first is None:
+                continue
+            choice = _labelled(choice, first, classes)
+        outputs.index(choice, anything)
+
+
+def _labelled(choice: Any, found: Sample, classes: Sequence[str] | None) -> Any:
+    """Return a target with the label of a sample in the place of ``label``."""
+    if isinstance(choice, tuple):
+        return tuple(class_index(found, classes) if e == "label" else e for e in choice)
+    return class_index(found, classes) if choice == "label" else choice
 
 
 def _first(
@@ -296,12 +300,13 @@ class _Run:
     """What stays the same from batch to batch."""
 
     made: Plan
-    targets: list[str | int]
+    targets: list[Any]
     classes: Sequence[str] | None
     writer: Writer
     where: torch.device
     keep: bool
     bits: int | None
+    outputs: Outputs
 
     def is_stored(self, found: Sample) -> bool:
         """Whether every target of an input is stored, so that nothing need be computed.
@@ -312,10 +317,10 @@ class _Run:
             target: int | None
             if choice == "predicted":
                 target = self.writer.predicted(found.key)
-            elif choice == "label":
-                target = class_index(found, self.classes)
+            elif isinstance(choice, tuple) and "predicted" in choice:
+                target = None  # of one position: not known before the network has run
             else:
-                target = int(choice)
+                target = self.outputs.index(_labelled(choice, found, self.classes))
             # Without a target this checks the content all the same.
             known = -1 if target is None else target
             if not self.writer.committed(found.key, known, found.content):
@@ -353,17 +358,18 @@ class _Run:
             raise
         predicted = state.output.argmax(1).tolist()
         for choice in self.targets:
-            if choice == "predicted":
-                chosen = predicted
-            elif choice == "label":
-                chosen = [class_index(found, self.classes) for found in batch]
-            else:
-                chosen = [int(choice)] * len(batch)
+            named = [_labelled(choice, found, self.classes) for found in batch]
+            chosen = [
+                places(one, state.output[i : i + 1], self.outputs)[0] for i, one in enumerate(named)
+            ]
             pairs = zip(batch, chosen, strict=True)
             if all(self.writer.committed(found.key, t) for found, t in pairs):
                 continue
             weights = torch.cat(
-                [output_weights(t, state.output[i : i + 1]) for i, t in enumerate(chosen)]
+                [
+                    output_weights(t, state.output[i : i + 1], self.outputs)
+                    for i, t in enumerate(chosen)
+                ]
             )
             logits = (weights * state.output).sum(1).tolist()
             tables = edge_tables(state, states.seed(state, weights), self.made)

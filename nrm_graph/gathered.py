@@ -49,10 +49,11 @@ def up_blocks(
     src : ndarray of int, the operand's shape
         Global unit of every element.
     """
-    # Copies of single neurons (interpolated, say) may be read by a vector.
-    layers = ends.layers(np.unique(src[src >= 0]))
     q = None
-    if ends.single and any(ends.plan.partitions[layer].single for layer, _ in layers):
+    # Copies of single neurons (interpolated, say) may be read by a vector.
+    if ends.single and any(
+        ends.plan.partitions[layer].single for layer, _ in ends.layers(np.unique(src[src >= 0]))
+    ):
         q = [p.x * kind.transpose(p.factor, p.weight, p.x) for p in pieces]
     values = [p.x * p.back for p in pieces]
     yield from _paired(ends, key, batch, above, src, values, q)

@@ -221,7 +221,43 @@ class Spread:
         return math.prod(z) * size
 
 
-Map = Convolution | Dense | Scale | Window | Taps | Left | Right | Spread
+MAX_JACOBIAN = 1 << 26
+"""Entries of a Jacobian that fit in memory."""
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """``z = w x`` with a matrix for every sample: the first-order expansion of any operation.
+
+    Attributes
+    ----------
+    z : tuple of int
+        Native shape of the output, for a batch of one.
+    """
+
+    z: tuple[int, ...]
+
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(N, ...)`` and ``(N or 1, outputs, operands)`` to the output."""
+        z = (w @ x.flatten(1)[..., None]).reshape(len(x), *self.z[1:])
+        return z if bias is None else z + bias
+
+    def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Gradient in x."""
+        return (w.mT @ s.flatten(1)[..., None]).reshape(len(s), *x.shape[1:])
+
+    def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
+        """Neuron-level edges."""
+        edges = np.arange(math.prod(z) * math.prod(x))
+        o, i = np.divmod(edges, math.prod(x))
+        return o, i, edges
+
+    def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
+        """Count the neuron-level edges."""
+        return math.prod(z) * math.prod(x)
+
+
+Map = Convolution | Dense | Scale | Window | Taps | Left | Right | Spread | Jacobian
 
 
 @dataclass(frozen=True, eq=False)

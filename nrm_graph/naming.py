@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.program import Node, Program
 
-_ONE_TO_ONE = SAME | {
+_IN_PLACE = {
     f"aten.{name}"
     for name in (
         "alias.default",
@@ -138,7 +138,7 @@ def alias_names(
     same: dict[str, str] = {name: name for name in layer_of}
     for node in program.nodes:
         references = list(dict.fromkeys(node.references()))
-        if node.name in same or node.op not in _ONE_TO_ONE or len(references) != 1:
+        if node.name in same or node.op not in SAME | _IN_PLACE or len(references) != 1:
             continue
         before = references[0]
         kept = (shapes[before], batches[before]) == (node.shape, node.batch)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrm_graph.errors import CompositeError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -119,7 +121,7 @@ ZERO_AT_ZERO = NON_NEGATIVE - {
     "aten.softplus.default",
 }
 
-SAME = NON_NEGATIVE | frozenset(
+SAME = set(NON_NEGATIVE) | {
     f"aten.{name}"
     for name in [
         "gelu.default",
@@ -142,9 +144,65 @@ SAME = NON_NEGATIVE | frozenset(
         "threshold.default",
         "prelu.default",
     ]
-)
+}
 
-SUPPORTED = frozenset(WEIGH) | frozenset(MAX_POOL) | ROUTE | SAME
+SUPPORTED = set(WEIGH) | set(MAX_POOL) | ROUTE | SAME
+
+REGISTERED: dict[str, str] = {}
+"""Operations that users registered, and the kinds of layers they make; also in the sets above."""
+
+
+def register_operation(op: str, kind: str) -> None:
+    """Let networks hold an operation that the package does not know.
+
+    Parameters
+    ----------
+    op : str
+        Its full name, ``namespace.name.overload``: ``aten.logsumexp.default``, or one that
+        ``torch.library.custom_op`` made, which may hold a whole module.
+    kind : str
+        ``activation`` if it works neuron by neuron: relevance goes through unchanged.  Any other
+        word is the kind of layer that it makes, for which a composite must name a rule.  Such an
+        operation is taken by its first-order expansion at each input,
+        ``z = J x + (z - J x)``: the Jacobian J is its weight and the rest its bias, so that every
+        rule for linear operations applies.
+
+    Raises
+    ------
+    CompositeError
+        If torch has no such operation, or the package knows it already.
+
+    Examples
+    --------
+    >>> register_operation("aten.special_bessel_j0.default", "activation")
+    >>> register_operation("aten.logcumsumexp.default", "scan")
+
+    Notes
+    -----
+    A registration belongs to the process: a store whose program names the operation needs it
+    again before exact measures are taken.
+    """
+    try:
+        namespace, name, overload = op.split(".")
+        getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    except (ValueError, AttributeError) as error:
+        raise CompositeError(
+            f"torch has no operation {op!r}: expected namespace.name.overload, as the message of "
+            "a refused network has it"
+        ) from error
+    if not (isinstance(kind, str) and kind.isidentifier()):
+        raise CompositeError(f"kind must be a word such as 'activation', found {kind!r}")
+    if op in SUPPORTED and REGISTERED.get(op) != kind:
+        raise CompositeError(
+            f"{op} is known already, as a {REGISTERED.get(op) or WEIGH.get(op) or 'routing'}: name "
+            "a rule for its kind in a composite"
+        )
+    REGISTERED[op] = kind
+    SUPPORTED.add(op)
+    if kind == "activation":
+        SAME.add(op)
+    else:
+        WEIGH[op] = kind
 
 
 _OWN: dict[str, Callable[..., Any]] = {
@@ -165,8 +223,8 @@ def function(op: str) -> Callable[..., Any]:
         return _OWN[op]
     if op in ("aten.view.default", "aten._unsafe_view.default"):
         op = "aten.reshape.default"  # values need not be contiguous: channels_last
-    _, name, overload = op.split(".")
-    return getattr(getattr(torch.ops.aten, name), overload)  # type: ignore[no-any-return]
+    namespace, name, overload = op.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)  # type: ignore[no-any-return]
 
 
 def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -74,8 +74,8 @@ def layers(db: Database) -> pa.Table:
 def answer(row: Mapping[str, Any], m: Measure, classes: Sequence[str] | None) -> Mapping[str, Any]:
     """Return a relevance for people: with the target's class, and on the scale of the logit."""
     shown = dict(row)
-    if classes and m.target is not None and m.target < len(classes):
-        shown["target"] = f"{m.target} ({classes[m.target]})"
+    if m.target is not None:
+        shown["target"] = m.outputs.text(m.target, classes)
     if "given" not in row:
         shown["of the logit"] = row["relevance"] * m.logit
     return shown

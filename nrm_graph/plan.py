@@ -11,7 +11,8 @@ import torch
 
 from nrm_graph.convolution import Convolution
 from nrm_graph.labels import offsets, unit_labels
-from nrm_graph.linear import Dense, Left, Right, Spread
+from nrm_graph.linear import Dense, Jacobian, Left, Right, Scale, Spread
+from nrm_graph.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,7 +140,9 @@ def along(labels: Labels, axis: int) -> Labels | None:
     return first if bool(((moved == first[:, None]) | (moved < 0)).all()) else None
 
 
-def mode(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: Labels) -> Mode:
+def mode(
+    op: Weighing, k: int, network: Network, name: str, dst: Labels, src: Labels, fine: bool
+) -> Mode:
     """Choose how the edges of operand k are computed, and the labels of both sides.
 
     ``channels``: weight gradient of a convolution; ``vector``: outer product; ``features``:
@@ -150,6 +153,8 @@ def mode(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: La
     ----------
     dst, src : ndarray of int
         Units of the layer, and global units of the operand's elements, in their shapes.
+    fine : bool
+        Whether edges between single neurons are among them, whose q is wanted.
     """
     kind, batches = op.maps[k], network.layout.batches
     above, below = batches[name], batches[op.operands[k]]
@@ -166,7 +171,9 @@ def mode(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: La
         alone = dst.size == dst.shape[-1] and src.size == src.shape[-1]
         if pair[0] is not None and pair[1] is not None and not alone:
             return "features", pair[0], pair[1]
-    return _gathered(op, k, network, name, dst, src)
+    if fine and not isinstance(kind, Scale | Window):
+        return None
+    return _gathered(op, k, network, name, dst, src, fine)
 
 
 PROBES = 64
@@ -176,7 +183,9 @@ SET_ENTRIES = 1 << 26
 """Sums over units and sets that fit in memory."""
 
 
-def _gathered(op: Weighing, k: int, network: Network, name: str, dst: Labels, src: Labels) -> Mode:
+def _gathered(
+    op: Weighing, k: int, network: Network, name: str, dst: Labels, src: Labels, fine: bool
+) -> Mode:
     kind, operand, batches = op.maps[k], op.operands[k], network.layout.batches
 
     def native(value: str, labels: Labels) -> Labels:
@@ -188,8 +197,6 @@ def _gathered(op: Weighing, k: int, network: Network, name: str, dst: Labels, sr
 
     upper, lower = native(name, dst), native(operand, src)
     units, sources = len(np.unique(dst)), len(np.unique(src))
-    if units == dst.size and sources == src.size and dst.size > 1:
-        return None
     if isinstance(kind, Spread):
         sets = math.prod(lower.shape) ** 2 // kind.dense_edges(lower.shape, lower.shape, ())
         if (units + sources) * sets <= SET_ENTRIES:
@@ -199,7 +206,7 @@ def _gathered(op: Weighing, k: int, network: Network, name: str, dst: Labels, sr
     found = inherited(kind, weight, upper.shape, lower.shape, upper, upwards=True)
     if found is not None:
         return "up", shaped(operand, found), src
-    if units == dst.size:  # q of single neurons is wanted where the others are single, too
+    if fine:
         return None
     found = inherited(kind, weight, upper.shape, lower.shape, lower, upwards=False)
     if found is not None:
@@ -220,6 +227,8 @@ def _connections(op: Weighing, k: int, z: tuple[int, ...], x: tuple[int, ...]) -
         shape = (x[-1], z[-1])
     elif isinstance(kind, Left):
         shape = (z[-2], x[-2])
+    elif isinstance(kind, Jacobian):
+        shape = (math.prod(z), math.prod(x))
     return torch.ones(shape, dtype=torch.float64)
 
 

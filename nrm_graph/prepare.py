@@ -16,6 +16,7 @@ from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
 from nrm_graph.forms import arranged, candidates, form, in_order, precision
 from nrm_graph.program import Program
+from nrm_graph.targets import outputs_of
 from nrm_graph.tracing import trace
 
 if TYPE_CHECKING:
@@ -26,43 +27,56 @@ if TYPE_CHECKING:
     from nrm_graph.composites import Composite
     from nrm_graph.forms import Inputs, Names
     from nrm_graph.states import Network
+    from nrm_graph.targets import Outputs
 
 
-def output_weights(target: Any, output: Tensor) -> Tensor:
+Target = str | int | tuple[Any, ...] | Mapping[Any, float]
+"""What of the output to explain."""
+
+
+def output_weights(target: Any, output: Tensor, outputs: Outputs) -> Tensor:
     """Signed weights over outputs, ``(N, outputs)``, of one target for all samples.
 
     Parameters
     ----------
-    target : "predicted", int, or mapping of int to float
-        The arg-max output, an output's index, or signed weights such as ``{3: 1, 5: -1}``.
+    target : "predicted", int, tuple, or mapping of int or tuple to float
+        The arg-max output, an output's index or place, or signed weights such as
+        ``{3: 1, 5: -1}``.
     output : Tensor, (N, outputs)
         The network's output.
+    outputs : Outputs
+        Its shape.
     """
     weights = torch.zeros_like(output)
-    count = output.shape[1]
     if isinstance(target, str) and target == "predicted":
         return weights.scatter(1, output.argmax(1, keepdim=True), 1.0)
     pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
     for index, weight in pairs:
-        if isinstance(index, bool) or not isinstance(index, int | np.integer):
+        if isinstance(index, bool) or not isinstance(index, int | np.integer | tuple):
             raise InputError(
-                f"target must be 'predicted', a class index or a mapping of class index to "
-                f"weight, found {target!r}"
+                f"target must be 'predicted', a class index, a place such as (position, class), or "
+                f"a mapping of these to weights, found {target!r}"
             )
         size: Any = abs(weight) if isinstance(weight, Real) else math.nan
         if not size <= torch.finfo(output.dtype).max:
             raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
-        if not 0 <= index < count:
-            raise InputError(f"target {index} is out of range: the network has {count} outputs")
-        weights[:, int(index)] = float(weight)
+        for row, flat in enumerate(places(index, output, outputs)):
+            weights[row, flat] += float(weight)
     return weights
+
+
+def places(target: Any, output: Tensor, outputs: Outputs) -> list[int]:
+    """Flat index of a target for every sample of a batch."""
+    if isinstance(target, str) or (isinstance(target, tuple) and "predicted" in target):
+        return [outputs.index(target, values) for values in output.double().cpu().numpy()]
+    return [outputs.index(target)] * len(output)
 
 
 def measure(
     model: torch.nn.Module | Program,
     x: Inputs,
     *,
-    target: str | int | Mapping[int, float] = "predicted",
+    target: Target = "predicted",
     composite: str | Composite = "epsilon_gamma",
     resolution: str | Mapping[str, Any] = "auto",
     dtype: str | None = None,
@@ -80,8 +94,11 @@ def measure(
         One input, with or without a batch axis of 1; tuples in the order of forward's arguments,
         mappings by their names.  Whole numbers that the network takes as such (token ids, masks)
         stay what they are, anything else is cast to the network's dtype.
-    target : "predicted", int or mapping of int to float
-        Output to explain, or signed weights over outputs.
+    target : "predicted", int, tuple, or mapping of int or tuple to float
+        Output to explain, or signed weights over outputs.  Where the output has several axes, a
+        tuple says the place: ``(-1, 464)`` is class 464 at the last position, ``(-1,
+        "predicted")`` the largest one there.  Where the network returns several tensors it begins
+        with the name of one: ``("logits", -1, 464)``.
     composite : str or Composite
         Rules, by name or built with :mod:`nrm_graph.composites`.
     resolution : str or mapping
@@ -199,7 +216,7 @@ def device_of(device: str | torch.device) -> torch.device:
 def from_network(
     net: Network,
     x: Inputs,
-    target: str | int | Mapping[int, float],
+    target: Target,
     resolution: str | Mapping[str, Any] = "auto",
     scale: str = "unit",
     memory: int = MEMORY,
@@ -207,7 +224,7 @@ def from_network(
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
     state = states.forward(net, x)
-    weights = output_weights(target, state.output)
+    weights = output_weights(target, state.output, outputs_of(net.program))
     start = states.seed(state, weights)
     logit = float((weights * state.output).sum())
     if not math.isfinite(logit):

@@ -107,7 +107,10 @@ class Program:
     aliases : tuple of (value, name)
         Modules whose output is that value: names for a layer that holds the same neurons.
     integers : tuple of str
-        Names of the inputs that hold whole numbers (token ids, masks).
+        Inputs that hold integers (token ids, masks); they are no layers.
+    outputs : tuple of (str, shape)
+        What the output holds, where it was chosen by name: the flattened tensors side by side,
+        if there are several.
     """
 
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
@@ -116,6 +119,7 @@ class Program:
     weights: Mapping[str, Tensor]
     aliases: tuple[tuple[str, str], ...] = ()
     integers: tuple[str, ...] = ()
+    outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample of every value."""
@@ -133,7 +137,7 @@ class Program:
 
     def to_json(self) -> str:
         """Canonical text of the graph; the tensors are kept apart."""
-        graph = {
+        graph: dict[str, Any] = {
             "inputs": [[name, list(shape)] for name, shape in self.inputs],
             "nodes": [
                 {
@@ -150,8 +154,11 @@ class Program:
             ],
             "output": self.output,
             "aliases": [list(pair) for pair in self.aliases],
-            **({"integers": list(self.integers)} if self.integers else {}),
         }
+        if self.integers:
+            graph["integers"] = list(self.integers)
+        if self.outputs:
+            graph["outputs"] = [[name, list(shape)] for name, shape in self.outputs]
         return json.dumps(graph, indent=1, sort_keys=True)
 
     def hash(self) -> str:
@@ -229,6 +236,7 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
             weights,
             tuple((str(a), str(b)) for a, b in graph["aliases"]),
             tuple(str(name) for name in graph.get("integers", ())),
+            tuple((str(n), tuple(int(d) for d in s)) for n, s in graph.get("outputs", ())),
         )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise StoreError(f"program.json is not a program of this package: {error}") from None
@@ -239,7 +247,7 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
 def _check(program: Program) -> None:
     known = {name for name, _ in program.inputs}
     if not known.issuperset(program.integers):
-        raise StoreError("program.json is damaged: integers names what is no input")
+        raise StoreError("program.json is damaged: its integers are no inputs")
     for node in program.nodes:
         missing = [name for name in node.references() if name not in known]
         if missing or node.name in known:

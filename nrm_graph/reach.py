@@ -147,7 +147,7 @@ def _full(state: State, name: str, h: Any) -> Any:
 
 def _filled(like: Tensor, h: float, constant: Tensor | None) -> Tensor:
     full = torch.full_like(like, h)
-    return full if constant is None else full.masked_fill(constant, 0.0)
+    return full if constant is None else full.masked_fill(constant != 0, 0.0)
 
 
 def _weighed(state: State, name: str, found: Reach) -> Tensor | None:

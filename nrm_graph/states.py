@@ -14,9 +14,8 @@ from nrm_graph.execution import resolve
 from nrm_graph.forms import fitting
 from nrm_graph.layers import Layout, layout
 from nrm_graph.linear import Moving
+from nrm_graph.marks import track
 from nrm_graph.operations import MAX_POOL, function
-from nrm_graph.program import Node, Program, Weight
-from nrm_graph.routing import carry, pads_constant
 from nrm_graph.rules.base import Flow, Signs, evaluated
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from nrm_graph.composites import Composite
     from nrm_graph.forms import Inputs
     from nrm_graph.linear import Weighing
+    from nrm_graph.program import Node, Program
     from nrm_graph.rules.base import Group, Rule
 
 
@@ -118,7 +118,10 @@ class State:
     winners : dict of str to Tensor
         Flat spatial index of every max-pool's selection (torch's first in scan order).
     constant : dict of str to Tensor, or to a list of them for the parts of a split
-        Where a value is a constant that was routed in (padding, class tokens).
+        Where a value is a constant that was routed in (padding, class tokens): 0 for neurons,
+        k for the k-th of ``constants``.
+    constants : list of str
+        Names of the constants that were routed in.
     flows : dict of str to Flow
         Kernels, filled at the first pass.
     positive : bool
@@ -134,6 +137,7 @@ class State:
     positive: bool = False
     winners: dict[str, Tensor] = field(default_factory=dict)
     constant: dict[str, Any] = field(default_factory=dict)
+    constants: list[str] = field(default_factory=list)
     flows: dict[str, Flow] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     single: State | None = None
@@ -188,7 +192,7 @@ def forward(net: Network, x: Inputs) -> State:
             error.add_note(f"at the node {node.name} ({node.op})")
             raise
         state.values[node.name] = value
-        _track_constants(node, state, n)
+        track(node, state, n)
     if "output" in net.layout.weighings:
         state.values["output"] = state.values[net.program.output]
     if not torch.isfinite(state.output).all():
@@ -214,38 +218,6 @@ def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
     names = ("stride", "padding", "dilation", "ceil_mode")
     options = {k: v for k, v in zip(names, args[2:], strict=False) if v != []}
     return pool(args[0], args[1], return_indices=True, **options)  # type: ignore[no-any-return]
-
-
-def _track_constants(node: Node, state: State, n: int) -> None:
-    """Follow where routed-in constants end up; almost no network has any."""
-    if node.name in state.network.layout.weighings:
-        return
-    marks, value = state.constant, state.values[node.name]
-    references = list(node.references())
-    if not references:  # made from parameters alone, with a batch axis
-        marks[node.name] = torch.ones_like(value, dtype=torch.bool)
-        return
-    joins = node.op in ("aten.cat.default", "aten.stack.default") and any(
-        isinstance(a, Weight) for a in node.args[0]
-    )
-    fills = node.op == "aten.masked_fill.Scalar"
-    if not (pads_constant(node) or joins or fills or any(r in marks for r in references)):
-        return
-
-    def operand(name: str) -> Any:
-        found = marks.get(name)
-        if isinstance(found, list):  # parts of a split
-            return found
-        source = state.values[name]
-        if isinstance(source, list | tuple):
-            return [part.new_zeros(part.shape) for part in source]
-        return source.new_zeros(source.shape) if found is None else found.to(source.dtype)
-
-    weights = state.network.program.weights
-    shape = () if isinstance(value, list | tuple) else tuple(value.shape)
-    routed = carry(node, operand, state.winners, weights, shape, n, 1.0)
-    parts = isinstance(routed, list | tuple)
-    marks[node.name] = [part.bool() for part in routed] if parts else routed.bool()
 
 
 def repeated(state: State, n: int) -> State:
@@ -347,7 +319,9 @@ def _held(state: State, op: Weighing, found: Flow) -> Tensor | None:
         for term in share.terms:
             marked = state.constant.get(op.operands[term.operand])
             if marked is not None:
-                part = op.maps[term.operand].apply(term.x * marked, term.weight) * share.factor
+                part = (
+                    op.maps[term.operand].apply(term.x * (marked != 0), term.weight) * share.factor
+                )
                 held = part if held is None else held + part
     return held
 

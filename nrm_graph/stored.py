@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -18,6 +18,7 @@ from nrm_graph.program import Program, from_json
 from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
 from nrm_graph.store.schema import content_of
+from nrm_graph.targets import outputs_of, stored_outputs
 from nrm_graph.vetting import PROBLEMS, first_line, vet
 
 if TYPE_CHECKING:
@@ -86,6 +87,13 @@ def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken
             f"the inputs that {db.path / 'store.json'} lists are not those of its program: copy "
             "the store again, and do not trust one from a stranger"
         )
+    if outputs_of(program).parts != stored_outputs(db.meta).parts and (
+        program.outputs or "outputs" in db.meta
+    ):
+        raise StoreError(
+            f"the outputs that {db.path / 'store.json'} lists are not those of its program: copy "
+            "the store again, and do not trust one from a stranger"
+        )
     kind = precision(program) if kind is None else kind
     net = states.network(program, composites.from_json(db.meta["composite"]), kind, device)
     found = net.layout.topology.to_json()
@@ -101,7 +109,7 @@ def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken
 def stored_measure(
     db: Database,
     identity: int,
-    target: Mapping[int, float] | None = None,
+    target: Mapping[Any, float] | None = None,
     *,
     dtype: str | None = None,
     scale: str = "unit",

@@ -132,7 +132,8 @@ def taps(
         units = torch.eye(size, dtype=torch.float64)
         units = units.reshape(size, 1, *[size if a == d else 1 for a in range(n)])
         found = call(units.expand(size, 1, *shape).contiguous(), output_size, *rest, scales)
-        found = found[:, 0].movedim(d + 1, 1).flatten(2)[..., 0].T  # (outputs, positions)
+        found = found[:, 0].movedim(d + 1, 1).flatten(2) if n > 1 else found[:, 0, :, None]
+        found = found[..., 0].T  # (outputs, positions)
         rows = [tuple(row.nonzero().flatten().tolist()) for row in found]
         width = max(len(row) for row in rows)
         table = torch.zeros(len(rows), width, dtype=torch.float64)

@@ -10,8 +10,9 @@ import torch
 
 from nrm_graph.convolution import Convolution
 from nrm_graph.errors import TraceError
+from nrm_graph.expansion import expanded
 from nrm_graph.linear import Dense, Left, Moving, Right, Scale, Spread, Weighing
-from nrm_graph.operations import WEIGH, function
+from nrm_graph.operations import REGISTERED, WEIGH, function
 from nrm_graph.program import Ref, Weight
 from nrm_graph.taps import taps
 from nrm_graph.window import Window
@@ -62,6 +63,8 @@ def weighing(
     def refuse(why: str) -> TraceError:
         return TraceError(f"{node.op} in {node.module or 'the model itself'}: {why}")
 
+    if node.op in REGISTERED:
+        return expanded(node, program, shapes)
     if kind in ("product", "attention"):
         return _product(kind, args[0].name, args[1].name)
     if kind in ("gate", "multiplication"):

@@ -17,16 +17,17 @@ PACKAGE = Path(nrm_graph.__file__).parent
 LEVELS = (
     ("errors",),
     # frozen values: no torch
-    ("topology", "units", "events", "blocks", "precision"),
+    ("topology", "units", "events", "blocks", "precision", "targets"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
     ("plots",),
     # the traced network
     ("batching", "operations", "program", "convolution", "taps", "window"),
     ("execution", "routing", "vetting", "folding", "conversion", "linear", "naming", "signs"),
+    ("expansion",),
     ("weighings", "rules"),
     ("layers",),
     ("tracing", "composites"),
-    ("forms",),
+    ("forms", "marks"),
     # relevance passes and tables
     ("states",),
     ("propagate", "labels"),
@@ -35,7 +36,7 @@ LEVELS = (
     ("gathered",),
     ("edges",),
     # answers
-    ("answers", "conditioned"),
+    ("answers", "conditioned", "held"),
     ("joint", "kernel_edges", "between", "algebra"),
     ("slices", "beam"),
     ("mass", "maxplus"),

@@ -272,7 +272,7 @@ def test_the_argument_names_the_input():
     assert found.sources(2) == (0, 1)
 
 
-def test_several_inputs_are_traced_but_not_measured():
+def test_several_inputs_are_traced_and_all_of_them_are_wanted():
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -285,7 +285,9 @@ def test_several_inputs_are_traced_but_not_measured():
     program = trace(model, (torch.randn(3), torch.randn(5)))
     x, y = torch.randn(2, 3), torch.randn(2, 5)
     torch.testing.assert_close(run(program, x, y), model(x, y))
-    with pytest.raises(ng.InputError, match=r"2 inputs \(left, right\), expected 1"):
+    with pytest.raises(
+        ng.InputError, match=r"x holds 1 tensor, expected 2: the network takes left, right"
+    ):
         ng.measure(program, torch.randn(1, 3), composite="epsilon")
     with pytest.raises(ng.InputError):
         ng.measure(model, torch.randn(1, 3), composite="epsilon")

@@ -107,7 +107,7 @@ def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
 
 def heading(m: Measure, what: str) -> str:
     """Title of a measure's picture: what is shown, of which target, under which condition."""
-    text = f"{what}, {'weighted outputs' if m.target is None else f'target {m.target}'}"
+    text = f"{what}, {m.target_text()}"
     if m.condition is not None:
         text += f", given {textwrap.shorten(repr(m.condition), 120, placeholder=' ...')}"
     return text

@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 
 from nrm_graph.plots.common import (
     ABSORBED,
+    HALO,
     NEGATIVE,
     POSITIVE,
     TEXT,
@@ -65,7 +66,8 @@ def plot_report(m: Measure | pa.Table, ax: Axes | None = None) -> Axes:
     Layers run from the output (top) to the input.  The upper bar of a layer is its positive
     relevance, (total variation + sum) / 2, to the right of zero, and its negative relevance,
     (total variation - sum) / 2, to the left; their difference is the sum.  The lower bar stacks
-    what its pseudo-neurons absorb.  The line is the share left, the whole less everything that
+    what its pseudo-neurons absorb, and bears the names of the constants that hold most of it
+    where that is not the layer's own.  The line is the share left, the whole less everything that
     the layers above absorbed; a layer that is no cut holds another sum than that.  Where parts
     cancel far beyond the whole, the axis is logarithmic outside the interval that its label
     names.
@@ -93,6 +95,7 @@ def plot_report(m: Measure | pa.Table, ax: Axes | None = None) -> Axes:
     _draw_bars(ax, rows)
     left = whole - np.cumsum([0.0, *(absorbed(row) for row in rows)])[:-1]
     _draw_left(ax, left)
+    _name_constants(ax, m, rows)
     _label(ax, m, rows, left, whole)
     return ax
 
@@ -160,6 +163,37 @@ def _draw_left(ax: Axes, left: Any) -> None:
     ax.plot(
         np.repeat(left, 2), heights, color="black", linewidth=1.0, solid_joinstyle="miter", zorder=3
     )
+
+
+def _name_constants(ax: Axes, m: Any, rows: list[dict[str, Any]]) -> None:
+    """Name what holds most of a bias beside its bar, where it is not the layer's own alone."""
+    if not hasattr(m, "constants"):
+        return
+    held: dict[str, list[str]] = {}
+    for row in sorted(m.constants().to_pylist(), key=lambda row: -abs(row["relevance"])):
+        held.setdefault(row["layer"], []).append(row["constant"])
+    low, high = ax.get_xlim()
+    height = size_in_points(ax)[1]
+    for y, row in enumerate(rows):
+        names, bias = held.get(row["layer"], []), float(row["bias"] or 0.0)
+        shares = {"bias": bias, **{k: float(row[k] or 0.0) for k in ABSORBED if k != "bias"}}
+        end = sum(v for v in shares.values() if v * bias > 0)
+        own = names in ([], [f"{row['layer']}.bias"])
+        if own or abs(ax.transData.transform((bias, 0))[0] - ax.transData.transform((0, 0))[0]) < 8:
+            continue
+        right = end < 0.7 * high if bias > 0 else end < 0.7 * low
+        ax.annotate(
+            ", ".join([*names[:2], *(["..."] if len(names) > 2 else [])]),
+            (min(max(end, low), high), y + 0.29),
+            xytext=(2.0 if right else -2.0, 0.0),
+            textcoords="offset points",
+            ha="left" if right else "right",
+            va="center",
+            fontsize=min(6.0, max(3.5, 0.4 * height / len(rows))),
+            color=TEXT,
+            path_effects=HALO,
+            zorder=4,
+        )
 
 
 def _label(ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float) -> None:

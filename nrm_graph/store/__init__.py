@@ -20,19 +20,19 @@ exclusively and never changed, ``store.json`` last; a folder without it is not a
 hold ``format_version`` (1), ``program_hash``, ``composite``, ``layers``, ``groups`` (each: dst
 layer, src layer, dense edges), ``coverage`` (over 0, at most 1), ``top`` and ``mantissa_bits``
 (null for none), ``classes`` and ``preprocessing`` (null if not known), ``versions`` and ``files``
-(by name: size and SHA-256 of the program's files).  It SHOULD hold ``pruned`` (each: dst layer,
-src layer, coverage, top or null), the pairs of layers of which not every edge is stored, and MAY
-hold more.  Of a network that takes anything but one tensor of floats it MUST hold ``inputs``: in
-the order of the program, 1 to 1000 objects of exactly ``name`` (unique), ``shape`` (of one sample)
-and ``dtype`` (float, int64 or bool); without it the one input is the layer 0.  A reader MUST
-refuse a version that it does not know, naming the one it reads, and SHOULD check the sizes in
-``files``.
-Entries of ``layers`` stand in the order of ``layer_id`` (from 0, at most 32767) and MUST hold
-``layer_id``, ``name`` (unique), ``kind``, ``shape``, ``resolution`` (neuron, channel, feature,
-token, head or custom), ``n_units``, ``depth`` and ``aliases``, and ``units`` (SHA-256 of the
-partition, as ``content`` below) where the resolution is custom.  No file of a store may be a
-symbolic link.  Continuing a store MUST be refused where any of these but ``versions`` and
-``files`` differs.
+(by name: size and SHA-256 of the program's files).  It SHOULD hold ``pruned`` (each: dst layer, src
+layer, coverage, top or null), the pairs of layers of which not every edge is stored, and MAY hold
+more.  Of a network that takes anything but one tensor of floats it MUST hold ``inputs``: in the
+order of the program, 1 to 1000 objects of exactly ``name`` (unique), ``shape`` (of one sample) and
+``dtype`` (float, int64 or bool); without it the one input is the layer 0.  Of a network whose
+outputs were chosen by name it MUST hold ``outputs``: objects of exactly ``name`` (unique) and
+``shape``, whose flattened tensors side by side are the last layer.  A reader MUST refuse a version
+that it does not know, naming the one it reads, and SHOULD check the sizes in ``files``. Entries of
+``layers`` stand in the order of ``layer_id`` (from 0, at most 32767) and MUST hold ``layer_id``,
+``name`` (unique), ``kind``, ``shape``, ``resolution`` (neuron, channel, feature, token, head or
+custom), ``n_units``, ``depth`` and ``aliases``, and ``units`` (SHA-256 of the partition, as
+``content`` below) where the resolution is custom.  No file of a store may be a symbolic link.
+Continuing a store MUST be refused where any of these but ``versions`` and ``files`` differs.
 
 **Shards.** A writer MUST write each data file under a name that ends in ``.tmp``, fsync it, rename
 it and fsync the folder, and only then do the same with the manifest.  A file whose shard has no
@@ -59,9 +59,9 @@ JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Rea
 in front keeps two pairs from joining to the same bytes.  It is never negative.  ``content`` is the
 SHA-256 of ``<dtype>|<d0,d1,...>|`` followed by the tensor's bytes (C order, little-endian); of
 several tensors it is the SHA-256 of the UTF-8 text ``<name>:<content>;``, one such for each in the
-order of ``inputs``, where content is that of the tensor alone.  When
-two manifests that are not replaced hold the same pair, the one with the smaller shard name counts,
-and readers MUST NOT see the rows of the other.  One key SHOULD have one content.
+order of ``inputs``, where content is that of the tensor alone.  ``target`` is the flat index of an
+output.  When two manifests that are not replaced hold the same pair, the one with the smaller shard
+name counts, and readers MUST NOT see the rows of the other.  One key SHOULD have one content.
 
 **Tables.** ``inputs``: input_id int64, key string, label string (nullable), target int32, predicted
 int32, logit float32, then one nullable column per metadata field of the shard that holds a value.

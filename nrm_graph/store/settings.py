@@ -150,7 +150,8 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             words = "partition" if name == "units" else name
             _compare(f"{words} of layer {new['name']}", old.get(name), new.get(name))
     _compare("groups", found["groups"], wanted["groups"])
-    _compare("inputs", found.get("inputs"), wanted.get("inputs"))
+    for name in ("inputs", "outputs"):
+        _compare(name, found.get(name), wanted.get(name))
 
 
 def _compare(words: str, old: Any, new: Any) -> None:
@@ -248,6 +249,9 @@ def _decode(path: Path, data: bytes) -> dict[str, Any]:
         )
     problem = _inputs_problem(raw["inputs"]) if "inputs" in raw else None
     expect(problem is None, "inputs", str(problem), raw.get("inputs"))
+    if "outputs" in raw:
+        problem = _outputs_problem(raw["outputs"], (layers or [{"shape": []}])[-1]["shape"])
+        expect(problem is None, "outputs", str(problem), raw["outputs"])
     files = raw.get("files")
     expect(isinstance(files, dict), "files", "an object", files)
     own = any(layer["resolution"] == "custom" for layer in layers or ())
@@ -281,6 +285,25 @@ def _inputs_problem(inputs: Any) -> str | None:
             return f"a list of inputs with a dtype out of {', '.join(INPUT_DTYPES)}"
     if len({row["name"] for row in inputs}) != len(inputs):
         return "a list of inputs with names of their own"
+    return None
+
+
+def _outputs_problem(outputs: Any, last: list[int]) -> str | None:
+    """Say what the list of a network's outputs should be, or None if it is."""
+    if not isinstance(outputs, list) or not 0 < len(outputs) <= MAX_TENSORS:
+        return f"a list of 1 to {MAX_TENSORS} outputs"
+    for row in outputs:
+        if not isinstance(row, dict) or set(row) != {"name", "shape"}:
+            return "a list of outputs with name and shape"
+        if not is_text(row["name"]) or not row["name"]:
+            return "a list of outputs with names"
+        shape = row["shape"]
+        if not isinstance(shape, list) or not all(_is_int(d, 0, (1 << 31) - 1) for d in shape):
+            return "a list of outputs with shapes"
+    if len({row["name"] for row in outputs}) != len(outputs):
+        return "a list of outputs with names of their own"
+    if sum(math.prod(row["shape"]) for row in outputs) != math.prod(last):
+        return "a list of outputs that the last layer holds"
     return None
 
 
