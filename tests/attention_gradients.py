@@ -11,6 +11,7 @@ relevance is then output times gradient, at every module.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -175,15 +176,18 @@ def relevance(net, inputs, target: int, leaves, cp: bool = False) -> dict[str, T
     """
     whole_activations(net)
     kept: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
 
     def keep(path):
         def hook(module, _, output):
             if path in leaves:
                 output = output.detach().requires_grad_(True)
-            if moving(output):
-                output.retain_grad()
-                kept[path] = output
-            return output
+            if not moving(output) or type(module).__name__ == "LayerNorm2d":
+                return output  # LayerNorm2d turns what it gives: its layer has other axes
+            output.retain_grad()
+            calls[path] += 1
+            kept[path if calls[path] == 1 else f"{path}@{calls[path] - 1}"] = output
+            return output.clone()  # which may be added to in place
 
         return hook
 

@@ -152,7 +152,7 @@ def test_attn_lrp_is_gradient_times_input(name):
             paths = paths[1:]  # what is folded has the relevance of the batch-norm
         for path in paths:
             there = expected.get(leaf or "x" if layer.name == first else path)
-            # A LayerNorm2d turns its output; of one input, windows are on the batch axis.
+            # Of one input, windows are on the batch axis.
             if there is None or layer.shape not in (there.shape[1:], there.shape):
                 continue
             there = there.numpy().reshape(layer.shape)
