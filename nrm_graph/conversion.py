@@ -1,25 +1,31 @@
 """From an exported graph to the nodes of a program.
 
-What no input value reaches is evaluated and becomes a constant; attention is taken apart into
-its product, softmax and mix, so that each is a layer.
+What no input value reaches is evaluated and becomes a constant (:mod:`nrm_graph.constants`); what
+is written in many ways is brought into one (:mod:`nrm_graph.rewriting`); attention is taken apart
+into its product, softmax and mix, so that each is a layer (:mod:`nrm_graph.attention`).
+
+An operation that may be part of an activation written out in steps is called ``raw.<name>``
+until :mod:`nrm_graph.fusing` has found all of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nrm_graph.batching import PLAIN, BatchAxis
+from nrm_graph.constants import LOWEST, SIZES, Constants
 from nrm_graph.errors import TraceError
-from nrm_graph.operations import ROUTE, SAME, SUPPORTED
-from nrm_graph.program import Batch, Node, Program, Ref, Weight
+from nrm_graph.execution import resolve
+from nrm_graph.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED, function
+from nrm_graph.program import Batch, Node, Program, Ref, Weight, passivity
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _SHAPE_ONLY = {
     "aten.new_zeros.default",
@@ -37,21 +43,31 @@ _SAME_AS = {
     # Memory formats are not kept, so a view may need a copy.
     "aten.view.default": "aten.reshape.default",
     "aten._unsafe_view.default": "aten.reshape.default",
+    "aten.unsafe_split.Tensor": "aten.split.Tensor",
+    "aten.add.Scalar": "aten.add.Tensor",
+    "aten.sub.Scalar": "aten.sub.Tensor",
+    "aten.div.Scalar": "aten.div.Tensor",
+    "aten.mul.Scalar": "aten.mul.Tensor",
+    "aten.__and__.Tensor": "aten.bitwise_and.Tensor",
+    "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
+    "aten.__xor__.Tensor": "aten.bitwise_xor.Tensor",
+    "aten.to.dtype": "aten._to_copy.default",
+    "aten.bmm.default": "aten.matmul.default",
+    "aten.mm.default": "aten.matmul.default",
 }
 
-_PRODUCTS = {"aten.matmul.default", "aten.bmm.default", "aten.mm.default"}
+# Constants that are the same for all samples are not broadcast by these.
+_WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {"aten.gather.default"}
 
-_ATTENTION = "aten.scaled_dot_product_attention.default"
+_PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 
-_HINTS = {
-    "aten.embedding.default": "relevance cannot pass an embedding: explain the network from the "
-    "embedded vectors on",
+HINTS = {
     "aten.log_softmax.int": "explain the scores before it: leave the log-softmax out",
     "aten.div.Tensor": "a quotient of two values that both depend on the input has no rule",
 }
 
 
-def _affine(value: Any) -> int | Batch:
+def affine(value: Any) -> int | Batch:
     """Turn a symbolic integer into ``scale * n + offset``."""
     if isinstance(value, int):
         return value
@@ -83,281 +99,370 @@ def place(shape: Sequence[int | Batch]) -> tuple[tuple[int, ...], BatchAxis] | N
     return batch.shape(native), batch
 
 
+class Refused(Exception):
+    """An operation cannot be converted: its name and the reason."""
+
+
+@dataclass
+class Step:
+    """One operation of the exported graph, being converted.
+
+    Attributes
+    ----------
+    fx : torch.fx.Node
+        As exported.
+    op : str
+        Its name.
+    args, kwargs
+        As :class:`~nrm_graph.program.Node` has them.
+    moving : list of str
+        Values among the arguments that carry relevance, with repetition.
+    """
+
+    fx: Any
+    op: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    moving: list[str]
+    module: str
+    call: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the result."""
+        found: torch.dtype = self.fx.meta["val"].dtype
+        return found
+
+
+@dataclass
 class Converter:
     """Collects the nodes of a program from an exported graph.
 
     Attributes
     ----------
+    exported : torch.export.ExportedProgram
+        Of a module that calls the network as its child ``prefix``.
+    input_names : sequence of str
+        Names of the network's arguments.
+    rewrites : mapping of str to callable
+        For operations that need more than their name: called with the converter and the step.
     nodes : list of Node
         Converted so far.
-    refused : Counter of (operation and reason, module path)
-        What cannot be converted.
+    passive, still : set of str
+        Values that carry no relevance, see :func:`nrm_graph.program.passive`.
+    mixes : set of str
+        Values that are softmax weights.
+    masks : dict of str to bool
+        Passive values that hide what they are added to, and whether they are 0 elsewhere.
     """
 
-    def __init__(self, exported: Any, input_names: Sequence[str]) -> None:
-        signature = exported.graph_signature
-        self.graph = exported.graph
-        self.stored = {**exported.constants, **exported.state_dict}
-        self.named = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
-        self.input_names = list(input_names)
-        self.constants: dict[str, Any] = {}  # fx name -> value of what no input value reaches
-        self.weight_names: dict[str, str] = {}  # fx name -> name in the program
-        self.renamed: dict[str, str] = {}  # fx name of an input -> forward's argument
-        self.inputs: list[tuple[str, tuple[int, ...]]] = []
-        self.nodes: list[Node] = []
-        self.refused: Counter[tuple[str, str]] = Counter()
-        self.calls: dict[str, list[str]] = {}  # module path -> its calls in order
-        self.mixes: set[str] = set()  # values that are softmax weights
-        self.output = ""
+    exported: Any
+    input_names: Sequence[str]
+    prefix: str
+    rewrites: Mapping[str, Callable[[Converter, Step], None]]
+    nodes: list[Node] = field(default_factory=list)
+    constants: Constants = field(default_factory=Constants)
+    inputs: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
+    integers: list[str] = field(default_factory=list)
+    passive: set[str] = field(default_factory=set)
+    still: set[str] = field(default_factory=set)
+    mixes: set[str] = field(default_factory=set)
+    masks: dict[str, bool] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)  # exporter's name -> ours
+    output: str = ""
+    _real: Weight | None = None
+    _sizes: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # on the meta device
+    _fx: dict[str, Any] = field(default_factory=dict)
+    _calls: dict[str, list[str]] = field(default_factory=dict)  # module path -> calls in order
 
     def program(self) -> Program:
-        """Convert the whole graph.
-
-        Raises
-        ------
-        TraceError
-            If it returns several tensors, or holds operations that are not known.
-        """
-        for fx in self.graph.nodes:
+        """Convert the whole graph; operations called ``raw`` are still among it."""
+        taken = set(self.input_names)
+        for fx in self.exported.graph.nodes:
+            if fx.name in taken:  # names of inputs are the network's own
+                fx.name = f"{fx.name}_"
             if fx.op == "placeholder":
                 self._placeholder(fx)
             elif fx.op == "output":
                 self._output(fx)
             elif fx.users and not isinstance(fx.meta.get("val"), int | torch.SymInt):
                 self._operation(fx)
-        if self.refused:
-            listed = "; ".join(f"{op} in {path or 'the model itself'}" for op, path in self.refused)
-            raise TraceError(
-                f"operations without a rule: {listed}. Replace them by supported ones, or explain "
-                "a part of the network that does without"
-            )
-        used = {self.weight_names[name]: value for name, value in self.constants.items()}
-        return Program(tuple(self.inputs), tuple(self.nodes), self.output, used)
+        return Program(
+            tuple(self.inputs),
+            tuple(self.nodes),
+            self.output,
+            self.constants.used,
+            integers=tuple(self.integers),
+        )
+
+    def path(self, name: str) -> str:
+        """Path inside the network of what the exporter saw inside the module around it."""
+        return name.removeprefix(self.prefix).removeprefix(".")
 
     def _placeholder(self, fx: Any) -> None:
-        if fx.name in self.named:
-            name = self.named[fx.name]
-            self.constants[fx.name], self.weight_names[fx.name] = self.stored[name].detach(), name
-            return
-        k = len(self.inputs)
-        taken = {node.name for node in self.graph.nodes if node.name != fx.name}
-        name = self.input_names[k] if k < len(self.input_names) else fx.name
-        self.renamed[fx.name] = fx.name if name in taken else name
-        self.inputs.append((self.renamed[fx.name], tuple(fx.meta["val"].shape[1:])))
+        signature = self.exported.graph_signature
+        stored = {**self.exported.constants, **self.exported.state_dict}
+        owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        lifted = signature.inputs_to_lifted_tensor_constants
+        if fx.name in owned:
+            name = owned[fx.name]
+            self.constants.stored(fx.name, stored[name].detach(), self.path(name))
+        elif fx.name in lifted:
+            name = lifted[fx.name]
+            module = self.path(name).rpartition(".")[0]
+            self.constants.stored(fx.name, stored[name].detach(), None, module)
+        else:
+            k = len(self.inputs)
+            name = self.input_names[k] if k < len(self.input_names) else fx.name
+            self.renamed[fx.name] = name
+            meta = fx.meta["val"]
+            self.inputs.append((name, tuple(meta.shape[1:])))
+            self._fx[name] = fx
+            if not meta.is_floating_point():
+                self.integers.append(name)
+                self.passive.add(name)
 
     def _output(self, fx: Any) -> None:
-        results = [r for r in fx.args[0] if isinstance(r, torch.fx.Node)]
-        if len(results) != 1:
-            raise TraceError(
-                f"the network returns {len(results)} tensors, expected 1: wrap it in a module "
-                "that returns the one to explain"
-            )
-        if results[0].name in self.constants:
+        (result,) = (r for r in fx.args[0] if isinstance(r, torch.fx.Node))
+        self.output = self.renamed.get(result.name, result.name)
+        if result.name in self.constants.origins or self.output in self.passive | self.still:
             raise TraceError("the network's output does not depend on its input")
-        self.output = self.renamed.get(results[0].name, results[0].name)
 
-    def _argument(self, value: Any) -> Any:
+    def argument(self, value: Any, copied: bool = True) -> Any:
+        """Argument of a node; ``copied``: a constant is repeated for every sample."""
         if isinstance(value, torch.fx.Node):
-            if value.name in self.constants:
-                return Weight(self.weight_names[value.name])
+            if value.name in self.constants.values:
+                return self.constants.weight(value.name)
+            if value.name in self.constants.spread:
+                return self._copied(value) if copied else self.constants.weight(value.name)
+            if value.name in self.constants.grown and value.name not in self._fx:
+                self.keep(self._step(value))
             meta = value.meta.get("val")
             if isinstance(meta, int | torch.SymInt):
-                return _affine(meta)
+                return affine(meta)
             return Ref(self.renamed.get(value.name, value.name))
         if isinstance(value, list | tuple):
-            return tuple(self._argument(item) for item in value)
+            return tuple(self.argument(item, copied) for item in value)
         if isinstance(value, torch.SymInt):
-            return _affine(value)
-        if isinstance(value, torch.memory_format | torch.layout | torch.device):
+            return affine(value)
+        if isinstance(value, torch.memory_format | torch.layout | torch.device | torch.dtype):
             return None
+        if isinstance(value, float) and math.isfinite(value):
+            return min(max(value, LOWEST), -LOWEST)  # a float64 mask is one in float32 too
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise TraceError(f"an argument of type {type(value).__name__} cannot be stored: {value!r}")
 
-    def _where(self, fx: Any) -> tuple[str, str]:
+    def _copied(self, fx: Any) -> Ref:
+        """Constant with a batch axis, as a node."""
+        if fx.name not in self._fx:
+            _, axis = self.constants.spread[fx.name]
+            one = self.constants.tensor(fx.name)
+            sizes = tuple(Batch(1, 0) if d == axis else s for d, s in enumerate(one.shape))
+            module, call = self.where(fx)
+            step = Step(fx, "", (), {}, [], module, call)
+            self.add(step, "aten.expand.default", self.constants.weight(fx.name), sizes)
+        return Ref(fx.name)
+
+    def where(self, fx: Any) -> tuple[str, str]:
         """Return the module path and the call of a node; calls are numbered as they come."""
-        stack = (fx.meta.get("nn_module_stack") or {"": ("", "")}).items()
-        levels, raw = [], ""
-        for key, (path, _) in stack:
+        stack = (fx.meta.get("nn_module_stack") or {}).items()
+        levels, raw, path = [], "", ""
+        for key, (full, _) in stack:
+            if not full.startswith(self.prefix):
+                continue  # the module around the network
+            path = self.path(full)
             raw = f"{raw}/{key}"
-            calls = self.calls.setdefault(path, [])
+            calls = self._calls.setdefault(path, [])
             if raw not in calls:
                 calls.append(raw)
             number = calls.index(raw)
             levels.append(f"{path}@{number}" if number else path)
-        return str(path), "/".join(levels[1:])
+        return path, "/".join(levels[1:])
 
     def _operation(self, fx: Any) -> None:
         op = _SAME_AS.get(str(fx.target), str(fx.target))
-        module, call = self._where(fx)
+        module, _ = self.where(fx)
         sources = [n for n in fx.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list)]
-        if torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ()) and (
-            op not in SUPPORTED and op != _ATTENTION
+        random = torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ()) and (
+            op not in SUPPORTED and op not in self.rewrites
+        )
+        known = self.constants.origins
+        if (
+            not random
+            and (op in _SHAPE_ONLY or all(n.name in known for n in sources))
+            and self.constants.fold(fx, module, affine)
         ):
-            self.refused[f"{op} (random numbers)", module] += 1
             return
-        if op in _SHAPE_ONLY or all(n.name in self.constants for n in sources):
-            value = self._evaluate(fx)
-            if value is not None:
-                self.constants[fx.name] = value
-                self.weight_names[fx.name] = f"constant.{fx.name}"
-                return
-        moving = [a for a in _flat(fx.args) if a.name not in self.constants and a in sources]
-        op, problem = self._canonical(op, fx, moving)
-        if problem:
-            self.refused[problem, module] += 1
-            return
-        meta = fx.meta.get("val")
-        placed = self._place(meta)
-        if placed is None:
-            self.refused[f"{op} (a value without a batch axis of its own)", module] += 1
-            return
-        args = tuple(self._argument(a) for a in fx.args)
-        kwargs = {k: self._argument(v) for k, v in fx.kwargs.items()}
-        if op == _ATTENTION:
-            self._attention(fx, args, kwargs, module, call)
-            return
-        if op == "aten.pad.default" and args[1:] and not any(args[1]):
-            op, args, kwargs = "aten.alias.default", args[:1], {}
-        elif op.startswith("nrm.gate"):
-            kwargs = {}
-        elif op == "aten.softmax.int":
-            args, kwargs = args[:2], {}
-            self.mixes.add(fx.name)
-        elif (op in SAME or op in ROUTE) and len(moving) == 1 and moving[0].name in self.mixes:
-            self.mixes.add(fx.name)
-        self._add(fx.name, op, args, kwargs, module, call, *placed)
+        try:
+            if random:
+                raise Refused(f"{op} (random numbers)")
+            step = self._step(fx)
+            self.rewrites.get(op, Converter.keep)(self, step)
+        except Refused as refused:
+            self._refuse(fx, str(refused))
 
-    def _canonical(self, op: str, fx: Any, moving: list[Any]) -> tuple[str, str]:
-        """Our name of an operation, and why it is refused, if it is."""
-        if op in _PRODUCTS and len(moving) == 2:
-            return ("nrm.attention" if moving[0].name in self.mixes else "nrm.product"), ""
-        if op == "aten.bmm.default":
-            return "aten.matmul.default", ""
-        if op == "aten.mul.Tensor" and len(moving) == 2:
-            return "nrm.gate", ""
-        if op == _ATTENTION:
-            return op, ""
-        if op not in SUPPORTED:
-            return op, f"{op} ({_HINTS[op]})" if op in _HINTS else op
-        if op in SAME and len(moving) != 1:
-            return op, f"{op} of two values that both depend on the input"
-        if op == "aten.masked_fill.Scalar" and (
-            len(moving) != 1 or fx.args[1].name not in self.constants
-        ):
-            return op, f"{op} with a mask that is not constant"
-        if op == "aten.instance_norm.default" and not fx.args[5]:
-            return op, f"{op} with running statistics"
-        return op, ""
+    def _refuse(self, fx: Any, why: str) -> None:
+        """Stand in for what cannot be converted, so that the rest is looked at as well."""
+        read = [n.name for n in fx.all_input_nodes if n.name not in self.constants.origins]
+        refs = tuple(Ref(self.renamed.get(name, name)) for name in read)
+        module, call = self.where(fx)
+        self._fx[fx.name] = fx
+        if refs and all(ref.name in self.passive for ref in refs):
+            self.passive.add(fx.name)
+        self.nodes.append(Node(fx.name, f"refused.{why}", refs, (), module, call, (), PLAIN))
 
-    def _place(self, meta: Any) -> tuple[tuple[int, ...], BatchAxis] | None:
-        if isinstance(meta, Tensor):
-            return place([_affine(d) for d in meta.shape])
-        return (), PLAIN  # a list of parts
+    def _step(self, fx: Any) -> Step:
+        op = _SAME_AS.get(str(fx.target), str(fx.target))
+        copied = op in _WHOLE
+        args = tuple(self.argument(a, copied) for a in fx.args)
+        kwargs = {k: self.argument(v, copied) for k, v in fx.kwargs.items() if k not in _PLACE}
+        refs = [r.name for r in _refs((args, tuple(kwargs.values())))]
+        moving = [name for name in refs if name not in self.passive | self.still]
+        return Step(fx, op, args, kwargs, moving, *self.where(fx))
 
-    def _add(
-        self,
-        name: str,
-        op: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        module: str,
-        call: str,
-        shape: tuple[int, ...],
-        batch: BatchAxis,
-    ) -> Ref:
+    def keep(self, step: Step) -> None:
+        """Add an operation that is known as it is.
+
+        Raises
+        ------
+        Refused
+            If it is not known, or reads what it must not.
+        """
+        op = step.op
+        if not step.moving:
+            if op not in PASSIVE | ROUTE | SAME:
+                raise Refused(f"{op} of integers")
+        elif op not in CARRYING:
+            raise Refused(op)
+        elif op in SAME and len(step.moving) != 1:
+            raise Refused(f"{op} of two values that both depend on the input")
+        elif op == "aten.instance_norm.default" and not step.args[5]:
+            raise Refused(f"{op} with running statistics")
+        self.add(step, op, *step.args, **step.kwargs)
+
+    def add(self, step: Step, op: str, *args: Any, at: str = "", **kwargs: Any) -> Ref:
+        """Add a node, the last of a step; or one on the way, with a suffix ``at``.
+
+        Raises
+        ------
+        Refused
+            If its value has no batch axis of its own.
+        """
+        name = f"{step.fx.name}.{at}" if at else step.fx.name
         kept = tuple(sorted((k, v) for k, v in kwargs.items() if v is not None))
-        self.nodes.append(Node(name, op, args, kept, module, call, shape, batch))
+        node = Node(name, op, args, kept, step.module, step.call, (), PLAIN)
+        if not at:
+            self._fx[name] = step.fx
+        sort = None if op in ENDS else passivity(op, node.references(), self.passive, self.still)
+        placed = place(self.shape(name, node))
+        if placed is None:
+            raise Refused(f"{step.op} (a value without a batch axis of its own)")
+        # Parts of a split have their places, not their list.
+        parts = not at and isinstance(step.fx.meta["val"], list | tuple)
+        shape, batch = ((), PLAIN) if parts else placed
+        if sort is not None:
+            (self.passive if sort else self.still).add(name)
+        moving = [n for n in node.references() if n not in self.passive | self.still]
+        if op == "aten.softmax.int" or (
+            (op in SAME or op in ROUTE) and len(moving) == 1 and moving[0] in self.mixes
+        ):
+            self.mixes.add(name)
+        self.nodes.append(Node(name, op, args, kept, step.module, step.call, shape, batch))
         return Ref(name)
 
-    def _attention(
-        self, fx: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: str, call: str
-    ) -> None:
-        """``softmax(q k^T scale + mask) v`` in five steps (torch's own definition)."""
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
-        given = dict(zip(names, args, strict=False)) | kwargs
-        q, k, v = (
-            [_affine(d) for d in a.meta["val"].shape] if isinstance(a, torch.fx.Node) else []
-            for a in fx.args[:3]
+    def alias(self, step: Step, value: Ref) -> None:
+        """Let a step's value be another."""
+        self.renamed[step.fx.name] = value.name
+
+    @property
+    def nothing(self) -> set[str]:
+        """Constants that are 0 as such, by their names in the program."""
+        return self.constants.zeros
+
+    def real(self, dtype: torch.dtype) -> Weight:
+        """Return a number of the type that the network computes with."""
+        if self._real is None:
+            self._real = self.constants.added("one", torch.ones((), dtype=dtype))
+        return self._real
+
+    def dtype(self, value: Ref | Weight) -> torch.dtype:
+        """Type of a value."""
+        if isinstance(value, Weight):
+            return self.constants.used[value.name].dtype
+        if value.name in self._fx:
+            found: torch.dtype = self._fx[value.name].meta["val"].dtype
+            return found
+        return self._sizes[value.name][0].dtype  # type: ignore[no-any-return]
+
+    def shape_of(self, step: Step) -> tuple[int | Batch, ...]:
+        """Native shape of a step's result."""
+        return tuple(affine(d) for d in step.fx.meta["val"].shape)
+
+    def shape(self, name: str, node: Node | None = None) -> tuple[int | Batch, ...]:
+        """Native shape of a value; of the parts of a split, that of the first."""
+        if name in self._fx:
+            meta = self._fx[name].meta["val"]
+            meta = meta[0] if isinstance(meta, list | tuple) else meta
+            return tuple(affine(d) for d in meta.shape)
+        if name not in self._sizes:
+            assert node is not None
+            self._sizes[name] = tuple(self._sized(node, n) for n in SIZES)
+        first, second = (
+            v[0].shape if isinstance(v, list | tuple) else v.shape for v in self._sizes[name]
         )
-        refs = [given[name] for name in names[:3]]
-        if not all(isinstance(r, Ref) for r in refs) or kwargs.get("enable_gqa"):
-            self.refused["attention with constant or grouped queries, keys or values", module] += 1
-            return
-        scores = (*q[:-1], k[-2])
-        steps = [place([*k[:-2], k[-1], k[-2]]), place(scores), place([*q[:-1], v[-1]])]
-        if any(p is None for p in steps):
-            self.refused["attention over the batch", module] += 1
-            return
-        turned, square, mixed = (p for p in steps if p is not None)
-        dtype = fx.meta["val"].dtype
-        length, size = int(str(q[-1])), k[-2]
+        if len(first) != len(second):
+            raise Refused(f"{node.op if node else name} (it does not run for any batch size)")
+        return tuple(
+            a if a == b else Batch(b - a, a - (b - a) * SIZES[0])
+            for a, b in zip(first, second, strict=True)
+        )
 
-        def step(suffix: str, op: str, *step_args: Any, at: Any = square) -> Ref:
-            return self._add(f"{fx.name}.{suffix}", op, step_args, {}, module, call, *at)
+    def _sized(self, node: Node, n: int) -> Any:
+        """Run a node on tensors without data."""
+        values = {name: self._meta(name, n) for name in node.references()}
+        weights = {
+            name: value.to("meta")
+            for name, value in self.constants.used.items()
+            if name in {w.name for w in _weights((node.args, node.kwargs))}
+        }
+        args = resolve(node.args, values, weights, n)
+        kwargs = {k: resolve(v, values, weights, n) for k, v in node.kwargs}
+        op = node.op.replace("raw.", "aten.")
+        call = function(op) if op in SUPPORTED else _aten(op)
+        return call(*args, **kwargs)
 
-        key = step("key", "aten.transpose.int", refs[1], -2, -1, at=turned)
-        value = step("product", "nrm.product", refs[0], key)
-        scale = given.get("scale")
-        scale = 1 / math.sqrt(length) if scale is None else scale
-        value = step("scaled", "aten.mul.Tensor", value, float(scale))
-        mask = given.get("attn_mask")
-        if isinstance(mask, Ref):
-            self.refused["attention with a mask that is not constant", module] += 1
-            return
-        if given.get("is_causal"):
-            found = torch.ones(int(str(q[-2])), int(str(size)), dtype=torch.bool).tril()
-            mask = self._constant(f"{fx.name}.causal", found)
-        if mask is not None:
-            found = self.constants[next(n for n, w in self.weight_names.items() if w == mask.name)]
-            if found.dtype == torch.bool:
-                hidden = self._constant(f"{fx.name}.hidden", ~found)
-                value = step("masked", "aten.masked_fill.Scalar", value, hidden, -math.inf)
-            else:
-                shift = self._constant(f"{fx.name}.shift", found.to(dtype))
-                value = step("masked", "aten.add.Tensor", value, shift)
-        value = step("weights", "aten.softmax.int", value, -1)
-        self._add(fx.name, "nrm.attention", (value, refs[2]), {}, module, call, *mixed)
+    def _meta(self, name: str, n: int) -> Any:
+        if name in self._sizes:
+            return self._sizes[name][SIZES.index(n)]
 
-    def _constant(self, name: str, value: Tensor) -> Weight:
-        self.constants[name], self.weight_names[name] = value, f"constant.{name}"
-        return Weight(f"constant.{name}")
+        def empty(meta: Any) -> Any:
+            if isinstance(meta, list | tuple):
+                return [empty(part) for part in meta]
+            sizes = [affine(d) for d in meta.shape]
+            shape = [s if isinstance(s, int) else s.scale * n + s.offset for s in sizes]
+            return torch.empty(shape, dtype=meta.dtype, device="meta")
 
-    def _evaluate(self, fx: torch.fx.Node) -> Any:
-        """Value of a node that no input value reaches, unless its shape has the batch in it."""
-        meta = fx.meta.get("val")
-        parts = meta if isinstance(meta, list | tuple) else [meta]
-        if not all(isinstance(p, Tensor) and _static(p) for p in parts):
-            return None
-
-        def value(arg: Any) -> Any:
-            if not isinstance(arg, torch.fx.Node):
-                return arg
-            if arg.name in self.constants:
-                return self.constants[arg.name]
-            found = arg.meta["val"]
-            if isinstance(found, Tensor):
-                shape = [d if isinstance(d, int) else 2 for d in found.shape]
-                return torch.empty(shape, dtype=found.dtype)
-            raise TraceError(f"{fx.target} needs the batch size to make a constant")
-
-        args, kwargs = torch.fx.node.map_arg((fx.args, fx.kwargs), value)
-        with torch.no_grad():
-            return fx.target(*args, **kwargs)  # type: ignore[operator]
+        return empty(self._fx[name].meta["val"])
 
 
-def _static(value: Tensor) -> bool:
-    return all(isinstance(d, int) for d in value.shape)
+def _aten(op: str) -> Any:
+    _, name, overload = op.split(".")
+    return getattr(getattr(torch.ops.aten, name), overload)
 
 
-def _flat(value: Any) -> list[Any]:
-    """Nodes among nested arguments, with repetition."""
-    if isinstance(value, torch.fx.Node):
+def _refs(value: Any) -> list[Ref]:
+    """Values read in nested arguments, with repetition."""
+    if isinstance(value, Ref):
         return [value]
-    if isinstance(value, list | tuple):
-        return [node for item in value for node in _flat(item)]
+    if isinstance(value, tuple):
+        return [ref for item in value for ref in _refs(item)]
+    return []
+
+
+def _weights(value: Any) -> list[Weight]:
+    if isinstance(value, Weight):
+        return [value]
+    if isinstance(value, tuple):
+        return [weight for item in value for weight in _weights(item)]
     return []

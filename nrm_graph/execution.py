@@ -84,11 +84,15 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
     pair = [_two(x) for x in examples]
     singles = [[x[i : i + 1] for x in pair] for i in (0, 1)]
     nodes = []
+    alone: set[str] = set()  # made from the size of the batch alone, as arange(n) is
     try:
         for (node, both), (_, first), (_, second) in zip(
             steps(program, *pair), *(steps(program, *x) for x in singles), strict=True
         ):
-            if isinstance(both, Tensor):
+            if all(name in alone for name in node.references()):
+                alone.add(node.name)
+                nodes.append(node if not isinstance(first, Tensor) else _stated(node, first))
+            elif isinstance(both, Tensor):
                 nodes.append(_settle(node, both, first, second))
             else:
                 nodes.append(node)
@@ -102,10 +106,16 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
     return replace(program, nodes=tuple(found[node.name] for node in program.nodes))
 
 
+def _stated(node: Node, alone: Tensor) -> Node:
+    return replace(node, shape=node.batch.shape(tuple(alone.shape)))
+
+
 def _two(x: Tensor) -> Tensor:
     """Two different samples near an example."""
     if not x.is_floating_point():
-        return torch.cat([x, x.flip(tuple(range(1, x.ndim)))])
+        # The network itself bounds the range of integers: the same ones in another order.
+        other = x.flip(tuple(range(1, x.ndim)))
+        return torch.cat([x, x.roll(1, -1) if torch.equal(x, other) and x.ndim > 1 else other])
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((2, *x.shape[1:]), generator=generator, dtype=x.dtype).to(x.device)
     spread = x.std(correction=0) if x.numel() > 1 else x.abs().max()
@@ -114,6 +124,8 @@ def _two(x: Tensor) -> Tensor:
 
 def _settle(node: Node, both: Tensor, first: Tensor, second: Tensor) -> Node:
     native, axis, scale = tuple(first.shape), node.batch.axis, node.batch.scale
+    if both.dtype == torch.bool or not both.is_floating_point():
+        both, first, second = both.double(), first.double(), second.double()
     errors: dict[BatchAxis, float] = {}
     allowed = 0.0
     fits = first.ndim == both.ndim and native[axis] == scale and both.shape[axis] == 2 * scale

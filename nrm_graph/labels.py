@@ -54,8 +54,11 @@ def unit_labels(
         return batches[name].native(own[None])
 
     for name, _ in net.program.inputs:
-        labels[name] = of_layer(name)
+        if name in net.layout.layer_of:
+            labels[name] = of_layer(name)
     for node in net.program.nodes:
+        if node.name in net.passive:
+            continue
         references = list(node.references())
         if node.name in net.layout.layer_of:
             labels[node.name] = of_layer(node.name)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from nrm_graph.linear import Scale, Weighing
 from nrm_graph.naming import alias_names, layer_names
-from nrm_graph.operations import SAME, WEIGH
+from nrm_graph.operations import ENDS, SAME, WEIGH
+from nrm_graph.program import passive
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
 from nrm_graph.weighings import weighing
 
@@ -47,14 +48,19 @@ class Layout:
 def layout(program: Program) -> Layout:
     """Find the layers of a program and name them (design: module paths, never node names)."""
     shapes, native, batches = program.shapes(), program.native_shapes(), program.batches()
+    rest = passive(program)
     weighings = {
-        node.name: weighing(node, program, native) for node in program.nodes if node.op in WEIGH
+        node.name: weighing(node, program, native, rest)
+        for node in program.nodes
+        if node.op in WEIGH and node.name not in rest
     }
-    values = [name for name, _ in program.inputs]
-    values += [node.name for node in program.nodes if node.name in weighings]
+    values = [name for name, _ in program.inputs if name not in rest]
+    ends = dict.fromkeys(values, "input")
+    ends |= {n.name: ENDS[n.op] for n in program.nodes if n.op in ENDS and n.name not in rest}
+    values += [n.name for n in program.nodes if n.name in weighings or n.name in ends]
     nodes = {node.name: node for node in program.nodes}
     names = layer_names(program)
-    home = _home(program, set(values), native)
+    home = _home(program, set(values), native, rest)
     if len(home[program.output]) != 1 or _moved(program, nodes, set(values)):
         # What is returned is a selection of layers: a layer of its own, read one to one.
         values.append("output")
@@ -65,7 +71,7 @@ def layout(program: Program) -> Layout:
         home["output"] = {"output": Fraction(1)}
     layer_of = {value: i for i, value in enumerate(values)}
     reads = {value: [home[operand] for operand in w.operands] for value, w in weighings.items()}
-    depth: dict[str, int] = dict.fromkeys((name for name, _ in program.inputs), 0)
+    depth: dict[str, int] = dict.fromkeys(ends, 0)
     groups = []
     for value in values:
         if value not in weighings:
@@ -88,7 +94,7 @@ def layout(program: Program) -> Layout:
         LayerInfo(
             layer_of[value],
             names[value],
-            weighings[value].kind if value in weighings else "input",
+            weighings[value].kind if value in weighings else ends[value],
             tuple(shapes[value]),
             depth[value],
             tuple(aliases[value]),
@@ -105,18 +111,24 @@ def layout(program: Program) -> Layout:
 
 
 def _home(
-    program: Program, layers: set[str], native: dict[str, tuple[int, ...]]
+    program: Program,
+    layers: set[str],
+    native: dict[str, tuple[int, ...]],
+    rest: frozenset[str],
 ) -> dict[str, dict[str, Fraction]]:
     """For every value, the layers whose neurons it consists of, with their shares of it.
 
     Shares are exact through concatenations; what selects from one keeps its shares.
     """
-    home: dict[str, dict[str, Fraction]] = {name: {name: Fraction(1)} for name, _ in program.inputs}
+    home: dict[str, dict[str, Fraction]] = {name: {} for name in rest}
+    home |= {name: {name: Fraction(1)} for name, _ in program.inputs if name not in rest}
     for node in program.nodes:
+        if node.name in rest:
+            continue
         if node.name in layers:
             home[node.name] = {node.name: Fraction(1)}
             continue
-        references = list(node.references())
+        references = [name for name in node.references() if name not in rest]
         share = Fraction(1, max(1, len(references)))
         found: dict[str, Fraction] = defaultdict(Fraction)
         for read in references:

@@ -23,7 +23,8 @@ def track(node: Node, state: State, n: int) -> None:
 
     ``state.constant`` holds 0 for neurons and k for the k-th of ``state.constants``.
     """
-    if node.name in state.network.layout.weighings:
+    net = state.network
+    if node.name in net.layout.layer_of or node.name in net.passive:
         return
     marks, value = state.constant, state.values[node.name]
     references = list(node.references())
@@ -32,7 +33,8 @@ def track(node: Node, state: State, n: int) -> None:
         marks[node.name] = torch.full_like(value, code, dtype=torch.int16)
         return
     joins = node.op in _JOINS and any(isinstance(a, Weight) for a in node.args[0])
-    fills = MASKED if node.op == "aten.masked_fill.Scalar" else None
+    masks = node.op == "aten.masked_fill.Scalar" and isinstance(node.args[1], Weight)
+    fills = MASKED if masks else None
     fills = PADDING if pads_constant(node) else fills
     if not (fills or joins or any(r in marks for r in references)):
         return

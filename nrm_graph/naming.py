@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from nrm_graph.operations import SAME, WEIGH
-from nrm_graph.program import Weight
+from nrm_graph.operations import ENDS, SAME, WEIGH
+from nrm_graph.program import Weight, passive
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from nrm_graph.program import Node, Program
+
+_SUMS = {"aten.add.Tensor", "aten.sub.Tensor"}
 
 _IN_PLACE = {
     f"aten.{name}"
@@ -38,15 +40,16 @@ def layer_names(program: Program) -> dict[str, str]:
     children.
     Later calls are ``<name>@1``, ``<name>@2``.
     """
-    names = {name: name for name, _ in program.inputs}
+    rest = passive(program)
+    names = {name: name for name, _ in program.inputs if name not in rest}
     stems: dict[str, str] = {}
     free: dict[str, list[Node]] = defaultdict(list)  # without parameter, by call of a module
     mixes = {next(n.references()) for n in program.nodes if n.op == "nrm.attention"}
-    parents = _parents(program)
+    parents, owned = _parents(program), {node.module for node in program.nodes}
     for node in program.nodes:
-        if node.op not in WEIGH:
+        if node.name in rest or (node.op not in WEIGH and node.op not in ENDS):
             continue
-        owner = _owner(node)
+        owner = _owner(node, parents, owned)
         if owner is None:
             free[node.call].append(node)
         else:
@@ -55,14 +58,15 @@ def layer_names(program: Program) -> dict[str, str]:
         module = nodes[0].module
         seen: Counter[str] = Counter()
         for node in nodes:
-            kind = "add" if WEIGH[node.op] == "sum" else WEIGH[node.op]
+            kind = {**WEIGH, **ENDS}[node.op]
+            kind = "add" if node.op in _SUMS else kind
             if kind == "softmax" and _before(program, node.name, mixes):
                 kind = "attention_weights"
             stem = f"{module}.{kind}" if module else kind
             stems[node.name] = f"{stem}_{seen[kind]}" if seen[kind] else stem
             seen[kind] += 1
-        sums = [node for node in nodes if WEIGH[node.op] == "sum"]
-        if module and sums and _last_layer(program, nodes[0].call) == sums[-1].name:
+        sums = [node for node in nodes if node.op in _SUMS]
+        if module and sums and _last_layer(program, nodes[0].call, rest) == sums[-1].name:
             stems[sums[-1].name] = module
         elif module and len(nodes) == 1 and module not in parents:
             stems[nodes[0].name] = module
@@ -80,10 +84,10 @@ def layer_names(program: Program) -> dict[str, str]:
     return names
 
 
-def _last_layer(program: Program, call: str) -> str:
+def _last_layer(program: Program, call: str, rest: Collection[str]) -> str:
     """Return the last value that is a layer in a call of a module and of all it calls."""
     inside = (n for n in program.nodes if f"{n.call}/".startswith(f"{call}/") and n.op in WEIGH)
-    return [node.name for node in inside][-1]
+    return [node.name for node in inside if node.name not in rest][-1]
 
 
 def _parents(program: Program) -> set[str]:
@@ -103,13 +107,27 @@ def _before(program: Program, value: str, mixes: Collection[str]) -> bool:
     return not reached.isdisjoint(mixes)
 
 
-def _owner(node: Node) -> str | None:
-    """Path that an operation's own parameter gives it, or None."""
-    kind = WEIGH[node.op]
+def _owner(node: Node, parents: Collection[str], owned: Collection[str]) -> str | None:
+    """Path that an operation's own parameter gives it, or None.
+
+    Where another module has the parameter as well and is not called itself, or calls it for
+    something else (tied weights), the operation keeps the path of the module that calls it.
+    """
+    found = _path(node)
+    if found is None or found == node.module or not node.module or node.module in parents:
+        return found
+    tied = node.op in ENDS or found.rpartition(".")[0] in owned or found in owned
+    return node.module if tied and not found.startswith(f"{node.module}.") else found
+
+
+def _path(node: Node) -> str | None:
+    kind = {**WEIGH, **ENDS}[node.op]
     if kind in ("layer_norm", "group_norm", "rms_norm") or node.op == "aten.addmm.default":
         place = 2
     elif kind in ("convolution", "dense"):
         place = 1
+    elif kind == "embedding":
+        place = 0
     elif kind in ("batch_norm", "instance_norm"):
         return node.module or kind
     else:
@@ -134,14 +152,17 @@ def alias_names(
     A module is an alias of the layer whose neurons it returns one to one: activations, dropout,
     folded batch-norm.  A pool or a reshape is none, for its index means something else.
     """
-    batches, shapes = program.batches(), program.shapes()
+    batches, shapes, rest = program.batches(), program.shapes(), passive(program)
     same: dict[str, str] = {name: name for name in layer_of}
     for node in program.nodes:
-        references = list(dict.fromkeys(node.references()))
+        references = [name for name in dict.fromkeys(node.references()) if name not in rest]
         if node.name in same or node.op not in SAME | _IN_PLACE or len(references) != 1:
             continue
         before = references[0]
         kept = (shapes[before], batches[before]) == (node.shape, node.batch)
+        if shapes[before] == node.shape and node.op == "aten.reshape.default":
+            # (n * tokens, features) for (n, tokens, features): the same order in every sample.
+            kept = all(b.axis == 0 and b.outer == 1 for b in (batches[before], node.batch))
         if kept and before in same:
             same[node.name] = same[before]
     taken = {names[value] for value in layer_of}

@@ -3,9 +3,14 @@
 ``weigh``   the operation weighs its inputs; its output is a layer and needs a rule
 ``route``   one 0/1 selection per output; relevance goes back to what was selected
 ``same``    elementwise; relevance goes back unchanged (activations, scaling by a constant)
+``ends``    walks end there: an embedding is the input layer of its token ids
+
+Values that depend on integer inputs alone (masks, positions) carry no relevance: what makes them
+is ``PASSIVE`` (see :func:`nrm_graph.program.passive`).
 
 Names beginning with ``nrm.`` are ours: what ATen calls ``mul`` is an activation's scale with a
-constant, and a ``nrm.gate`` with two values that both depend on the input.
+constant, a ``nrm.gate`` where one of two values that depend on the input comes through an
+activation and the other does not, and a ``nrm.multiply`` where that cannot be told.
 """
 
 from __future__ import annotations
@@ -14,10 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.errors import CompositeError
+from nrm_graph.elementwise import evaluate
+from nrm_graph.errors import CompositeError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+ENDS = {"aten.embedding.default": "embedding"}
+"""Operation to the kind of layer at which walks end."""
 
 WEIGH = {
     "aten.conv1d.default": "convolution",
@@ -35,6 +44,7 @@ WEIGH = {
     "aten.addmm.default": "dense",
     "aten.add.Tensor": "sum",
     "aten.sub.Tensor": "sum",
+    "aten.sum.dim_IntList": "sum",
     "aten.batch_norm.default": "batch_norm",
     "aten.avg_pool1d.default": "average",
     "aten.avg_pool2d.default": "average",
@@ -43,7 +53,6 @@ WEIGH = {
     "aten.adaptive_avg_pool2d.default": "average",
     "aten.adaptive_avg_pool3d.default": "average",
     "aten.mean.dim": "average",
-    "aten.sum.dim_IntList": "sum",
     "aten.layer_norm.default": "layer_norm",
     "aten.group_norm.default": "group_norm",
     "aten.instance_norm.default": "instance_norm",
@@ -107,9 +116,16 @@ ROUTE = frozenset(
         "upsample_nearest1d.vec",
         "upsample_nearest2d.vec",
         "upsample_nearest3d.vec",
+        "repeat.default",
+        "index_select.default",
+        "index.Tensor",
+        "diagonal.default",
+        "movedim.int",
         "getitem",
     ]
 )
+
+_KINDS = ("Scalar", "Tensor")
 
 NON_NEGATIVE = frozenset(
     f"aten.{name}.default" for name in ("relu", "relu6", "sigmoid", "hardsigmoid", "softplus")
@@ -121,32 +137,89 @@ ZERO_AT_ZERO = NON_NEGATIVE - {
     "aten.softplus.default",
 }
 
-SAME = set(NON_NEGATIVE) | {
+SAME = (
+    set(NON_NEGATIVE)
+    | set(  # noqa: C401
+        f"aten.{name}"
+        for name in [
+            "gelu.default",
+            "elu.default",
+            "leaky_relu.default",
+            "silu.default",
+            "hardtanh.default",
+            "hardswish.default",
+            "tanh.default",
+            "mish.default",
+            "dropout.default",
+            "mul.Tensor",
+            "mul.Scalar",
+            "div.Tensor",
+            "div.Scalar",
+            "neg.default",
+            "celu.default",
+            "selu.default",
+            "log_sigmoid.default",
+            "threshold.default",
+            "prelu.default",
+            "clamp.default",
+            "clamp_min.default",
+            "clamp_max.default",
+        ]
+    )
+    | {"nrm.elementwise"}
+)
+
+PASSIVE = frozenset(
     f"aten.{name}"
     for name in [
-        "gelu.default",
-        "elu.default",
-        "leaky_relu.default",
-        "silu.default",
-        "hardtanh.default",
-        "hardswish.default",
-        "tanh.default",
-        "mish.default",
-        "dropout.default",
+        "arange.default",
+        "arange.start",
+        "arange.start_step",
+        *(f"{name}.{kind}" for name in ("eq", "ne", "lt", "le", "gt", "ge") for kind in _KINDS),
+        "bitwise_and.Tensor",
+        "bitwise_or.Tensor",
+        "bitwise_xor.Tensor",
+        "bitwise_not.default",
+        "logical_and.default",
+        "logical_or.default",
+        "logical_xor.default",
+        "logical_not.default",
+        "add.Tensor",
+        "sub.Tensor",
         "mul.Tensor",
-        "mul.Scalar",
         "div.Tensor",
-        "div.Scalar",
-        "neg.default",
-        "celu.default",
-        "selu.default",
-        "log_sigmoid.default",
-        "threshold.default",
-        "prelu.default",
+        "floor_divide.default",
+        "remainder.Scalar",
+        "where.self",
+        "where.ScalarOther",
+        "where.ScalarSelf",
+        "where.Scalar",
+        "masked_fill.Scalar",
+        "gather.default",
+        "cumsum.default",
+        "type_as.default",
+        "sum.dim_IntList",
+        "mean.dim",
+        "amax.default",
+        "amin.default",
+        "any.dim",
+        "all.dim",
+        "argmax.default",
+        "maximum.default",
+        "minimum.default",
+        "abs.default",
+        "rsqrt.default",
+        "reciprocal.default",
+        "tril.default",
+        "triu.default",
     ]
-}
+)
+"""What may make a value that carries no relevance, beside selections and elementwise ones."""
 
-SUPPORTED = set(WEIGH) | set(MAX_POOL) | ROUTE | SAME
+CARRYING = set(WEIGH) | set(MAX_POOL) | ROUTE | SAME | set(ENDS)
+"""What may make a value that carries relevance."""
+
+SUPPORTED = CARRYING | PASSIVE
 
 REGISTERED: dict[str, str] = {}
 """Operations that users registered, and the kinds of layers they make; also in the sets above."""
@@ -199,6 +272,7 @@ def register_operation(op: str, kind: str) -> None:
         )
     REGISTERED[op] = kind
     SUPPORTED.add(op)
+    CARRYING.add(op)
     if kind == "activation":
         SAME.add(op)
     else:
@@ -212,6 +286,8 @@ _OWN: dict[str, Callable[..., Any]] = {
     "nrm.attention": torch.matmul,
     "nrm.gate": torch.mul,
     "nrm.multiply": torch.mul,
+    "nrm.elementwise": evaluate,
+    "aten.embedding.default": lambda table, ids: _embedding(table, ids),
 }
 
 
@@ -230,3 +306,14 @@ def function(op: str) -> Callable[..., Any]:
 def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     shape = [1, -1] + [1] * (x.ndim - 2)
     return x * scale.view(shape) + shift.view(shape)
+
+
+def _embedding(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    if not ids.is_meta and ids.numel():
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= table.shape[0]:
+            raise InputError(
+                f"a token id is {low if low < 0 else high}, but the embedding has "
+                f"{table.shape[0]} rows: expected ids from 0 to {table.shape[0] - 1}"
+            )
+    return torch.nn.functional.embedding(ids, table)

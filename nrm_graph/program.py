@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.batching import PLAIN, BatchAxis
 from nrm_graph.errors import StoreError
+from nrm_graph.operations import ENDS, PASSIVE, SAME, WEIGH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -169,6 +170,43 @@ class Program:
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
             digest.update(tensor.reshape(-1).numpy().tobytes())
         return digest.hexdigest()
+
+
+def passive(program: Program) -> frozenset[str]:
+    """Values that carry no relevance, for they depend on integer inputs alone.
+
+    Masks and positions are; what an embedding makes of token ids is not.  Integers that depend
+    on the size of the batch alone count too.
+    """
+    found, still = set(program.integers), set[str]()
+    for node in program.nodes:
+        if node.op not in ENDS:
+            sort = passivity(node.op, node.references(), found, still)
+            if sort is not None:
+                (found if sort else still).add(node.name)
+    return frozenset(found)
+
+
+def passivity(
+    op: str, references: Iterable[str], passive: Collection[str], still: Collection[str]
+) -> bool | None:
+    """Tell a node that is passive (True), and one made from constants alone (False).
+
+    Parameters
+    ----------
+    op : str
+        The operation.
+    references : iterable of str
+        Values that it reads.
+    passive, still : collection of str
+        Earlier values of both sorts.
+    """
+    read = list(references)
+    if op in WEIGH and op not in PASSIVE:
+        return None
+    if not all(name in passive or name in still for name in read):
+        return None
+    return any(name in passive for name in read) or (op in PASSIVE and op not in SAME)
 
 
 def _batch(batch: BatchAxis) -> dict[str, list[int]]:

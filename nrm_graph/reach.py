@@ -108,7 +108,8 @@ def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
         if layer_id is None:
             assert node is not None
             value = None
-            if any(_some(found.below(name, read)) for read in node.references()):
+            read_ = [read for read in node.references() if read not in net.passive]
+            if name not in net.passive and any(_some(found.below(name, read)) for read in read_):
 
                 def operand(read: str, name: str = name) -> Any:
                     return _full(state, read, found.below(name, read))

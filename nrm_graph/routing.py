@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.program import Node
 
+MASKED = "aten.masked_fill.Scalar"
+
 SAME_ORDER = {
     "aten.view.default",
     "aten.reshape.default",
@@ -61,6 +63,8 @@ def send(
         Of the program.
     """
     references = list(dict.fromkeys(node.references()))
+    if node.op in SAME or node.op == MASKED:
+        references = references[:1]  # a passive factor or mask carries no relevance
     if not references:  # a constant: counted as bias of the layer that read it
         return
     source = values[references[0]]
@@ -154,7 +158,9 @@ def carry(
         spatial = MAX_POOL[node.op]
         index = winners[node.name].flatten(-spatial)
         return first.flatten(-spatial).gather(-1, index).reshape(shape)
-    if node.op == "aten.masked_fill.Scalar":
+    if node.op == MASKED:
+        if isinstance(node.args[1], Ref):
+            return first.expand(shape)  # attention scores alone are masked so: no relevance there
         return first.masked_fill(weights[node.args[1].name], fill)
     if pads_constant(node):
         return torch.nn.functional.pad(first, list(node.args[1]), value=fill)
@@ -163,7 +169,10 @@ def carry(
         if isinstance(value, Ref):
             return operand(value.name)
         if isinstance(value, Weight):
-            return torch.full_like(weights[value.name], fill, dtype=first.dtype)
+            found = weights[value.name]
+            if not found.is_floating_point():  # where to select, not what
+                return found
+            return torch.full_like(found, fill, dtype=first.dtype)
         if isinstance(value, Batch):
             return value.scale * n + value.offset
         if isinstance(value, tuple):

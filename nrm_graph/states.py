@@ -16,6 +16,7 @@ from nrm_graph.layers import Layout, layout
 from nrm_graph.linear import Moving
 from nrm_graph.marks import track
 from nrm_graph.operations import MAX_POOL, function
+from nrm_graph.program import passive
 from nrm_graph.rules.base import Flow, Signs, evaluated
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class Network:
     def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:
         """Values that are never negative: for any inputs, and for inputs that are not."""
         return signs.non_negative(self.program, False), signs.non_negative(self.program, True)
+
+    @functools.cached_property
+    def passive(self) -> frozenset[str]:
+        """Values that carry no relevance, see :func:`nrm_graph.program.passive`."""
+        return passive(self.program)
 
     @functools.cached_property
     def order(self) -> tuple[tuple[str, Node | None], ...]:

@@ -38,7 +38,7 @@ class LayerInfo:
     name : str
         Module path, or the name of forward's argument for an input.
     kind : str
-        ``input``, ``convolution``, ``dense``, ``sum``, ``average``, ``batch_norm``, ...
+        ``input``, ``embedding``, ``convolution``, ``dense``, ``sum``, ``batch_norm``, ...
     shape : tuple of int
         Shape of one sample's value, without the batch axis.
     depth : int

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,48 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nrm_graph.conversion import Converter
+from nrm_graph.attention import ATTENTION, attention
+from nrm_graph.conversion import HINTS, Converter
 from nrm_graph.errors import InputError, TraceError
 from nrm_graph.execution import settle_batches
 from nrm_graph.folding import fold_batch_norm, prune
+from nrm_graph.fusing import fuse
 from nrm_graph.layers import layout
+from nrm_graph.outputs import Choice, Chosen
+from nrm_graph.program import passive
+from nrm_graph.rewriting import REWRITES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nrm_graph.program import Node, Program
+
+_REWRITES = {**REWRITES, ATTENTION: attention}
+
+_COMPOSITE = (
+    "einsum.default",
+    "baddbmm.default",
+    "glu.default",
+    "addcmul.default",
+    "cosine_similarity.default",
+    "rot90.default",
+    "tile.default",
+    "repeat_interleave.self_int",
+    "select_scatter.default",
+    "im2col.default",
+    "lstm.input",
+    "gru.input",
+    "rnn_tanh.input",
+    "rnn_relu.input",
+    "lstm_cell.default",
+    "gru_cell.default",
+    "rnn_tanh_cell.default",
+    "rnn_relu_cell.default",
+)
+"""Operations that torch itself writes out in others, names without ``aten``."""
+
+MAX_STEPS = 2_000
+"""Steps of recurrent networks that are unrolled."""
 
 
 def as_batch(model: nn.Module, x: Tensor) -> Tensor:
@@ -39,33 +72,30 @@ def as_batch(model: nn.Module, x: Tensor) -> Tensor:
     InputError
         If the model accepts the input in neither form.
     """
-    return _as_batches(model, (x,))[0]
+    return _as_batches(Chosen(model, None, None), (x,))[0]
 
 
-def _as_batches(model: nn.Module, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _as_batches(model: Chosen, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """As :func:`as_batch`, for a model of several inputs: all or none have their batch axis."""
     without = tuple(x.unsqueeze(0) for x in xs)
     candidates = [without]
     if all(x.ndim and x.shape[0] == 1 for x in xs):
         # (1, 28, 28) is rather an image without batch axis; (1, F), (1, C, H, W) are batches.
-        candidates = [without, xs] if xs[0].ndim == 3 else [xs, without]
+        # A single token id lacks its batch axis.
+        unlikely = xs[0].ndim == 3 or (xs[0].ndim == 1 and not xs[0].is_floating_point())
+        candidates = [without, xs] if unlikely else [xs, without]
     reason: object = None
     for candidate in candidates:
         try:
             with torch.no_grad():
-                out = model(*(torch.cat([x, x]) for x in candidate))
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            reason = reason or str(error).splitlines()[0]
+                parts = model.parts(*(torch.cat([x, x]) for x in candidate))
+        except (RuntimeError, ValueError, LookupError, TypeError, AssertionError) as error:
+            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
-        if isinstance(out, Tensor) and out.ndim and out.shape[0] == 2:
+        if all(out.ndim and out.shape[0] == 2 for _, out in parts):
             return candidate
-        if isinstance(out, Tensor):
-            reason = reason or f"to a batch of two it answered shape {tuple(out.shape)}"
-        else:
-            reason = reason or (
-                f"it returns a {type(out).__name__}, expected one tensor: wrap it in a module "
-                "that returns the tensor to explain"
-            )
+        found = " and ".join(str(tuple(out.shape)) for _, out in parts)
+        reason = reason or f"to a batch of two it answered shape {found}"
     shapes = " and ".join(str(tuple(x.shape)) for x in xs)
     raise InputError(
         f"the model does not accept {'an input' if len(xs) == 1 else 'inputs'} of shape {shapes}, "
@@ -73,25 +103,33 @@ def _as_batches(model: nn.Module, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     )
 
 
-def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Program:
+def trace(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+    output: Choice = None,
+) -> Program:
     """Trace a network for any batch size.
 
     Parameters
     ----------
     model : nn.Module
         Traced in evaluation mode; its own mode is restored.
-    example : Tensor, or a tuple of tensors for a forward of several
-        One input, with or without a batch axis of 1.
+    example : Tensor, or for a forward of several a tuple of tensors or a mapping by keyword
+        One input, with or without a batch axis of 1.  Integers (token ids, masks) are no layers;
+        what an embedding makes of them is.
+    output : str, int, or list of them, optional
+        Of a network that returns several tensors, the one to explain, by its key or position
+        (``"logits"``); several make one layer, side by side.
 
     Raises
     ------
     InputError
-        If the network does not accept the example, or returns no single tensor.
+        If the network does not accept the example, or returns several tensors and none is chosen.
     TraceError
         If the network cannot be exported, mixes the samples of a batch, or holds operations
         that are not known; all of them are named with their module paths.
     """
-    examples = example if isinstance(example, tuple) else (example,)
+    names, examples = _examples(example)
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
         raise TraceError(
@@ -102,27 +140,81 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Program:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
+        around = Chosen(model, names, output)
         with _passed_through(model) as same:
-            examples = _as_batches(model, examples)
-        exported = _export(model, examples)
+            examples = _as_batches(around, examples)
+        with torch.no_grad():
+            parts = around.parts(*examples)
+        exported = _export(around, examples)
     finally:
         for module, mode in modes:
             module.training = mode
-    names = [
-        p.name
-        for p in inspect.signature(model.forward).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
     leaves = {path for path, module in model.named_modules() if not any(module.children())}
-    program = prune(Converter(exported, names).program())
+    converter = Converter(exported, names or _arguments(model, len(examples)), "network", _REWRITES)
+    program = prune(fuse(prune(converter.program())))
+    _refuse_unknown(program)
+    if program.output in passive(program):
+        raise TraceError("the network's output does not depend on its input")
     read = {program.output}.union(*(node.references() for node in program.nodes))
     if not read.intersection(name for name, _ in program.inputs):
         raise TraceError("the network's output does not depend on its input")
+    if output is not None:
+        stated = tuple((name, tuple(part.shape[1:])) for name, part in parts)
+        program = replace(program, outputs=stated)
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, examples)
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
+
+
+def _examples(
+    example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
+) -> tuple[tuple[str, ...] | None, tuple[Tensor, ...]]:
+    """Keywords of the inputs, if they are given by keyword, and the inputs."""
+    if isinstance(example, Mapping):
+        names, examples = tuple(str(name) for name in example), tuple(example.values())
+    else:
+        names, examples = None, example if isinstance(example, tuple) else (example,)
+    if not examples or not all(isinstance(x, Tensor) for x in examples):
+        kinds = ", ".join(type(x).__name__ for x in examples) or "nothing"
+        raise InputError(f"expected an input tensor, or several, found {kinds}")
+    return names, examples
+
+
+def _arguments(model: nn.Module, count: int) -> list[str]:
+    """Names of forward's arguments, as far as they are given."""
+    names: list[str] = []
+    for p in inspect.signature(model.forward).parameters.values():
+        if p.kind is p.VAR_POSITIONAL:
+            names += [f"{p.name}_{i}" for i in range(count - len(names))]
+        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            names.append(p.name)
+    return names
+
+
+def _refuse_unknown(program: Program) -> None:
+    """Refuse a program with operations that are not known, all of them at once."""
+    found: dict[str, list[str]] = {}
+    for node in program.nodes:
+        stage, _, op = node.op.partition(".")
+        if stage in ("raw", "refused"):
+            op = f"aten.{op}" if stage == "raw" else op
+            hint = HINTS.get(op)
+            paths = found.setdefault(f"{op} ({hint})" if hint else op, [])
+            if node.module not in paths:
+                paths.append(node.module)
+    if not found:
+        return
+    lines = []
+    for op, paths in found.items():
+        shown = ", ".join(path or "the model itself" for path in paths[:5])
+        more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
+        lines.append(f"{op} in {shown}{more}")
+    raise TraceError(
+        "operations without a rule:\n  " + "\n  ".join(lines) + "\nReplace them by supported "
+        "ones, or explain a part of the network that does without"
+    )
 
 
 def _refuse_unsound(model: nn.Module) -> None:
@@ -140,24 +232,58 @@ def _refuse_unsound(model: nn.Module) -> None:
                 )
 
 
-def _export(model: nn.Module, examples: Sequence[Tensor]) -> Any:
+def _export(around: Chosen, examples: Sequence[Tensor]) -> Any:
     batch = torch.export.Dim("batch", min=1)
     pairs = tuple(torch.cat([x, x]) for x in examples)
-    signature = inspect.signature(model.forward).parameters.values()
-    dynamic: Any = tuple({0: batch} for _ in pairs)
-    if any(p.kind is p.VAR_POSITIONAL for p in signature):
-        dynamic = (dynamic,)
+    known = torch.export.default_decompositions()
+    name = type(around.network).__name__
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, pairs, dynamic_shapes=dynamic)
-            return exported.run_decompositions({})
+            exported = torch.export.export(
+                around, pairs, dynamic_shapes=(tuple({0: batch} for _ in pairs),)
+            )
+            _bound_unrolling(exported)
+            return exported.run_decompositions({op: known[op] for op in _taken_apart(known)})
+    except TraceError:
+        raise
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TraceError(
-            f"torch.export cannot trace {type(model).__name__} with a free batch size: {first}; "
+            f"torch.export cannot trace {name} with a free batch size: {first}; "
             "rewrite what depends on the input's values or on a fixed batch size"
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _taken_apart(known: Any) -> list[Any]:
+    """Operations that torch writes out in ones that have a rule."""
+    found = []
+    for name in _COMPOSITE:
+        packet, overload = name.split(".")
+        op = getattr(getattr(torch.ops.aten, packet), overload)
+        if op in known:
+            found.append(op)
+    return found
+
+
+def _bound_unrolling(exported: Any) -> None:
+    """Refuse to unroll a recurrent network over very many steps."""
+    for node in exported.graph.nodes:
+        kind = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
+        if kind not in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            continue
+        size = node.args[0].meta["val"].shape[0 if not node.args[-1] else 1]
+        layers, bidirectional = node.args[-5], node.args[-2]
+        steps = layers * (2 if bidirectional else 1) * (size if isinstance(size, int) else 1)
+        if steps > MAX_STEPS:
+            raise TraceError(
+                f"{kind} would be unrolled into {steps:,} steps, expected at most {MAX_STEPS:,}: "
+                "give shorter sequences"
+            )
 
 
 @contextmanager

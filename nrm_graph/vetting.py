@@ -13,10 +13,11 @@ from torch import Tensor
 
 from nrm_graph.errors import StoreError
 from nrm_graph.execution import resolve
-from nrm_graph.operations import SUPPORTED, function
+from nrm_graph.operations import CARRYING, SUPPORTED, function
+from nrm_graph.program import Weight, passive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from nrm_graph.program import Node, Program
 
@@ -83,7 +84,9 @@ def vet(program: Program) -> None:
     total = 0
     for name, shape in program.inputs:
         _bounded(f"the input {name}", shape)
-        values[name] = torch.empty((1, *shape), dtype=torch.float32, device="meta")
+        kind = torch.int64 if name in program.integers else torch.float32
+        values[name] = torch.empty((1, *shape), dtype=kind, device="meta")
+    rest = passive(program)
     with torch.no_grad():
         for node in program.nodes:
             name = f"the node {node.name} ({node.op})"
@@ -92,6 +95,9 @@ def vet(program: Program) -> None:
                 args = resolve(node.args, values, weights, 1)
                 kwargs = {key: resolve(value, values, weights, 1) for key, value in node.kwargs}
                 _few(node.op, args)
+                _within(node, args, program.weights)
+                if node.op not in CARRYING and node.name not in rest:
+                    raise ValueError("relevance cannot pass it")
                 found = function(node.op)(*args, **kwargs)
             except PROBLEMS as error:
                 raise StoreError(
@@ -146,6 +152,24 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(item)
     else:
         yield value
+
+
+def _within(node: Node, args: list[Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuse constant indices that are out of range, which show nowhere but in the data."""
+    if node.op == "aten.index_select.default":
+        pairs = [(args[0].shape[args[1]], node.args[2])]
+    elif node.op == "aten.index.Tensor":
+        pairs = list(zip(args[0].shape, node.args[1], strict=False))
+    else:
+        return
+    for size, index in pairs:
+        if not isinstance(index, Weight):
+            continue
+        found = weights[index.name]
+        if found.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"an index has the type {found.dtype}")
+        if found.numel() and not (-size <= int(found.min()) and int(found.max()) < size):
+            raise ValueError(f"an index is out of range for a size of {size}")
 
 
 def _few(op: str, args: list[Any]) -> None:

@@ -317,8 +317,8 @@ def test_tracing_leaves_the_model_as_it_was():
 
 
 def test_a_model_in_training_mode_is_restored_when_tracing_fails():
-    model = net(lambda m, x: torch.erf(m.a(x)), a=nn.Linear(3, 3)).train()
-    with pytest.raises(ng.TraceError, match=r"aten\.erf\.default"):
+    model = net(lambda m, x: torch.sin(m.a(x)), a=nn.Linear(3, 3)).train()
+    with pytest.raises(ng.TraceError, match=r"aten\.sin\.default"):
         trace(model, image(3)[:1])
     assert model.training
     assert model.a.training
@@ -341,15 +341,9 @@ def test_what_has_no_rule_is_refused_when_traced(name):
         trace(net(how, a=nn.Linear(3, 3)), image(3)[:1])
 
 
-def test_embeddings_are_refused():
-    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
-    with pytest.raises(ng.TraceError, match=r"aten\.embedding\.default .*embedded vectors.* in 0"):
-        trace(model, torch.tensor([[1, 2]]))
-
-
-def test_a_tuple_is_refused():
+def test_several_outputs_need_a_choice():
     model = net(lambda m, x: (m.a(x), x), a=nn.Linear(3, 3))
-    with pytest.raises(ng.InputError, match="returns a tuple, expected one tensor"):
+    with pytest.raises(ng.InputError, match=r'returns 2 tensors: 0 \(3,\), 1 \(3,\);.*output="0"'):
         trace(model, image(3)[:1])
 
 
@@ -419,7 +413,7 @@ def test_normalisations_products_and_interpolation_are_layers(name):
     x = image()
     program = trace(model, x[:1])
     torch.testing.assert_close(run(program, x), model(x))
-    kinds = {"gate": {"gate"}, "square": {"gate", "multiplication"}}.get(name, {name})
+    kinds = {"square": {"multiplication"}}.get(name, {name})
     layers = layout(program).topology.layers
     assert kinds & {layer.kind for layer in layers}
     found = ng.measure(program, x[:1], composite="attn_lrp")

@@ -1,0 +1,191 @@
+"""What no input value reaches, evaluated once: constants, and their readable names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nrm_graph.program import Batch, Weight
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SIZES = (2, 3)
+"""Batch sizes for which a value is evaluated whose shape holds the batch."""
+
+LOWEST = torch.finfo(torch.float32).min
+"""What a masked score is filled with, if it is finite: the same number in every precision."""
+
+
+@dataclass
+class Constants:
+    """Values of an exported graph that no input reaches, by the exporter's name.
+
+    Attributes
+    ----------
+    values : dict of str to Tensor, or to a list of them
+        Those whose shape does not depend on the batch.
+    grown : dict of str to pair
+        Those whose shape does, for the sizes in ``SIZES``.
+    spread : dict of str to (Tensor, axis)
+        Of ``grown``, those that are the same for all samples: the value for one.
+    origins : dict of str to frozenset of str
+        Parameters and buffers of numbers that a value derives from.
+    modules : dict of str to str
+        Module that made a value.
+    names : dict of str to str
+        Names in the program, given at first use.
+    used : dict of str to Tensor
+        The program's tensors.
+    zeros : set of str
+        Those that are 0 all over, and not because a parameter happens to be.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    grown: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    spread: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    origins: dict[str, frozenset[str]] = field(default_factory=dict)
+    modules: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    used: dict[str, Tensor] = field(default_factory=dict)
+    zeros: set[str] = field(default_factory=set)
+    _count: Counter[str] = field(default_factory=Counter)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values or name in self.spread
+
+    def stored(self, name: str, value: Tensor, path: str | None, module: str = "") -> None:
+        """Add a parameter or buffer, or (without a path) a tensor of the code."""
+        self.values[name] = value
+        self.modules[name] = module
+        # Integers say which entries of a table are meant: the table is what is named.
+        named = path is not None and value.is_floating_point()
+        self.origins[name] = frozenset([path]) if named and path else frozenset()
+        if path is not None:
+            self.names[name] = path
+
+    def tensor(self, name: str) -> Tensor:
+        """Value of a constant, of one sample if it is the same for all."""
+        found: Tensor = self.spread[name][0] if name in self.spread else self.values[name]
+        return found
+
+    def weight(self, name: str) -> Weight:
+        """Constant as an argument of a node."""
+        if name not in self.names:
+            origins = self.origins.get(name, frozenset())
+            module = self.modules.get(name, "")
+            stem = next(iter(origins)) if len(origins) == 1 else module or name
+            self.names[name] = self._free(f"constant.{stem}")
+        found = self.used[self.names[name]] = _bounded(self.tensor(name))
+        if not self.origins.get(name) and not bool(found.any()):
+            self.zeros.add(self.names[name])
+        return Weight(self.names[name])
+
+    def added(self, stem: str, value: Tensor) -> Weight:
+        """Add a constant that a conversion makes."""
+        name = self._free(f"constant.{stem}")
+        self.used[name] = _bounded(value)
+        return Weight(name)
+
+    def _free(self, stem: str) -> str:
+        number = self._count[stem]
+        self._count[stem] += 1
+        return f"{stem}@{number}" if number else stem
+
+    def cleared(self, name: str, shape: Sequence[int | Batch], dtype: torch.dtype) -> None:
+        """Add a value that is 0 for every sample."""
+        axis = next(d for d, size in enumerate(shape) if isinstance(size, Batch))
+        one = torch.zeros([s if isinstance(s, int) else 1 for s in shape], dtype=dtype)
+        self.grown[name] = tuple(one.repeat_interleave(n, axis) for n in SIZES)
+        self.spread[name] = one, axis
+        self.origins[name] = frozenset()
+        self.modules[name] = ""
+
+    def fold(self, fx: Any, module: str, affine: Any) -> bool:
+        """Evaluate a node that no input reaches; False if that cannot be.
+
+        Parameters
+        ----------
+        fx : torch.fx.Node
+            The node; what it reads beside constants gives it a shape alone.
+        module : str
+            The module that made it.
+        affine : callable
+            Turns a symbolic size into an integer or a ``Batch``.
+        """
+        meta = fx.meta.get("val")
+        parts = meta if isinstance(meta, list | tuple) else [meta]
+        if not all(isinstance(p, Tensor) for p in parts):
+            return False
+        static = all(isinstance(affine(d), int) for p in parts for d in p.shape)
+        try:
+            found = [self._evaluated(fx, n, affine) for n in (SIZES[:1] if static else SIZES)]
+        except _UnknownError:
+            return False
+        sources = [a for a in fx.all_input_nodes if a.name in self.origins]
+        self.origins[fx.name] = frozenset().union(*(self.origins[a.name] for a in sources))
+        self.modules[fx.name] = module
+        if static:
+            self.values[fx.name] = found[0]
+            return True
+        self.grown[fx.name] = tuple(found)
+        if isinstance(meta, Tensor):
+            self._spread(fx, [affine(d) for d in meta.shape])
+        return True
+
+    def _spread(self, fx: Any, shape: list[int | Batch]) -> None:
+        axes = [d for d, size in enumerate(shape) if isinstance(size, Batch)]
+        if len(axes) != 1 or shape[axes[0]] != Batch(1, 0):
+            return
+        values = self.grown[fx.name]
+        one = values[0].narrow(axes[0], 0, 1)
+        if all(torch.equal(v, one.expand_as(v)) for v in values):
+            self.spread[fx.name] = one.clone(), axes[0]
+            source = fx.all_input_nodes[0].name if fx.all_input_nodes else ""
+            kept = self.values.get(source)
+            if isinstance(kept, Tensor) and kept.shape == one.shape and torch.equal(kept, one):
+                # Copied for every sample: still the parameter itself.
+                self.weight(source)
+                self.names[fx.name] = self.names[source]
+
+    def _evaluated(self, fx: Any, n: int, affine: Any) -> Any:
+        def value(arg: Any) -> Any:
+            if not isinstance(arg, torch.fx.Node):
+                return sized(arg)
+            if arg.name in self.values:
+                return self.values[arg.name]
+            if arg.name in self.grown:
+                return self.grown[arg.name][SIZES.index(n)]
+            found = arg.meta.get("val")
+            if isinstance(found, Tensor):
+                shape = [sized(d) for d in found.shape]
+                return torch.empty(shape, dtype=found.dtype)
+            if isinstance(found, int | torch.SymInt):
+                return sized(found)
+            raise _UnknownError
+
+        def sized(arg: Any) -> Any:
+            if not isinstance(arg, torch.SymInt):
+                return arg
+            found = affine(arg)
+            return found if isinstance(found, int) else found.scale * n + found.offset
+
+        args, kwargs = torch.fx.node.map_arg((fx.args, fx.kwargs), value)
+        with torch.no_grad():
+            return fx.target(*args, **kwargs)
+
+
+class _UnknownError(Exception):
+    """A value is not known when the graph is converted."""
+
+
+def _bounded(value: Tensor) -> Tensor:
+    """Keep float64's lowest numbers, as masks hold them, within float32."""
+    if value.dtype == torch.float64 and bool((value.abs() > -LOWEST).any()):
+        infinite = value.isinf()
+        value = torch.where(infinite, value, value.clamp(LOWEST, -LOWEST))
+    return value

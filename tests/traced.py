@@ -1,0 +1,51 @@
+"""What holds of every traced network: it answers as the network does, sample by sample."""
+
+from __future__ import annotations
+
+import torch
+
+from nrm_graph.execution import run
+from nrm_graph.layers import layout
+from nrm_graph.outputs import chosen
+from nrm_graph.program import from_json
+from nrm_graph.tracing import trace
+from nrm_graph.vetting import vet
+
+
+def same(model, inputs, output=None, tolerance=1e-12):
+    """Trace a network at the first sample and compare it with its program; return the program.
+
+    ``inputs`` is a tensor of three samples, or a tuple or mapping of such.
+    """
+    named = isinstance(inputs, dict)
+    batch = tuple(inputs.values()) if named else inputs if isinstance(inputs, tuple) else (inputs,)
+    one = tuple(x[0] for x in batch)
+    program = trace(model, dict(zip(inputs, one, strict=True)) if named else one, output)
+
+    def expected(*xs):
+        with torch.no_grad():
+            returned = model(**dict(zip(inputs, xs, strict=True))) if named else model(*xs)
+        found = [t for _, t in chosen(returned, output)]
+        return found[0] if len(found) == 1 else torch.cat([t.flatten(1) for t in found], 1)
+
+    answers = expected(*batch)
+    size = max(1.0, float(answers.abs().max()))
+    assert torch.isfinite(answers).all()
+    for order in ([0, 1, 2], [2, 0, 1], [1]):
+        found = run(program, *(x[order] for x in batch))
+        torch.testing.assert_close(found, answers[order], rtol=0, atol=tolerance * size)
+    again = from_json(program.to_json(), program.weights)
+    assert again == program
+    vet(again)
+    return program
+
+
+def kinds(program):
+    """Kind of every layer, by name."""
+    return {layer.name: layer.kind for layer in layout(program).topology.layers}
+
+
+def sources(program, name):
+    """Names of the layers that a layer reads."""
+    found = layout(program).topology
+    return [found.layers[i].name for i in found.sources(found.layer(name).layer_id)]
