@@ -50,7 +50,7 @@ def line(x: Tensor, y: Tensor) -> Tensor:
 class Backward(TorchFunctionMode):
     def __init__(self, net: nn.Module, kept: dict[str, Tensor], cp: bool = False) -> None:
         super().__init__()
-        self.cp, self.gates, self.kept = cp, {}, kept
+        self.cp, self.kept = cp, kept
         self.owners = {id(p): _owner(name) for name, p in net.named_parameters()}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -60,7 +60,7 @@ class Backward(TorchFunctionMode):
         if func in ACTIVATIONS:
             kwargs.pop("inplace", None)
             found = line(args[0], func(args[0].detach(), *args[1:], **kwargs))
-            self.gates[id(found)] = found
+            found.is_gate = True
             return found
         if func is F.linear:
             return self.linear(*args, **kwargs)
@@ -91,7 +91,7 @@ class Backward(TorchFunctionMode):
         if func in MULTIPLICATIONS and all(moving(a) for a in args):
             if not self.cp:
                 return torch.mul(*(part(a, 0.5) for a in args))
-            held = [a.detach() if id(a) in self.gates else a for a in args]
+            held = [a.detach() if hasattr(a, "is_gate") else a for a in args]
             assert sum(moving(a) for a in held) == 1
             return torch.mul(*held)
         if func in QUOTIENTS:
@@ -187,7 +187,9 @@ def relevance(net, inputs, target: int, leaves, cp: bool = False) -> dict[str, T
             output.retain_grad()
             calls[path] += 1
             kept[path if calls[path] == 1 else f"{path}@{calls[path] - 1}"] = output
-            return output.clone()  # which may be added to in place
+            copied = output.clone()  # which may be added to in place
+            vars(copied).update(vars(output))
+            return copied
 
         return hook
 
