@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from nrm_graph.operations import MAX_POOL, NON_NEGATIVE, ROUTE, SAME, ZERO_AT_ZERO
-from nrm_graph.program import Weight
+from nrm_graph.program import Weight, passive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,7 +17,17 @@ if TYPE_CHECKING:
 
 _RECTIFIERS = frozenset({"aten.relu.default", "aten.relu6.default"})
 
-_KEEPING = frozenset({"aten.mean.dim", "aten.dropout.default"})
+_KEEPING = frozenset(
+    {
+        "aten.mean.dim",
+        "aten.sum.dim_IntList",
+        "aten.dropout.default",
+        "nrm.gate",
+        "nrm.multiply",
+        "nrm.attention",
+        "nrm.product",
+    }
+)
 
 # Elementwise operations that map 0 to 0, whatever their parameters.
 _THROUGH_ZERO = ZERO_AT_ZERO | frozenset(
@@ -39,7 +49,7 @@ def non_negative(program: Program, inputs: bool) -> frozenset[str]:
     known = {name for name, _ in program.inputs} if inputs else set()
     for node in program.nodes:
         references = list(node.references())
-        if node.op in NON_NEGATIVE:
+        if node.op in NON_NEGATIVE or node.op == "aten.softmax.int":
             known.add(node.name)
         elif not references or not known.issuperset(references):
             continue
@@ -82,7 +92,10 @@ def silent(program: Program, layout: Layout, rules: Mapping[int, Rule]) -> froze
     fixed = {program.output}
     vanishing: dict[str, bool] = {}  # no relevance where the value is 0
     quiet: dict[str, bool] = {}  # no relevance where the value is not positive
+    rest = passive(program)
     for name in [*(n for n, _ in program.inputs), *(n.name for n in program.nodes)][::-1]:
+        if name in rest:
+            continue
         read = readers[name]
         layered = [r for r in read if r.name in layout.layer_of]
         others = [r for r in read if r.name not in layout.layer_of]
