@@ -23,6 +23,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the oracles: hooks and d
 
 TARGET = 2
 
+QUICK = [("llama", "attn_lrp"), ("llama", "cp_lrp"), ("vit", "attn_lrp")]
+
 
 def close(found, expected, what: str = "", tolerance: float = 1e-7) -> None:
     """To 1e-7 of the layer's largest: 1e-14 of stabiliser over small denominators, twice."""
@@ -35,6 +37,17 @@ def close(found, expected, what: str = "", tolerance: float = 1e-7) -> None:
 
 
 COMPOSITES = {"attn_lrp": False, "cp_lrp": True}
+
+# One of each in every run of the tests: tracing takes some seconds.
+FEW = [
+    pytest.param(
+        name,
+        composite,
+        marks=[] if (name, composite) in QUICK else [pytest.mark.slow],
+    )
+    for name in NETWORKS
+    for composite in COMPOSITES
+]
 
 
 @functools.cache
@@ -58,8 +71,7 @@ def measured(found: ng.trace, x, composite: str) -> ng.Measure:
 # Gradient times input
 
 
-@pytest.mark.parametrize("composite", COMPOSITES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "composite"), FEW)
 def test_gradient_times_input_at_every_module(name, composite):
     net, x, found = program(name, True, False)
     leaf = NETWORKS[name][1]
@@ -116,6 +128,7 @@ def by_autolrp(net, x, rules):
     return wrapped.relevance.detach().as_subclass(torch.Tensor)[0].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composite", COMPOSITES)
 @pytest.mark.parametrize("name", ["gpt2", "bert", "vit"])
 def test_autolrp_on_transformers(name, composite):
