@@ -52,6 +52,7 @@ class Algebra:
     condition_relevance: float = 1.0
     amplification: float = 1.0
     terms: conditioned.Terms = ((1.0, {}),)
+    tokens: tuple[str, ...] | None = None
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ class Conditional(float):
         Sum of |R| over the condition's neurons, over |R(condition)|: how far rounding may have
         been amplified.
     absorbed : float
-        Share of the conditional measure that biases and stabilizers absorbed.
+        Share of the conditional measure that biases, stabilizers and remainders absorbed.
     """
 
     amplification: float
@@ -132,7 +132,7 @@ class Path:
     ----------
     units : tuple of (str, int)
         Layer and unit of every step; of a walk, every neuron (flat index) that it passes, and at
-        the end, where one absorbs it, a pseudo-neuron: -1 bias, -2 stabilizer.
+        the end, where one absorbs it, a pseudo-neuron: -1 bias, -2 stabilizer, -4 remainder.
     relevance : float
         Of all walks through these units.
     """

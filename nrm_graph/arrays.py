@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 import zipfile
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -21,6 +23,7 @@ _HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 MAX_LABEL_BYTES = 1 << 30
+MAX_ARRAYS = 100
 
 
 class Rows:
@@ -67,8 +70,27 @@ class Rows:
         return np.frombuffer(data, self.dtype).reshape(self.shape[1:])
 
 
-def rows_of(path: Path) -> tuple[Any, Any]:
-    """Return what gives the rows of an ``.npy`` or ``.npz`` file, and the labels or None.
+@dataclass(frozen=True)
+class Arrays:
+    """What a file of arrays holds.
+
+    Attributes
+    ----------
+    values : mapping of str to what gives rows
+        By name; a lone array of inputs has none, ``""``.
+    labels : list, or None
+        One for each row.
+    tokens : what gives rows, or None
+        Texts of the positions of each row.
+    """
+
+    values: Mapping[str, Any]
+    labels: list[Any] | None = None
+    tokens: Any = None
+
+
+def arrays_of(path: Path) -> Arrays:
+    """Return what gives the rows of an ``.npy`` or ``.npz`` file.
 
     Raises
     ------
@@ -77,15 +99,19 @@ def rows_of(path: Path) -> tuple[Any, Any]:
     """
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
+            return Arrays({"": np.load(path, mmap_mode="r", allow_pickle=False)})
         with zipfile.ZipFile(path) as archive:
             held = {n.removesuffix(".npy"): n for n in archive.namelist() if n.endswith(".npy")}
-            name = next((n for n in ("images", "inputs") if n in held), None)
-            if name is None:
-                raise InputError(
-                    f"{path} holds {', '.join(held)[:200] or 'nothing'}: expected an array named "
-                    "images or inputs"
-                )
+        name = next((n for n in ("images", "inputs") if n in held), None)
+        others = [n for n in held if n not in ("labels", "tokens")]
+        if not others or len(others) > MAX_ARRAYS:
+            raise InputError(
+                f"{path} holds {', '.join(held)[:200] or 'nothing'}: expected an array named "
+                "images or inputs, or arrays named like forward's arguments"
+            )
+        values = {n: Rows(path, held[n]) for n in others} if name is None else {}
+        if name is not None:
+            values[""] = Rows(path, held[name])
         labels = None
         if "labels" in held:
             found = Rows(path, held["labels"])
@@ -94,7 +120,7 @@ def rows_of(path: Path) -> tuple[Any, Any]:
                 raise InputError(f"{path} has labels of {size} bytes: expected names or numbers")
             with np.load(path, allow_pickle=False) as arrays:
                 labels = arrays["labels"].tolist()
-        return Rows(path, held[name]), labels
+        return Arrays(values, labels, Rows(path, held["tokens"]) if "tokens" in held else None)
     except InputError:
         raise
     except Exception as error:  # damaged files raise from zipfile, zlib, numpy and the system

@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         "package.module:function, which gives a model, or (model, preprocessing, classes).\n"
         "The last two RUN CODE: use only files and modules that you trust.\n\n"
         "INPUTS is a folder of images (sub-folders are labels), an image, or an .npy or .npz\n"
-        "file (arrays images or inputs, and labels); float arrays are taken as they are.\n"
+        "file (arrays images or inputs, and labels); float arrays are taken as they are, whole\n"
+        "numbers as token ids. Several arrays named like forward's arguments feed a network of\n"
+        "several inputs; an array of texts named tokens names the positions.\n"
         "Images are read without their EXIF orientation and transparency, as torchvision does.\n\n"
         "The same command again goes on where it stopped. With --on-error skip, inputs that\n"
         "fail are kept in the table failures, which info shows, and the exit code is 0.\n\n"
@@ -153,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.target,
         help="predicted, label, an output's number, POSITION:CLASS (-1:464 or -1:predicted) of an "
         "output of several axes, NAME:... of several outputs; or several with commas (predicted)",
+    )
+    extract.add_argument(
+        "--output",
+        metavar="NAME",
+        type=arguments.names,
+        help="of a network that returns several tensors, the one to explain, or several with "
+        "commas, by name or position",
     )
     extract.add_argument(
         "--resolution",

@@ -64,6 +64,7 @@ def extract(args: argparse.Namespace) -> None:
         preprocessing=inputs.preprocessing if args.preprocessing is None else args.preprocessing,
         tensors=args.tensors,
         on_error=args.on_error,
+        output=args.output[0] if args.output and len(args.output) == 1 else args.output,
     ) as db:
         ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
         failures = f", {failed:,} failed" if failed else ""
@@ -161,6 +162,8 @@ def paths(args: argparse.Namespace) -> None:
             for row in table.to_pylist():
                 path = one_line(row["path"])
                 print(f"{row['rank']:>4}  {row['relevance']:< 12.6g}  {path}")
+                if m.tokens is not None:
+                    print(f"{'':>20}{one_line(' > '.join(row['names']))}")
             print(bound)
         else:
             write_table(table, args.format, args.output)

@@ -158,7 +158,7 @@ def nodes(
     relevance : dict of layer id to Tensor, the layer's shape
         ``R(n & event)``.  A layer that no walk reaches is not there.
     absorbed : dict of (layer id, kind) to Tensor
-        ``R(n, its bias or stabilizer & event)``.
+        ``R(n, its bias, stabilizer or remainder & event)``.
     """
     relevance: dict[int, Tensor] = {}
     absorbed: dict[tuple[int, str], Tensor] = {}

@@ -56,6 +56,8 @@ class Measure(Algebra):
         not see: compare with ``dtype="float64"``.
     memory : int
         Bytes that events of one batch may hold.
+    tokens : tuple of str, or None
+        Text of every position of the input, where it is known.
     """
 
     def marginal(self, layer: str, by: Any = "unit") -> npt.NDArray[Any]:
@@ -184,7 +186,7 @@ class Measure(Algebra):
                     "bias": lost(layer.layer_id, "bias"),
                     "stabilizer": lost(layer.layer_id, "stabilizer"),
                     "pruned": 0.0,
-                    "remainder": 0.0,
+                    "remainder": lost(layer.layer_id, "remainder"),
                     "total_variation": float(values.abs().sum()) * abs(self.scale),
                 }
             )
@@ -327,7 +329,7 @@ class Measure(Algebra):
         from nrm_graph.graph import subgraph
 
         nodes, edges = self.tables()
-        return subgraph(self.topology, nodes, edges, top, self.scale, partitions=self.partitions)
+        return subgraph(self.topology, nodes, edges, top, self.scale, self.partitions, self.tokens)
 
     def paths(
         self,

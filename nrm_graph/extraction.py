@@ -21,7 +21,7 @@ from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.forms import form, in_order, precision
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits, rounded
-from nrm_graph.prepare import device_of, output_weights, places, traced
+from nrm_graph.prepare import checked_tokens, device_of, output_weights, places, traced
 from nrm_graph.samples import Sample, class_index, fields_of, items, label_text, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from nrm_graph.composites import Composite
+    from nrm_graph.outputs import Choice
     from nrm_graph.plan import Plan
     from nrm_graph.states import Network
     from nrm_graph.targets import Outputs
@@ -56,6 +57,7 @@ def extract(
     preprocessing: str | None = None,
     tensors: str = "keep",
     on_error: str = "stop",
+    output: Choice = None,
 ) -> Database:
     """Store the relevance tables of a data set.
 
@@ -68,7 +70,8 @@ def extract(
         ``{"input": tensor, "key": ..., "label": ..., **metadata}``; single samples, without
         batch axis, but for a ``DataLoader``, whose batches are taken apart.  A network of several
         inputs takes a tuple of tensors, or a mapping by the names of forward's arguments, as
-        ``"input"``.
+        ``"input"``.  A list of text as ``"tokens"`` names the positions of the input, in graphs
+        and pictures.
     path : path
         Folder of the store; one that is there is continued: what is committed is not computed
         again.
@@ -105,6 +108,9 @@ def extract(
     on_error : "stop" or "skip"
         What to do with an input that cannot be read or explained; ``skip`` records it in the
         table ``failures``.
+    output : str, int, or list of them, optional
+        Of a network that returns several tensors, the one to explain; see
+        :func:`nrm_graph.measure`.
 
     Returns
     -------
@@ -124,7 +130,8 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     early, first = _first(entries, on_error)
-    program, example = traced(model, *in_order(model, first["input"], "the first input"))
+    names, xs = in_order(model, first["input"], "the first input")
+    program, example = traced(model, names, xs, output)
     taken, kind = form(program, example), precision(program)
     outputs = outputs_of(program)
     targets = outputs.targets(asked)
@@ -165,6 +172,8 @@ def extract(
         for name, item in _chain(early, entries):
             try:
                 found = sample(item, name, taken, kind)
+                if isinstance(found.metadata.get("tokens"), list | tuple):
+                    checked_tokens(net, found.metadata["tokens"])
                 stored = run.is_stored(found)
             except StoreError:
                 raise

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import networkx as nx
 import numpy as np
 
+from nrm_graph import unit_names
 from nrm_graph.errors import InputError
 from nrm_graph.topology import PSEUDO_UNITS
 
@@ -26,6 +27,7 @@ def subgraph(
     top: int = 200,
     scale: float = 1.0,
     partitions: Sequence[Partition] | None = None,
+    tokens: Sequence[str] | None = None,
 ) -> nx.DiGraph:
     """Build the graph of the strongest edges of one input.
 
@@ -41,15 +43,19 @@ def subgraph(
         Multiplies every relevance.
     partitions : sequence of Partition, optional
         Units of every layer, by ``layer_id``; with them a neuron knows its place in its layer.
+    tokens : sequence of str, optional
+        Text of every position of the input.
 
     Returns
     -------
     networkx.DiGraph
         Nodes are (layer name, unit) with ``layer``, ``unit``, ``relevance``, ``activation``,
         ``depth`` and, for a neuron of a layer with several axes, ``position`` (its index in
-        the layer, ``"3, 10, 4"``); edges point from src (nearer the input) to dst, with
-        ``relevance`` and, where both ends are neurons, ``conditional``.  ``graph["share"]`` is
-        the share of the sum of |relevance| over all edges that the graph keeps,
+        the layer, ``"3, 10, 4"``); with partitions ``name`` (``"head 3"``, ``"channel 12"``), and
+        with tokens ``token``, the text of the position it belongs to; edges point from src
+        (nearer the input) to dst, with ``relevance`` and, where both ends are neurons,
+        ``conditional``.  ``graph["share"]`` is the share of the sum of |relevance| over all edges
+        that the graph keeps,
         ``graph["shapes"]`` maps the layers of nodes with a position to their shapes.
     """
     if not isinstance(top, int | np.integer) or top < 1:
@@ -79,6 +85,7 @@ def subgraph(
                 depth=topology.layers[layer].depth,
                 **({} if activation is None else {"activation": float(activation)}),
                 **position(layer, unit),
+                **named(layer, unit),
             )
         return key
 
@@ -89,6 +96,14 @@ def subgraph(
             return {}
         graph.graph["shapes"][names[layer]] = shape
         return {"position": ", ".join(str(int(i)) for i in np.unravel_index(unit, shape))}
+
+    def named(layer: int, unit: int) -> dict[str, str]:
+        if partitions is None:
+            return {}
+        info, how = topology.layers[layer], partitions[layer].resolution
+        token = unit_names.token_of(info, how, unit, tokens)
+        text = {"name": unit_names.unit_name(info, how, unit, tokens)}
+        return text if token is None else text | {"token": token}
 
     for row in edges.take(chosen).to_pylist():
         weight = {"relevance": float(row["relevance"]) * scale}

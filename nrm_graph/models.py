@@ -34,9 +34,9 @@ def load_model(spec: str) -> Loaded:
     spec : str
         ``torchvision:vgg16`` (default pretrained weights, downloaded once by torchvision),
         ``torchvision:vgg16@weights.pt`` (a state dict, read without pickled code),
-        ``torchvision:vgg16@random:0`` (seeded random weights), a ``.pt2`` file written by
-        ``torch.export.save``, or ``package.module:function``.  The last two run code: use only
-        what you trust.
+        ``torchvision:vgg16@random:0`` (seeded random weights, no matrix of them all zeros), a
+        ``.pt2`` file written by ``torch.export.save``, or ``package.module:function``.  The last
+        two run code: use only what you trust.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def _torchvision(spec: str) -> Loaded:
         seed = source.removeprefix("random:")
         if not seed.isascii() or not seed.isdigit() or int(seed) >= 2**63:
             raise InputError(f"the seed of random weights is an integer, found {seed!r}")
-        return _build(name, seed=int(seed)), preprocessing, None
+        return _woken(_build(name, seed=int(seed)), int(seed)), preprocessing, None
     state = _state_dict(_existing(source))
     model = _build(name)
     head = [key for key in model.state_dict() if key.endswith(".bias")][-1]
@@ -123,6 +123,19 @@ def _build(name: str, seed: int = 0, **options: Any) -> torch.nn.Module:
         warnings.simplefilter("ignore", FutureWarning)  # on the initialisation of old models
         torch.manual_seed(seed)
         model: torch.nn.Module = models.get_model(name, weights=None, **options)
+    return model
+
+
+@torch.no_grad()
+def _woken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Draw matrices that begin as zeros, such as a vision transformer's head, at random too.
+
+    Of a network that answers 0 to everything there is nothing to explain.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            parameter.normal_(0.0, 0.02, generator=generator)
     return model
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nrm_graph.store.schema import LAYERS, TABLES
 from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.unit_names import unit_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +96,7 @@ def paths(found: Sequence[Any], m: Measure, by: str) -> pa.Table:
     """Return paths as a table.
 
     Columns: rank, relevance, path (its units as expressions, from the output to the input),
-    layers and units.
+    layers, units and their names in words.
     """
     rows = [
         {
@@ -104,6 +105,7 @@ def paths(found: Sequence[Any], m: Measure, by: str) -> pa.Table:
             "path": " > ".join(unit_text(m, layer, unit, by) for layer, unit in path.units),
             "layers": [layer for layer, _ in path.units],
             "units": [int(unit) for _, unit in path.units],
+            "names": [_unit_name(m, layer, unit, by) for layer, unit in path.units],
         }
         for rank, path in enumerate(found, 1)
     ]
@@ -117,6 +119,7 @@ _PATHS = pa.schema(
         ("path", pa.string()),
         ("layers", pa.list_(pa.string())),
         ("units", pa.list_(pa.int32())),
+        ("names", pa.list_(pa.string())),
     ]
 )
 
@@ -136,6 +139,12 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
     if part.resolution == "channel":
         return f"{quoted}[{unit}]"
     return f"{quoted}.units([{unit}])"
+
+
+def _unit_name(m: Measure, name: str, unit: int, by: str) -> str:
+    layer = m.topology.layer(name)
+    how = m.partitions[layer.layer_id].resolution if by == "unit" else by
+    return unit_name(layer, how, unit, m.tokens)
 
 
 def _short(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import composites, states, units
+from nrm_graph import composites, states, unit_names, units
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.composites import Composite
     from nrm_graph.forms import Inputs, Names
+    from nrm_graph.outputs import Choice
     from nrm_graph.states import Network
     from nrm_graph.targets import Outputs
 
@@ -83,6 +84,8 @@ def measure(
     device: str | torch.device = "cpu",
     scale: str = "unit",
     memory: int = MEMORY,
+    tokens: Sequence[str] | None = None,
+    output: Choice = None,
 ) -> Measure:
     """Return the relevance measure of one input, without a store.
 
@@ -111,6 +114,11 @@ def measure(
         Multiply every relevance by 1 or by the target's logit (the customary LRP scale).
     memory : int
         Bytes that events asked together may hold at once.
+    tokens : sequence of str, optional
+        Text of every position of the input, for graphs and pictures.
+    output : str, int, or list of them, optional
+        Of a network that returns several tensors, the one to explain, by its key or position;
+        several make one layer, side by side.
 
     Raises
     ------
@@ -129,9 +137,11 @@ def measure(
     if not isinstance(model, Program | torch.nn.Module):
         raise InputError(f"model must be a torch module or a program, found {model!r}")
     if isinstance(model, Program):
+        if output is not None:
+            raise InputError("output= is chosen when a network is traced, and this one is")
         xs, program = arranged(x, [name for name, _ in model.inputs]), model
     else:
-        program, xs = traced(model, *in_order(model, x))
+        program, xs = traced(model, *in_order(model, x), output)
     check_options(dtype, scale, memory)
     kind = precision(program) if dtype is None else getattr(torch, dtype)
     if dtype is None and any(t.is_floating_point() for t in xs):
@@ -140,11 +150,31 @@ def measure(
     place = device_of(device)
     net = states.network(program, composites.get(composite), kind, place)
     one = tuple(t.detach().to(place).contiguous() for t in form(program).samples(xs, kind))
-    return from_network(net, one, target, resolution, scale, memory)
+    return from_network(net, one, target, resolution, scale, memory, checked_tokens(net, tokens))
+
+
+def checked_tokens(net: Network, tokens: Any) -> tuple[str, ...] | None:
+    """Return the texts of an input's positions.
+
+    Raises
+    ------
+    InputError
+        If they are no texts, or no layer has as many positions.
+    """
+    if tokens is None:
+        return None
+    if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
+        raise InputError("tokens must be a list of text, one for each position of the input")
+    if not unit_names.fits(net.layout.topology, len(tokens)):
+        raise InputError(
+            f"tokens names {len(tokens)} positions, but no layer has as many: expected one text "
+            "for each position of the input, padding and special tokens included"
+        )
+    return tuple(tokens)
 
 
 def traced(
-    model: torch.nn.Module, names: Names, xs: Sequence[Tensor]
+    model: torch.nn.Module, names: Names, xs: Sequence[Tensor], output: Choice = None
 ) -> tuple[Program, tuple[Tensor, ...]]:
     """Trace a network with one input, and return that as the network takes it.
 
@@ -154,6 +184,8 @@ def traced(
         Keywords of the inputs, or None for the first arguments.
     xs : sequence of Tensor
         The inputs.
+    output : str, int, or list of them, optional
+        See :func:`measure`.
 
     Raises
     ------
@@ -167,7 +199,8 @@ def traced(
     for example in candidates(xs, like):
         try:
             given: Any = dict(zip(names, example, strict=True)) if names else example
-            return trace(model, given if len(given) > 1 or names else example[0]), example
+            found = trace(model, given if len(given) > 1 or names else example[0], output)
+            return found, example
         except InputError as error:
             errors.append(error)
     # A lone input of whole numbers was tried as floats first, which tells nothing of token ids.
@@ -220,6 +253,7 @@ def from_network(
     resolution: str | Mapping[str, Any] = "auto",
     scale: str = "unit",
     memory: int = MEMORY,
+    tokens: tuple[str, ...] | None = None,
 ) -> Measure:
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
@@ -241,4 +275,5 @@ def from_network(
         int(state.output.argmax()),
         logit if scale == "logit" else 1.0,
         memory,
+        tokens=tokens,
     )

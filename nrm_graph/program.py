@@ -276,7 +276,7 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
             tuple(str(name) for name in graph.get("integers", ())),
             tuple((str(n), tuple(int(d) for d in s)) for n, s in graph.get("outputs", ())),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"program.json is not a program of this package: {error}") from None
     _check(program)
     return program

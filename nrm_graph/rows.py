@@ -26,8 +26,12 @@ def edge_rows(blocks: Iterable[Block], kind: npt.DTypeLike) -> pa.Table:
     def column(values: list[Any], dtype: Any) -> Any:
         return np.concatenate(values).astype(dtype, copy=False) if values else np.zeros(0, dtype)
 
-    nothing = [np.full(len(block), np.nan, kind) for block in blocks if block.q is None]
-    q = column([nothing.pop(0) if block.q is None else block.q for block in blocks], kind)
+    if all(block.q is None for block in blocks):
+        q: Any = pa.nulls(sum(sizes), pa.from_numpy_dtype(kind))
+    else:
+        nothing = [np.full(len(block), np.nan, kind) for block in blocks if block.q is None]
+        q = column([nothing.pop(0) if block.q is None else block.q for block in blocks], kind)
+        q = pa.array(q, mask=np.isnan(q))  # pruned rows have none either
     dst, src = (
         np.repeat(np.array([getattr(block, end) for block in blocks], np.int16), sizes)
         for end in ("dst_layer", "src_layer")
@@ -39,7 +43,7 @@ def edge_rows(blocks: Iterable[Block], kind: npt.DTypeLike) -> pa.Table:
             "src_layer": src,
             "src_unit": column([block.src for block in blocks], np.int32),
             "relevance": column([block.relevance for block in blocks], kind),
-            "conditional": pa.array(q, mask=np.isnan(q)),  # pruned rows have none either
+            "conditional": q,
         }
     )
 

@@ -97,7 +97,7 @@ def silent(program: Program, layout: Layout, rules: Mapping[int, Rule]) -> froze
         if name in rest:
             continue
         read = readers[name]
-        layered = [r for r in read if r.name in layout.layer_of]
+        layered = [r for r in read if r.name in layout.weighings]
         others = [r for r in read if r.name not in layout.layer_of]
         vanishing[name] = (
             name not in fixed

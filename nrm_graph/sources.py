@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nrm_graph.arrays import rows_of
+from nrm_graph.arrays import arrays_of
 from nrm_graph.errors import InputError
 
 Preprocessing = Callable[[Any], torch.Tensor]
@@ -34,24 +34,28 @@ class Inputs(Sequence[Any]):
     keys : list of str
         Names of the inputs, unique.
     read : callable
-        Gives the tensor of an input from its position.
+        Gives the tensor of an input from its position, or several by their names.
     labels : list or None
         By position; None where there is no label.
     preprocessing : str
         How the inputs are prepared, in words.
+    tokens : callable, optional
+        Gives the texts of the positions of an input.
     """
 
     def __init__(
         self,
         keys: list[str],
-        read: Callable[[int], torch.Tensor],
+        read: Callable[[int], Any],
         labels: list[Any] | None,
         preprocessing: str,
+        tokens: Callable[[int], list[str]] | None = None,
     ) -> None:
         self.keys = keys
         self.preprocessing = preprocessing
         self._read = read
         self._labels = labels
+        self._tokens = tokens
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -67,7 +71,9 @@ class Inputs(Sequence[Any]):
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         position %= len(self)
-        item = {"input": self._read(position), "key": self.keys[position]}
+        item: dict[str, Any] = {"input": self._read(position), "key": self.keys[position]}
+        if self._tokens is not None:
+            item["tokens"] = self._tokens(position)
         label = None if self._labels is None else self._labels[position]
         return item if label is None else item | {"label": label}
 
@@ -79,9 +85,11 @@ def load_inputs(path: str | os.PathLike[str], preprocessing: Preprocessing | Non
     ----------
     path : path-like
         A folder of images (the first sub-folder is the label), an image, an ``.npy`` array, or an
-        ``.npz`` with ``images`` or ``inputs`` and perhaps ``labels``.  The first axis of an array
-        counts the inputs.  Float arrays are taken as they are; uint8 arrays are images, of shape
-        (N, H, W), (N, H, W, C) or (N, C, H, W) with one or three channels.
+        ``.npz`` with ``images`` or ``inputs``, or with several arrays named like forward's
+        arguments; and perhaps ``labels``, and ``tokens`` (texts of the positions, a row for each
+        input).  The first axis of an array counts the inputs.  Float arrays are taken as they
+        are, whole numbers as int64 (token ids); lone uint8 arrays are images, of shape (N, H, W),
+        (N, H, W, C) or (N, C, H, W) with one or three channels.
     preprocessing : callable, optional
         Turns a PIL image in RGB into an input; without one, images become floats in [0, 1] of
         shape (C, H, W), where grey images have one channel.
@@ -89,8 +97,9 @@ def load_inputs(path: str | os.PathLike[str], preprocessing: Preprocessing | Non
     Returns
     -------
     Inputs
-        A sequence of mappings with ``input`` (tensor), ``key`` (relative path, or name and
-        number) and, if known, ``label``; its ``keys`` and ``len`` are known at once.
+        A sequence of mappings with ``input`` (tensor, or tensors by name), ``key`` (relative
+        path, or name and number) and, if known, ``label`` and ``tokens``; its
+        ``keys`` and ``len`` are known at once.
 
     Raises
     ------
@@ -260,36 +269,73 @@ def _prepared(picture: Any, preprocessing: Preprocessing | None, name: str) -> t
 
 
 def _array(path: Path, preprocessing: Preprocessing | None) -> Inputs:
-    values, labels = rows_of(path)
-    shape, dtype = values.shape, values.dtype
-    if len(shape) < 2 or not shape[0]:
-        raise InputError(f"{path} has shape {shape}: the first axis must count at least one input")
-    if dtype != np.uint8 and dtype.kind != "f":
-        raise InputError(f"{path} holds {dtype}: expected floats, or uint8 for images")
-    if dtype == np.uint8 and not _is_pictures(shape):
+    found = arrays_of(path)
+    shape = next(iter(found.values.values())).shape
+    for name, rows in found.values.items():
+        which = f"{name!r} of {path}" if name else str(path)
+        if not rows.shape or not rows.shape[0] or (not name and len(rows.shape) < 2):
+            raise InputError(
+                f"{which} has shape {rows.shape}: the first axis must count at least one input"
+            )
+        if rows.dtype.kind not in "fiub":
+            raise InputError(
+                f"{which} holds {rows.dtype}: expected floats, uint8 for images, or whole numbers "
+                "for token ids"
+            )
+        if rows.shape[0] != shape[0]:
+            raise InputError(
+                f"{which} has {rows.shape[0]} rows, another array {shape[0]}: expected one for "
+                "each input"
+            )
+    lone = found.values.get("")
+    pictures = lone is not None and lone.dtype == np.uint8
+    if pictures and not _is_pictures(shape):
         raise InputError(
             f"{path} holds uint8 of shape {shape}: images are (N, H, W), (N, H, W, C) or "
-            "(N, C, H, W) with one or three channels; give other inputs as floats"
+            "(N, C, H, W) with one or three channels; give other inputs as floats or int64"
         )
+    labels = found.labels
     if labels is not None and (not isinstance(labels, list) or len(labels) != shape[0]):
         raise InputError(f"{path} has {shape[0]} inputs and labels that do not match them")
+    texts = found.tokens
+    if texts is not None and (
+        texts.dtype.kind != "U" or len(texts.shape) != 2 or texts.shape[0] != shape[0]
+    ):
+        raise InputError(
+            f"{path} has tokens of type {texts.dtype} and shape {texts.shape}: expected text, a "
+            "row for each input"
+        )
     keys = [f"{_unicode(path.stem)}-{i:05d}" for i in range(shape[0])]
 
-    def read(position: int) -> torch.Tensor:
-        return _tensor(values[position], preprocessing, keys[position])
+    def read(position: int) -> Any:
+        if lone is not None:
+            return _tensor(lone[position], preprocessing if pictures else None, keys[position])
+        return {name: _plain(rows[position]) for name, rows in found.values.items()}
 
-    return Inputs(keys, read, labels, words(preprocessing) if dtype == np.uint8 else AS_GIVEN)
+    tokens = None if texts is None else lambda position: texts[position].tolist()
+    return Inputs(keys, read, labels, words(preprocessing) if pictures else AS_GIVEN, tokens)
 
 
 def _is_pictures(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 or (len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3)))
 
 
+def _plain(value: Any) -> torch.Tensor:
+    """Floats as float32 or float64, whole numbers as int64; bool and uint8 stay."""
+    if value.dtype.kind in "iu" and value.dtype != np.uint8:
+        if value.dtype == np.uint64 and value.size and value.max() > np.iinfo(np.int64).max:
+            raise InputError("a whole number of more than 63 bits is no token id")
+        return torch.from_numpy(np.array(value, dtype=np.int64))
+    if value.dtype.kind != "f":
+        return torch.from_numpy(np.array(value))
+    kind = np.float64 if value.dtype == np.float64 else np.float32
+    with np.errstate(over="ignore"):  # what overflows is refused as infinity
+        return torch.from_numpy(np.array(value, dtype=kind))
+
+
 def _tensor(value: Any, preprocessing: Preprocessing | None, key: str) -> torch.Tensor:
     if value.dtype != np.uint8:
-        kind = np.float64 if value.dtype == np.float64 else np.float32
-        with np.errstate(over="ignore"):  # what overflows is refused as infinity
-            return torch.from_numpy(np.array(value, dtype=kind))
+        return _plain(value)
     from PIL import Image
 
     pixels = np.asarray(value)

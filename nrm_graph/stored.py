@@ -141,9 +141,28 @@ def stored_measure(
     x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
     wanted = db._snapshot.entries[identity].target if target is None else target
     with _own(db, given=dtype is not None or target is not None):
-        found = from_network(net, x, wanted, db.units(), scale, memory)
+        found = from_network(net, x, wanted, db.units(), scale, memory, tokens_of(db, identity))
     _compare(db, identity, found)
     return found
+
+
+def tokens_of(db: Database, identity: int) -> tuple[str, ...] | None:
+    """Texts of an input's positions, where the store names them.
+
+    Raises
+    ------
+    StoreError
+        If they are no texts.
+    """
+    if db._snapshot.fields.types.get("tokens") != "strings":
+        return None
+    tokens = db._snapshot.facts(identity).get("tokens")
+    if tokens is None:
+        return None
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        key = db._snapshot.entries[identity].key
+        raise StoreError(f"the tokens of {key!r} in {db.path} are no texts: copy the store again")
+    return tuple(tokens)
 
 
 def _form(db: Database) -> Form:

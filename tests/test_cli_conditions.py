@@ -242,7 +242,7 @@ def test_paths_as_a_table(store: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "note: a path that is not listed has at most" in err
     file = tmp_path / "p.csv"
     run(capsys, *ask, "--output", str(file))
-    assert file.read_text().startswith('"rank","relevance","path","layers","units"\n')
+    assert file.read_text().startswith('"rank","relevance","path","layers","units","names"\n')
 
 
 @pytest.mark.parametrize(

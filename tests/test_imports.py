@@ -17,7 +17,7 @@ PACKAGE = Path(nrm_graph.__file__).parent
 LEVELS = (
     ("errors",),
     # frozen values: no torch
-    ("topology", "units", "events", "blocks", "precision", "targets"),
+    ("topology", "units", "events", "blocks", "precision", "targets", "unit_names"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
     ("plots",),
     # the traced network

@@ -23,6 +23,8 @@ from nrm_graph.plots.common import (
     size_in_points,
     wrapped,
 )
+from nrm_graph.plots.strip import drawable
+from nrm_graph.unit_names import token_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -158,6 +160,10 @@ class Canvas:
                     lift = self.frame(array)[1] * self.up / 2 + 1.0
                 place = ",".join(str(i) for i in np.unravel_index(unit, shape)) if neurons else ""
                 name = f"[{place}]" if neurons else str(unit)
+                how = m.partitions[column.layer.layer_id].resolution
+                token = token_of(column.layer, how, unit, m.tokens)
+                if token is not None:
+                    name = f"{drawable(token)} {name}"
                 self._text(x, y, name, value, lift)
             if column.more:
                 area = self.size(column.rest)
@@ -173,6 +179,7 @@ class Canvas:
         text = f"{name}: {percent(relevance / self.whole)}" if self.shares else name
         self.ax.annotate(
             text, (x, y), xytext=(0.0, lift + 1.0), textcoords="offset points", ha="center",
+            parse_math=False,
             va="bottom", fontsize=self.font, color=TEXT, path_effects=HALO, zorder=5,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from nrm_graph.errors import InputError
+from nrm_graph.plots import strip
 from nrm_graph.plots.common import (
     NEGATIVE,
     OVERLAY,
@@ -29,12 +30,14 @@ from nrm_graph.plots.common import (
     wrapped,
 )
 from nrm_graph.topology import ENDS
+from nrm_graph.unit_names import token_axis
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
     from nrm_graph.exact import Measure
+    from nrm_graph.topology import LayerInfo
 
 _FEW = 32  # so many bars are drawn one by one, with numbers below
 _MANY = 1000  # maps of more positions may leave their strongest few beyond the scale
@@ -87,7 +90,9 @@ def plot_heatmap(
     -----
     Vermillion is positive, blue negative, and zero is the middle of the scale.  A layer of maps
     is (C, H, W), or (H, W, C) where its units are features or tokens; a layer of two axes is
-    drawn as it is, rows by columns, and a vector as bars.  Axes of length 1 do not count.  What
+    drawn as it is, rows by columns, and a vector as bars.  Where the measure knows the tokens of
+    its input, a layer of (tokens, features) is drawn as their texts, coloured by the sum over
+    features; ``channel_sum=False`` shows the features.  Axes of length 1 do not count.  What
     biases and the stabiliser absorbed has no place in the picture: the line below it says how
     much that is.
 
@@ -111,6 +116,9 @@ def plot_heatmap(
     True
     """
     info = m.topology.inputs[0] if layer is None else m.topology.layer(layer)
+    axis = None if m.tokens is None else token_axis(info, len(m.tokens))
+    if m.tokens is not None and axis is not None and channel_sum and image is None:
+        return _strip(m, ax, info, axis, limit, colorbar)
     last = m.partitions[info.layer_id].resolution in ("feature", "token")
     values = np.asarray(m.marginal(info.name, by="neuron"), dtype=np.float64)
     shown = _pictured(values, info.name, last, channel_sum)
@@ -138,6 +146,35 @@ def plot_heatmap(
     if own and figure is not None:
         lines = ax.get_title().count("\n") + ax.get_xlabel().count("\n")
         figure.set_figheight(figure.get_figheight() + 0.15 * lines)
+    return ax
+
+
+def _strip(
+    m: Measure, ax: Axes | None, info: LayerInfo, axis: int, limit: float | None, colorbar: bool
+) -> Axes:
+    """Draw the tokens of the input, each with the sum over its features."""
+    assert m.tokens is not None
+    values = np.asarray(m.marginal(info.name, by="neuron"), dtype=np.float64)
+    values = np.moveaxis(values, axis, 0).reshape(len(m.tokens), -1).sum(1)
+    bound, beyond = _limit(values, limit)
+    if ax is None:
+        room = strip.height(m.tokens, 72.0 * 4.4)  # the colour bar takes some of the width
+        ax = new_axes(5.4, min(40.0, max(1.1, room / 72.0)) + 0.8)
+    width = size_in_points(ax)[0]
+    if colorbar:
+        _draw_colorbar(ax, bound, beyond, False)
+        ax.figure.canvas.draw()  # lays out, so that the axes have their size
+    strip.draw(ax, m.tokens, np.clip(values, -bound, bound), bound)
+    ax.set_title(wrapped(heading(m, f"relevance of {info.name}"), width, 9.0), fontsize=9)
+    note = f"{_whereabouts(m, info.layer_id)} {amplified(m)}".strip()
+    ax.text(
+        0.0,
+        strip.height(m.tokens, size_in_points(ax)[0]) + 3.0,
+        wrapped(note, width, 7.0),
+        va="top",
+        fontsize=7,
+        color=TEXT,
+    )
     return ax
 
 

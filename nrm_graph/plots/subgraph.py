@@ -21,7 +21,8 @@ from nrm_graph.plots.common import (
     TEXT,
     new_axes,
 )
-from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.plots.strip import drawable
+from nrm_graph.topology import PSEUDO_UNITS, REMAINDER
 
 if TYPE_CHECKING:
     import os
@@ -221,6 +222,7 @@ def _draw_nodes(
         ax.annotate(
             text,
             (x, y),
+            parse_math=False,
             xytext=offset,
             textcoords="offset points",
             ha="right" if unit < 0 else "left",
@@ -255,7 +257,10 @@ def _shares(
 
 
 def _neuron(data: dict[str, Any]) -> str:
-    """Label of a unit: its number, or channel and place of a neuron in a map."""
+    """Label of a unit: its number, or channel and place of a neuron in a map, or its token."""
+    if "token" in data:
+        _, comma, feature = str(data.get("position", "")).rpartition(", ")
+        return drawable(str(data["token"])) + (f": {feature}" if comma else "")
     channel, comma, rest = str(data.get("position", "")).partition(", ")
     return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
 
@@ -353,7 +358,9 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps
     height = ax.bbox.height / ax.figure.dpi
     kinds = [("positive", POSITIVE, "o"), ("negative", NEGATIVE, "o")]
     if floor:
-        kinds.append(("absorbed by bias or stabiliser", NEUTRAL, "s"))
+        rest = any(graph.nodes[node]["unit"] == REMAINDER for node in graph)
+        listed = "bias, stabiliser or remainder" if rest else "bias or stabiliser"
+        kinds.append((f"absorbed by {listed}", NEUTRAL, "s"))
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
         for text, colour, marker in kinds

@@ -20,15 +20,18 @@ ARROW_TYPES: Mapping[str, pa.DataType] = {
     "int": pa.int64(),
     "float": pa.float64(),
     "string": pa.string(),
+    "strings": pa.list_(pa.string()),
 }
 SQL_TYPES: Mapping[str, str] = {
     "bool": "BOOLEAN",
     "int": "BIGINT",
     "float": "DOUBLE",
     "string": "VARCHAR",
+    "strings": "VARCHAR[]",
     "null": "VARCHAR",
 }
 MAX_NAME = 200
+MAX_TEXTS = 1 << 20  # in one list
 MAX_FIELDS = 1000
 RESERVED = frozenset(name.casefold() for name in INPUTS.names)
 _EXACT = 1 << 53  # integers beyond it do not all fit a float column
@@ -45,7 +48,10 @@ def name_problem(name: object) -> str | None:
     return None
 
 
-def normal(name: str, value: Any) -> tuple[str, bool | int | float | str | None]:
+Plain = bool | int | float | str | list[str] | None
+
+
+def normal(name: str, value: Any) -> tuple[str, Plain]:
     """Type name and plain Python value of one metadata value.
 
     Scalars of NumPy and torch count as the Python values that they hold.
@@ -53,8 +59,10 @@ def normal(name: str, value: Any) -> tuple[str, bool | int | float | str | None]
     Raises
     ------
     InputError
-        If the value is no bool, int, float, str or None, or cannot be stored.
+        If the value is no bool, int, float, str, list of str or None, or cannot be stored.
     """
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
+        return "strings", _texts(name, list(value))
     if not isinstance(value, bool | int | float | str) and value is not None:
         if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
             value = value.item()
@@ -81,8 +89,26 @@ def normal(name: str, value: Any) -> tuple[str, bool | int | float | str | None]
             ) from None
         return "string", str(value)
     raise InputError(
-        f"the metadata {name!r} is a {type(value).__name__}: expected bool, int, float, str or None"
+        f"the metadata {name!r} is a {type(value).__name__}: expected bool, int, float, str, a "
+        "list of str or None"
     )
+
+
+def _texts(name: str, values: list[Any]) -> list[str]:
+    """List of texts, such as the tokens of an input."""
+    if len(values) > MAX_TEXTS:
+        raise InputError(
+            f"the metadata {name!r} lists {len(values):,} texts: expected at most {MAX_TEXTS:,}"
+        )
+    found = []
+    for value in values:
+        kind, text = normal(name, value) if not isinstance(value, list | tuple) else ("list", None)
+        if kind != "string" or not isinstance(text, str):
+            raise InputError(
+                f"the metadata {name!r} is a list with a {type(value).__name__}: expected texts"
+            )
+        found.append(text)
+    return found
 
 
 def joined(first: str, second: str) -> str:
@@ -116,7 +142,7 @@ class Fields:
         """Return the spelling under which a name is known, or None."""
         return self._names.get(name.casefold())
 
-    def accept(self, metadata: Mapping[str, Any]) -> dict[str, bool | int | float | str | None]:
+    def accept(self, metadata: Mapping[str, Any]) -> dict[str, Plain]:
         """Check the metadata of one input and fix the types of the fields that are new.
 
         Raises
@@ -124,7 +150,7 @@ class Fields:
         InputError
             If a name or a type cannot be used; nothing is fixed then.
         """
-        found: dict[str, tuple[str, bool | int | float | str | None]] = {}
+        found: dict[str, tuple[str, Plain]] = {}
         seen: dict[str, str] = {}
         for name, raw in metadata.items():
             problem = name_problem(name)
@@ -143,7 +169,7 @@ class Fields:
                     f"the metadata {name!r} is of type {fixed} in this store, found {kind} "
                     f"({value!r}): convert it, or use another name"
                 )
-            if kind == "int" and fixed == "float" and abs(int(value or 0)) > _EXACT:
+            if isinstance(value, int) and fixed == "float" and abs(value) > _EXACT:
                 raise InputError(
                     f"the metadata {name!r} is of type float in this store, which cannot hold "
                     f"{value} exactly: use another name"

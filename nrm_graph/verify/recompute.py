@@ -14,7 +14,7 @@ from nrm_graph.errors import InputError, NrmError, StoreError, UndefinedConditio
 from nrm_graph.plan import plan
 from nrm_graph.store.conditions import FOLDER
 from nrm_graph.sums import mean_activations
-from nrm_graph.topology import BIAS, STABILIZER
+from nrm_graph.topology import BIAS, REMAINDER, STABILIZER
 from nrm_graph.verify.report import Within
 from nrm_graph.vetting import PROBLEMS
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from nrm_graph.verify.report import Findings
 
 EPS = float(np.finfo(np.float32).eps)
+
+_HELD = {"bias": BIAS, "stabilizer": STABILIZER, "remainder": REMAINDER}
 
 TOLERANCE = 1e-3
 """What recomputed sums may differ by, relative to the layer's sum of |R| at single neurons.
@@ -174,7 +176,7 @@ def _compare_nodes(
         labels = part.labels.ravel()
         again = np.bincount(labels, values, minlength=part.n_units)
         row = lost[layer.name]
-        scale = np.abs(values).sum() + abs(row["bias"]) + abs(row["stabilizer"])
+        scale = np.abs(values).sum() + sum(abs(row[kind]) for kind in _HELD)
         limit = TOLERANCE * scale * rounding
         mine = stored["layer_id"] == layer.layer_id
         unit, relevance = stored["unit"][mine], stored["relevance"][mine].astype(np.float64)
@@ -185,11 +187,9 @@ def _compare_nodes(
         sums: list[Any] = [np.bincount(group, v, minlength=count) for v in (held, again)]
         compared: tuple[tuple[str, Any, Any], ...] = (
             (words, sums[0], sums[1]),
-            ("bias", relevance[unit == BIAS].sum(keepdims=True), np.array([row["bias"]])),
-            (
-                "stabilizer",
-                relevance[unit == STABILIZER].sum(keepdims=True),
-                np.array([row["stabilizer"]]),
+            *(
+                (kind, relevance[unit == number].sum(keepdims=True), np.array([row[kind]]))
+                for kind, number in _HELD.items()
             ),
         )
         differs = False

@@ -345,6 +345,8 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: Facts, found: Finding
         for name, value in row.items():
             if value is None and name in INPUTS.names and name != "label":
                 found.error(f"{name} is null", **where)
+            elif isinstance(value, list) and not all(isinstance(text, str) for text in value):
+                found.error(f"{name} lists what is no text", **where)
             elif isinstance(value, float) and not math.isfinite(value):
                 found.error(f"{name} is {value}: not finite", **where)
         for name in ("target", "predicted"):

@@ -1,0 +1,86 @@
+"""Units in words: which head, channel or token a number stands for; no torch here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nrm_graph.topology import ENDS, PSEUDO_UNITS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nrm_graph.topology import LayerInfo, Topology
+
+_CHANNELS_FIRST = ("convolution", "batch_norm", "group_norm", "instance_norm")
+
+
+def token_axis(layer: LayerInfo, count: int) -> int | None:
+    """Axis of a layer along which its tokens lie, if they are so many.
+
+    Tokens are the first axis of a (tokens, features) layer, the last of (channels, tokens), and
+    the only one of a network's input.
+    """
+    shape = layer.shape
+    if len(shape) == 1 and layer.kind in ENDS and shape[0] == count:
+        return 0
+    if len(shape) != 2:
+        return None
+    axis = 1 if layer.kind in _CHANNELS_FIRST else 0
+    return axis if shape[axis] == count else None
+
+
+def fits(topology: Topology, count: int) -> bool:
+    """Whether any layer has so many tokens."""
+    return any(count in layer.shape for layer in topology.layers)
+
+
+def token_of(
+    layer: LayerInfo, resolution: str, unit: int, tokens: Sequence[str] | None
+) -> str | None:
+    """Text of the token that a unit belongs to, or None where it belongs to none."""
+    axis = None if tokens is None else token_axis(layer, len(tokens))
+    if tokens is None or axis is None or unit < 0:
+        return None
+    if resolution == "neuron":
+        return tokens[int(np.unravel_index(unit, layer.shape)[axis])]
+    named = "token" if axis == 0 else "feature"  # all axes but the last, or the last
+    return tokens[unit] if resolution == named and unit < len(tokens) else None
+
+
+def unit_name(
+    layer: LayerInfo, resolution: str, unit: int, tokens: Sequence[str] | None = None
+) -> str:
+    """Name a unit in words.
+
+    Parameters
+    ----------
+    layer : LayerInfo
+        Its layer.
+    resolution : str
+        Of the layer; see :func:`nrm_graph.units.partition`.
+    unit : int
+        Its number.
+    tokens : sequence of str, optional
+        Text of every token of the input.
+
+    Examples
+    --------
+    >>> from nrm_graph.topology import LayerInfo
+    >>> layer = LayerInfo(1, "0", "dense", (2, 3), 1)
+    >>> unit_name(layer, "token", 1, ["a", "cat"]), unit_name(layer, "neuron", 5, ["a", "cat"])
+    ("token 1 'cat'", "neuron 1, 2 'cat'")
+    """
+    if unit < 0:
+        return PSEUDO_UNITS[unit]
+    shape = layer.shape
+    whole = resolution == "custom" or (resolution == "token" and len(shape) < 2)
+    name = "unit" if whole else resolution
+    number = str(unit)
+    if resolution in ("neuron", "token"):
+        axes = shape[:-1] if resolution == "token" else shape
+        if len(axes) > 1 and not whole:
+            number = ", ".join(str(int(i)) for i in np.unravel_index(unit, axes))
+    token = token_of(layer, resolution, unit, tokens)
+    return f"{name} {number}" + ("" if token is None else f" {token!r}")
