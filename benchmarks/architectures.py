@@ -28,8 +28,7 @@ import numpy as np
 import torch
 import torchvision.models as tv
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import architectures as small
 import attention_gradients
 import transformer_networks
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- architectures:begin -->", "<!-- architectures:end -->"
 IMAGE = ((3, 224, 224),)
 
@@ -219,12 +219,11 @@ def main() -> None:
         print(lines[-1], flush=True)
         small.network.cache_clear()
     if args.readme and not args.names:
-        readme = ROOT / "README.md"
-        text = readme.read_text(encoding="utf-8")
+        text = README.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
         _, after = rest.split(END)
         table = "\n".join(lines)
-        readme.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+        README.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
