@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-if TYPE_CHECKING:
-    from torch import nn
 
 ACTIVATIONS = (
     {F.gelu, F.silu, F.relu, F.hardswish, F.hardsigmoid, F.relu6, F.hardtanh, F.elu, F.mish}
@@ -153,6 +150,35 @@ class Backward(TorchFunctionMode):
 def _owner(name: str) -> str:
     """Module of a parameter; ``in_proj_weight`` counts as ``in_proj.weight``."""
     return name.removesuffix("_weight").removesuffix(".weight")
+
+
+class Unrolled(nn.Module):
+    """An LSTM or GRU of one direction written out in steps, from zeros, batch in front."""
+
+    def __init__(self, rnn: nn.RNNBase) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x):
+        for weights in self.rnn.all_weights:
+            w_x, w_h, b_x, b_h = weights
+            reads, outs = F.linear(x, w_x, b_x), []
+            h = c = torch.zeros(len(x), w_h.shape[1], dtype=x.dtype)
+            for t in range(x.shape[1]):
+                h, c = self.step(reads[:, t], F.linear(h, w_h, b_h), h, c)
+                outs.append(h)
+            x = torch.stack(outs, 1)
+        return x, h
+
+    def step(self, read, kept, h, c):
+        if isinstance(self.rnn, nn.LSTM):
+            i, f, g, o = (read + kept).chunk(4, -1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            return torch.sigmoid(o) * torch.tanh(c), c
+        (r, z, n), (kept_r, kept_z, kept_n) = read.chunk(3, -1), kept.chunk(3, -1)
+        n = torch.tanh(n + torch.sigmoid(r + kept_r) * kept_n)
+        # As torch decomposes it: z h + (1 - z) n.
+        return (h - n) * torch.sigmoid(z + kept_z) + n, c
 
 
 def whole_activations(net: nn.Module) -> None:
