@@ -8,7 +8,7 @@ relevance of the layer, in float64 on a small network of the same family; and th
 one input's tables, written to disk, over that of a training step (forward and full backward) of the
 network in the same process.
 
-    python benchmarks/architectures.py [--readme] [--rounds 3] [names ...]
+    python benchmarks/support.py [--readme] [--rounds 3] [names ...]
 """
 
 from __future__ import annotations
