@@ -10,6 +10,7 @@ import torch
 from nrm_graph.constants import LOWEST
 from nrm_graph.conversion import Converter, Refused, Step
 from nrm_graph.program import Batch, Ref, Weight
+from nrm_graph.sizes import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,7 +245,7 @@ def _matmul(c: Converter, step: Step) -> None:
         a, b = step.args
         c.add(step, "nrm.attention" if a.name in c.mixes else "nrm.product", a, b)
     elif any(isinstance(a, Ref) and not carries(c, a) for a in step.args):
-        raise Refused(f"{step.op} with a matrix of integers")
+        _copies(c, step)
     else:
         c.add(step, "aten.matmul.default", *(_matrix(c, a) for a in step.args))
 
@@ -258,6 +259,28 @@ def _matrix(c: Converter, value: Any) -> Any:
         return value
     stem = value.name.removeprefix("constant.")
     return c.constants.added(stem, found.reshape(found.shape[-2:]))
+
+
+def _copies(c: Converter, step: Step) -> None:
+    """Multiply by matrices that are the same for all samples, ``(n * heads, rows, columns)``.
+
+    They become ``(heads, rows, columns)``, beside the other factor with the batch on its own.
+    """
+    at = next(i for i, a in enumerate(step.args) if not carries(c, a))
+    copied, other = step.args[at], step.args[1 - at]
+    grown = c.constants.grown.get(step.fx.args[at].name)
+    size, shape = c.shape(copied.name)[0], c.shape(other.name)
+    if grown is None or not isinstance(size, Batch) or size.offset or shape[0] != size:
+        raise Refused(f"{step.op} with a matrix of integers")
+    one = grown[0][: size.scale]
+    if any(not torch.equal(v, one.repeat(n, 1, 1)) for v, n in zip(grown, SIZES, strict=True)):
+        raise Refused(f"{step.op} with matrices that depend on the batch")
+    matrices = c.constants.added(step.module or step.fx.name, one)
+    alone = (Batch(1, 0), size.scale, *shape[1:])
+    value = c.add(step, "aten.reshape.default", other, alone, at="alone")
+    pair = (matrices, value) if at == 0 else (value, matrices)
+    value = c.add(step, "aten.matmul.default", *pair, at="product")
+    c.add(step, "aten.reshape.default", value, c.shape_of(step))
 
 
 def _addmm(c: Converter, step: Step) -> None:
@@ -353,6 +376,8 @@ _STEPS = (
     "atan.default",
     "abs.default",
     "linalg_vector_norm.default",
+    "var.dim",
+    "var.correction",
 )
 
 REWRITES: dict[str, Callable[[Converter, Step], None]] = {
@@ -372,6 +397,7 @@ REWRITES: dict[str, Callable[[Converter, Step], None]] = {
     "aten.masked_fill.Scalar": _masked_fill,
     "aten.masked_fill.Tensor": _masked_fill,
     "aten._to_copy.default": _cast,
+    "aten.type_as.default": _cast,
     "aten.cat.default": _cat,
     "aten.index.Tensor": _index,
     "aten.index_select.default": _index,
@@ -379,7 +405,6 @@ REWRITES: dict[str, Callable[[Converter, Step], None]] = {
     "aten.softmax.int": _first(2),
     "aten.sum.dim_IntList": _first(3),
     "aten.mean.dim": _first(3),
-    "aten.cumsum.default": _first(2),
     "aten.pad.default": _pad,
     **{f"aten.{name}": _raw for name in _STEPS},
 }

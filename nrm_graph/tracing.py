@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nrm_graph.attention import ATTENTION, attention
+from nrm_graph.axes import axes
 from nrm_graph.conversion import HINTS, Converter
 from nrm_graph.errors import InputError, TraceError
 from nrm_graph.execution import settle_batches
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.program import Node, Program
 
-_REWRITES = {**REWRITES, ATTENTION: attention}
+_REWRITES = axes({**REWRITES, ATTENTION: attention})
 
 _COMPOSITE = (
     "einsum.default",
@@ -45,7 +46,6 @@ _COMPOSITE = (
     "rot90.default",
     "tile.default",
     "repeat_interleave.self_int",
-    "select_scatter.default",
     "im2col.default",
     "lstm.input",
     "gru.input",
@@ -212,8 +212,9 @@ def _refuse_unknown(program: Program) -> None:
         more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
         lines.append(f"{op} in {shown}{more}")
     raise TraceError(
-        "operations without a rule:\n  " + "\n  ".join(lines) + "\nReplace them by supported "
-        "ones, or explain a part of the network that does without"
+        "operations without a rule:\n  " + "\n  ".join(lines) + "\nRegister them "
+        "(nrm_graph.register_operation), replace them by supported ones, or explain a part of the "
+        "network that does without"
     )
 
 

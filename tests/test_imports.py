@@ -23,10 +23,11 @@ LEVELS = (
     # the traced network
     ("batching", "elementwise", "operations", "program", "convolution", "taps", "window"),
     ("execution", "routing", "vetting", "folding", "linear", "naming", "signs"),
-    ("constants", "fusing", "outputs"),
+    ("sizes", "fusing", "outputs"),
+    ("constants",),
     ("conversion",),
     ("rewriting",),
-    ("attention",),
+    ("attention", "axes"),
     ("expansion",),
     ("weighings", "rules"),
     ("layers",),
