@@ -71,7 +71,7 @@ _PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 
 
 class Refused(Exception):
-    """An operation cannot be converted: its name and the reason."""
+    """An operation cannot be converted: its name and why."""
 
 
 @dataclass
@@ -292,8 +292,7 @@ class Converter:
         refs = tuple(Ref(self.renamed.get(name, name)) for name in read)
         module, call = self.where(fx)
         self.sizes.exported[fx.name] = fx
-        meta = fx.meta.get("val")
-        numbers = isinstance(meta, Tensor) and meta.is_floating_point()
+        numbers = getattr(fx.meta.get("val"), "dtype", torch.int64).is_floating_point
         if refs and not numbers and all(ref.name in self.passive for ref in refs):
             self.passive.add(fx.name)
         self.nodes.append(Node(fx.name, f"refused.{why}", refs, (), module, call, (), PLAIN))
