@@ -10,7 +10,7 @@ import attention_gradients
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, CASES, inputs, network
+from architectures import ARCHITECTURES, CASES, inputs, network, randomise
 from torch import nn
 from transformer_networks import NETWORKS, tiny
 
@@ -204,6 +204,41 @@ def test_two_outputs(name, index):
     )
     for layer in m.topology.layers:
         close(m.cut(layer.name).total, 1.0, size(m), layer.name)
-    whole = ng.Layer("scores")[...] | ng.Layer("box")[...]
-    close(m(whole), 1.0, size(m))
+    close(m(ng.Layer(m.topology.output.name)[...]), 1.0, size(m))
     edges_sum_to_nodes(m, size(m))
+
+
+# Real input sizes
+
+
+REAL = {
+    "resnet50": ((3, 224, 224), "epsilon_plus"),
+    "vit_b_16": ((3, 224, 224), "attn_lrp"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_size_in_single_precision(name):
+    """Errors of a few roundings of the cut for each layer that a walk may pass."""
+    import torchvision
+
+    shape, rules = REAL[name]
+    torch.manual_seed(0)
+    net = randomise(getattr(torchvision.models, name)(num_classes=10), shape)
+    x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    m = ng.measure(net, x, composite=rules)
+    layers = m.topology.layers
+    rounding = 2.0**-23 * max(layer.depth for layer in layers)
+    variation = {row["layer"]: row["total_variation"] for row in m.report().to_pylist()}
+    scale = max(1.0, *variation.values())
+    rng = np.random.default_rng(0)
+    chosen = [layers[i].name for i in rng.choice(len(layers) - 1, 2, replace=False)]
+    for layer in ("x", *chosen):
+        cut = m.cut(layer)
+        parts = [*cut.bypass.values(), *cut.absorbed.values()]
+        assert abs(cut.total - 1) <= rounding * (variation[layer] + sum(map(abs, parts))), layer
+    A, B = (random_set(rng, m.topology.layer(layer))[0] for layer in chosen)
+    a, b, union, both, rest = m.many([A, B, A | B, A & B, ~A])
+    assert abs(union + both - a - b) <= rounding * scale
+    assert abs(a + rest - 1) <= rounding * scale
