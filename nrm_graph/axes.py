@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.conversion import Refused
+from nrm_graph.masks import as_number, carries, fill, tensor
 from nrm_graph.operations import MAX_POOL
 from nrm_graph.program import Batch, Ref, Weight
-from nrm_graph.rewriting import as_number, carries, fill, tensor
 from nrm_graph.sizes import SIZES
 
 if TYPE_CHECKING:

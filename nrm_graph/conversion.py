@@ -350,9 +350,9 @@ class Converter:
             placed = None
         if placed is None:
             raise Refused(f"{step.op} (a value without a batch axis of its own)")
-        # Parts of a split have their places, not their list.
+        # Parts of a split have their shapes, not their list.
         parts = not at and isinstance(step.fx.meta["val"], list | tuple)
-        shape, batch = ((), PLAIN) if parts else placed
+        shape, batch = ((), placed[1]) if parts else placed
         if sort is not None:
             (self.passive if sort else self.still).add(name)
         moving = [n for n in node.references() if n not in self.passive | self.still]

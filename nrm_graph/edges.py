@@ -26,6 +26,7 @@ from nrm_graph.contributions import (
     vector_blocks,
 )
 from nrm_graph.gathered import down_blocks, probe_blocks, set_blocks, up_blocks
+from nrm_graph.linear import Jacobian
 from nrm_graph.plan import mode
 from nrm_graph.pruning import prune
 from nrm_graph.reach import reach
@@ -192,6 +193,8 @@ class _Tables:
         like = op.like(k)
 
         def weight_of(term: Any, b: int) -> Tensor:
+            if isinstance(kind, Jacobian):  # a matrix for every sample, whatever the operand's axes
+                return term.weight[b : b + 1]  # type: ignore[no-any-return]
             if like is None or term.weight.ndim != self.state.values[like].ndim:
                 return term.weight  # type: ignore[no-any-return]
             return batches[like].one(term.weight, b)

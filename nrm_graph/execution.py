@@ -94,8 +94,9 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
                 nodes.append(node if not isinstance(first, Tensor) else _stated(node, first))
             elif isinstance(both, Tensor):
                 nodes.append(_settle(node, both, first, second))
-            else:
-                nodes.append(node)
+            else:  # parts of a split, which keep the batch in one place
+                batch = _settle(node, both[0], first[0], second[0]).batch
+                nodes.append(replace(node, batch=batch))
     except (RuntimeError, IndexError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TraceError(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _MULTIPLY, _DIVIDE = "nrm.multiply", "raw.div.Tensor"
 
+_SMALL = 1e-6
+"""The largest ``eps`` of ``normalize`` that only keeps zero from being divided."""
+
 
 def fuse(program: Program) -> Program:
     """Bring norms, activations and gates that are written out into one node each."""
@@ -124,7 +127,7 @@ def _deviation(node: Node, x: Any, total: Node, nodes: Mapping[str, Node]) -> No
 
 def _root_mean(node: Node, x: Any, inside: Any, nodes: Mapping[str, Node]) -> Node | None:
     total = _read(inside, nodes, "aten.add.Tensor")
-    if total is None or not isinstance(total.args[1], float | int):
+    if total is None or total.kwargs or not isinstance(total.args[1], float | int):
         return None
     found = _deviation(node, x, total, nodes)
     if found is not None:
@@ -152,9 +155,13 @@ def _unit(
     shape = _trailing(dims, node.shape, node)
     if order != 2 or not keep or shape is None or len(shape) != 1:
         return None
+    if not isinstance(least.args[1], float | int) or not 0 <= least.args[1] <= _SMALL:
+        return None  # a length below it is common: no norm whose eps is for zero alone
     size = shape[0]
     name = f"constant.{node.module or node.name}.length"
-    weights[name] = torch.full((size,), size**-0.5, dtype=next(iter(weights.values())).dtype)
+    floats = (w.dtype for w in weights.values() if w.is_floating_point())
+    dtype = next(floats, torch.get_default_dtype())
+    weights[name] = torch.full((size,), size**-0.5, dtype=dtype)
     eps = float(least.args[1]) ** 2 / size
     return replace(node, op="aten.rms_norm.default", args=(x, shape, Weight(name), eps), kwargs=())
 
@@ -247,6 +254,12 @@ def _activation(
     if source in rest:
         return None
 
+    lengths = {source: 1}
+    for name in reversed(terms):  # what a term reads was expanded after it
+        lengths[name] = _length(terms[name], lengths)
+    if lengths[root.name] > elementwise.MAX_TERMS:  # shared steps are written out at every use
+        return None
+
     def written(value: Any) -> Any:
         if isinstance(value, Ref):
             return elementwise.X if value.name == source else written(terms[value.name])
@@ -258,6 +271,13 @@ def _activation(
     except ValueError:
         return None
     return replace(root, op="nrm.elementwise", args=(Ref(source), expression), kwargs=())
+
+
+def _length(term: Any, lengths: Mapping[str, int]) -> int:
+    """Count the terms of an expression, written out."""
+    if isinstance(term, Ref):
+        return lengths[term.name]
+    return 1 + sum(_length(t, lengths) for t in term) if isinstance(term, tuple) else 1
 
 
 def _term(node: Node, weights: Mapping[str, torch.Tensor]) -> Any:

@@ -44,9 +44,9 @@ def non_negative(program: Program, inputs: bool) -> frozenset[str]:
     program : Program
         The network.
     inputs : bool
-        Whether that holds of the inputs.
+        Whether that holds of the inputs, whole numbers apart.
     """
-    known = {name for name, _ in program.inputs} if inputs else set()
+    known = {name for name, _ in program.inputs} - set(program.integers) if inputs else set()
     for node in program.nodes:
         references = list(node.references())
         if node.op in NON_NEGATIVE or node.op == "aten.softmax.int":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,17 @@ class Network:
     def passive(self) -> frozenset[str]:
         """Values that carry no relevance, see :func:`nrm_graph.program.passive`."""
         return passive(self.program)
+
+    @functools.cached_property
+    def unbounded(self) -> frozenset[str]:
+        """Values that may hold -inf: masked scores, and what is made of them before a softmax."""
+        found: set[str] = set()
+        for node in self.program.nodes:
+            fills = node.op == "aten.masked_fill.Scalar" and node.args[2] == -math.inf
+            reads = node.op != "aten.softmax.int" and not found.isdisjoint(node.references())
+            if fills or reads:
+                found.add(node.name)
+        return frozenset(found)
 
     @functools.cached_property
     def order(self) -> tuple[tuple[str, Node | None], ...]:
@@ -303,7 +315,7 @@ def flow(state: State, name: str) -> Flow:
         at = Signs(tuple(operand in known for operand in op.operands), name in net.silent)
         z = state.values[name]
         with torch.no_grad():
-            xs = [state.values[operand] for operand in op.operands]
+            xs = [_bounded(state, operand) for operand in op.operands]
             whole = op.resolved(z, state.values) if op.moving else None
             groups = net.groups.get((name, at))
             if groups is None:
@@ -311,11 +323,26 @@ def flow(state: State, name: str) -> Flow:
                 groups = rule.groups(whole, at)
                 if not op.moving:  # weights that depend on the input are made for every batch
                     net.groups[name, at] = groups
-            found = evaluated(groups, op, xs, z, rule.unplaced(z, at))
+            found = evaluated(groups, op, xs, z, _unplaced(state, name, rule.unplaced(z, at)))
             lost = rule.remainder(op if whole is None else whole, xs, z)
             found = found._replace(held=_held(state, op, found), remainder=lost)
         state.flows[name] = found
     return found
+
+
+def _bounded(state: State, name: str) -> Tensor:
+    """Value of an operand, 0 where scores are hidden by -inf."""
+    value: Tensor = state.values[name]
+    return value.masked_fill(value.isinf(), 0.0) if name in state.network.unbounded else value
+
+
+def _unplaced(state: State, name: str, unplaced: Tensor | None) -> Tensor | None:
+    """Share that a rule cannot place: all of what is -inf, where nothing divides."""
+    if name not in state.network.unbounded:
+        return unplaced
+    z: Tensor = state.values[name]
+    hidden = z.isinf().to(z.dtype)
+    return hidden if unplaced is None else unplaced.masked_fill(z.isinf(), 1.0)
 
 
 def _held(state: State, op: Weighing, found: Flow) -> Tensor | None:

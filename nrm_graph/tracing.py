@@ -22,7 +22,7 @@ from nrm_graph.attention import ATTENTION, attention
 from nrm_graph.axes import axes
 from nrm_graph.conversion import HINTS, Converter
 from nrm_graph.errors import InputError, TraceError
-from nrm_graph.execution import settle_batches
+from nrm_graph.execution import run, settle_batches
 from nrm_graph.folding import fold_batch_norm, prune
 from nrm_graph.fusing import fuse
 from nrm_graph.layers import layout
@@ -57,6 +57,9 @@ _COMPOSITE = (
     "rnn_relu_cell.default",
 )
 """Operations that torch itself writes out in others, names without ``aten``."""
+
+_FULL, _LOW = 1e-3, 0.1
+"""Relative difference that the order of sums makes, in full and in half precision."""
 
 MAX_STEPS = 2_000
 """Steps of recurrent networks that are unrolled."""
@@ -164,6 +167,7 @@ def trace(
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, examples)
+    _compare(model, program, examples, [part for _, part in parts])
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
 
@@ -180,6 +184,23 @@ def _examples(
         kinds = ", ".join(type(x).__name__ for x in examples) or "nothing"
         raise InputError(f"expected an input tensor, or several, found {kinds}")
     return names, examples
+
+
+def _compare(
+    model: nn.Module, program: Program, examples: Sequence[Tensor], parts: Sequence[Tensor]
+) -> None:
+    """Refuse a program that does not answer as the network does."""
+    expected = torch.cat([part.reshape(-1) for part in parts]).double()
+    found = run(program, *examples).reshape(-1).double()
+    low = any(part.dtype in (torch.float16, torch.bfloat16) for part in parts)
+    if not bool(torch.isfinite(expected).all()):
+        return  # no input is explained whose output is no number
+    error = (found - expected).abs().max() if found.shape == expected.shape else torch.inf
+    if not error <= (_LOW if low else _FULL) * expected.abs().max():
+        raise TraceError(
+            f"the traced network does not answer as {type(model).__name__} does at the input it "
+            "was traced with: it may be random, or depend on what torch.export does not see"
+        )
 
 
 def _arguments(model: nn.Module, count: int) -> list[str]:

@@ -172,6 +172,14 @@ def test_a_data_loader_collates_several_inputs(tmp_path):
     found = [i for _, i in items(torch.utils.data.DataLoader(named, batch_size=2))]
     torch.testing.assert_close(found[1]["input"]["b"], pair(1)[1])
     assert found[0]["tokens"] == ["x", "y"]
+    for size in (2, 3):  # as many as there are inputs, or more
+        labelled = [(pair(i), i) for i in range(size)]
+        found = [i for _, i in items(torch.utils.data.DataLoader(labelled, batch_size=size))]
+        assert [int(item["label"]) for item in found] == list(range(size))
+        torch.testing.assert_close(found[1]["input"][1], pair(1)[1])
+    lists = [[[torch.zeros(3), torch.ones(3)], [5, 6]]]  # a collate function of one's own
+    plain = [i for _, i in items(torch.utils.data.DataLoader(lists, batch_size=None))]
+    assert [label for _, label in plain] == [5, 6]
 
 
 def test_wrong_shapes_of_one_of_several_inputs_name_it(tmp_path):

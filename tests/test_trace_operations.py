@@ -50,16 +50,32 @@ ROUTED = {
 }
 
 
-@pytest.mark.parametrize("name", ROUTED)
-def test_selections(name):
+class Heads(nn.Module):
+    """A dense layer for each of many selections of the input, side by side."""
+
+    def __init__(self, how, x):
+        super().__init__()
+        self.how = how
+        self.heads = nn.ModuleDict({name: fc(f(x).flatten(1).shape[1]) for name, f in how.items()})
+
+    def forward(self, x):
+        found = [self.heads[name](f(x).flatten(1)) for name, f in self.how.items()]
+        return torch.cat(found, 1)
+
+
+def test_selections():
+    torch.manual_seed(0)
     x = rows(3, 4)
-    width = ROUTED[name](x).flatten(1).shape[1]
-    program = same(build(lambda m, x: head(m, ROUTED[name](x)), fc=nn.Linear(width, 2)), x)
-    assert set(kinds(program).values()) == {"input", "dense"}
-    rules = {"dense": ng.rules.Epsilon(1e-12)}
-    composite = ng.composites.composite("exact", rules)
-    m = ng.measure(program, x[:1], target=0, composite=composite, dtype="float64")
-    assert m.cut("x").total == pytest.approx(1, abs=1e-9)
+    program = same(Heads(ROUTED, x).double().eval(), x)
+    assert kinds(program) == {
+        "x": "input",
+        **{f"heads.{name}": "dense" for name in ROUTED},
+        "output": "output",
+    }
+    composite = ng.composites.composite("exact", {"dense": ng.rules.Epsilon(1e-12)})
+    for i, name in enumerate(ROUTED):
+        m = ng.measure(program, x[:1], target=2 * i, composite=composite, dtype="float64")
+        assert m.cut("x").total == pytest.approx(1, abs=1e-9), name
 
 
 SUMS = {
@@ -116,18 +132,34 @@ ONE_NEURON = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_NEURON)
-def test_activations_written_out(name):
-    """Not a layer, but a further name of the layer before."""
+class Written(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
 
-    class Written(nn.Module):
+    def forward(self, x):
+        return self.how(x)
+
+
+def test_activations_written_out():
+    """Not layers, but further names of the layers before."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.ModuleDict({name: nn.Linear(4, 4) for name in ONE_NEURON})
+            self.act = nn.ModuleDict({name: Written(how) for name, how in ONE_NEURON.items()})
+            self.fc = nn.ModuleDict({name: fc(4) for name in ONE_NEURON})
+
         def forward(self, x):
-            return ONE_NEURON[name](x)
+            found = [self.fc[n](self.act[n](self.a[n](x))) for n in ONE_NEURON]
+            return torch.cat(found, 1)
 
-    model = build(lambda m, x: m.fc(m.act(m.a(x))), a=nn.Linear(4, 4), act=Written(), fc=fc(4))
-    program = same(model, rows(4))
-    assert list(kinds(program)) == ["x", "a", "fc"]
-    assert layout(program).topology.layer("act").name == "a"
+    torch.manual_seed(0)
+    program = same(Net().double().eval(), rows(4))
+    assert set(kinds(program).values()) == {"input", "dense", "output"}
+    for name in ONE_NEURON:
+        assert layout(program).topology.layer(f"act.{name}").name == f"a.{name}"
 
 
 def test_what_reads_two_values_is_no_activation():

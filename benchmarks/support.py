@@ -8,7 +8,7 @@ relevance of the layer, in float64 on a small network of the same family; and th
 one input's tables, written to disk, over that of a training step (forward and full backward) of the
 network in the same process.
 
-    python benchmarks/architectures.py [--readme] [--rounds 2] [names ...]
+    python benchmarks/support.py [--readme] [--rounds 3] [names ...]
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def measured(row: Row, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="titles to measure; all by default")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--readme", action="store_true", help="rewrite the table of the README")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
