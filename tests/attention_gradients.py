@@ -83,6 +83,14 @@ class Backward(TorchFunctionMode):
             return self.attend(*args, **kwargs)
         if func is F.multi_head_attention_forward:
             return self.heads(*args, **kwargs)
+        if func is torch.einsum and all(moving(a) for a in args[1:]):
+            return torch.einsum(args[0], *(part(a, 1 / len(args[1:])) for a in args[1:]))
+        if func is F.glu:
+            a, b = args[0].chunk(2, *args[1:2], **kwargs)
+            with self:
+                return a * torch.sigmoid(b)
+        if func is F.normalize:
+            return args[0] * (func(*args, **kwargs) / args[0]).detach()
         if func in PRODUCTS and all(moving(a) for a in args):
             return torch.matmul(*(part(a, 0.5) for a in args))
         if func in MULTIPLICATIONS and all(moving(a) for a in args):

@@ -312,15 +312,23 @@ CASES |= {
     for size in sizes
     for corners in (False, True)
 }
+# Of relatives, one runs every time.
+RARE = {n for n in CASES if n.endswith("_plain") or "_True_" in n} | {"no_bias", "weights_axis"}
+
+
+def marked(name: str, *values: object, rare: bool = False):
+    """Parameters of a test, slow where the case is one of many alike."""
+    return pytest.param(name, *values, marks=[pytest.mark.slow] if rare or name in RARE else [])
+
+
 # A large stabiliser shows all of its shares; CP-LRP differs where two values are multiplied.
 RULES = [
-    pytest.param(
-        (name, epsilon, cp), marks=[pytest.mark.slow] if (epsilon, cp) == (1e-6, False) else []
-    )
+    marked(name, epsilon, cp, rare=(epsilon, cp) == (1e-6, False))
     for name, (make, _) in CASES.items()
     for epsilon, cp in ((0.05, False), (1e-6, False), (0.05, True))
     if not cp or not isinstance(make, functools.partial)
 ]
+every_rule = pytest.mark.parametrize(("name", "epsilon", "cp"), RULES)
 
 
 def draw(name: str):
@@ -381,13 +389,9 @@ def variation(ref: Reference, relevance: np.ndarray) -> float:
     return max(float(flow[ref.slice(name)].sum()) for name in ref.names)
 
 
-@pytest.fixture(params=RULES, ids=lambda case: "-".join(map(str, case)))
-def case(request):
-    return both(*request.param)
-
-
-def test_every_layer_and_every_pseudo_neuron(case):
-    ref, m = case
+@every_rule
+def test_every_layer_and_every_pseudo_neuron(name, epsilon, cp):
+    ref, m = both(name, epsilon, cp)
     relevance, lost = ref.relevance(TARGET), ref.absorbed()
     scale = variation(ref, relevance)
     report = {row["layer"]: row for row in m.report().to_pylist()}
@@ -421,8 +425,9 @@ def reached(ref: Reference) -> np.ndarray:
     return found
 
 
-def test_every_edge_is_q(case):
-    ref, m = case
+@every_rule
+def test_every_edge_is_q(name, epsilon, cp):
+    ref, m = both(name, epsilon, cp)
     matrix, lost, relevance = ref.matrix(), ref.absorbed(), ref.relevance(TARGET)
     scale, live = variation(ref, relevance), reached(ref)
     size = dict(zip(ref.names, np.diff(ref.offsets), strict=True))
@@ -461,9 +466,10 @@ def test_every_edge_is_q(case):
                 close(flow, relevance[own] * share, scale, f"{unit} of {above}")
 
 
-def test_columns_of_the_package_sum_to_one(case):
+@every_rule
+def test_columns_of_the_package_sum_to_one(name, epsilon, cp):
     """By its own numbers alone, pseudo-edges included."""
-    _, m = case
+    _, m = both(name, epsilon, cp)
     _, rows = m.tables()
     for layer in m.topology.layers:
         if layer.kind == "input":
@@ -501,7 +507,7 @@ def partitions(name: str, how: str) -> dict[str, object]:
     "how",
     ["mixed", *(pytest.param(h, marks=pytest.mark.slow) for h in ("token", "head"))],
 )
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [marked(name) for name in CASES])
 def test_tables_of_groups_are_sums_of_edges(name, how):
     """And of a condition as well."""
     _, x, program = traced(name)
