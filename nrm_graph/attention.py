@@ -9,8 +9,8 @@ import torch
 
 from nrm_graph.constants import LOWEST
 from nrm_graph.conversion import Refused
+from nrm_graph.masks import add_mask, as_number, carries, fill, invert, tensor
 from nrm_graph.program import Batch, Ref, Weight
-from nrm_graph.rewriting import add_mask, as_number, carries, fill, invert, tensor
 
 if TYPE_CHECKING:
     from nrm_graph.conversion import Converter, Step

@@ -167,7 +167,8 @@ def _parser() -> argparse.ArgumentParser:
         "--resolution",
         default="auto",
         type=arguments.resolution,
-        help="auto, neuron, channel, feature, token, or by layer: features.0=channel,... (auto)",
+        help="auto, neuron, channel, feature, token, head, or by layer: features.0=channel,... "
+        "(auto)",
     )
     extract.add_argument(
         "--coverage", type=float, default=1.0, help="keep the strongest edges up to this share (1)"
@@ -284,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     paths.add_argument("--k", type=arguments.positive, default=10, help="number of paths (10)")
     paths.add_argument(
         "--by",
-        choices=("unit", "neuron", "channel", "feature"),
+        choices=("unit", "neuron", "channel", "feature", "token", "head"),
         default="unit",
         help="what a step of a path is: the store's unit, or another (unit)",
     )

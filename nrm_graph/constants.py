@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from nrm_graph.program import Batch, Weight
+from nrm_graph.sizes import SIZES, affine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-SIZES = (2, 3)
-"""Batch sizes for which a value is evaluated whose shape holds the batch."""
 
 LOWEST = torch.finfo(torch.float32).min
 """What a masked score is filled with, if it is finite: the same number in every precision."""
@@ -105,7 +103,7 @@ class Constants:
         self.origins[name] = frozenset()
         self.modules[name] = ""
 
-    def fold(self, fx: Any, module: str, affine: Any) -> bool:
+    def fold(self, fx: Any, module: str) -> bool:
         """Evaluate a node that no input reaches; False if that cannot be.
 
         Parameters
@@ -114,8 +112,6 @@ class Constants:
             The node; what it reads beside constants gives it a shape alone.
         module : str
             The module that made it.
-        affine : callable
-            Turns a symbolic size into an integer or a ``Batch``.
         """
         meta = fx.meta.get("val")
         parts = meta if isinstance(meta, list | tuple) else [meta]
@@ -123,7 +119,7 @@ class Constants:
             return False
         static = all(isinstance(affine(d), int) for p in parts for d in p.shape)
         try:
-            found = [self._evaluated(fx, n, affine) for n in (SIZES[:1] if static else SIZES)]
+            found = [self._evaluated(fx, n) for n in (SIZES[:1] if static else SIZES)]
         except _UnknownError:
             return False
         sources = [a for a in fx.all_input_nodes if a.name in self.origins]
@@ -152,7 +148,7 @@ class Constants:
                 self.weight(source)
                 self.names[fx.name] = self.names[source]
 
-    def _evaluated(self, fx: Any, n: int, affine: Any) -> Any:
+    def _evaluated(self, fx: Any, n: int) -> Any:
         def value(arg: Any) -> Any:
             if not isinstance(arg, torch.fx.Node):
                 return sized(arg)

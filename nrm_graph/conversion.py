@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nrm_graph.batching import PLAIN, BatchAxis
-from nrm_graph.constants import LOWEST, SIZES, Constants
+from nrm_graph.batching import PLAIN
+from nrm_graph.constants import LOWEST, Constants
 from nrm_graph.errors import TraceError
-from nrm_graph.execution import resolve
-from nrm_graph.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED, function
+from nrm_graph.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED
 from nrm_graph.program import Batch, Node, Program, Ref, Weight, passivity
+from nrm_graph.sizes import Sizes, affine, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,8 @@ _SHAPE_ONLY = {
     "aten.zeros_like.default",
     "aten.ones_like.default",
     "aten.full_like.default",
+    "aten.fill.Tensor",
+    "aten.fill.Scalar",
 }
 
 _SAME_AS = {
@@ -57,46 +60,14 @@ _SAME_AS = {
 }
 
 # Constants that are the same for all samples are not broadcast by these.
-_WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {"aten.gather.default"}
-
-_PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
-
-HINTS = {
-    "aten.log_softmax.int": "explain the scores before it: leave the log-softmax out",
-    "aten.div.Tensor": "a quotient of two values that both depend on the input has no rule",
+_WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {
+    "aten.gather.default",
+    "aten.slice_scatter.default",
+    "aten.select_scatter.default",
+    "aten.copy.default",
 }
 
-
-def affine(value: Any) -> int | Batch:
-    """Turn a symbolic integer into ``scale * n + offset``."""
-    if isinstance(value, int):
-        return value
-    expression = value.node.expr
-    symbols = expression.free_symbols
-    if not symbols:
-        return int(expression)
-    if len(symbols) > 1:
-        raise TraceError(f"a size depends on several free sizes: {expression}")
-    (symbol,) = symbols
-    at = [int(expression.subs(symbol, n)) for n in (2, 3, 5)]
-    scale = at[1] - at[0]
-    if at[2] - at[1] != 2 * scale:
-        raise TraceError(f"a size grows as {expression} with the batch: expected linear growth")
-    return Batch(scale, at[0] - 2 * scale)
-
-
-def place(shape: Sequence[int | Batch]) -> tuple[tuple[int, ...], BatchAxis] | None:
-    """Shape of a sample and the batch axis, samples first; None if there is no single axis."""
-    found = [d for d, size in enumerate(shape) if isinstance(size, Batch)]
-    if len(found) != 1:
-        return None
-    size = shape[found[0]]
-    assert isinstance(size, Batch)
-    if size.offset or size.scale < 1:
-        return None
-    batch = BatchAxis(found[0], 1, size.scale)
-    native = tuple(s.scale if isinstance(s, Batch) else s for s in shape)
-    return batch.shape(native), batch
+_PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 
 
 _JOINING = ("aten.cat.default", "aten.stack.default", "aten.pad.default")
@@ -104,7 +75,7 @@ _JOINING = ("aten.cat.default", "aten.stack.default", "aten.pad.default")
 
 
 class Refused(Exception):
-    """An operation cannot be converted: its name and the reason."""
+    """An operation cannot be converted: its name and why."""
 
 
 @dataclass
@@ -156,6 +127,8 @@ class Converter:
         Values that carry no relevance, see :func:`nrm_graph.program.passive`.
     mixes : set of str
         Values that are softmax weights.
+    sizes : Sizes
+        Shapes of all values.
     masks : dict of str to bool
         Passive values that hide what they are added to, and whether they are 0 elsewhere.
     """
@@ -175,8 +148,7 @@ class Converter:
     renamed: dict[str, str] = field(default_factory=dict)  # exporter's name -> ours
     output: str = ""
     _real: Weight | None = None
-    _sizes: dict[str, tuple[Any, ...]] = field(default_factory=dict)  # on the meta device
-    _fx: dict[str, Any] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=Sizes)
     _calls: dict[str, list[str]] = field(default_factory=dict)  # module path -> calls in order
 
     def program(self) -> Program:
@@ -203,11 +175,18 @@ class Converter:
         """Path inside the network of what the exporter saw inside the module around it."""
         return name.removeprefix(self.prefix).removeprefix(".")
 
-    def _placeholder(self, fx: Any) -> None:
+    @cached_property
+    def _stored(self) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
+        """Tensors by their names; names of parameters and buffers, and of tensors of the code."""
         signature = self.exported.graph_signature
-        stored = {**self.exported.constants, **self.exported.state_dict}
-        owned = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        lifted = signature.inputs_to_lifted_tensor_constants
+        return (
+            {**self.exported.constants, **self.exported.state_dict},
+            {**signature.inputs_to_parameters, **signature.inputs_to_buffers},
+            signature.inputs_to_lifted_tensor_constants,
+        )
+
+    def _placeholder(self, fx: Any) -> None:
+        stored, owned, lifted = self._stored
         if fx.name in owned:
             name = owned[fx.name]
             self.constants.stored(fx.name, stored[name].detach(), self.path(name))
@@ -221,15 +200,20 @@ class Converter:
             self.renamed[fx.name] = name
             meta = fx.meta["val"]
             self.inputs.append((name, tuple(meta.shape[1:])))
-            self._fx[name] = fx
+            self.sizes.exported[name] = fx
             if not meta.is_floating_point():
                 self.integers.append(name)
                 self.passive.add(name)
+            if meta.dtype == torch.bool:  # a program's integers are 64 bits wide
+                self.add(
+                    Step(fx, "", (), {}, [], "", ""), "aten.ne.Scalar", Ref(name), 0, at="true"
+                )
+                self.renamed[fx.name] = f"{fx.name}.true"
 
     def _output(self, fx: Any) -> None:
         (result,) = (r for r in fx.args[0] if isinstance(r, torch.fx.Node))
         self.output = self.renamed.get(result.name, result.name)
-        if result.name in self.constants.origins or self.output in self.passive | self.still:
+        if result.name in self.constants.origins:
             raise TraceError("the network's output does not depend on its input")
 
     def argument(self, value: Any, copied: bool = True) -> Any:
@@ -239,7 +223,7 @@ class Converter:
                 return self.constants.weight(value.name)
             if value.name in self.constants.spread:
                 return self._copied(value) if copied else self.constants.weight(value.name)
-            if value.name in self.constants.grown and value.name not in self._fx:
+            if value.name in self.constants.grown and value.name not in self.sizes.exported:
                 self.keep(self._step(value))
             meta = value.meta.get("val")
             if isinstance(meta, int | torch.SymInt):
@@ -259,7 +243,7 @@ class Converter:
 
     def _copied(self, fx: Any) -> Ref:
         """Constant with a batch axis, as a node."""
-        if fx.name not in self._fx:
+        if fx.name not in self.sizes.exported:
             _, axis = self.constants.spread[fx.name]
             one = self.constants.tensor(fx.name)
             sizes = tuple(Batch(1, 0) if d == axis else s for d, s in enumerate(one.shape))
@@ -295,7 +279,7 @@ class Converter:
         if (
             not random
             and (op in _SHAPE_ONLY or all(n.name in known for n in sources))
-            and self.constants.fold(fx, module, affine)
+            and self.constants.fold(fx, module)
         ):
             return
         try:
@@ -311,8 +295,9 @@ class Converter:
         read = [n.name for n in fx.all_input_nodes if n.name not in self.constants.origins]
         refs = tuple(Ref(self.renamed.get(name, name)) for name in read)
         module, call = self.where(fx)
-        self._fx[fx.name] = fx
-        if refs and all(ref.name in self.passive for ref in refs):
+        self.sizes.exported[fx.name] = fx
+        numbers = getattr(fx.meta.get("val"), "dtype", torch.int64).is_floating_point
+        if refs and not numbers and all(ref.name in self.passive for ref in refs):
             self.passive.add(fx.name)
         self.nodes.append(Node(fx.name, f"refused.{why}", refs, (), module, call, (), PLAIN))
 
@@ -336,7 +321,9 @@ class Converter:
         op = step.op
         if not step.moving:
             if op not in PASSIVE | ROUTE | SAME:
-                raise Refused(f"{op} of integers")
+                raise Refused(
+                    f"{op} of integers (they carry no relevance: embed them, or give numbers)"
+                )
         elif op not in CARRYING:
             raise Refused(op)
         elif op in SAME and len(step.moving) != 1:
@@ -357,9 +344,12 @@ class Converter:
         kept = tuple(sorted((k, v) for k, v in kwargs.items() if v is not None))
         node = Node(name, op, args, kept, step.module, step.call, (), PLAIN)
         if not at:
-            self._fx[name] = step.fx
+            self.sizes.exported[name] = step.fx
         sort = None if op in ENDS else passivity(op, node.references(), self.passive, self.still)
-        placed = place(self.shape(name, node))
+        try:
+            placed = place(self.sizes.of(node, self.constants.used))
+        except RuntimeError:
+            placed = None
         if placed is None:
             raise Refused(f"{step.op} (a value without a batch axis of its own)")
         # Parts of a split have their shapes, not their list.
@@ -397,65 +387,15 @@ class Converter:
         """Type of a value."""
         if isinstance(value, Weight):
             return self.constants.used[value.name].dtype
-        if value.name in self._fx:
-            found: torch.dtype = self._fx[value.name].meta["val"].dtype
-            return found
-        return self._sizes[value.name][0].dtype  # type: ignore[no-any-return]
+        return self.sizes.dtype(value.name)
 
     def shape_of(self, step: Step) -> tuple[int | Batch, ...]:
         """Native shape of a step's result."""
         return tuple(affine(d) for d in step.fx.meta["val"].shape)
 
-    def shape(self, name: str, node: Node | None = None) -> tuple[int | Batch, ...]:
+    def shape(self, name: str) -> tuple[int | Batch, ...]:
         """Native shape of a value; of the parts of a split, that of the first."""
-        if name in self._fx:
-            meta = self._fx[name].meta["val"]
-            meta = meta[0] if isinstance(meta, list | tuple) else meta
-            return tuple(affine(d) for d in meta.shape)
-        if name not in self._sizes:
-            assert node is not None
-            self._sizes[name] = tuple(self._sized(node, n) for n in SIZES)
-        first, second = (
-            v[0].shape if isinstance(v, list | tuple) else v.shape for v in self._sizes[name]
-        )
-        if len(first) != len(second):
-            raise Refused(f"{node.op if node else name} (it does not run for any batch size)")
-        return tuple(
-            a if a == b else Batch(b - a, a - (b - a) * SIZES[0])
-            for a, b in zip(first, second, strict=True)
-        )
-
-    def _sized(self, node: Node, n: int) -> Any:
-        """Run a node on tensors without data."""
-        values = {name: self._meta(name, n) for name in node.references()}
-        weights = {
-            name: value.to("meta")
-            for name, value in self.constants.used.items()
-            if name in {w.name for w in _weights((node.args, node.kwargs))}
-        }
-        args = resolve(node.args, values, weights, n)
-        kwargs = {k: resolve(v, values, weights, n) for k, v in node.kwargs}
-        op = node.op.replace("raw.", "aten.")
-        call = function(op) if op in SUPPORTED else _aten(op)
-        return call(*args, **kwargs)
-
-    def _meta(self, name: str, n: int) -> Any:
-        if name in self._sizes:
-            return self._sizes[name][SIZES.index(n)]
-
-        def empty(meta: Any) -> Any:
-            if isinstance(meta, list | tuple):
-                return [empty(part) for part in meta]
-            sizes = [affine(d) for d in meta.shape]
-            shape = [s if isinstance(s, int) else s.scale * n + s.offset for s in sizes]
-            return torch.empty(shape, dtype=meta.dtype, device="meta")
-
-        return empty(self._fx[name].meta["val"])
-
-
-def _aten(op: str) -> Any:
-    _, name, overload = op.split(".")
-    return getattr(getattr(torch.ops.aten, name), overload)
+        return self.sizes.shape(name)
 
 
 def _refs(value: Any) -> list[Ref]:
@@ -464,12 +404,4 @@ def _refs(value: Any) -> list[Ref]:
         return [value]
     if isinstance(value, tuple):
         return [ref for item in value for ref in _refs(item)]
-    return []
-
-
-def _weights(value: Any) -> list[Weight]:
-    if isinstance(value, Weight):
-        return [value]
-    if isinstance(value, tuple):
-        return [weight for item in value for weight in _weights(item)]
     return []

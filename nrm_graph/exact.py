@@ -193,11 +193,11 @@ class Measure(Algebra):
         return pa.Table.from_pylist(rows)
 
     def constants(self) -> pa.Table:
-        """Return what biases and constants hold, one row per layer and name, the largest first.
+        """Return what biases and constants hold, a row per layer and name, the largest first.
 
         Columns: layer, constant (``features.0.bias``, ``class_token``, ``padding``), relevance,
         total_variation (sum of |R| over the layer's neurons).  The relevances of a layer sum to
-        its ``bias`` in :meth:`report`.
+        its ``bias`` in :meth:`report`; what holds nothing is left out.
         """
         return held.table(self.state, self.start, self.terms, self.scale)
 

@@ -90,10 +90,48 @@ def _trailing(dims: Any, shape: tuple[int, ...], node: Node) -> tuple[int, ...] 
     return native[start:]
 
 
+def _centered(value: Any, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
+    """Return x and the axes, if a value is x without its mean over them."""
+    node = _read(value, nodes, "aten.sub.Tensor")
+    mean = _read(node.args[1], nodes, "aten.mean.dim") if node and not node.kwargs else None
+    if node is None or mean is None or mean.args[0] != node.args[0] or mean.args[2:] != (True,):
+        return None
+    return mean.args[0], mean.args[1]
+
+
+def _variance(value: Any, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
+    """Return x and the axes, if a value is the variance of x over them."""
+    mean = _read(value, nodes, "aten.mean.dim")
+    if mean is not None and mean.args[2:] == (True,):
+        inner = _centered(_square_of(mean.args[0], nodes), nodes)
+        return inner if inner is not None and inner[1] == mean.args[1] else None
+    node = _read(value, nodes, "raw.var.dim", "raw.var.correction")
+    if node is None:
+        return None
+    options = dict(zip(("unbiased", "keepdim"), node.args[2:], strict=False)) | dict(node.kwargs)
+    biased = options.get("unbiased", options.get("correction", 1)) in (False, 0)
+    return (node.args[0], node.args[1]) if biased and options.get("keepdim") else None
+
+
+def _deviation(node: Node, x: Any, total: Node, nodes: Mapping[str, Node]) -> Node | None:
+    """``(x - mean) / sqrt(variance + eps)``."""
+    inner, spread = _centered(x, nodes), _variance(total.args[0], nodes)
+    if inner is None or inner != spread:
+        return None
+    shape = _trailing(inner[1], node.shape, node)
+    if shape is None:
+        return None
+    args = (inner[0], shape, None, None, float(total.args[1]))
+    return replace(node, op="aten.layer_norm.default", args=args, kwargs=())
+
+
 def _root_mean(node: Node, x: Any, inside: Any, nodes: Mapping[str, Node]) -> Node | None:
     total = _read(inside, nodes, "aten.add.Tensor")
     if total is None or total.kwargs or not isinstance(total.args[1], float | int):
         return None
+    found = _deviation(node, x, total, nodes)
+    if found is not None:
+        return found
     mean = _read(total.args[0], nodes, "aten.mean.dim")
     if mean is None or mean.args[2:] != (True,) or _square_of(mean.args[0], nodes) != x:
         return None
@@ -128,22 +166,30 @@ def _unit(
     return replace(node, op="aten.rms_norm.default", args=(x, shape, Weight(name), eps), kwargs=())
 
 
+_NORMS = {"aten.rms_norm.default": 1, "aten.layer_norm.default": 2}
+"""Norms and the number of their parameters."""
+
+
 def _weighted(
     program: Program, nodes: dict[str, Node], weights: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put the constant factor after a norm that nothing else reads into the norm."""
+    """Put constant factors and terms after a norm that nothing else reads into the norm."""
     readers = Counter(name for node in nodes.values() for name in node.references())
     for node in program.nodes:
-        if node.op != "aten.mul.Tensor" or not isinstance(node.args[1], Weight):
+        if node.kwargs or node.op not in ("aten.mul.Tensor", "aten.add.Tensor"):
             continue
-        before = _read(node.args[0], nodes, "aten.rms_norm.default")
-        if before is None or before.args[2] is not None or readers[before.name] != 1:
+        value, weight = node.args
+        before = _read(value, nodes, *_NORMS)
+        if before is None or not isinstance(weight, Weight) or readers[before.name] != 1:
             continue
-        weight = weights[node.args[1].name]
+        at = 2 if node.op == "aten.mul.Tensor" else 3
+        count = _NORMS[before.op]
+        if at >= 2 + count or any(p is not None for p in before.args[at : 2 + count]):
+            continue
         shape = tuple(before.args[1])
-        if tuple(weight.shape) == shape and program.output != before.name:
-            args = (before.args[0], shape, node.args[1], before.args[3])
-            nodes[node.name] = replace(node, op="aten.rms_norm.default", args=args, kwargs=())
+        if tuple(weights[weight.name].shape) == shape and program.output != before.name:
+            args = (*before.args[:at], weight, *before.args[at + 1 :])
+            nodes[node.name] = replace(node, op=before.op, args=args, kwargs=())
 
 
 # --- one function of every neuron by itself

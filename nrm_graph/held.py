@@ -101,6 +101,7 @@ def table(state: State, start: Tensor, terms: Terms, scale: float) -> pa.Table:
             "total_variation": float(part.double().abs().sum()) * abs(scale),
         }
         for (layer_id, name), part in constants(state, start, terms).items()
+        if bool(part.any())
     ]
     places = {layer.name: layer.layer_id for layer in layers}
     rows.sort(key=lambda row: (-places[row["layer"]], -row["total_variation"]))

@@ -194,6 +194,13 @@ class Spread:
         """Gradient in x."""
         return self._total(s * w)
 
+    def variance(self, x: Tensor) -> Tensor:
+        """Variance of each set, at every member or to be broadcast to them."""
+        if not self.groups:
+            return x.var(self.axes, correction=0, keepdim=True)
+        sets = x.reshape(x.shape[0], self.groups, -1)
+        return sets.var(-1, correction=0, keepdim=True).expand(sets.shape).reshape(x.shape)
+
     def sets(self, x: tuple[int, ...]) -> npt.NDArray[np.int64]:
         """Give the number of the set of every neuron, flat."""
         if self.groups:

@@ -110,6 +110,8 @@ ROUTE = frozenset(
         "roll.default",
         "flip.default",
         "pixel_shuffle.default",
+        "pixel_unshuffle.default",
+        "unfold.default",
         "channel_shuffle.default",
         "unflatten.int",
         "masked_fill.Scalar",
@@ -287,6 +289,10 @@ _OWN: dict[str, Callable[..., Any]] = {
     "nrm.gate": torch.mul,
     "nrm.multiply": torch.mul,
     "nrm.elementwise": evaluate,
+    # Values alone, not where they are.
+    "aten.adaptive_max_pool1d.default": torch.nn.functional.adaptive_max_pool1d,
+    "aten.adaptive_max_pool2d.default": torch.nn.functional.adaptive_max_pool2d,
+    "aten.adaptive_max_pool3d.default": torch.nn.functional.adaptive_max_pool3d,
     "aten.embedding.default": lambda table, ids: _embedding(table, ids),
 }
 

@@ -51,6 +51,7 @@ def facts(db: Database) -> dict[str, str]:
     }
     found |= {
         "network": f"{len(meta['layers'])} layers, program {meta['program_hash'][:12]}",
+        **_ends(db),
         "composite": _composite(meta),
         "resolution": _resolution(meta),
         "pruning": _pruning(meta),
@@ -133,6 +134,12 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
     quoted = name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
     if by in ("channel", "feature"):
         return f"{quoted}[{unit}]" if by == "channel" else f"{quoted}[..., {unit}]"
+    if by in ("token", "head") and layer.shape:
+        axes = layer.shape[:-1] if by == "token" else ()
+        before = [":"] * max(0, len(layer.shape) - 3) if by == "head" else []
+        place = [str(int(i)) for i in np.unravel_index(unit, axes)] if axes else []
+        place = [*before, str(unit)] if by == "head" else place
+        return f"{quoted}[{', '.join(place) or ':'}]"
     if by == "neuron" or part.single:
         place = [str(int(i)) for i in np.unravel_index(unit, layer.shape)]
         return f"{quoted}[{', '.join(place) or '()'}]"
@@ -149,6 +156,22 @@ def _unit_name(m: Measure, name: str, unit: int, by: str) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _ends(db: Database) -> dict[str, str]:
+    """Say what a network takes and returns beyond one tensor of floats, and one vector."""
+    found = {}
+    if "inputs" in db.meta:
+        found["takes"] = ", ".join(
+            f"{row['name']} ({row['dtype']}, {'x'.join(map(str, row['shape'])) or 'a number'})"
+            for row in db.meta["inputs"]
+        )
+    if len(db.outputs.parts) > 1 or len(db.outputs.parts[0][1]) > 1:
+        found["returns"] = ", ".join(
+            f"{name or 'outputs'} ({'x'.join(map(str, shape)) or 'a number'})"
+            for name, shape in db.outputs.parts
+        )
+    return found
 
 
 def _composite(meta: Mapping[str, Any]) -> str:

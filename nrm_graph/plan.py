@@ -189,7 +189,9 @@ def _gathered(
     kind, operand, batches = op.maps[k], op.operands[k], network.layout.batches
 
     def native(value: str, labels: Labels) -> Labels:
-        found = batches[value].native(torch.from_numpy(np.ascontiguousarray(labels))[None])
+        # NumPy gives a layer without axes an axis.
+        whole = np.ascontiguousarray(labels).reshape(labels.shape)
+        found = batches[value].native(torch.from_numpy(whole)[None])
         return found.numpy()
 
     def shaped(value: str, labels: Labels) -> Labels:

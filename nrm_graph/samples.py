@@ -85,7 +85,11 @@ def _apart(batch: Any) -> Iterator[Any]:
     if isinstance(batch, Mapping):
         yield from _fields_apart(batch)
     elif isinstance(batch, tuple | list) and len(batch) == 2:
-        yield from zip(*batch, strict=True)
+        pair = {"input": batch[0], "label": batch[1]}
+        if isinstance(batch[0], Mapping) or _collated(batch[0], pair):
+            yield from _fields_apart(pair)
+        else:
+            yield from zip(*batch, strict=True)
     elif isinstance(batch, torch.Tensor):
         yield from batch
     else:
@@ -123,7 +127,8 @@ def _collated(x: Any, batch: Mapping[str, Any]) -> bool:
         for name, value in batch.items()
         if name in ("key", "label") and hasattr(value, "__len__")
     }
-    return sizes == others != {len(x)}
+    alike = len({v.shape for v in x}) == 1  # as the inputs of a batch are
+    return sizes == others and not (alike and others == {len(x)})
 
 
 def fields_of(item: Any, name: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from nrm_graph.attention import ATTENTION, attention
-from nrm_graph.conversion import HINTS, Converter
+from nrm_graph.axes import axes
+from nrm_graph.conversion import Converter
 from nrm_graph.errors import InputError, TraceError
 from nrm_graph.execution import run, settle_batches
 from nrm_graph.folding import fold_batch_norm, prune
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.program import Node, Program
 
-_REWRITES = {**REWRITES, ATTENTION: attention}
+_REWRITES = axes({**REWRITES, ATTENTION: attention})
 
 _COMPOSITE = (
     "einsum.default",
@@ -45,7 +46,6 @@ _COMPOSITE = (
     "rot90.default",
     "tile.default",
     "repeat_interleave.self_int",
-    "select_scatter.default",
     "im2col.default",
     "lstm.input",
     "gru.input",
@@ -57,6 +57,11 @@ _COMPOSITE = (
     "rnn_relu_cell.default",
 )
 """Operations that torch itself writes out in others, names without ``aten``."""
+
+_HINTS = {
+    "aten.log_softmax.int": "explain the scores before it: leave the log-softmax out",
+    "aten.div.Tensor": "a quotient of two values that both depend on the input has no rule",
+}
 
 _FULL, _LOW = 1e-3, 0.1
 """Relative difference that the order of sums makes, in full and in half precision."""
@@ -221,7 +226,7 @@ def _refuse_unknown(program: Program) -> None:
         stage, _, op = node.op.partition(".")
         if stage in ("raw", "refused"):
             op = f"aten.{op}" if stage == "raw" else op
-            hint = HINTS.get(op)
+            hint = _HINTS.get(op)
             paths = found.setdefault(f"{op} ({hint})" if hint else op, [])
             if node.module not in paths:
                 paths.append(node.module)
@@ -233,8 +238,9 @@ def _refuse_unknown(program: Program) -> None:
         more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
         lines.append(f"{op} in {shown}{more}")
     raise TraceError(
-        "operations without a rule:\n  " + "\n  ".join(lines) + "\nReplace them by supported "
-        "ones, or explain a part of the network that does without"
+        "operations without a rule:\n  " + "\n  ".join(lines) + "\nRegister them "
+        "(nrm_graph.register_operation), replace them by supported ones, or explain a part of the "
+        "network that does without"
     )
 
 

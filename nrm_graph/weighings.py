@@ -273,12 +273,10 @@ def _norm(
             sets, eps = Spread(tuple(range(2, len(shape)))), args[7]
 
     size = sets.dense_edges(shape, shape, ()) // math.prod(shape)
-    one = torch.ones((), dtype=torch.float64)
 
     def scale(x: Tensor, *gains: Tensor) -> Tensor:
-        center = sets.apply(x, one.to(x)) / size
-        spread = sets.apply((x - center).square(), one.to(x)) / size
-        return math.prod(gains, start=(spread + eps).rsqrt())
+        found = (sets.variance(x) + eps).rsqrt()
+        return math.prod(gains, start=found.expand(x.shape))
 
     def minus_mean(x: Tensor, *gains: Tensor) -> Tensor:
         return scale(x, *gains) / -size

@@ -9,6 +9,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.marks import plain
+from nrm_graph.tracing import trace
 
 
 def sums_agree(m):
@@ -26,9 +27,13 @@ def names(m, layer):
     return [r["constant"] for r in m.constants().to_pylist() if r["layer"] == layer]
 
 
-@pytest.mark.parametrize("name", [*ROUTED, *UNUSUAL])
+LESS = [pytest.param(name, marks=pytest.mark.slow) for name in UNUSUAL]
+
+
+@pytest.mark.parametrize("name", [*ROUTED, *LESS])
 def test_constants_sum_to_the_bias(name):
     net, x = unusual(name)
+    net = trace(net, x[:1])
     for composite in ("epsilon", "epsilon_gamma"):
         m = ng.measure(net, x[:1], target=1, composite=composite, dtype="float64")
         sums_agree(m)
@@ -43,7 +48,7 @@ def test_biases_bear_the_names_of_parameters():
     net = nn.Sequential(
         nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3, bias=False)
     )
-    net[1].running_mean.normal_()
+    net[1].bias.data.fill_(2.0)
     m = ng.measure(net.eval(), torch.rand(1, 4, 4), target=1, composite="epsilon")
     assert [(r["layer"], r["constant"]) for r in m.constants().to_pylist()] == [("0", "0.bias")]
     assert plain("0.weight.bias@conv2d") == "0.bias"
@@ -66,9 +71,14 @@ class Named(nn.Module):
         return self.head(torch.relu(x)[:, 0] + nn.functional.pad(x[:, 1, 1:], (1, 0), value=2.0))
 
 
-def test_constants_bear_their_own_names():
+@pytest.fixture(scope="module")
+def named():
     torch.manual_seed(1)
-    m = ng.measure(Named(), torch.randn(3, 3), target=0, composite="epsilon", dtype="float64")
+    return ng.measure(Named(), torch.randn(3, 3), target=0, composite="epsilon", dtype="float64")
+
+
+def test_constants_bear_their_own_names(named):
+    m = named
     sums_agree(m)
     held = {layer.name: sorted(names(m, layer.name)) for layer in m.topology.layers}
     assert sorted({name for found in held.values() for name in found}) == [
@@ -83,3 +93,14 @@ def test_constants_bear_their_own_names():
     first = next(name for name, found in held.items() if "token" in found)
     assert held[first] == ["position", "registers", "token"]
     assert m.constants().column_names == ["layer", "constant", "relevance", "total_variation"]
+
+
+def test_a_report_names_constants_where_there_is_room(named):
+    from nrm_graph.plots import plot_report
+
+    m = named
+    texts = [t.get_text() for t in plot_report(m).texts]
+    assert {"padding", "0.5", "token, position, ..."} <= set(texts)
+    assert not any("bias" in text for text in texts)
+    from_table = [t.get_text() for t in plot_report(m.report()).texts]
+    assert "padding" not in from_table

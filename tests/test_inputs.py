@@ -1,5 +1,6 @@
 """Networks of several inputs: measures, extraction, what a store keeps, what it refuses."""
 
+import functools
 import json
 
 import numpy as np
@@ -35,6 +36,11 @@ def network():
     return Two().eval()
 
 
+@functools.cache
+def program():
+    return trace(network(), pair())
+
+
 def pair(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(3, generator=generator), torch.randn(2, generator=generator)
@@ -50,7 +56,7 @@ def store(tmp_path_factory):
 
 
 def test_every_cut_sums_to_one():
-    m = ng.measure(network(), pair(), target=1, composite="epsilon", dtype="float64")
+    m = ng.measure(program(), pair(), target=1, composite="epsilon", dtype="float64")
     assert [layer.name for layer in m.topology.inputs] == ["left", "right"]
     for layer in m.topology.layers:
         assert float(m.cut(layer.name)) == pytest.approx(1, abs=1e-12)
@@ -72,8 +78,9 @@ def test_inputs_by_order_and_by_name_are_the_same():
     ]
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
-    program = trace(network(), (left, right))
-    again = ng.measure(program, {"right": right[None], "left": left}, target=1, composite="epsilon")
+    again = ng.measure(
+        program(), {"right": right[None], "left": left}, target=1, composite="epsilon"
+    )
     np.testing.assert_allclose(again.marginal("right"), found[0], rtol=1e-6)
 
 
@@ -93,7 +100,6 @@ def test_inputs_that_do_not_fit_are_refused(x, message):
 
 
 def test_a_program_says_which_inputs_it_takes():
-    program = trace(network(), pair())
     for x, message in (
         (torch.zeros(3), "1 tensor, expected 2: the network takes left, right"),
         ({"left": torch.zeros(3)}, "names the inputs left, expected left, right"),
@@ -101,8 +107,8 @@ def test_a_program_says_which_inputs_it_takes():
         ((torch.zeros(5, 3), torch.zeros(2)), "a batch of 5"),
     ):
         with pytest.raises(ng.InputError, match=message):
-            ng.measure(program, x, target=1)
-    net = states.network(program, get("epsilon"))
+            ng.measure(program(), x, target=1)
+    net = states.network(program(), get("epsilon"))
     with pytest.raises(ng.InputError, match="as many samples in every input"):
         states.forward(net, (torch.zeros(2, 3), torch.zeros(1, 2)))
 
@@ -112,7 +118,7 @@ def test_a_store_gives_all_inputs_back(store):
         assert [row["name"] for row in db.meta["inputs"]] == ["left", "right"]
         for i in range(3):
             m = db.measure(f"k{i}")
-            direct = ng.measure(network(), pair(i), target=1, composite="epsilon")
+            direct = ng.measure(program(), pair(i), target=1, composite="epsilon")
             np.testing.assert_allclose(m.marginal("left"), direct.marginal("left"), atol=1e-6)
             sums = db.sql(
                 "SELECT sum(relevance) FROM nodes JOIN layers USING (layer_id) "
@@ -166,6 +172,14 @@ def test_a_data_loader_collates_several_inputs(tmp_path):
     found = [i for _, i in items(torch.utils.data.DataLoader(named, batch_size=2))]
     torch.testing.assert_close(found[1]["input"]["b"], pair(1)[1])
     assert found[0]["tokens"] == ["x", "y"]
+    for size in (2, 3):  # as many as there are inputs, or more
+        labelled = [(pair(i), i) for i in range(size)]
+        found = [i for _, i in items(torch.utils.data.DataLoader(labelled, batch_size=size))]
+        assert [int(item["label"]) for item in found] == list(range(size))
+        torch.testing.assert_close(found[1]["input"][1], pair(1)[1])
+    lists = [[[torch.zeros(3), torch.ones(3)], [5, 6]]]  # a collate function of one's own
+    plain = [i for _, i in items(torch.utils.data.DataLoader(lists, batch_size=None))]
+    assert [label for _, label in plain] == [5, 6]
 
 
 def test_wrong_shapes_of_one_of_several_inputs_name_it(tmp_path):

@@ -11,6 +11,7 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph import arguments, cli
 from nrm_graph.targets import Outputs
+from nrm_graph.tracing import trace
 
 LONE = Outputs((("", (4,)),))
 GRID = Outputs((("", (5, 4)),))
@@ -110,16 +111,17 @@ X = torch.linspace(-1, 1, 8).reshape(4, 2)
 
 
 def test_a_measure_explains_a_place():
-    net = network()
+    model = network()
+    net = trace(model, X)
     m = ng.measure(net, X, target=(-1, 2), composite="epsilon")
     assert m.target == 11
     assert repr(m).startswith("<Measure of target (3, 2),")
-    assert m.logit == pytest.approx(float(net(X[None])[0, -1, 2]), rel=1e-5)
+    assert m.logit == pytest.approx(float(model(X[None])[0, -1, 2]), rel=1e-5)
     np.testing.assert_array_equal(
         m.marginal("x"), ng.measure(net, X, target=11, composite="epsilon").marginal("x")
     )
     best = ng.measure(net, X, target=(1, "predicted"), composite="epsilon")
-    assert best.target == 3 + int(net(X[None])[0, 1].argmax())
+    assert best.target == 3 + int(model(X[None])[0, 1].argmax())
     weights = {(-1, 2): 1.0, (3, 0): -1.0}
     m = ng.measure(net, X, target=weights, composite="epsilon")
     same = ng.measure(net, X, target={11: 1.0, 9: -1.0}, composite="epsilon")

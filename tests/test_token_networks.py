@@ -1,5 +1,6 @@
 """Networks of token ids, masks and several outputs: measures, stores, the command line."""
 
+import functools
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, sources
+from nrm_graph import cli, expressions, sources
 from nrm_graph.tracing import trace
 
 
@@ -50,6 +51,15 @@ def network(kind=Model):
     return kind().eval()
 
 
+@functools.cache
+def program(output=None):
+    """Traced networks: of ids and mask, of one or both outputs."""
+    if output is None:
+        return trace(network(), (IDS, MASK))
+    x = torch.zeros(4, 3)
+    return trace(network(Pair), x, list(output) if isinstance(output, tuple) else output)
+
+
 IDS, MASK = torch.tensor([1, 5, 3, 10]), torch.tensor([1, 1, 0, 1])
 WORDS = ["the", "cat", "[PAD]", "sat"]
 OPTIONS = {"composite": "attn_lrp"}
@@ -75,26 +85,25 @@ def test_measures_of_token_ids():
     names = {row["constant"] for row in m.constants().to_pylist()}
     assert {"wpe.weight", "v.bias"} <= names
     assert [t.get_text() for t in m.heatmap().texts[:8:2]] == WORDS
-    masked = ng.measure(network(), {"ids": IDS[None], "mask": MASK[None]}, target=4, **OPTIONS)
+    masked = ng.measure(program(), {"ids": IDS[None], "mask": MASK[None]}, target=4, **OPTIONS)
     assert masked.network.program.integers == ("ids", "mask")
     hidden = masked.given(ng.Layer("attention")[:])
     np.testing.assert_allclose(hidden.marginal("v", by="token")[2], 0, atol=1e-6)
 
 
 def test_types_of_token_ids():
-    program = trace(network(), IDS)
     for ids in (IDS, IDS.int(), IDS.to(torch.uint8), IDS[None]):
-        m = ng.measure(program, ids, target=4, dtype="float64", **OPTIONS)
+        m = ng.measure(program(), (ids, MASK), target=4, dtype="float64", **OPTIONS)
         assert m.state.values["ids"].dtype == torch.int64
         assert m.start.dtype == torch.float64
-    assert ng.measure(program, IDS, target=4, **OPTIONS).start.dtype == torch.float32
+    assert ng.measure(program(), (IDS, MASK), target=4, **OPTIONS).start.dtype == torch.float32
     with pytest.raises(ng.InputError, match=r"'ids' takes whole numbers.*found torch\.float32"):
-        ng.measure(program, IDS.float(), target=4, **OPTIONS)
+        ng.measure(program(), (IDS.float(), MASK), target=4, **OPTIONS)
     with pytest.raises(ng.InputError, match="Long, Int"):
         ng.measure(network(), IDS.float(), target=4, **OPTIONS)
     for wrong in (torch.tensor([0, 1, 2, 11]), torch.tensor([0, 1, 2, -1])):
         with pytest.raises(ng.InputError, match="wte has rows 0 to 10, the input asks for"):
-            ng.measure(program, wrong, target=4, **OPTIONS)
+            ng.measure(program(), (wrong, MASK), target=4, **OPTIONS)
 
 
 def test_a_store_of_token_ids(store):
@@ -114,7 +123,7 @@ def test_a_store_of_token_ids(store):
         assert m.tokens == tuple(WORDS)
         same = db.measure("a", target=(0, 3), input={"ids": IDS, "mask": MASK})
         np.testing.assert_array_equal(m.marginal("wte"), same.marginal("wte"))
-        direct = ng.measure(network(), (IDS, MASK), target=(0, 3), **OPTIONS)
+        direct = ng.measure(program(), (IDS, MASK), target=(0, 3), **OPTIONS)
         np.testing.assert_allclose(m.marginal("wte"), direct.marginal("wte"), atol=1e-5)
         with pytest.raises(ng.InputError, match="takes whole numbers"):
             db.measure("a", target=(0, 3), input=(IDS.float(), MASK))
@@ -159,13 +168,14 @@ def test_ids_of_strangers_that_the_embedding_has_not(store, tmp_path):
 # Several outputs
 
 
+@pytest.mark.slow
 def test_outputs_by_name(tmp_path):
     net, x = network(Pair), torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ng.InputError, match="returns 2 tensors"):
         ng.measure(net, x, target=0, composite="epsilon")
-    m = ng.measure(net, x, target=(-1, 1), output="logits", composite="epsilon")
+    m = ng.measure(program("logits"), x, target=(-1, 1), composite="epsilon")
     assert (m.target, m.target_text()) == (7, "target (3, 1)")
-    assert ng.measure(net, x, target=1, output="scores").target_text() == "target 1"
+    assert ng.measure(program("scores"), x, target=1).target_text() == "target 1"
     both = ["scores", "logits"]
     m = ng.measure(net, x, target=("logits", -1, 1), output=both, composite="epsilon")
     assert (m.target, m.target_text()) == (10, "target logits (3, 1)")
@@ -173,9 +183,9 @@ def test_outputs_by_name(tmp_path):
     for layer in m.topology.layers:
         assert float(m.cut(layer.name)) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ng.InputError, match="expected one of these names"):
-        ng.measure(net, x, target=(0, 1), output=both)
+        ng.measure(program(tuple(both)), x, target=(0, 1))
     with pytest.raises(ng.InputError, match="when a network is traced"):
-        ng.measure(trace(net, x, "scores"), x, target=0, output="scores")
+        ng.measure(program("scores"), x, target=0, output="scores")
     rows, targets = [{"input": x, "key": "a"}], [("scores", "predicted"), ("logits", 0, 1)]
     path = tmp_path / "s.nrm"
     with ng.extract(net, rows, path, target=targets, output=both, progress=False) as db:
@@ -241,6 +251,7 @@ def test_whole_numbers_feed_token_networks(tmp_path, models, capsys):
         assert db.verify().sound
 
 
+@pytest.mark.slow
 def test_outputs_on_the_command_line(tmp_path, models, capsys):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2, 4, 3)))
     argv = ["extract", "token_models:pair", str(tmp_path / "x.npy"), "--quiet", "--store"]
@@ -282,3 +293,23 @@ def test_numbers_beyond_64_bits_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.full((1, 2), (1 << 64) - 1, np.uint64))
     with pytest.raises(ng.InputError, match="63 bits"):
         sources.load_inputs(tmp_path / "a.npy")[0]
+
+
+def test_what_a_network_takes_and_returns_is_shown(store, capsys):
+    assert cli.main(["info", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert "ids (int64, 4), mask (int64, 4)" in shown
+    assert "outputs (4x7)" in shown
+
+
+def test_paths_of_tokens_and_heads(store, capsys):
+    ask = ["paths", str(store), "--input", "a", "--target", "0:3", "--layers", "v,wte", "--k", "3"]
+    assert cli.main([*ask, "--by", "token", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    with ng.open(store) as db:
+        m = db.measure("a", target=(0, 3))
+        for row in rows:
+            upper, lower = (expressions.parse(text) for text in row["path"].split(" > "))
+            assert m(upper & lower) == pytest.approx(row["relevance"], rel=1e-3)
+            assert row["names"][1] == f"token {row['units'][1]} {WORDS[row['units'][1]]!r}"
+    assert cli.main([*ask, "--by", "head"]) == 0

@@ -1,5 +1,6 @@
 """Texts of an input's positions: stored lists of text, graphs, pictures; units in words."""
 
+import functools
 import hashlib
 import json
 
@@ -17,6 +18,7 @@ from nrm_graph.plots import plot_flow, plot_subgraph
 from nrm_graph.plots.strip import drawable, lines
 from nrm_graph.store.files import seal
 from nrm_graph.topology import LayerInfo
+from nrm_graph.tracing import trace
 from nrm_graph.unit_names import token_axis, unit_name
 
 TOKENS = ["the", "cat", "$x_$ \\frac", "日本\x1b[31m\n"]
@@ -34,6 +36,11 @@ class Sequence(nn.Module):
 def network():
     torch.manual_seed(0)
     return Sequence().eval()
+
+
+@functools.cache
+def program():
+    return trace(network(), X)
 
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -70,7 +77,7 @@ def test_a_store_keeps_tokens(store, capsys):
 
 
 def test_graphs_know_tokens():
-    m = ng.measure(network(), X, tokens=TOKENS, resolution={"up": "token"}, **OPTIONS)
+    m = ng.measure(program(), X, tokens=TOKENS, resolution={"up": "token"}, **OPTIONS)
     graph = m.subgraph(top=1000)
     for (layer, unit), data in graph.nodes(data=True):
         if unit < 0:
@@ -91,7 +98,7 @@ def test_graphs_know_tokens():
 
 
 def test_strips_are_coloured_by_the_sum_over_features():
-    m = ng.measure(network(), X, tokens=TOKENS, dtype="float64", **OPTIONS)
+    m = ng.measure(program(), X, tokens=TOKENS, dtype="float64", **OPTIONS)
     from nrm_graph.plots import SIGNED
 
     values = m.marginal("x", by="neuron").sum(1)
@@ -123,7 +130,7 @@ def test_texts_of_strangers_can_be_drawn():
 )
 def test_tokens_that_do_not_fit(tmp_path, tokens, message):
     with pytest.raises(ng.InputError, match=message):
-        ng.measure(network(), X, tokens=tokens, **OPTIONS)
+        ng.measure(program(), X, tokens=tokens, **OPTIONS)
     if isinstance(tokens, list):
         rows = [{"input": X, "tokens": tokens}]
         with pytest.raises(ng.InputError, match=message):

@@ -40,7 +40,7 @@ SIZES = {
     "maxvit_t": 64,
 }
 
-QUICK = {"mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5"}
+QUICK = {"squeezenet1_1"}
 
 OPTIONS = {
     "vit_b_16": {"image_size": 32},

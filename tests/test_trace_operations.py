@@ -50,16 +50,32 @@ ROUTED = {
 }
 
 
-@pytest.mark.parametrize("name", ROUTED)
-def test_selections(name):
+class Heads(nn.Module):
+    """A dense layer for each of many selections of the input, side by side."""
+
+    def __init__(self, how, x):
+        super().__init__()
+        self.how = how
+        self.heads = nn.ModuleDict({name: fc(f(x).flatten(1).shape[1]) for name, f in how.items()})
+
+    def forward(self, x):
+        found = [self.heads[name](f(x).flatten(1)) for name, f in self.how.items()]
+        return torch.cat(found, 1)
+
+
+def test_selections():
+    torch.manual_seed(0)
     x = rows(3, 4)
-    width = ROUTED[name](x).flatten(1).shape[1]
-    program = same(build(lambda m, x: head(m, ROUTED[name](x)), fc=nn.Linear(width, 2)), x)
-    assert set(kinds(program).values()) == {"input", "dense"}
-    rules = {"dense": ng.rules.Epsilon(1e-12)}
-    composite = ng.composites.composite("exact", rules)
-    m = ng.measure(program, x[:1], target=0, composite=composite, dtype="float64")
-    assert m.cut("x").total == pytest.approx(1, abs=1e-9)
+    program = same(Heads(ROUTED, x).double().eval(), x)
+    assert kinds(program) == {
+        "x": "input",
+        **{f"heads.{name}": "dense" for name in ROUTED},
+        "output": "output",
+    }
+    composite = ng.composites.composite("exact", {"dense": ng.rules.Epsilon(1e-12)})
+    for i, name in enumerate(ROUTED):
+        m = ng.measure(program, x[:1], target=2 * i, composite=composite, dtype="float64")
+        assert m.cut("x").total == pytest.approx(1, abs=1e-9), name
 
 
 SUMS = {
@@ -116,18 +132,34 @@ ONE_NEURON = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_NEURON)
-def test_activations_written_out(name):
-    """Not a layer, but a further name of the layer before."""
+class Written(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
 
-    class Written(nn.Module):
+    def forward(self, x):
+        return self.how(x)
+
+
+def test_activations_written_out():
+    """Not layers, but further names of the layers before."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.ModuleDict({name: nn.Linear(4, 4) for name in ONE_NEURON})
+            self.act = nn.ModuleDict({name: Written(how) for name, how in ONE_NEURON.items()})
+            self.fc = nn.ModuleDict({name: fc(4) for name in ONE_NEURON})
+
         def forward(self, x):
-            return ONE_NEURON[name](x)
+            found = [self.fc[n](self.act[n](self.a[n](x))) for n in ONE_NEURON]
+            return torch.cat(found, 1)
 
-    model = build(lambda m, x: m.fc(m.act(m.a(x))), a=nn.Linear(4, 4), act=Written(), fc=fc(4))
-    program = same(model, rows(4))
-    assert list(kinds(program)) == ["x", "a", "fc"]
-    assert layout(program).topology.layer("act").name == "a"
+    torch.manual_seed(0)
+    program = same(Net().double().eval(), rows(4))
+    assert set(kinds(program).values()) == {"input", "dense", "output"}
+    for name in ONE_NEURON:
+        assert layout(program).topology.layer(f"act.{name}").name == f"a.{name}"
 
 
 def test_what_reads_two_values_is_no_activation():
@@ -194,6 +226,45 @@ NORMS = {
     "power": lambda x: x * (x.square().mean(-1, keepdim=True) + 1e-6).pow(-0.5),
     "normalize": lambda x: F.normalize(x, dim=-1),
 }
+
+
+class LayerNorm(RMSNorm):
+    def __init__(self, how):
+        super().__init__(how)
+        self.bias = nn.Parameter(torch.rand(4))
+
+    def forward(self, x):
+        return super().forward(x) + self.bias
+
+
+def centered(x):
+    return x - x.mean(-1, keepdim=True)
+
+
+def variance(x):
+    return centered(x).pow(2).mean(-1, keepdim=True)
+
+
+LAYER_NORMS = {
+    "bert": lambda x: centered(x) / torch.sqrt(variance(x) + 1e-6),
+    "rsqrt": lambda x: (variance(x) + 1e-6).rsqrt() * centered(x),
+    "var": lambda x: centered(x) / (x.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt(),
+    "correction": lambda x: centered(x) * (x.var(-1, correction=0, keepdim=True) + 1e-6).rsqrt(),
+}
+
+
+@pytest.mark.parametrize("name", LAYER_NORMS)
+def test_layer_norm_written_out(name):
+    model = build(
+        lambda m, x: m.fc(m.norm(m.a(x)).mean(1)),
+        a=nn.Linear(4, 4),
+        norm=LayerNorm(LAYER_NORMS[name]),
+        fc=fc(4),
+    )
+    program = same(model, rows(3, 4))
+    (node,) = (n for n in program.nodes if n.op == "aten.layer_norm.default")
+    assert [a.name for a in node.args[2:4]] == ["norm.weight", "norm.bias"]
+    assert kinds(program)["norm"] == "layer_norm"
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -298,7 +369,7 @@ def test_all_that_is_not_supported_is_listed_at_once():
     def how(m, x):
         for part in m.parts:
             x = part(x)
-        return m.fc(torch.cumsum(x, 1) / m.fc(x).sum(1, keepdim=True))
+        return m.fc(torch.cumprod(x, 1) / m.fc(x).sum(1, keepdim=True))
 
     with pytest.raises(ng.TraceError) as error:
         trace(build(how, parts=parts, fc=fc(4)), rows(4)[:1])
@@ -307,8 +378,16 @@ def test_all_that_is_not_supported_is_listed_at_once():
         "  aten.sin.default in parts.0.1, parts.1.1, parts.2.1, parts.3.1, parts.4.1 and 2 more"
         in lines
     )
-    assert "  aten.cumsum.default in the model itself" in lines
+    assert "  aten.cumprod.default in the model itself" in lines
     assert any(line.startswith("  aten.div.Tensor (a quotient of two values") for line in lines)
+
+
+def test_integers_carry_no_relevance():
+    model = nn.Sequential(nn.EmbeddingBag(5, 3), nn.Linear(3, 2))
+    with pytest.raises(
+        ng.TraceError, match=r"embedding_bag\S* of integers \(they carry no rel.* in 0"
+    ):
+        trace(model, torch.tensor([1, 2]))
 
 
 class Sine(nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from itertools import product
+
 import pytest
 import torch
 from traced import kinds, same, sources
@@ -76,13 +79,30 @@ def tokens(masked):
     return found
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["ids", "mask"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("how", [gpt2, bert, llama], ids=lambda f: f.__name__)
-def test_language_models(how, implementation, masked):
+QUICK = {(gpt2, "eager", True), (bert, "sdpa", False), (llama, "sdpa", True)}
+ALL = list(product((gpt2, bert, llama), ("eager", "sdpa"), (True, False)))
+
+
+@functools.cache
+def traced(how, implementation, masked):
     model, output = build(how, implementation)
     # Llama computes its norms in float32, whatever its weights are.
-    program = same(model, tokens(masked), output, 1e-6 if how is llama else 1e-12)
+    return same(model, tokens(masked), output, 1e-6 if how is llama else 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("how", "implementation", "masked"),
+    [
+        pytest.param(
+            *case,
+            id=f"{case[0].__name__}-{case[1]}-{'mask' if case[2] else 'ids'}",
+            marks=[] if case in QUICK else [pytest.mark.slow],
+        )
+        for case in ALL
+    ],
+)
+def test_language_models(how, implementation, masked):
+    program = traced(how, implementation, masked)
     assert program.integers == tuple(tokens(masked))
     found = kinds(program)
     assert [layer.kind for layer in layout(program).topology.inputs] == ["embedding"]
@@ -95,7 +115,7 @@ def test_language_models(how, implementation, masked):
 
 
 def test_names():
-    program = same(*_args(gpt2))
+    program = traced(gpt2, "eager", True)
     found = layout(program).topology
     assert found.inputs[0].name == "transformer.wte"
     assert found.inputs[0].shape == (5, 16)
@@ -103,18 +123,14 @@ def test_names():
     assert found.output.name == "lm_head"
     assert "constant.transformer.wpe.weight" in program.weights
     assert sources(program, "transformer.add") == ["transformer.wte"]
-    program = same(*_args(bert))
+    program = traced(bert, "sdpa", False)
     assert "constant.embeddings.position_embeddings.weight" in program.weights
     assert "constant.embeddings.token_type_embeddings.weight" in program.weights
-    program = same(*_args(llama), 1e-6)
+    program = traced(llama, "sdpa", True)
     assert {"model.layers.0.input_layernorm", "model.layers.0.mlp.gate"} <= set(kinds(program))
 
 
-def _args(how):
-    model, output = build(how, "eager")
-    return model, tokens(False), output
-
-
+@pytest.mark.slow
 def test_left_padding_hides_rows_as_a_whole():
     ids, (model, output) = tokens(False), build(llama, "sdpa")
     ids["attention_mask"] = torch.tensor([[0, 0, 1, 1, 1], [1] * 5, [0, 1, 1, 1, 1]])
@@ -141,7 +157,6 @@ def test_ids_without_batch_axis_and_a_choice_of_outputs():
 def test_a_token_id_out_of_range_is_refused_when_run():
     from nrm_graph.execution import run
 
-    model, output = build(gpt2, "sdpa")
-    program = trace(model, tokens(False)["input_ids"][0], output)
+    ids = torch.full((1, 5), 20)
     with pytest.raises(ng.InputError, match="a token id is 20, but the embedding has 20 rows"):
-        run(program, torch.full((1, 5), 20))
+        run(traced(bert, "sdpa", False), ids)

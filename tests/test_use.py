@@ -473,9 +473,10 @@ def test_networks_without_layers(name):
     assert m.tables()[1].num_rows == 1
 
 
-def test_a_square_is_a_gate_without_a_rule():
-    with pytest.raises(ng.CompositeError, match="no rule for the kind gate"):
-        ng.measure(Function(lambda x: x * x), torch.ones(2), target=0)
+def test_a_square_is_an_activation():
+    m = ng.measure(Function(lambda x: x * x), torch.tensor([1.0, 2.0]), target=1)
+    assert m(L("x")[1]) == 1
+    assert m.logit == 4
 
 
 def test_one_number_per_input():

@@ -95,8 +95,8 @@ def plot_report(m: Measure | pa.Table, ax: Axes | None = None) -> Axes:
     _draw_bars(ax, rows)
     left = whole - np.cumsum([0.0, *(absorbed(row) for row in rows)])[:-1]
     _draw_left(ax, left)
-    _name_constants(ax, m, rows)
     _label(ax, m, rows, left, whole)
+    _name_constants(ax, m, rows)
     return ax
 
 
@@ -169,27 +169,50 @@ def _name_constants(ax: Axes, m: Any, rows: list[dict[str, Any]]) -> None:
     """Name what holds most of a bias beside its bar, where it is not the layer's own alone."""
     if not hasattr(m, "constants"):
         return
-    held: dict[str, list[str]] = {}
+    held: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(m.constants().to_pylist(), key=lambda row: -abs(row["relevance"])):
-        held.setdefault(row["layer"], []).append(row["constant"])
-    low, high = ax.get_xlim()
-    height = size_in_points(ax)[1]
+        held.setdefault(row["layer"], []).append(row)
+    foreign = {
+        layer
+        for layer, found in held.items()
+        if not all(row["constant"].startswith(layer) for row in found)
+    }
+    if not foreign:
+        return
+    ax.figure.canvas.draw()  # lays out, so that it is known what fits
+    width, height = size_in_points(ax)
+    font = min(6.0, max(3.5, 0.4 * height / len(rows)))
+
+    def across(value: float) -> float:
+        """Points from the left end of the axes."""
+        place = ax.transData.transform((value, 0.0))[0] - ax.bbox.x0
+        return min(width, max(0.0, float(place) * width / ax.bbox.width))
+
     for y, row in enumerate(rows):
-        names, bias = held.get(row["layer"], []), float(row["bias"] or 0.0)
-        shares = {"bias": bias, **{k: float(row[k] or 0.0) for k in ABSORBED if k != "bias"}}
-        end = sum(v for v in shares.values() if v * bias > 0)
-        own = names in ([], [f"{row['layer']}.bias"])
-        if own or abs(ax.transData.transform((bias, 0))[0] - ax.transData.transform((0, 0))[0]) < 8:
+        if row["layer"] not in foreign:
             continue
-        right = end < 0.7 * high if bias > 0 else end < 0.7 * low
+        found = held[row["layer"]]
+        names = [constant["constant"] for constant in found]
+        if abs(across(found[0]["relevance"]) - across(0.0)) < 8.0:  # too small to be seen
+            continue
+        short = [n if len(n) <= 24 else f"...{n.rpartition('.')[2]}" for n in names[:2]]
+        texts = [", ".join([*short, *(["..."] if len(names) > 2 else [])])]
+        texts += [f"{short[0]}, ..."] if len(names) > 1 else []
+        parts = [float(row[kind] or 0.0) for kind in ABSORBED]
+        ends = sum(v for v in parts if v < 0), sum(v for v in parts if v > 0)
+        right = bool(width - across(ends[1]) >= across(ends[0]))
+        room = width - across(ends[1]) if right else across(ends[0])
+        text = next((text for text in texts if 0.55 * font * len(text) <= room), None)
+        if text is None:
+            continue
         ax.annotate(
-            ", ".join([*names[:2], *(["..."] if len(names) > 2 else [])]),
-            (min(max(end, low), high), y + 0.29),
+            text,
+            (ends[right], y + 0.29),
             xytext=(2.0 if right else -2.0, 0.0),
             textcoords="offset points",
             ha="left" if right else "right",
             va="center",
-            fontsize=min(6.0, max(3.5, 0.4 * height / len(rows))),
+            fontsize=font,
             color=TEXT,
             path_effects=HALO,
             zorder=4,
