@@ -70,6 +70,10 @@ _WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {
 _PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 
 
+_JOINING = ("aten.cat.default", "aten.stack.default", "aten.pad.default")
+"""Selections that may add other numbers."""
+
+
 class Refused(Exception):
     """An operation cannot be converted: its name and why."""
 
@@ -353,6 +357,9 @@ class Converter:
         shape, batch = ((), placed[1]) if parts else placed
         if sort is not None:
             (self.passive if sort else self.still).add(name)
+        read = list(node.references())
+        if op in ROUTE and any(n in self.masks for n in read):  # a mask that is moved is one still
+            self.masks[name] = op not in _JOINING and all(self.masks.get(n) for n in read)
         moving = [n for n in node.references() if n not in self.passive | self.still]
         if op == "aten.softmax.int" or (
             (op in SAME or op in ROUTE) and len(moving) == 1 and moving[0] in self.mixes
