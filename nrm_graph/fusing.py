@@ -25,6 +25,9 @@ _SMALL = 1e-6
 """The largest ``eps`` of ``normalize`` that only keeps zero from being divided."""
 
 
+_SUM = "aten.sum.dim_IntList"
+
+
 def fuse(program: Program) -> Program:
     """Bring norms, activations and gates that are written out into one node each."""
     weights = dict(program.weights)
@@ -350,10 +353,34 @@ _BENDING = {
 def _gate(node: Node, nodes: Mapping[str, Node]) -> Node:
     """``nrm.gate(signal, gate)`` of a product whose factors come through different activations."""
     a, b = node.args
+    if any(_normalises(value, nodes) for value in (a, b)):
+        # Half of the relevance to 1 / std would be no rule that anybody knows.
+        return replace(node, op="refused.a normalisation over axes that are not the last ones")
     left, right = _opens(a, nodes), _opens(b, nodes)
     if left == right:
         return node
     return replace(node, op="nrm.gate", args=(a, b) if right > left else (b, a))
+
+
+def _normalises(value: Ref, nodes: Mapping[str, Node]) -> bool:
+    """Whether a value is one over the root of an average or sum."""
+    current, inverse = nodes.get(value.name), False
+    while current is not None and (
+        current.op in ROUTE
+        or current.op in SAME
+        or (current.op == "aten.add.Tensor" and len(list(current.references())) == 1)
+    ):
+        if current.op == "nrm.elementwise":
+            inverse = inverse or bool({"rsqrt", "reciprocal"} & set(_names(current.args[1])))
+        current = nodes.get(next(current.references(), ""))
+    return inverse and current is not None and current.op in ("aten.mean.dim", _SUM)
+
+
+def _names(expression: Any) -> list[str]:
+    """Names in a nested expression."""
+    if isinstance(expression, tuple):
+        return [name for part in expression for name in _names(part)]
+    return [expression] if isinstance(expression, str) else []
 
 
 def _opens(value: Ref, nodes: Mapping[str, Node]) -> int:

@@ -330,6 +330,13 @@ REFUSED = {
     "random": (lambda m, x: m.a(x) + torch.rand(3, dtype=x.dtype), "random"),
     "log_softmax": (lambda m, x: torch.log_softmax(m.a(x), 1), "leave the log-softmax out"),
     "weight_of_the_input": (lambda m, x: F.linear(x, m.a(x[:1]).expand(3, 3)), "batch"),
+    "norm_of_channels": (
+        lambda m, x: (
+            m.a(x).unsqueeze(2)
+            * torch.rsqrt(m.a(x).unsqueeze(2).square().mean(1, keepdim=True) + 1e-6)
+        ),
+        "axes that are not the last",
+    ),
     "constant": (lambda m, x: m.a.weight.expand(x.shape[0], 3, 3)[:, 0], "does not depend|batch"),
 }
 
