@@ -240,7 +240,8 @@ def cp_lrp(epsilon: float = 1e-6) -> Composite:
     """CP-LRP for transformers (Ali et al. 2022).
 
     As attn_lrp, but attention weights and gates are held constant: all relevance of a mix goes to
-    its values, all of a gated product to its signal.
+    its values, all of a gated product to its signal.  A product of which neither factor is known
+    as a gate (``multiplication``) is still shared half and half.
     """
     held = {"attention": Hold(0, epsilon), "gate": Hold(1, epsilon)}
     return composite("cp_lrp", _attention(epsilon) | held)

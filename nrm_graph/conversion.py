@@ -69,14 +69,13 @@ _WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {
 
 _PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 
-HINTS = {
-    "aten.log_softmax.int": "explain the scores before it: leave the log-softmax out",
-    "aten.div.Tensor": "a quotient of two values that both depend on the input has no rule",
-}
+
+_JOINING = ("aten.cat.default", "aten.stack.default", "aten.pad.default")
+"""Selections that may add other numbers."""
 
 
 class Refused(Exception):
-    """An operation cannot be converted: its name and the reason."""
+    """An operation cannot be converted: its name and why."""
 
 
 @dataclass
@@ -297,7 +296,8 @@ class Converter:
         refs = tuple(Ref(self.renamed.get(name, name)) for name in read)
         module, call = self.where(fx)
         self.sizes.exported[fx.name] = fx
-        if refs and all(ref.name in self.passive for ref in refs):
+        numbers = getattr(fx.meta.get("val"), "dtype", torch.int64).is_floating_point
+        if refs and not numbers and all(ref.name in self.passive for ref in refs):
             self.passive.add(fx.name)
         self.nodes.append(Node(fx.name, f"refused.{why}", refs, (), module, call, (), PLAIN))
 
@@ -321,7 +321,9 @@ class Converter:
         op = step.op
         if not step.moving:
             if op not in PASSIVE | ROUTE | SAME:
-                raise Refused(f"{op} of integers")
+                raise Refused(
+                    f"{op} of integers (they carry no relevance: embed them, or give numbers)"
+                )
         elif op not in CARRYING:
             raise Refused(op)
         elif op in SAME and len(step.moving) != 1:
@@ -355,6 +357,9 @@ class Converter:
         shape, batch = ((), placed[1]) if parts else placed
         if sort is not None:
             (self.passive if sort else self.still).add(name)
+        read = list(node.references())
+        if op in ROUTE and any(n in self.masks for n in read):  # a mask that is moved is one still
+            self.masks[name] = op not in _JOINING and all(self.masks.get(n) for n in read)
         moving = [n for n in node.references() if n not in self.passive | self.still]
         if op == "aten.softmax.int" or (
             (op in SAME or op in ROUTE) and len(moving) == 1 and moving[0] in self.mixes

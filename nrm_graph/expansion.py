@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.errors import TraceError
+from nrm_graph.errors import CompositeError, TraceError
 from nrm_graph.execution import resolve
 from nrm_graph.linear import MAX_JACOBIAN, Jacobian, Moving, Weighing
 from nrm_graph.operations import WEIGH, function
@@ -30,7 +30,8 @@ def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
     Raises
     ------
     TraceError
-        If the Jacobian of one sample has more than ``MAX_JACOBIAN`` entries.
+        If the Jacobian of one sample has more than ``MAX_JACOBIAN`` entries.  (An operation without
+        a derivative raises CompositeError at the first input.)
     """
     operands = tuple(dict.fromkeys(node.references()))
     z = shapes[node.name]
@@ -56,8 +57,15 @@ def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
         found = []
         for own in zip(*xs, strict=True):
             at = partial(_with, output, own, k)
-            with torch.enable_grad():
-                found.append(torch.autograd.functional.jacobian(at, own[k]))  # type: ignore[no-untyped-call]
+            try:
+                with torch.enable_grad():
+                    found.append(torch.autograd.functional.jacobian(at, own[k]))  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                first = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise CompositeError(
+                    f"{node.op} in {node.module or 'the model itself'} cannot be differentiated, "
+                    f"which its expansion needs: {first}"
+                ) from error
         return torch.stack(found).reshape(len(found), math.prod(z), -1)
 
     def weight(k: int) -> Moving:

@@ -17,7 +17,7 @@ from nrm_graph.layers import Layout, layout
 from nrm_graph.linear import Moving
 from nrm_graph.marks import track
 from nrm_graph.operations import MAX_POOL, function
-from nrm_graph.program import passive
+from nrm_graph.program import Weight, passive
 from nrm_graph.rules.base import Flow, Signs, evaluated
 
 if TYPE_CHECKING:
@@ -66,8 +66,11 @@ class Network:
     def unbounded(self) -> frozenset[str]:
         """Values that may hold -inf: masked scores, and what is made of them before a softmax."""
         found: set[str] = set()
+        weights = self.program.weights
+        infinite = {name for name, w in weights.items() if bool(torch.isinf(w).any())}
         for node in self.program.nodes:
-            fills = node.op == "aten.masked_fill.Scalar" and node.args[2] == -math.inf
+            fills = any(a.name in infinite for a in node.args if isinstance(a, Weight))
+            fills = fills or -math.inf in [a for a in node.args if isinstance(a, float)]
             reads = node.op != "aten.softmax.int" and not found.isdisjoint(node.references())
             if fills or reads:
                 found.add(node.name)
@@ -316,10 +319,10 @@ def flow(state: State, name: str) -> Flow:
         z = state.values[name]
         with torch.no_grad():
             xs = [_bounded(state, operand) for operand in op.operands]
-            whole = op.resolved(z, state.values) if op.moving else None
+            whole = _resolved(state, name) if op.moving else None
             groups = net.groups.get((name, at))
             if groups is None:
-                whole = op.resolved(z, state.values) if whole is None else whole
+                whole = _resolved(state, name) if whole is None else whole
                 groups = rule.groups(whole, at)
                 if not op.moving:  # weights that depend on the input are made for every batch
                     net.groups[name, at] = groups
@@ -334,6 +337,14 @@ def _bounded(state: State, name: str) -> Tensor:
     """Value of an operand, 0 where scores are hidden by -inf."""
     value: Tensor = state.values[name]
     return value.masked_fill(value.isinf(), 0.0) if name in state.network.unbounded else value
+
+
+def _resolved(state: State, name: str) -> Weighing:
+    """Give an operation's weights their values; a mask that is added hides and holds nothing."""
+    found = state.network.layout.weighings[name].resolved(state.values[name], state.values)
+    if name not in state.network.unbounded or found.shift is None:
+        return found
+    return replace(found, bias=found.shift.masked_fill(found.shift.isinf(), 0.0))
 
 
 def _unplaced(state: State, name: str, unplaced: Tensor | None) -> Tensor | None:

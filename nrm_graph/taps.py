@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nrm_graph.errors import TraceError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.convolution import Triples
+
+MAX_PAIRS = 1 << 31
+"""Pairs of positions of one axis that are tried for an interpolation's taps."""
+
+_UNITS = 1 << 22
+"""Numbers that are tried at once."""
 
 
 @dataclass(frozen=True)
@@ -127,18 +135,47 @@ def taps(
     n = len(sizes)
     positions, weights = [], torch.ones((), dtype=torch.float64)
     for d, size in enumerate(sizes):
-        shape = [1 if scales is None else max(1, math.ceil(1 / scale)) for scale in scales or sizes]
-        shape[d] = size
-        units = torch.eye(size, dtype=torch.float64)
-        units = units.reshape(size, 1, *[size if a == d else 1 for a in range(n)])
-        found = call(units.expand(size, 1, *shape).contiguous(), output_size, *rest, scales)
-        found = found[:, 0].movedim(d + 1, 1).flatten(2) if n > 1 else found[:, 0, :, None]
-        found = found[..., 0].T  # (outputs, positions)
-        rows = [tuple(row.nonzero().flatten().tolist()) for row in found]
-        width = max(len(row) for row in rows)
-        table = torch.zeros(len(rows), width, dtype=torch.float64)
-        for o, row in enumerate(rows):
-            table[o, : len(row)] = found[o, list(row)]
-        positions.append(tuple(rows))
+        # Along the other axes one position is made of one.
+        outputs = None if output_size is None else [1] * n
+        factors = None if scales is None else [1.0] * n
+        if outputs is not None and output_size is not None:
+            outputs[d] = output_size[d]
+        if factors is not None and scales is not None:
+            factors[d] = scales[d]
+        columns, rows, values = [], [], []
+        count = math.ceil(size * scales[d]) if scales else output_size[d] if output_size else size
+        if size * count > MAX_PAIRS:
+            raise TraceError(
+                f"an interpolation from {size:,} to {count:,} positions is too long, expected at "
+                f"most {MAX_PAIRS:,} pairs of them"
+            )
+        step = max(1, _UNITS // max(size, count))
+        for a in range(0, size, step):
+            units = _units(size, a, step)
+            shape = [size if axis == d else 1 for axis in range(n)]
+            found = call(units.reshape(-1, 1, *shape), outputs, *rest, factors).flatten(1)
+            column, row = found.nonzero(as_tuple=True)
+            columns.append(column + a)
+            rows.append(row)
+            values.append(found[column, row])
+        length = found.shape[1]
+        row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
+        order = torch.argsort(row * size + column)
+        row, column, value = row[order], column[order], value[order]
+        counts = torch.bincount(row, minlength=length)
+        place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        table = torch.zeros(length, int(counts.max()), dtype=torch.float64)
+        table[row, place] = value
+        positions.append(
+            tuple(tuple(part.tolist()) for part in torch.split(column, counts.tolist()))
+        )
         weights = weights[..., None, None] * table
     return Taps(tuple(positions)), weights
+
+
+def _units(size: int, first: int, count: int) -> Tensor:
+    """Return some of all unit vectors."""
+    count = min(count, size - first)
+    found = torch.zeros(count, size, dtype=torch.float64)
+    found[torch.arange(count), torch.arange(count) + first] = 1
+    return found

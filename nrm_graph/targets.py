@@ -196,10 +196,12 @@ def asked_for(target: Any) -> Any:
     InputError
         If there is nothing to explain, or something of another kind.
     """
+    if isinstance(target, np.integer):
+        return int(target)
     found = target if isinstance(target, str | int | tuple) else list(target)
     for choice in [found] if isinstance(found, str | int) else found:
         named = isinstance(choice, str) and (choice in NAMED or isinstance(found, tuple))
-        number = isinstance(choice, int) and not isinstance(choice, bool)
+        number = isinstance(choice, int | np.integer) and not isinstance(choice, bool)
         if not named and not number and not isinstance(choice, tuple):
             raise InputError(
                 "target must be 'predicted', 'label', an index or a place such as (position, "

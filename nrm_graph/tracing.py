@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nrm_graph.attention import ATTENTION, attention
 from nrm_graph.axes import axes
-from nrm_graph.conversion import HINTS, Converter
+from nrm_graph.conversion import Converter
 from nrm_graph.errors import InputError, TraceError
 from nrm_graph.execution import run, settle_batches
 from nrm_graph.folding import fold_batch_norm, prune
@@ -57,6 +57,11 @@ _COMPOSITE = (
     "rnn_relu_cell.default",
 )
 """Operations that torch itself writes out in others, names without ``aten``."""
+
+_HINTS = {
+    "aten.log_softmax.int": "explain the scores before it: leave the log-softmax out",
+    "aten.div.Tensor": "a quotient of two values that both depend on the input has no rule",
+}
 
 _FULL, _LOW = 1e-3, 0.1
 """Relative difference that the order of sums makes, in full and in half precision."""
@@ -221,7 +226,7 @@ def _refuse_unknown(program: Program) -> None:
         stage, _, op = node.op.partition(".")
         if stage in ("raw", "refused"):
             op = f"aten.{op}" if stage == "raw" else op
-            hint = HINTS.get(op)
+            hint = _HINTS.get(op)
             paths = found.setdefault(f"{op} ({hint})" if hint else op, [])
             if node.module not in paths:
                 paths.append(node.module)

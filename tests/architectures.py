@@ -29,7 +29,8 @@ class Architecture:
 def randomise(net: nn.Module, *shapes: tuple[int, ...], seed: int = 0) -> nn.Module:
     """Batch-norm statistics near those of random inputs, affine parameters, layer scales.
 
-    Near, so that activations are not all bias; not quite, so that statistics matter.
+    Near, so that activations are not all bias; not quite, so that statistics matter.  Matrices that
+    begin as zeros (the head of a vision transformer) are drawn too.
     """
     generator = torch.Generator().manual_seed(seed)
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -40,6 +41,9 @@ def randomise(net: nn.Module, *shapes: tuple[int, ...], seed: int = 0) -> nn.Mod
                 module.bias.normal_(0, 0.3, generator=generator)
             if isinstance(getattr(module, "layer_scale", None), nn.Parameter):
                 module.layer_scale.uniform_(0.3, 1, generator=generator)
+        for parameter in net.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(0, 0.1, generator=generator)
         if norms:
             momenta = [module.momentum for module in norms]
             net.eval()

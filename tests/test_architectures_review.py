@@ -12,7 +12,7 @@ from torch import nn
 from traced import same
 
 import nrm_graph as ng
-from nrm_graph import composites, operations, states, units
+from nrm_graph import composites, operations, states, taps, units
 from nrm_graph.edges import edge_tables
 from nrm_graph.errors import TraceError
 from nrm_graph.plan import plan
@@ -184,3 +184,63 @@ def test_whole_numbers_may_be_negative():
     assert "add" not in m.network.non_negative[True]
     for layer in m.topology.layers:
         assert float(m.cut(layer.name)) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("scales", [None, [1.7, 2.5]])
+def test_taps_of_interpolations_are_found_piece_by_piece(monkeypatch, scales):
+    monkeypatch.setattr(taps, "_UNITS", 8)
+    call = operations.function("aten.upsample_bilinear2d.vec")
+    size = None if scales else [7, 5]
+    found, weights = taps.taps(call, (5, 4), size, [False], scales)
+    x = batch(1, 2, 5, 4)
+    torch.testing.assert_close(found.apply(x, weights), call(x, size, False, scales))
+
+
+def test_an_interpolation_of_absurd_length_is_refused():
+    call = operations.function("aten.upsample_linear1d.vec")
+    with pytest.raises(TraceError, match="too long"):
+        taps.taps(call, (200_000,), [400_000], [False], None)
+
+
+class Padded(nn.Module):
+    """Attention whose mask of padding is moved about before it is added."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.last = nn.Embedding(9, 4), nn.Linear(4, 2)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.double().eval()
+
+    def forward(self, ids, mask):
+        x = self.embed(ids)
+        hidden = mask == 0
+        mixed, _ = self.attention(x, x, x, key_padding_mask=hidden, need_weights=False)
+        return self.last(x + mixed)
+
+
+def test_padding_is_masked_where_the_mask_is_moved():
+    inputs = torch.tensor([[3, 1, 4]]), torch.tensor([[1, 1, 0]])
+    m = ng.measure(Padded(), inputs, target=(0, 1), composite="attn_lrp", dtype="float64")
+    assert "attention.add" not in [layer.name for layer in m.topology.layers]
+    for layer in m.topology.layers:
+        assert float(m.cut(layer.name)) == pytest.approx(1, abs=1e-9)
+
+
+def test_targets_may_be_numbers_of_numpy(tmp_path):
+    network = nn.Sequential(nn.Linear(4, 3))
+    rows = [{"input": torch.ones(4), "key": "k"}]
+    for i, target in enumerate([np.int64(2), [np.int64(2)]]):
+        path = tmp_path / f"{i}.nrm"
+        with ng.extract(network, rows, path, target=target, progress=False, device="cpu") as db:
+            assert db.measure("k").target == 2
+
+
+def test_pruned_stores_of_masked_attention_are_sound(tmp_path):
+    x = torch.tensor([3, 1, 4]), torch.tensor([1, 1, 0])
+    options = {"target": (0, 1), "composite": "attn_lrp", "resolution": "neuron", "top": 5}
+    network, rows = Padded().float(), [{"input": x, "key": "k"}]
+    path = tmp_path / "s.nrm"
+    with ng.extract(network, rows, path, progress=False, device="cpu", **options) as db:
+        report = db.verify(sample=1)
+        assert report.sound, report.findings

@@ -118,6 +118,52 @@ def test_an_activation_of_ones_own_passes_relevance(registered):
     assert abs(m.cut("first").total - 1) < TINY
 
 
+@torch.library.custom_op("nrmtest::spectrum", mutates_args=())
+def spectrum(x: torch.Tensor) -> torch.Tensor:
+    return torch.fft.rfft(x).abs()
+
+
+@spectrum.register_fake
+def _(x):
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2 + 1))
+
+
+class Spectrum(nn.Module):
+    """A whole module as one operation."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(torch.ops.nrmtest.spectrum(self.first(x)))
+
+
+def test_a_module_as_one_operation(registered):
+    model, x = Spectrum().double(), torch.randn(1, 4, dtype=torch.float64)
+    registered("nrmtest.spectrum.default", "spectrum")
+    mine = ng.composites.composite("mine", {"dense": Epsilon(), "spectrum": Epsilon()})
+    with pytest.raises(ng.CompositeError, match="cannot be differentiated"):
+        ng.measure(model, x, composite=mine).report()
+
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_(True)
+        with torch.enable_grad():
+            return torch.autograd.grad(torch.fft.rfft(x).abs(), x, grad)[0]
+
+    spectrum.register_autograd(
+        backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+    )
+    m = ng.measure(model, x, composite=mine)
+    layer = next(found.name for found in m.topology.layers if found.kind == "spectrum")
+    for found in m.topology.layers:
+        assert abs(m.cut(found.name).total - 1) < TINY
+    # |rfft| is homogeneous: the expansion leaves nothing over.
+    bias = m.report().to_pandas().set_index("layer")["bias"][layer]
+    assert abs(bias) < TINY
+
+
 @pytest.mark.parametrize(
     ("op", "kind", "message"),
     [

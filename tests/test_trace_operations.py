@@ -382,6 +382,14 @@ def test_all_that_is_not_supported_is_listed_at_once():
     assert any(line.startswith("  aten.div.Tensor (a quotient of two values") for line in lines)
 
 
+def test_integers_carry_no_relevance():
+    model = nn.Sequential(nn.EmbeddingBag(5, 3), nn.Linear(3, 2))
+    with pytest.raises(
+        ng.TraceError, match=r"embedding_bag\S* of integers \(they carry no rel.* in 0"
+    ):
+        trace(model, torch.tensor([1, 2]))
+
+
 class Sine(nn.Module):
     def forward(self, x):
         return torch.sin(x)

@@ -218,6 +218,9 @@ class _Sums:
         place, q = place[chosen], q[chosen]
         sums, sizes = self._by(place, self.total, q), self._by(place, self.total, np.abs(q))
         complete = (self._by(place, self.total, None) == whole) & (whole > 0)
+        # Where a unit has no relevance (a hidden score), nothing tells that its edges were pruned.
+        pruned = np.repeat(self.facts.pruned.any(1), np.diff(self.facts.first))
+        complete &= (self.node != 0) | ~pruned
         limit = (self.eps + self.rounding) * np.maximum(sizes, 1)
         worst = self._worst(np.where(complete, sums, 1), np.ones(self.total), limit)
         if worst:
