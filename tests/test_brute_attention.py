@@ -168,12 +168,13 @@ def test_the_walks_are_all(case):
     # A sum of millions of terms, with their own rounding.
     assert abs(w.total() - 1) < 1e-13 * max(1, np.abs(w.value).sum())
     assert len(w) > 200
+    report = {row["layer"]: row for row in m.report().to_pylist()}
     for layer in w.layers:
         close(m.marginal(layer, by="neuron").ravel(), w.marginal(layer), w.variation())
         if layer in w.steps:
-            table = {row["layer"]: row for row in m.report().to_pylist()}[layer]
+            row = report[layer]
             for unit, kind in ((-1, "bias"), (-2, "stabilizer"), (REMAINDER, "remainder")):
-                close(table[kind] or 0.0, w.total(w.ends(layer, unit)), w.variation())
+                close(row[kind] or 0.0, w.total(w.ends(layer, unit)), w.variation())
 
 
 def test_single_sets_their_complements_and_unions(case):
