@@ -4,8 +4,8 @@ For every network of ``support.py``, seeded random weights: edges sum to nodes f
 cuts through six layers sum to 1; for random events in three random layers
 R(A | B) + R(A & B) = R(A) + R(B), R(~A) = 1 - R(A) and R(A & B) = R(A given B) R(B); a conditioned
 measure sums to its event in its own layer, and its edges to its nodes.  Errors are printed
-relative to the total variation: a layer's for edges, the largest of any layer for events.  float32
-has 6e-8 to a number.
+relative to the total variation: a layer's for edges (of a conditioned measure times its
+amplification), the largest of any layer for events.  float32 has 6e-8 to a number.
 
     python benchmarks/certificate.py [names ...]
 """
@@ -74,7 +74,7 @@ def errors(m: ng.Measure, rng: np.random.Generator) -> dict[str, float]:
         inside = given.marginal(layers[i].name, by="neuron")[mask].sum(dtype=np.float64)
         found["given"] = max(law, abs((inside - 1) * b)) / largest
         own = {r["layer"]: r["total_variation"] for r in given.report().to_pylist()}
-        found["edges given"] = edges(given, own)
+        found["edges given"] = edges(given, own) / max(1.0, given.amplification)
         break
     return found
 

@@ -261,7 +261,10 @@ class Database:
         if len(found) != 1:
             targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
             listed = ", ".join(self.outputs.text(t) for t in targets)
-            raise InputError(f"input {key!r} has the targets {listed}: name one of them as target=")
+            raise InputError(
+                f"input {key!r} has the targets {listed}: name one of them as target; weights such "
+                "as {8: 1.0} (8=1 on the command line) explain any output"
+            )
         from nrm_graph.stored import stored_measure
 
         return stored_measure(

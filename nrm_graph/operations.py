@@ -315,6 +315,8 @@ def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> to
 
 
 def _embedding(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    if ids.dtype == torch.bool:
+        raise InputError("token ids are whole numbers, found booleans: pass them as int64")
     if not ids.is_meta and ids.numel():
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= table.shape[0]:

@@ -51,6 +51,8 @@ def output_weights(target: Any, output: Tensor, outputs: Outputs) -> Tensor:
     weights = torch.zeros_like(output)
     if isinstance(target, str) and target == "predicted":
         return weights.scatter(1, output.argmax(1, keepdim=True), 1.0)
+    if isinstance(target, Mapping) and not target:
+        raise InputError("target is an empty mapping: expected weights of outputs, such as {3: 1}")
     pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
     for index, weight in pairs:
         if isinstance(index, bool) or not isinstance(index, int | np.integer | tuple):
@@ -138,7 +140,10 @@ def measure(
         raise InputError(f"model must be a torch module or a program, found {model!r}")
     if isinstance(model, Program):
         if output is not None:
-            raise InputError("output= is chosen when a network is traced, and this one is")
+            raise InputError(
+                "model is a traced program, whose output was chosen by ng.trace(..., output=): "
+                "leave output= out here"
+            )
         xs, program = arranged(x, [name for name, _ in model.inputs]), model
     else:
         program, xs = traced(model, *in_order(model, x), output)

@@ -91,7 +91,7 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Program:
     """A traced network.
 
@@ -121,6 +121,13 @@ class Program:
     aliases: tuple[tuple[str, str], ...] = ()
     integers: tuple[str, ...] = ()
     outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __repr__(self) -> str:
+        """Say what it takes and gives; nodes and tensors would fill pages."""
+        takes = ", ".join(f"{name} {shape}" for name, shape in self.inputs)
+        gives = ", ".join(f"{name} {shape}" for name, shape in self.outputs)
+        gives = gives or str(self.shapes()[self.output])
+        return f"<Program of {len(self.nodes)} operations: {takes} to {gives}>"
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one sample of every value."""

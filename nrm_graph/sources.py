@@ -275,7 +275,8 @@ def _array(path: Path, preprocessing: Preprocessing | None) -> Inputs:
         which = f"{name!r} of {path}" if name else str(path)
         if not rows.shape or not rows.shape[0] or (not name and len(rows.shape) < 2):
             raise InputError(
-                f"{which} has shape {rows.shape}: the first axis must count at least one input"
+                f"{which} has shape {rows.shape}: the first axis must count at least one input, "
+                "as in (1, 6) for one sequence of 6"
             )
         if rows.dtype.kind not in "fiub":
             raise InputError(

@@ -238,7 +238,7 @@ def _refuse_unknown(program: Program) -> None:
         more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
         lines.append(f"{op} in {shown}{more}")
     raise TraceError(
-        "operations without a rule:\n  " + "\n  ".join(lines) + "\nRegister them "
+        "operations without a rule:\n  " + ";\n  ".join(lines) + ".\nRegister them "
         "(nrm_graph.register_operation), replace them by supported ones, or explain a part of the "
         "network that does without"
     )
