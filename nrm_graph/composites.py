@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph import rules
 from nrm_graph.errors import CompositeError, StoreError
+from nrm_graph.operations import WEIGH
 from nrm_graph.rules import (
     AlphaBeta,
     Epsilon,
@@ -89,6 +90,12 @@ class Composite:
                 without.append(layer)
         if without:
             raise _unfit(self.name, without)
+        for pattern, _ in self.layers:
+            if not any(fnmatch.fnmatchcase(layer.name, pattern) for layer in topology.layers):
+                raise CompositeError(
+                    f"composite {self.name}: no layer of the network is named {pattern!r}; "
+                    "`nrm-graph info` and the topology of a measure list the names"
+                )
         return tuple(found)
 
     def to_json(self) -> dict[str, Any]:
@@ -155,11 +162,17 @@ def composite(
     first: Mapping[str, Rule] | None = None,
     layers: Mapping[str, Rule] | None = None,
 ) -> Composite:
-    """Build a composite from rules per kind of layer.
+    """Build a composite from rules per kind of layer, of layers that read an input, and per name.
 
     Unless named, sums, averages and interpolation get Norm, normalisations Epsilon (RMSNorm
     Pass), and products of two values, gates among them, Uniform.  Attention (``product``,
     ``softmax``, ``attention``) has no rule unless named.
+
+    Raises
+    ------
+    CompositeError
+        If a kind is unknown, or what is named is no rule.  (Where the composite meets a network:
+        if a layer has no rule, or a pattern fits no layer.)
 
     Examples
     --------
@@ -167,6 +180,19 @@ def composite(
     >>> dict(c.kinds)["sum"]
     Norm(stabilizer=1e-06)
     """
+    known = {"convolution", *_BASE, *WEIGH.values()}
+    for named in (kinds, first or {}):
+        for kind in named.keys() - known:
+            raise CompositeError(
+                f"composite {name}: there is no kind of layer {kind!r}; expected one of "
+                f"{', '.join(sorted(known))}, or one that was registered before"
+            )
+    for key, rule in (*kinds.items(), *(first or {}).items(), *(layers or {}).items()):
+        if not isinstance(rule, rules.Rule):
+            raise CompositeError(
+                f"composite {name}: the rule for {key!r} must be a rule such as "
+                f"ng.rules.Epsilon(), found {rule!r}"
+            )
     return Composite(
         name,
         tuple((_BASE | dict(kinds)).items()),

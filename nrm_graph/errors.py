@@ -51,6 +51,10 @@ class StoreError(NrmError):
     exit_code = 6
 
 
+class NotRegistered(StoreError):
+    """A store names a rule or operation of one's own that this process has not registered."""
+
+
 class QueryError(NrmError):
     """A SQL query was refused or failed."""
 

@@ -22,6 +22,7 @@ from nrm_graph.forms import form, in_order, precision
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits, rounded
 from nrm_graph.prepare import checked_tokens, device_of, output_weights, places, traced
+from nrm_graph.rules import check_registered
 from nrm_graph.samples import Sample, class_index, fields_of, items, label_text, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
@@ -138,6 +139,7 @@ def extract(
     known = sample(first, early[-1][0], taken, kind) if on_error == "stop" else None
     _check_range(targets, outputs, known, classes)
     net = states.network(program, composites.get(composite), kind, where)
+    check_registered(net.rules)
     topology = net.layout.topology
     parts = units.resolve(topology, resolution)
     auto = not isinstance(resolution, str) or resolution == "auto"

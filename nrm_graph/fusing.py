@@ -355,7 +355,10 @@ def _gate(node: Node, nodes: Mapping[str, Node]) -> Node:
     a, b = node.args
     if any(_normalises(value, nodes) for value in (a, b)):
         # Half of the relevance to 1 / std would be no rule that anybody knows.
-        return replace(node, op="refused.a normalisation over axes that are not the last ones")
+        return replace(
+            node,
+            op="refused.a normalisation other than x rsqrt(mean(x^2) + eps) over the last axes",
+        )
     left, right = _opens(a, nodes), _opens(b, nodes)
     if left == right:
         return node

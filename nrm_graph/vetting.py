@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nrm_graph.errors import StoreError
+from nrm_graph.errors import NotRegistered, StoreError
 from nrm_graph.execution import resolve
 from nrm_graph.operations import CARRYING, SUPPORTED, function
 from nrm_graph.program import Weight, passive
@@ -65,7 +65,10 @@ def vet(program: Program) -> None:
     foreign = sorted({node.op for node in program.nodes} - SUPPORTED)
     if foreign:
         names = ", ".join(foreign)[:200]
-        raise StoreError(f"the program names operations that are not allowed: {names}")
+        raise NotRegistered(
+            f"the program names operations that are not allowed: {names}; those of one's own are "
+            "after nrm_graph.register_operation, in the process that asks"
+        )
     if len(program.nodes) > MAX_NODES:
         raise StoreError(
             f"the program has {len(program.nodes):,} nodes, expected at most {MAX_NODES:,}"

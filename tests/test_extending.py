@@ -215,6 +215,37 @@ def test_a_rule_of_ones_own_goes_into_a_store_by_name(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
+def test_a_store_of_ones_own_rule_is_not_called_damaged(tmp_path):
+    mine = ng.composites.composite("mine", {"dense": Halves(0.25)})
+    model, path = nn.Sequential(nn.Linear(3, 2)), tmp_path / "a.nrm"
+    ng.extract(model, [torch.randn(3)], path, composite=mine).close()
+    kept = RULES.pop("Halves")
+    try:
+        with ng.open(path) as db:
+            report = db.verify()
+        assert not report.errors
+        assert "registered" in str(report.notes[0])
+        with pytest.raises(ng.CompositeError, match="not registered"):
+            ng.extract(model, [torch.randn(3)], tmp_path / "b.nrm", composite=mine)
+        assert not (tmp_path / "b.nrm").exists()
+    finally:
+        RULES["Halves"] = kept
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ({"kinds": {"densee": Epsilon()}}, "no kind of layer 'densee'"),
+        ({"kinds": {"dense": "epsilon"}}, "must be a rule such as"),
+        ({"kinds": {"dense": Epsilon}}, "must be a rule such as"),
+        ({"kinds": {"dense": Epsilon()}, "layers": {"nope.*": Epsilon()}}, "no layer .* 'nope"),
+    ],
+)
+def test_composites_with_slips_are_refused(named, message):
+    with pytest.raises(ng.CompositeError, match=message):
+        ng.measure(nn.Linear(3, 2), torch.ones(3), composite=ng.composites.composite("c", **named))
+
+
 def test_what_is_no_rule_or_takes_a_name_is_refused():
     with pytest.raises(ng.CompositeError, match="derives from Rule"):
         register(int)

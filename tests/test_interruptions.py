@@ -237,6 +237,7 @@ def steps_are_survived(tmp_path, step):
         assert_whole(path, whole)
 
 
+@pytest.mark.slow
 def test_a_kill_at_steps_of_the_commits(tmp_path):
     steps_are_survived(tmp_path, STEP)
 
@@ -274,6 +275,7 @@ def test_a_full_disk_at_steps_of_an_extraction(tmp_path):
     assert told > 3
 
 
+@pytest.mark.slow
 def test_the_same_command_in_two_processes_at_once(tmp_path, whole):
     """A kill leaves a part; two processes with other batch sizes finish it together."""
     path = tmp_path / "s.nrm"
@@ -295,6 +297,7 @@ def test_the_same_command_in_two_processes_at_once(tmp_path, whole):
     assert all("holds the same pair" in note.problem for note in report.notes)
 
 
+@pytest.mark.slow
 def test_two_writers_and_a_reader(tmp_path, whole):
     """Both make the store, and write it together; a reader sees complete inputs alone."""
     path = tmp_path / "s.nrm"

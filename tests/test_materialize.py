@@ -473,6 +473,7 @@ for k in range(1, 1000, int(sys.argv[4])):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast")
 def test_a_kill_at_steps_of_the_commits(plain, tmp_path, monkeypatch):
     kills_are_survived(plain, tmp_path, monkeypatch, 3 * STEP + 1)

@@ -335,7 +335,7 @@ REFUSED = {
             m.a(x).unsqueeze(2)
             * torch.rsqrt(m.a(x).unsqueeze(2).square().mean(1, keepdim=True) + 1e-6)
         ),
-        "axes that are not the last",
+        "over the last axes",
     ),
     "constant": (lambda m, x: m.a.weight.expand(x.shape[0], 3, 3)[:, 0], "does not depend|batch"),
 }

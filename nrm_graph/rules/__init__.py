@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.errors import CompositeError, StoreError
+from nrm_graph.errors import CompositeError, NotRegistered, StoreError
 from nrm_graph.rules.base import Group, Part, Rule, Signs
 from nrm_graph.rules.nonlinear import Hold, Pass, Softmax, Uniform
 from nrm_graph.rules.weighted import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 __all__ = [
     "AlphaBeta",
@@ -101,12 +101,28 @@ def register(rule: type[Rule]) -> type[Rule]:
     return rule
 
 
+def check_registered(used: Iterable[Rule | None]) -> None:
+    """Refuse rules that a store could not name.
+
+    Raises
+    ------
+    CompositeError
+        Naming the first that is not registered.
+    """
+    for rule in used:
+        if rule is not None and RULES.get(type(rule).__name__) is not type(rule):
+            raise CompositeError(
+                f"the rule {type(rule).__name__} is not registered, so that no store can name it: "
+                "decorate its class with nrm_graph.rules.register"
+            )
+
+
 def from_json(data: Mapping[str, Any]) -> Rule:
     """Read a rule that :meth:`Rule.to_json` wrote."""
     parameters = dict(data)
     name = parameters.pop("rule", None)
     if name not in RULES:
-        raise StoreError(
+        raise NotRegistered(
             f"unknown rule {name!r}: expected one of {', '.join(RULES)}; one of your own must be "
             "registered (nrm_graph.rules.register) before the store is used"
         )

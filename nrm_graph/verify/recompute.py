@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from nrm_graph import units
 from nrm_graph.database import Database
-from nrm_graph.errors import InputError, NrmError, StoreError, UndefinedConditional
+from nrm_graph.errors import InputError, NotRegistered, NrmError, StoreError, UndefinedConditional
 from nrm_graph.plan import plan
 from nrm_graph.store.conditions import FOLDER
 from nrm_graph.sums import mean_activations
@@ -80,6 +80,9 @@ def _one_condition(
                 m = db.measure(identity)
             facts = snapshot.facts(identity)
             nodes = snapshot.rows(identity, "nodes")
+        except NotRegistered as error:
+            inside.note(f"could not be recomputed: {error}", **where)
+            continue
         except (NrmError, *PROBLEMS) as error:
             inside.error(f"cannot be recomputed: {error}", **where)
             continue
@@ -124,6 +127,9 @@ def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) ->
             return False
         nodes = snapshot.rows(identity, "nodes")
         predicted = int(snapshot.facts(identity)["predicted"])
+    except NotRegistered as error:  # sound as far as one can tell without it
+        found.note(f"could not be recomputed: {error}", **where)
+        return False
     except NrmError as error:
         found.error(f"cannot be recomputed: {error}", **where)
         return False
