@@ -155,10 +155,12 @@ def difference(name: str) -> str:
     leaf = transformer_networks.NETWORKS.get(name, ("", ""))[1]
     with torch.no_grad():
         target = int(net(*xs)[0].argmax())
+    single = tuple(x[0] for x in xs)
+    given = single if len(xs) > 1 else single[0]
+    program = ng.trace(net, given)  # before the oracle changes the network's activations
     expected = attention_gradients.relevance(net, list(xs), target, (leaf,) if leaf else ())
     rules = tiny(ng.composites.attn_lrp())
-    single = tuple(x[0] for x in xs)
-    m = ng.measure(net, single if len(xs) > 1 else single[0], target=target, composite=rules)
+    m = ng.measure(program, given, target=target, composite=rules, dtype="float64")
     wanted = expected[leaf or "x"][0].numpy()
     found = m.marginal(m.topology.inputs[0].name, by="neuron")
     return f"{np.abs(found - wanted).max() / np.abs(wanted).max():.0e} (gradient)"

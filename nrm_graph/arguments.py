@@ -41,7 +41,8 @@ def _whole(text: str, least: int) -> int:
 def target(text: str) -> Any:
     """Read a target, or several with commas; ``-1:464`` is class 464 at the last position."""
     found = [_target(part.strip()) for part in text.split(",")]
-    return found[0] if len(found) == 1 else found
+    # A place stays in a list: alone, one of a wrong length would be taken for several targets.
+    return found[0] if len(found) == 1 and not isinstance(found[0], tuple) else found
 
 
 def _target(text: str) -> Any:

@@ -152,7 +152,7 @@ def trace(
         with _passed_through(model) as same:
             examples = _as_batches(around, examples)
         with torch.no_grad():
-            parts = around.parts(*examples)
+            parts = around.parts(*(torch.cat([x, x]) for x in examples))
         exported = _export(around, examples)
     finally:
         for module, mode in modes:
@@ -172,7 +172,7 @@ def trace(
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, examples)
-    _compare(model, program, examples, [part for _, part in parts])
+    _compare(model, program, examples, [part[:1] for _, part in parts])
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
 

@@ -168,9 +168,9 @@ def test_a_store_speaks_of_places(tmp_path, capsys):
 
 
 def test_the_command_line_reads_places():
-    assert arguments.target("-1:464") == (-1, 464)
+    assert arguments.target("-1:464") == [(-1, 464)]
     assert arguments.target("predicted,-1:predicted,2") == ["predicted", (-1, "predicted"), 2]
-    assert arguments.target("logits:-1:label") == ("logits", -1, "label")
+    assert arguments.target("logits:-1:label") == [("logits", -1, "label")]
     for text in ("x", "1:x", "1:", ":", "", "predicted:x"):
         with pytest.raises(argparse.ArgumentTypeError):
             arguments.target(text)
