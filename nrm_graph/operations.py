@@ -322,6 +322,7 @@ def _embedding(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         if low < 0 or high >= table.shape[0]:
             raise InputError(
                 f"a token id is {low if low < 0 else high}, but the embedding has "
-                f"{table.shape[0]} rows: expected ids from 0 to {table.shape[0] - 1}"
+                f"{table.shape[0]} rows: expected ids from 0 to {table.shape[0] - 1}, as this "
+                "network's tokenizer gives them"
             )
     return torch.nn.functional.embedding(ids, table)

@@ -202,8 +202,6 @@ def forward(net: Network, x: Inputs) -> State:
     for node in net.program.nodes:
         args = _resolve(node.args, state, n)
         kwargs = {key: _resolve(value, state, n) for key, value in node.kwargs}
-        if node.op == "aten.embedding.default":
-            _check_numbers(node, args)
         try:
             if node.op in MAX_POOL:
                 value, state.winners[node.name] = max_pool(node.op, args)
@@ -219,17 +217,6 @@ def forward(net: Network, x: Inputs) -> State:
     if not torch.isfinite(state.output).all():
         raise InputError("the network's output is NaN or infinite for this input")
     return state
-
-
-def _check_numbers(node: Node, args: list[Any]) -> None:
-    """Refuse numbers that an embedding has no row for; a device would end the process."""
-    table, numbers = args[0], args[1]
-    low, high = (int(numbers.min()), int(numbers.max())) if numbers.numel() else (0, 0)
-    if low < 0 or high >= table.shape[0]:
-        raise InputError(
-            f"the embedding {node.module or node.name} has rows 0 to {table.shape[0] - 1}, the "
-            f"input asks for {low if low < 0 else high}: use the tokenizer of this network"
-        )
 
 
 def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
