@@ -64,6 +64,7 @@ def test_views_of_a_batch_axis(axis, outer, inner):
     assert batch.native_shape(samples.shape[1:]) == one.shape
 
 
+@pytest.mark.slow
 def test_shapes_of_layers():
     found = {
         name: {layer.name: layer.shape for layer in network(name)[2].layout.topology.layers}

@@ -345,11 +345,11 @@ def check_single_precision(data, case: None) -> None:
 
 
 CHECKS = {
-    "totals": (check_totals, 30),
-    "algebra": (check_algebra, 25),
-    "chain": (check_chain, 20),
-    "tables": (check_tables, 30),
-    "products": (check_products, 30),
+    "totals": (check_totals, 15),
+    "algebra": (check_algebra, 15),
+    "chain": (check_chain, 15),
+    "tables": (check_tables, 20),
+    "products": (check_products, 20),
     "joint": (check_joint, 20),
     "units": (check_units, 20),
     "groups": (check_groups, 20),

@@ -192,6 +192,7 @@ class Halves(Rule):
         return (Group(parts, bias, 1e-9),)
 
 
+@pytest.mark.slow
 def test_a_rule_of_ones_own_goes_into_a_store_by_name(tmp_path):
     mine = ng.composites.composite("mine", {"dense": Epsilon()}, layers={"1": Halves(0.25)})
     torch.manual_seed(0)

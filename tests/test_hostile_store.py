@@ -326,6 +326,7 @@ def test_what_the_meta_device_lets_pass_is_named_too(path, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_absurd_programs_take_no_memory(path):
     """In a process that may have 3 GiB more, each of the absurd ones is refused."""
     absurd = [n for n in PROGRAMS if "10^" in n] + ["huge input"]

@@ -196,6 +196,7 @@ def killed(path, which, step=1):
     return {k: path / f"{which}-{k}.nrm" for k in moments}
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_item_loses_nothing_committed(tmp_path, whole):
     stores = killed(tmp_path, "item")
     assert len(stores) == COUNT

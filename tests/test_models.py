@@ -57,6 +57,7 @@ def test_forward(name):
             composites.epsilon_gamma().assign(found.topology)
 
 
+@pytest.mark.slow
 def test_automatic_units_follow_channels_and_heads():
     torch.manual_seed(0)
     net = torchvision.models.SwinTransformer([4, 4], 12, [2, 2], [3, 6], [4, 4]).eval()

@@ -19,7 +19,10 @@ import nrm_graph as ng
 
 torch.set_num_threads(1)
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the oracles: hooks and deprecations
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of the oracles: hooks and deprecations
+]
 
 TARGET = 2
 

@@ -119,6 +119,7 @@ def test_resume_writes_nothing_twice(db, demo):
     assert len(again) == len(db)
 
 
+@pytest.mark.slow
 def test_several_writer_threads_store_the_same(demo, tmp_path, monkeypatch):
     model, data = demo
     found = []

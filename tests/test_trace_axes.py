@@ -12,6 +12,8 @@ from traced import kinds, same
 import nrm_graph as ng
 from nrm_graph.tracing import trace
 
+pytestmark = pytest.mark.slow
+
 FROM, TO = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1, 2, 3, 0, 2])
 
 

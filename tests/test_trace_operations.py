@@ -375,10 +375,10 @@ def test_all_that_is_not_supported_is_listed_at_once():
         trace(build(how, parts=parts, fc=fc(4)), rows(4)[:1])
     lines = str(error.value).splitlines()
     assert (
-        "  aten.sin.default in parts.0.1, parts.1.1, parts.2.1, parts.3.1, parts.4.1 and 2 more"
+        "  aten.sin.default in parts.0.1, parts.1.1, parts.2.1, parts.3.1, parts.4.1 and 2 more;"
         in lines
     )
-    assert "  aten.cumprod.default in the model itself" in lines
+    assert any(line.startswith("  aten.cumprod.default in the model itself") for line in lines)
     assert any(line.startswith("  aten.div.Tensor (a quotient of two values") for line in lines)
 
 

@@ -12,6 +12,8 @@ import nrm_graph as ng
 from nrm_graph import tracing
 from nrm_graph.layers import layout
 
+pytestmark = pytest.mark.slow
+
 
 def last(m, x):
     return m.fc(m.rnn(x)[0][:, -1])

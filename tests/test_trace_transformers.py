@@ -137,6 +137,7 @@ def test_left_padding_hides_rows_as_a_whole():
     same(model, ids, output, 1e-6)
 
 
+@pytest.mark.slow
 def test_ids_without_batch_axis_and_a_choice_of_outputs():
     model, _ = build(bert, "sdpa")
     ids = tokens(False)["input_ids"]
