@@ -250,6 +250,12 @@ CASES += [(f"image{i}", "epsilon") for i in (13, 20, 32, 39)]
 CASES += [(f"image{i}", "epsilon_gamma") for i in (7, 29, 42, 55)]
 
 
+def _marks(case: tuple[str, str]) -> list[pytest.MarkDecorator]:
+    """Of the random networks, all but three are slow: together they take long."""
+    first = (*NETS, "vector6", "image13", "image7")
+    return [] if case[0] in first else [pytest.mark.slow]
+
+
 @functools.cache
 def build(name: str) -> tuple[Net, torch.Tensor]:
     if name.startswith("vector"):
@@ -285,7 +291,7 @@ later = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(params=[pytest.param(c, marks=_marks(c), id="-".join(c)) for c in CASES])
 def case(request):
     name, composite = request.param
     return walks(name, composite), measure(name, composite)

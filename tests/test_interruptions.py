@@ -208,6 +208,7 @@ def test_a_kill_at_any_item_loses_nothing_committed(tmp_path, whole):
         assert_whole(path, whole)
 
 
+@pytest.mark.slow
 def test_what_was_committed_before_a_kill_stays(tmp_path, whole):
     for k, path in killed(tmp_path, "flush", step=2).items():
         if k == 0:  # the first item is read before there is a store

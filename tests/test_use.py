@@ -322,6 +322,7 @@ def test_targets_that_mean_nothing(target):
         ng.measure(program(), image(), target=target)
 
 
+@pytest.mark.slow
 def test_targets_that_mean_the_same():
     net, x = outputs(3.0, 1.0, 2.0)
     r = [
