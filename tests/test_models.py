@@ -22,7 +22,7 @@ SIZES = {
     "swin_t": 64,
 }
 QUICK = {"resnet18"}
-RULED = {"vgg16", "resnet18", "densenet121", "googlenet"}
+ATTENTIVE = {"vit_b_16", "swin_t"}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,12 @@ def test_forward(name):
         torch.testing.assert_close(state.output, expected, rtol=0, atol=tolerance)
     for layer in found.topology.layers[1:]:
         assert found.topology.sources(layer.layer_id), layer
-    if name in RULED:
-        composites.epsilon_gamma().assign(found.topology)
-    else:
-        with pytest.raises(ng.CompositeError, match="no rule for the kind"):
+    composites.attn_lrp().assign(found.topology)
+    if name in ATTENTIVE:
+        with pytest.raises(ng.CompositeError, match=r"no rule for .*softmax.* take attn_lrp"):
             composites.epsilon_gamma().assign(found.topology)
+    else:
+        composites.epsilon_gamma().assign(found.topology)
 
 
 @pytest.mark.slow
