@@ -353,6 +353,8 @@ class Weighing:
 
     def dense_edges(self, k: int, z: tuple[int, ...], x: tuple[int, ...]) -> int:
         """Count the neuron-level edges to operand k."""
+        if isinstance(self.maps[k], Scale) and any(isinstance(m, Spread) for m in self.maps):
+            return 0  # a norm's or softmax's set holds the neuron itself
         found = self.weights[k]
         shape = tuple(found.shape) if isinstance(found, Tensor) else ()
         return self.maps[k].dense_edges(z, x, shape)
