@@ -377,4 +377,4 @@ def test_random(name):
 @pytest.mark.parametrize("name", CHECKS)
 def test_random_at_length(name):
     more = (*KINDS, *(("vector", s) for s in range(12)), *(("image", s) for s in range(12)))
-    run_check(name, 120, more)
+    run_check(name, 80, more)

@@ -475,14 +475,8 @@ for k in range(1, 1000, int(sys.argv[4])):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fast")
-def test_a_kill_at_steps_of_the_commits(plain, tmp_path, monkeypatch):
-    kills_are_survived(plain, tmp_path, monkeypatch, 3 * STEP + 1)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("fast")
-def test_a_kill_at_every_step_of_the_commits(plain, tmp_path, monkeypatch):
-    kills_are_survived(plain, tmp_path, monkeypatch, 1)
+def test_a_kill_at_every_other_step_of_the_commits(plain, tmp_path, monkeypatch):
+    kills_are_survived(plain, tmp_path, monkeypatch, 2)
 
 
 def kills_are_survived(plain, tmp_path, monkeypatch, step):
