@@ -267,6 +267,11 @@ class Jacobian:
 Map = Convolution | Dense | Scale | Window | Taps | Left | Right | Spread | Jacobian
 
 
+def same(x: Tensor) -> Tensor:
+    """Return x."""
+    return x
+
+
 @dataclass(frozen=True, eq=False)
 class Moving:
     """A weight or bias that depends on the input.
@@ -281,15 +286,18 @@ class Moving:
         A value that keeps its batch where the weight does.
     constants : tuple of Tensor
         Further arguments of ``make``.
+    factor : float
+        Multiplies what ``make`` gives: operands that share ``make`` share one evaluation.
     """
 
     reads: tuple[str, ...]
     make: Callable[..., Tensor]
     like: str
     constants: tuple[Tensor, ...] = ()
+    factor: float = 1.0
 
     def at(self, values: Mapping[str, Any], like: Tensor) -> Tensor:
-        """Return the tensor for one batch."""
+        """Return the tensor for one batch, without the factor."""
         constants = [c.to(like.device, like.dtype) for c in self.constants]
         return self.make(*[values[name] for name in self.reads], *constants)
 
@@ -331,11 +339,15 @@ class Weighing:
 
     def resolved(self, like: Tensor, values: Mapping[str, Any]) -> Weighing:
         """Give every weight its value, and all tensors the dtype and device of ``like``."""
+        made: dict[Any, Tensor] = {}
 
         def one(found: Tensor | Moving) -> Tensor:
-            if isinstance(found, Moving):
-                return found.at(values, like)
-            return found.to(like.device, like.dtype)
+            if not isinstance(found, Moving):
+                return found.to(like.device, like.dtype)
+            key = found.make, found.reads
+            if key not in made:
+                made[key] = found.at(values, like)
+            return made[key] if found.factor == 1.0 else made[key] * found.factor
 
         unit = torch.ones((), dtype=like.dtype, device=like.device)
         weights = tuple(unit if w is None else one(w) for w in self.weights)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from nrm_graph.convolution import Convolution
 from nrm_graph.errors import TraceError
 from nrm_graph.expansion import expanded
-from nrm_graph.linear import Dense, Left, Moving, Right, Scale, Spread, Weighing
+from nrm_graph.linear import Dense, Left, Moving, Right, Scale, Spread, Weighing, same
 from nrm_graph.operations import REGISTERED, WEIGH, function
 from nrm_graph.program import Ref, Weight
 from nrm_graph.taps import taps
@@ -66,14 +65,14 @@ def weighing(
     if node.op in REGISTERED:
         return expanded(node, program, shapes)
     if kind in ("product", "attention"):
-        return _product(kind, args[0].name, args[1].name)
+        a, b = args[0].name, args[1].name
+        return Weighing(kind, (a, b), (Right(), Left()), _halves(a, b), None)
     if kind in ("gate", "multiplication"):
         a, b = args[0].name, args[1].name
-        halves = Moving((b,), _half, b), Moving((a,), _half, a)
-        return Weighing(kind, (a, b), (Scale(), Scale()), halves, None)
+        return Weighing(kind, (a, b), (Scale(), Scale()), _halves(a, b), None)
     if kind == "softmax":
         x, axis = args[0].name, args[1] % len(shapes[args[0].name])
-        shares = Moving((node.name,), _itself, node.name)
+        shares = Moving((node.name,), same, node.name)
         return Weighing(kind, (x, x), (Scale(), Spread((axis,))), (None, shares), None)
     if kind == "rms_norm":
         return _rms_norm(node, tensor(2), len(args[1]))
@@ -129,8 +128,7 @@ def weighing(
             return _average(node, kwargs, shapes, program.batches()[args[0].name])
         for i, factor in ((0, 1.0), (1, sign)):
             if isinstance(args[i], Ref) and args[i].name in passive:
-                scaled = partial(torch.mul, other=factor)
-                bias = Moving((args[i].name,), scaled, args[i].name)
+                bias = Moving((args[i].name,), same, args[i].name, factor=factor)
             elif isinstance(args[i], Ref):
                 operands.append(args[i].name)
                 scales.append(None if factor == 1.0 else torch.tensor(factor, dtype=torch.float64))
@@ -227,17 +225,9 @@ def _dense(node: Node, tensor: Any, refuse: Any) -> Weighing:
     return Weighing("dense", (args[0].name,), (Dense(),), (right.T,), None)
 
 
-def _itself(x: Tensor) -> Tensor:
-    return x
-
-
-def _half(x: Tensor) -> Tensor:
-    return x / 2
-
-
-def _product(kind: str, a: str, b: str) -> Weighing:
-    halves = Moving((b,), _half, b), Moving((a,), _half, a)
-    return Weighing(kind, (a, b), (Right(), Left()), halves, None)
+def _halves(a: str, b: str) -> tuple[Moving, Moving]:
+    """Half of each factor of a product, as the other's weight."""
+    return Moving((b,), same, b, factor=0.5), Moving((a,), same, a, factor=0.5)
 
 
 def _rms_norm(node: Node, gain: Tensor | None, axes: int) -> Weighing:
@@ -278,9 +268,6 @@ def _norm(
         found = (sets.variance(x) + eps).rsqrt()
         return math.prod(gains, start=found.expand(x.shape))
 
-    def minus_mean(x: Tensor, *gains: Tensor) -> Tensor:
-        return scale(x, *gains) / -size
-
     gains = () if gain is None else (gain,)
-    weights = Moving((x,), scale, x, gains), Moving((x,), minus_mean, x, gains)
+    weights = Moving((x,), scale, x, gains), Moving((x,), scale, x, gains, -1 / size)
     return Weighing(kind, (x, x), (Scale(), sets), weights, shift)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nrm_graph.errors import CompositeError
-from nrm_graph.linear import Scale
+from nrm_graph.linear import Scale, same
 from nrm_graph.rules.base import Group, Part, Rule, Signs
 from nrm_graph.rules.weighted import Checked
 
@@ -88,7 +88,7 @@ class Hold(Checked):
             )
         free = 1 - self.operand
         # Of z = x w / 2 + w x / 2 the free factor's half is all there is.
-        part = Part(free, _same, 2 * op.tensors[free])
+        part = Part(free, same, 2 * op.tensors[free])
         return (Group((part,), op.shift, self.epsilon, plain=True),)
 
 
@@ -116,10 +116,6 @@ class Softmax(Rule):
         x = _visible(xs[0])
         mean = op.maps[1].apply(x * z, op.tensors[0])
         return 1 - x + mean
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 def _visible(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nrm_graph.errors import CompositeError
+from nrm_graph.linear import same
 from nrm_graph.rules.base import Group, Part, Rule, Signs
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ def _bias(op: Weighing, zero_params: str | None = None) -> Tensor | None:
     return None if zero_params == "bias" else op.shift
 
 
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
 def _plus(x: Tensor) -> Tensor:
     return x.clamp(min=0)
 
@@ -40,7 +37,7 @@ def _minus(x: Tensor) -> Tensor:
 
 
 def _positive(signs: Signs, k: int) -> Callable[[Tensor], Tensor]:
-    return _same if signs.non_negative[k] else _plus
+    return same if signs.non_negative[k] else _plus
 
 
 def _agreeing(op: Weighing, signs: Signs, agree: bool = True) -> tuple[Part, ...]:
@@ -84,7 +81,7 @@ class Epsilon(Checked):
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
-        parts = tuple(Part(k, _same, w) for k, w in enumerate(op.tensors))
+        parts = tuple(Part(k, same, w) for k, w in enumerate(op.tensors))
         bias = _bias(op, self.zero_params)
         return (Group(parts, bias, self.epsilon, plain=bias is op.bias),)
 
@@ -208,7 +205,7 @@ class ZBox(Checked):
         """See :meth:`Rule.groups`."""
         parts = []
         for k, w in enumerate(op.tensors):
-            parts.append(Part(k, _same, w))
+            parts.append(Part(k, same, w))
             for bound, half in ((self.low, _plus), (self.high, _minus)):
                 if bound:  # a bound of 0 gives nothing
                     fill = partial(torch.full_like, fill_value=bound)
