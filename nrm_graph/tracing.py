@@ -80,11 +80,21 @@ def as_batch(model: nn.Module, x: Tensor) -> Tensor:
     InputError
         If the model accepts the input in neither form.
     """
-    return _as_batches(Chosen(model, None, None), (x,))[0]
+    return _as_batches(Chosen(model, None, None), (x,))[0][0]
 
 
-def _as_batches(model: Chosen, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """As :func:`as_batch`, for a model of several inputs: all or none have their batch axis."""
+def _as_batches(
+    model: Chosen, xs: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], list[tuple[str, Tensor]]]:
+    """As :func:`as_batch`, for a model of several inputs: all or none have their batch axis.
+
+    Returns
+    -------
+    xs : tuple of Tensor
+        Batches of one.
+    parts : list of (str, Tensor)
+        What the model answers if it is fed with each twice.
+    """
     without = tuple(x.unsqueeze(0) for x in xs)
     candidates = [without]
     if all(x.ndim and x.shape[0] == 1 for x in xs):
@@ -101,7 +111,7 @@ def _as_batches(model: Chosen, xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         if all(out.ndim and out.shape[0] == 2 for _, out in parts):
-            return candidate
+            return candidate, parts
         found = " and ".join(str(tuple(out.shape)) for _, out in parts)
         reason = reason or f"to a batch of two it answered shape {found}"
     shapes = " and ".join(str(tuple(x.shape)) for x in xs)
@@ -150,9 +160,7 @@ def trace(
     try:
         around = Chosen(model, names, output)
         with _passed_through(model) as same:
-            examples = _as_batches(around, examples)
-        with torch.no_grad():
-            parts = around.parts(*(torch.cat([x, x]) for x in examples))
+            examples, parts = _as_batches(around, examples)
         exported = _export(around, examples)
     finally:
         for module, mode in modes:
