@@ -37,6 +37,7 @@ def up_blocks(
     batch: BatchAxis,
     above: Any,
     src: Any,
+    fine: bool,
 ) -> Iterator[Block]:
     """Blocks where all readers of a neuron are in one unit.
 
@@ -48,12 +49,11 @@ def up_blocks(
         Unit of the readers; -1 where there is none.
     src : ndarray of int, the operand's shape
         Global unit of every element.
+    fine : bool
+        Whether edges between single neurons are among them, whose q is wanted.
     """
     q = None
-    # Copies of single neurons (interpolated, say) may be read by a vector.
-    if ends.single and any(
-        ends.plan.partitions[layer].single for layer, _ in ends.layers(np.unique(src[src >= 0]))
-    ):
+    if fine:
         q = [p.x * kind.transpose(p.factor, p.weight, p.x) for p in pieces]
     values = [p.x * p.back for p in pieces]
     yield from _paired(ends, key, batch, above, src, values, q)

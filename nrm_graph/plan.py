@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nrm_graph.units import Partition
 
     Labels = npt.NDArray[np.signedinteger[Any]]
-    Mode = tuple[str, Labels, Labels] | None
+    Mode = tuple[str, Labels, Labels] | tuple[str, Labels, Labels, bool] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +207,7 @@ def _gathered(
     weight = _connections(op, k, upper.shape, lower.shape)
     found = inherited(kind, weight, upper.shape, lower.shape, upper, upwards=True)
     if found is not None:
-        return "up", shaped(operand, found), src
+        return "up", shaped(operand, found), src, fine
     if fine:
         return None
     found = inherited(kind, weight, upper.shape, lower.shape, lower, upwards=False)
