@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _MULTIPLY, _DIVIDE = "nrm.multiply", "raw.div.Tensor"
+_SUM = "aten.sum.dim_IntList"
 
 _SMALL = 1e-6
 """The largest ``eps`` of ``normalize`` that only keeps zero from being divided."""
-
-
-_SUM = "aten.sum.dim_IntList"
 
 
 def fuse(program: Program) -> Program:

@@ -82,28 +82,24 @@ def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken
     program = load_program(db)
     inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
     said = zip(taken.names, taken.shapes, (k != "float" for k in taken.kinds), strict=True)
-    if inputs != tuple(said):
-        raise StoreError(
-            f"the inputs that {db.path / 'store.json'} lists are not those of its program: copy "
-            "the store again, and do not trust one from a stranger"
-        )
-    if outputs_of(program).parts != stored_outputs(db.meta).parts and (
-        program.outputs or "outputs" in db.meta
-    ):
-        raise StoreError(
-            f"the outputs that {db.path / 'store.json'} lists are not those of its program: copy "
-            "the store again, and do not trust one from a stranger"
-        )
+    _listed(db, "inputs", inputs == tuple(said))
+    if program.outputs or "outputs" in db.meta:
+        _listed(db, "outputs", outputs_of(program).parts == stored_outputs(db.meta).parts)
     kind = precision(program) if kind is None else kind
     net = states.network(program, composites.from_json(db.meta["composite"]), kind, device)
     found = net.layout.topology.to_json()
     listed = [{name: row[name] for name in found["layers"][0]} for row in db.meta["layers"]]
-    if found["layers"] != listed or found["groups"] != db.meta["groups"]:
+    _listed(db, "layers", found["layers"] == listed and found["groups"] == db.meta["groups"])
+    return net
+
+
+def _listed(db: Database, what: str, fits: bool) -> None:
+    """Refuse a store whose settings list what its program has not."""
+    if not fits:
         raise StoreError(
-            f"the layers that {db.path / 'store.json'} lists are not those of its program: copy "
+            f"the {what} that {db.path / 'store.json'} lists are not those of its program: copy "
             "the store again, and do not trust one from a stranger"
         )
-    return net
 
 
 def stored_measure(

@@ -23,7 +23,7 @@ from nrm_graph.store.manifest import is_text
 from nrm_graph.store.schema import FORMAT_VERSION, MAX_TENSORS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -269,42 +269,37 @@ def _is_int(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _inputs_problem(inputs: Any) -> str | None:
-    """Say what the list of a network's inputs should be, or None if it is."""
-    if not isinstance(inputs, list) or not 0 < len(inputs) <= MAX_TENSORS:
-        return f"a list of 1 to {MAX_TENSORS} inputs"
-    for row in inputs:
-        if not isinstance(row, dict) or set(row) != {"name", "shape", "dtype"}:
-            return "a list of inputs with name, shape and dtype"
+def _tensors_problem(rows: Any, what: str, fields: Sequence[str]) -> str | None:
+    """Say what a list of named tensors (inputs or outputs) should be, or None if it is."""
+    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_TENSORS:
+        return f"a list of 1 to {MAX_TENSORS} {what}"
+    for row in rows:
+        if not isinstance(row, dict) or set(row) != set(fields):
+            return f"a list of {what} with {', '.join(fields[:-1])} and {fields[-1]}"
         if not is_text(row["name"]) or not row["name"]:
-            return "a list of inputs with names"
+            return f"a list of {what} with names"
         shape = row["shape"]
         if not isinstance(shape, list) or not all(_is_int(d, 0, (1 << 31) - 1) for d in shape):
-            return "a list of inputs with shapes"
-        if row["dtype"] not in INPUT_DTYPES:
-            return f"a list of inputs with a dtype out of {', '.join(INPUT_DTYPES)}"
-    if len({row["name"] for row in inputs}) != len(inputs):
-        return "a list of inputs with names of their own"
+            return f"a list of {what} with shapes"
+    if len({row["name"] for row in rows}) != len(rows):
+        return f"a list of {what} with names of their own"
     return None
+
+
+def _inputs_problem(inputs: Any) -> str | None:
+    """Say what the list of a network's inputs should be, or None if it is."""
+    problem = _tensors_problem(inputs, "inputs", ("name", "shape", "dtype"))
+    if problem is None and any(row["dtype"] not in INPUT_DTYPES for row in inputs):
+        return f"a list of inputs with a dtype out of {', '.join(INPUT_DTYPES)}"
+    return problem
 
 
 def _outputs_problem(outputs: Any, last: list[int]) -> str | None:
     """Say what the list of a network's outputs should be, or None if it is."""
-    if not isinstance(outputs, list) or not 0 < len(outputs) <= MAX_TENSORS:
-        return f"a list of 1 to {MAX_TENSORS} outputs"
-    for row in outputs:
-        if not isinstance(row, dict) or set(row) != {"name", "shape"}:
-            return "a list of outputs with name and shape"
-        if not is_text(row["name"]) or not row["name"]:
-            return "a list of outputs with names"
-        shape = row["shape"]
-        if not isinstance(shape, list) or not all(_is_int(d, 0, (1 << 31) - 1) for d in shape):
-            return "a list of outputs with shapes"
-    if len({row["name"] for row in outputs}) != len(outputs):
-        return "a list of outputs with names of their own"
-    if sum(math.prod(row["shape"]) for row in outputs) != math.prod(last):
+    problem = _tensors_problem(outputs, "outputs", ("name", "shape"))
+    if problem is None and sum(math.prod(row["shape"]) for row in outputs) != math.prod(last):
         return "a list of outputs that the last layer holds"
-    return None
+    return problem
 
 
 def inputs_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
