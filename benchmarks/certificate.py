@@ -29,23 +29,10 @@ if TYPE_CHECKING:
 
 def edges(m: ng.Measure, variation: Mapping[str, float]) -> float:
     """Largest difference of a unit's relevance and its edges, over its layer's variation."""
-    _, rows = m.tables()
-    column = {k: rows[k].to_numpy() for k in rows.column_names[:5]}
-    worst = 0.0
-    for layer in m.topology.layers:
-        relevance = m.marginal(layer.name)
-        upper = column["dst_layer"] == layer.layer_id
-        lower = (column["src_layer"] == layer.layer_id) & (column["src_unit"] >= 0)
-        for chosen, unit, ends in (
-            (upper, "dst_unit", layer in m.topology.inputs),
-            (lower, "src_unit", layer == m.topology.output),
-        ):
-            if not ends:
-                found = np.bincount(
-                    column[unit][chosen], column["relevance"][chosen], len(relevance)
-                )
-                worst = max(worst, np.abs(found - relevance).max() / max(variation[layer.name], 1))
-    return worst
+    return max(
+        np.abs(found - relevance).max() / max(variation[layer.name], 1)
+        for layer, relevance, found in small.edge_sums(m)
+    )
 
 
 def errors(m: ng.Measure, rng: np.random.Generator) -> dict[str, float]:

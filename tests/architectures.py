@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
@@ -56,6 +57,23 @@ def randomise(net: nn.Module, *shapes: tuple[int, ...], seed: int = 0) -> nn.Mod
                 module.running_mean += 0.3 * noise * module.running_var.sqrt()
                 module.running_var *= 0.5 + 1.5 * torch.rand(noise.shape, generator=generator)
     return net.eval()
+
+
+def edge_sums(m):
+    """Yield layers, their relevance by unit, and the sum of their edges, from both sides."""
+    _, rows = m.tables()
+    column = {k: rows[k].to_numpy() for k in rows.column_names[:5]}
+    for layer in m.topology.layers:
+        relevance = m.marginal(layer.name)
+        above = column["dst_layer"] == layer.layer_id
+        below = (column["src_layer"] == layer.layer_id) & (column["src_unit"] >= 0)
+        for chosen, unit, ends in (
+            (above, "dst_unit", layer in m.topology.inputs),
+            (below, "src_unit", layer == m.topology.output),
+        ):
+            if not ends:
+                place, value = column[unit][chosen], column["relevance"][chosen]
+                yield layer, relevance, np.bincount(place, value, len(relevance))
 
 
 def classifier(net: nn.Module, features: int) -> nn.Module:

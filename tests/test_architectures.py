@@ -10,7 +10,7 @@ import attention_gradients
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, CASES, inputs, network, randomise
+from architectures import ARCHITECTURES, CASES, edge_sums, inputs, network, randomise
 from torch import nn
 from transformer_networks import NETWORKS, tiny
 
@@ -61,21 +61,8 @@ def random_set(rng, layer):
 
 def edges_sum_to_nodes(m: ng.Measure, scale: float) -> None:
     """From both sides, in the units of the tables."""
-    _, rows = m.tables()
-    column = {k: rows[k].to_numpy() for k in rows.column_names[:5]}
-    for layer in m.topology.layers:
-        relevance = m.marginal(layer.name)
-        out = column["dst_layer"] == layer.layer_id
-        into = (column["src_layer"] == layer.layer_id) & (column["src_unit"] >= 0)
-        for chosen, unit, ends in (
-            (out, "dst_unit", layer in m.topology.inputs),
-            (into, "src_unit", layer == m.topology.output),
-        ):
-            if not ends:
-                found = np.bincount(
-                    column[unit][chosen], column["relevance"][chosen], len(relevance)
-                )
-                close(found, relevance, scale, (layer.name, unit))
+    for layer, relevance, found in edge_sums(m):
+        close(found, relevance, scale, layer.name)
 
 
 @pytest.fixture(params=CASES, ids="-".join)

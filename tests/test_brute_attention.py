@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_networks import heads
 from dense_attention import REMAINDER, KernelWalks, Reference
-from test_brute_force import random_event, random_mask, random_set
-from test_dense_attention import heads, table
+from test_brute_force import close, random_event, random_mask, random_set
+from test_dense_attention import table
 from torch import nn
 
 import nrm_graph as ng
@@ -23,9 +24,6 @@ import nrm_graph as ng
 torch.set_num_threads(1)
 
 TARGET = 1
-
-# Float64 through up to twenty layers, relative to the largest total variation of a layer.
-TOLERANCE = 1e-10
 
 
 class SelfAttention(nn.Module):
@@ -152,15 +150,6 @@ LARGE = [
 @pytest.fixture(params=[*SMALL, *LARGE], ids=str)
 def case(request):
     return both(*request.param)
-
-
-def close(found, expected, scale: float) -> None:
-    np.testing.assert_allclose(
-        np.asarray(found, np.float64).reshape(np.shape(expected)),
-        expected,
-        rtol=0,
-        atol=TOLERANCE * max(1.0, scale),
-    )
 
 
 def test_the_walks_are_all(case):
