@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from test_brute_force import CASES, close, conditions, links, measure, random_mask, reached, walks
+from brute_networks import CASES, close, conditions, links, measure, random_mask, reached, walks
 from torch import nn
 
 import nrm_graph as ng

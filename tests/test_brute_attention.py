@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_networks import heads
+from brute_networks import close, random_event, random_mask, random_set
 from dense_attention import REMAINDER, KernelWalks, Reference
-from test_brute_force import close, random_event, random_mask, random_set
 from test_dense_attention import table
 from torch import nn
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from brute import Walks
+from brute_networks import CASES, build, measure, random_event, walks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_brute_force import CASES, build, measure, random_event, walks
 
 import nrm_graph as ng
 from nrm_graph import maxplus, slices

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from brute import BIAS, STABILIZER, Net, Walks
+from brute_networks import NETS, random_image_net, random_vector_net
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_brute_force import NETS, random_image_net, random_vector_net
 
 import nrm_graph as ng
 
