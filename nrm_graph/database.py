@@ -210,6 +210,21 @@ class Database(Circuits):
             raise InputError(f"there is no input {choice!r} in {self.path}: {hint}")
         return found
 
+    def _pair(self, key: str | int, target: Any = None) -> int:
+        """Input id of a key and target, which need not be named where there is one."""
+        found = self._matching(key)
+        if target is not None:
+            flat = self.outputs.index(target) if isinstance(target, tuple) else target
+            found = tuple(i for i in found if self._snapshot.entries[i].target == flat)
+        if len(found) != 1:
+            targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
+            listed = ", ".join(self.outputs.text(t) for t in targets)
+            raise InputError(
+                f"input {key!r} has the targets {listed}: name one of them as target; weights such "
+                "as {8: 1.0} (8=1 on the command line) explain any output"
+            )
+        return found[0]
+
     def measure(
         self,
         key: str | int,
@@ -252,25 +267,14 @@ class Database(Circuits):
         UserWarning
             If the target's output is not the stored one, beyond the rounding of a forward run.
         """
-        found = self._matching(key)
-        weights = target if isinstance(target, Mapping) else None
-        if weights is not None:
-            found = found[:1]  # all targets of a key have one input
-        elif target is not None:
-            flat = self.outputs.index(target) if isinstance(target, tuple) else target
-            found = tuple(i for i in found if self._snapshot.entries[i].target == flat)
-        if len(found) != 1:
-            targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
-            listed = ", ".join(self.outputs.text(t) for t in targets)
-            raise InputError(
-                f"input {key!r} has the targets {listed}: name one of them as target; weights such "
-                "as {8: 1.0} (8=1 on the command line) explain any output"
-            )
         from nrm_graph.stored import stored_measure
 
+        weights = target if isinstance(target, Mapping) else None
+        # All targets of a key have one input.
+        identity = self._pair(key, target) if weights is None else self._matching(key)[0]
         return stored_measure(
             self,
-            found[0],
+            identity,
             weights,
             dtype=dtype,
             scale=scale,
