@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.circuits.methods import Circuits
@@ -14,6 +15,7 @@ from nrm_graph.store.files import local_path
 from nrm_graph.store.reader import Snapshot, layers_table
 from nrm_graph.targets import stored_outputs
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
+from nrm_graph.units import resolve
 
 if TYPE_CHECKING:
     import os
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
     from nrm_graph.targets import Outputs
+    from nrm_graph.units import Partition
     from nrm_graph.verify.report import Report
 
 
@@ -118,7 +121,7 @@ class Database(Circuits):
     def __repr__(self) -> str:
         return f"<nrm_graph store {self.path}: {len(self)} inputs>"
 
-    @property
+    @cached_property
     def topology(self) -> Topology:
         """Layers and edge groups."""
         layers = tuple(
@@ -376,6 +379,11 @@ class Database(Circuits):
         from nrm_graph.verify import verify
 
         return verify(self, sample=sample, progress=progress)
+
+    @cached_property
+    def partitions(self) -> tuple[Partition, ...]:
+        """Units of every layer, by ``layer_id``."""
+        return resolve(self.topology, self.units())
 
     def units(self) -> dict[str, Any]:
         """Resolution of every layer: a name, or the user's own partition."""

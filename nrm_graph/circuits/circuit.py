@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph import graph as graphs
-from nrm_graph import pruning, units
+from nrm_graph import pruning
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import group
 from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, partials_query
@@ -56,7 +56,7 @@ def circuit(
             "conditional", pa.nulls(len(edges), pa.float64())
         ),
         max(top, 1),
-        partitions=units.resolve(db.topology, db.units()),
+        partitions=db.partitions,
     )
     _annotate(found, db, rows, nodes, edges)
     kept = float(np.abs(totals["total"].to_numpy()).sum())
@@ -114,14 +114,9 @@ def _strongest(
     tables = {**rows.tables, "weights": rows.weights} if rows.weighted else rows.tables
     found = engine(db, query, rows.group.ids.tolist(), tables, EDGE)
     size = np.abs(found["total"].to_numpy())
-    candidates = np.flatnonzero(size > 0)
-    if len(candidates) > top:
-        least = np.partition(size[candidates], -top)[-top]
-        candidates = candidates[size[candidates] >= least]
     # Ties by the edge's name: the same circuit whatever the order of threads.
-    names = [found[name].to_numpy()[candidates] for name in reversed(EDGE)]
-    order = np.lexsort([*names, -size[candidates]])[:top]
-    return found.take(candidates[order]), float(size.sum())
+    places = graphs.strongest(size, top, [found[name].to_numpy() for name in EDGE])
+    return found.take(places[size[places] > 0]), float(size.sum())
 
 
 _STATISTICS = """

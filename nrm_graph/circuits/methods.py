@@ -49,13 +49,12 @@ class Circuits:
         StoreError
             If the store is damaged.
         """
-        from nrm_graph import graph, units
+        from nrm_graph import graph
 
         db = self._database()
         identity = db._pair(key, target)
         nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
-        parts = units.resolve(db.topology, db.units())
-        return graph.subgraph(db.topology, nodes, edges, top, partitions=parts)
+        return graph.subgraph(db.topology, nodes, edges, top, partitions=db.partitions)
 
     def circuit(
         self,
