@@ -51,7 +51,7 @@ LEVELS = (
     ("prepare",),
     ("stored", "samples", "described"),
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
-    ("database", "verify", "conditions"),
+    ("database", "verify", "conditions", "circuits"),
     ("extraction",),
     # for people
     ("arrays",),
@@ -70,6 +70,7 @@ LIGHT = (
     "conditions",
     "writing",
     "graph_files",
+    "circuits",
     "export",
     "overview",
     "plots",
