@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nrm_graph.errors import InputError
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store import metadata
 from nrm_graph.store.files import HashingFile, remove_quietly
 from nrm_graph.store.manifest import (
@@ -301,9 +301,17 @@ class OpenShard:
 
         Raises
         ------
+        StoreError
+            If it has other columns than the rows before.
         OSError
             If the disk fails.
         """
+        before = self._writers.get("tensors")
+        if before is not None and before.schema.names != row.schema.names:
+            raise StoreError(
+                f"of the tensors in {self.folder} some have names and some have none: do not trust "
+                "this store"
+            )
         self._write("tensors", row)
         self._tensors.add(row["key"][0].as_py())
 
