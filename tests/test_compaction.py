@@ -27,6 +27,8 @@ from nrm_graph.store.schema import content_hash, content_of
 from nrm_graph.store.writer import Writer
 from nrm_graph.verify import verify
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
@@ -358,12 +360,12 @@ ACTIONS = st.lists(
         st.tuples(st.just("compact"), st.integers(1, 6), st.sampled_from([0.0, 3600.0])),
         st.tuples(st.just("delete"), WORDS),
     ),
-    max_size=25,
+    max_size=20,
 )
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(actions=ACTIONS)
 def test_any_history_answers_as_without_compaction(tmp_path_factory, actions):
@@ -421,14 +423,15 @@ def counts(db):
     return inputs, nodes, edges
 
 
-def test_a_hundred_compactions_with_readers(path):
+@pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=SLOW)])
+def test_a_hundred_compactions_with_readers(path, rounds):
     """A reader of before, one that opens anew, one that refreshes: counts are those expected."""
     write(path, [record(n) for n in range(3)], shard_inputs=1)
     with ng.open(path) as old, ng.open(path) as refreshed:
         before = all_rows(old)
-        for k in range(100):
+        for k in range(rounds):
             write(path, [record(3 + k)])
-            compact(path, shard_inputs=50, progress=False)
+            compact(path, shard_inputs=20, progress=False)
             wanted = (4 + k, 5 * (4 + k), 5 * (4 + k))
             with ng.open(path) as new:
                 assert counts(new) == wanted
@@ -440,7 +443,7 @@ def test_a_hundred_compactions_with_readers(path):
         assert old._snapshot.tensors(next(iter(old._snapshot.entries)))
     ends = rows(path)
     ages(path, 2 * compaction.DAY)
-    found = compact(path, shard_inputs=50, progress=False)
+    found = compact(path, shard_inputs=20, progress=False)
     assert found.waiting_files == 0
     assert len(files(path)) == 5 * len(shards(path))
     assert rows(path) == ends
@@ -520,8 +523,11 @@ def state(path):
 
 
 @pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("fault", ["full", pytest.param("kill", marks=pytest.mark.slow)])
-def test_a_fault_at_any_step_loses_nothing(tmp_path, job, fault):
+@pytest.mark.parametrize(
+    ("fault", "every"),
+    [("full", 5), pytest.param("full", 1, marks=SLOW), pytest.param("kill", 1, marks=SLOW)],
+)
+def test_a_fault_at_any_step_loses_nothing(tmp_path, job, fault, every):
     """Every answer is that of before or that of after, and the same command again ends it."""
     first = prepared(tmp_path / "first.nrm")
     before = state(first)
@@ -531,7 +537,7 @@ def test_a_fault_at_any_step_loses_nothing(tmp_path, job, fault):
     assert (before == after) == (job == "compact")
     steps = killed_at(first, job) if fault == "kill" else full_at(first, job)
     assert len(steps) > 20
-    for path in steps:
+    for path in steps[::every]:
         found = state(path)
         assert found[0] in (before[0], after[0]), path
         assert found[1] in (before[1], after[1]), path
