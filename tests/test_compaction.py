@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,10 +18,11 @@ from test_store_commit import Steps, contents, no_space
 from tiny_stores import all_rows, checksums, make, record, tables, write
 
 import nrm_graph as ng
-from nrm_graph.store import compaction, conditions, merging
+from nrm_graph.store import compaction, conditions, listing, merging
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.compaction import compact
 from nrm_graph.store.deletion import delete
+from nrm_graph.store.files import alone, remove_abandoned
 from nrm_graph.store.listing import listed
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.schema import content_hash, content_of
@@ -62,6 +64,12 @@ def files(path):
     return {p.name for p in (path / "shards").iterdir()}
 
 
+def named(path):
+    """Files of the shards that count."""
+    held = Snapshot(path).manifests.values()
+    return {f"{m.name}.json" for m in held} | {i.name for m in held for i in m.files.values()}
+
+
 def ages(path, seconds):
     """Make every file of a store so much older."""
     for file in path.rglob("*"):
@@ -76,14 +84,17 @@ def twice(path, *records):
         for writer, shift in ((first, 0), (second, 1)):
             for item in records:
                 x = tables(item.target + 7 * shift)
-                writer.add(record_like(item, nodes=x[0], edges=x[1], logit=item.logit + shift))
+                writer.add(replace(item, nodes=x[0], edges=x[1], logit=item.logit + shift))
             writer.flush()
 
 
-def record_like(item, **changes):
-    from dataclasses import replace
-
-    return replace(item, **changes)
+FACTS = {
+    "relevance": 0.5,
+    "amplification": 1.0,
+    "absorbed": 0.0,
+    "status": "defined",
+    "reason": None,
+}
 
 
 def condition_of(path, name="given", numbers=range(3)):
@@ -91,14 +102,7 @@ def condition_of(path, name="given", numbers=range(3)):
     meta = store_settings.read_settings(path)
     folder = conditions.create(path, meta, name, ng.Layer("0")[1], None)
     for number in numbers:
-        facts = {
-            "relevance": 0.5,
-            "amplification": 1.0,
-            "absorbed": 0.0,
-            "status": "defined",
-            "reason": None,
-        }
-        write(folder, [record(number, tensor=False, metadata=facts)])
+        write(folder, [record(number, tensor=False, metadata=FACTS)])
     return folder
 
 
@@ -212,13 +216,17 @@ def test_a_pair_that_lost_goes_from_a_large_shard_too(path):
 
 
 def test_a_merged_shard_takes_the_place_of_its_last(path):
-    """A writer whose pair came later never wins over what was there."""
+    """A writer that commits a pair meanwhile does not win over the one that was there."""
     write(path, [record(0)])
     with Writer(path) as late:
-        late.add(record(0, 1, logit=5.0))  # committed when the block ends
-        twice(path, record(0, 1))
+        late.add(record(0, 1, logit=5.0))
+        write(path, [record(0, 1)])
         before = rows(path)
-        compact(path, progress=False)
+        found = merging.shards_of(path)
+        names = shards(path)
+        late.flush()
+        assert rows(path) == before
+        merging.rewritten(found, names, found.replaced_with(names), lambda _: None)
     assert len(shards(path)) == 2
     assert rows(path) == before
 
@@ -472,6 +480,30 @@ def test_readers_open_while_files_are_deleted_at_once(path):
         assert counts(old) == (20, 100, 100)
 
 
+def test_a_list_that_lacks_old_and_new_is_made_again(path, monkeypatch):
+    """A folder that is listed while a shard replaces another may show neither."""
+    write(path, [record(0)])
+    write(path, [record(1)])
+    before = shards(path)
+    delete(path, "input0", progress=False)
+    found = listing._names(path / "shards")
+    looks = iter([[], before, found[:2], found[2:], found])
+    monkeypatch.setattr(listing, "_names", lambda folder: next(looks, found))
+    assert list(Snapshot(path).by_key) == ["input1"]
+    assert next(looks, None) is None
+
+
+def test_a_file_that_was_committed_meanwhile_stays(path):
+    """Its writer ended between the list of manifests and the lock."""
+    write(path, [record(0)])
+    (name,) = shards(path)
+    file = path / "shards" / f"{name}.edges.parquet"
+    size = file.stat().st_size
+    assert remove_abandoned(file, file.with_name(f"{name}.json")) == -1
+    assert remove_abandoned(file) == size
+    assert remove_abandoned(file) == -1
+
+
 def _compact_until(path, stop, turns):
     """Merge to pieces of other sizes, again and again."""
     os.fsync = lambda handle: None
@@ -549,11 +581,7 @@ def test_a_fault_at_any_step_loses_nothing(tmp_path, job, fault, every):
             compact(path, progress=False)
         assert state(path) == after
         for folder in (path, path / "conditions" / "given"):
-            held = Snapshot(folder).manifests.values()
-            named = {f"{m.name}.json" for m in held} | {
-                i.name for m in held for i in m.files.values()
-            }
-            assert files(folder) == named  # nothing is left over
+            assert files(folder) == named(folder)  # nothing is left over
         shutil.rmtree(path)
 
 
@@ -619,17 +647,11 @@ def killed_at(first, job):
 def test_two_at_once(path):
     for number in range(4):
         write(path, [record(number)])
-    with merging_lock(path):
+    with alone(path / "shards", "x"):
         for job in (compact, lambda p, progress: delete(p, "input1", progress=progress)):
             with pytest.raises(ng.StoreError, match="another compaction or deletion is at work"):
                 job(path, progress=False)
     compact(path, progress=False)
-
-
-def merging_lock(path):
-    from nrm_graph.store.files import alone
-
-    return alone(path / "shards", "x")
 
 
 def test_two_that_saw_the_same_are_sound(path):
@@ -743,10 +765,8 @@ def test_damage_is_not_copied(path, table):
     data[len(data) // 3] ^= 1
     file.write_bytes(data)
     before = files(path)
-    for job in (compact, lambda p, progress: delete(p, "input1", progress=progress)):
-        if job is compact:
-            with pytest.raises(ng.StoreError, match=f"{name}.*is damaged"):
-                job(path, progress=False)
+    with pytest.raises(ng.StoreError, match=f"{name}.*is damaged"):
+        compact(path, progress=False)
     assert files(path) == before
 
 
@@ -838,29 +858,10 @@ def test_conditions_are_compacted_and_keys_deleted_from_them(path):
     assert len(after["inputs"]) == 2
     ages(path, 2 * compaction.DAY)
     compact(path, progress=False)
-    assert files(folder) == {
-        f"{n}{e}"
-        for n in shards(folder)
-        for e in (".json", *(f".{t}.parquet" for t in ("inputs", "nodes", "edges", "tensors")))
-    }
+    assert files(folder) == named(folder)
     assert not list(folder.glob("*.tmp"))
     # A key that a condition alone holds, as a materialization at work may leave it, goes as well.
-    write(
-        folder,
-        [
-            record(
-                7,
-                tensor=False,
-                metadata={
-                    "relevance": 1.0,
-                    "amplification": 1.0,
-                    "absorbed": 0.0,
-                    "status": "defined",
-                    "reason": None,
-                },
-            )
-        ],
-    )
+    write(folder, [record(7, tensor=False, metadata=FACTS)])
     assert delete(path, "input7", progress=False).conditioned == 1
     assert answers() == after
 
