@@ -1,0 +1,1 @@
+"""Circuits: the relevance of many inputs at once."""
