@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph.circuits.methods import Circuits
 from nrm_graph.errors import InputError, QueryError
 from nrm_graph.store import settings
 from nrm_graph.store.conditions import read_conditions
@@ -43,7 +44,7 @@ def open(path: str | os.PathLike[str]) -> Database:
     return Database(path)
 
 
-class Database:
+class Database(Circuits):
     """A snapshot of a store; a context manager.
 
     SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges``, ``failures`` (inputs that

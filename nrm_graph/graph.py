@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from nrm_graph.units import Partition
 
 
+def check_top(top: object) -> None:
+    """Refuse what is no number of edges.
+
+    Raises
+    ------
+    InputError
+        If it is not an integer of at least 1.
+    """
+    if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
+        raise InputError(f"top must be at least 1, found {top!r}")
+
+
 def subgraph(
     topology: Topology,
     nodes: pa.Table,
@@ -58,8 +70,7 @@ def subgraph(
         that the graph keeps,
         ``graph["shapes"]`` maps the layers of nodes with a position to their shapes.
     """
-    if not isinstance(top, int | np.integer) or top < 1:
-        raise InputError(f"top must be at least 1, found {top}")
+    check_top(top)
     strength = np.abs(edges["relevance"].to_numpy())
     chosen = np.argsort(-strength, kind="stable")[:top]
     total = float(strength.sum())
