@@ -110,15 +110,13 @@ def paired(difference: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
 
 
 def _deviation(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviation of every column; 0 where values differ by rounding alone."""
+    """Give the standard deviation of every column; 0 where values differ by rounding alone."""
     spread: NDArray[np.float64] = values.std(0, ddof=1)
     spread[np.ptp(values, 0) <= _SAME * np.abs(values).max(0)] = 0
     return spread
 
 
-def _unvarying(
-    difference: NDArray[np.float64], scale: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _unvarying(difference: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
     """P-values where nothing varies."""
     return np.where(np.abs(difference) <= _SAME * scale, 1.0, np.nan)
 
@@ -207,9 +205,7 @@ def _every_subset(n: int, size: int, rows: int) -> Iterator[NDArray[np.float64]]
         yield _indicator(np.array(part), n)
 
 
-def _subsets(
-    n: int, size: int, draws: int, rows: int, seed: int
-) -> Iterator[NDArray[np.float64]]:
+def _subsets(n: int, size: int, draws: int, rows: int, seed: int) -> Iterator[NDArray[np.float64]]:
     rng = np.random.default_rng(seed)
     for start in range(0, draws, rows):
         order = rng.random((min(rows, draws - start), n))
@@ -225,7 +221,7 @@ def _indicator(chosen: NDArray[np.int64], n: int) -> NDArray[np.float64]:
 def _every_sign(n: int, rows: int) -> Iterator[NDArray[np.float64]]:
     for start in range(0, 2**n, rows):
         number = np.arange(start, min(start + rows, 2**n))[:, None]
-        yield 1.0 - 2.0 * ((number >> np.arange(n)) & 1)
+        yield np.where((number >> np.arange(n)) & 1, -1.0, 1.0)
 
 
 def _signs(n: int, draws: int, rows: int, seed: int) -> Iterator[NDArray[np.float64]]:
