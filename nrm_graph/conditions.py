@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from nrm_graph import pruning, units
+from nrm_graph import pruning
 from nrm_graph.blocks import Block
 from nrm_graph.clauses import expand
 from nrm_graph.errors import InputError, UndefinedConditional
@@ -47,8 +47,7 @@ def materialize(
     """Compute and commit; see :meth:`nrm_graph.database.Database.materialize`."""
     conditions.check_name(name)
     event = checked(event)
-    topology = db.topology
-    expand(event, topology, units.resolve(topology, db.units()))  # whether it fits the network
+    expand(event, db.topology, db.partitions)  # whether it fits the network
     chosen = _chosen(db, where, inputs)
     form = stored_form(db)
     if chosen:

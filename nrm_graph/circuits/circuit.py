@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph import graph as graphs
-from nrm_graph import pruning, units
+from nrm_graph import pruning
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import group
 from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, partials_query
@@ -56,7 +56,7 @@ def circuit(
             "conditional", pa.nulls(len(edges), pa.float64())
         ),
         max(top, 1),
-        partitions=units.resolve(db.topology, db.units()),
+        partitions=db.partitions,
     )
     _annotate(found, db, rows, nodes, edges)
     kept = float(np.abs(totals["total"].to_numpy()).sum())
@@ -114,26 +114,28 @@ def _strongest(
     tables = {**rows.tables, "weights": rows.weights} if rows.weighted else rows.tables
     found = engine(db, query, rows.group.ids.tolist(), tables, EDGE)
     size = np.abs(found["total"].to_numpy())
-    candidates = np.flatnonzero(size > 0)
-    if len(candidates) > top:
-        least = np.partition(size[candidates], -top)[-top]
-        candidates = candidates[size[candidates] >= least]
     # Ties by the edge's name: the same circuit whatever the order of threads.
-    names = [found[name].to_numpy()[candidates] for name in reversed(EDGE)]
-    order = np.lexsort([*names, -size[candidates]])[:top]
-    return found.take(candidates[order]), float(size.sum())
+    places = graphs.strongest(size, top, [found[name].to_numpy() for name in EDGE])
+    return found.take(places[size[places] > 0]), float(size.sum())
 
 
+# The k-th largest value without a sort of all; where windows are all there is, as in Spark:
+# row_number() OVER (PARTITION BY input_id ORDER BY abs(relevance) DESC) = k.
+_LIMITS = """
+SELECT input_id, list_min(max(abs(relevance), {top})) AS least
+FROM {edges}{filter} GROUP BY input_id
+"""
+
+# Every row's input is in weights and limits.  With inner joins there DuckDB 2.0 joins them first,
+# with all edges: five times slower.
 _STATISTICS = """
-WITH limits AS (
-  SELECT input_id, list_min(max(abs(relevance), {top})) AS least
-  FROM {edges}{filter} GROUP BY input_id)
 SELECT place, count(*) AS n, sum(v) AS total, sum(v * v) AS squares, sum(v * base) AS crossed,
   count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative,
   count(*) FILTER (WHERE size >= least AND size > 0) AS strong
 FROM (
   SELECT place, CAST(relevance AS DOUBLE) * weight AS v, base, abs(relevance) AS size, least
-  FROM {edges} JOIN chosen USING ({keys}) JOIN weights USING (input_id) JOIN limits USING (input_id)
+  FROM {edges} JOIN chosen USING ({keys})
+    LEFT JOIN weights USING (input_id) LEFT JOIN limits USING (input_id)
 ) AS valued GROUP BY place
 """
 
@@ -143,7 +145,7 @@ SELECT place, count(*) AS n, sum(v) AS total, sum(v * v) AS squares, sum(v * bas
   sum(CAST(activation AS DOUBLE)) AS activation
 FROM (
   SELECT place, CAST(relevance AS DOUBLE) * weight AS v, base, activation
-  FROM {nodes} JOIN chosen USING ({keys}) JOIN weights USING (input_id)
+  FROM {nodes} JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id)
 ) AS valued GROUP BY place
 """
 
@@ -157,13 +159,10 @@ def _edge_statistics(
     engine: Engine,
 ) -> pa.Table:
     """Aggregate the chosen edges, in their order."""
-    query = _STATISTICS.format(
-        top=int(top),
-        edges=rows.edges,
-        filter=edge_filter(pairs, rows.pruned),
-        keys=", ".join(EDGE),
-    )
-    return _sums(db, rows, query, totals.select(EDGE), engine)
+    query = _LIMITS.format(top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned))
+    limits = engine(db, query, rows.group.ids.tolist(), rows.tables, ("input_id",))
+    query = _STATISTICS.format(edges=rows.edges, keys=", ".join(EDGE))
+    return _sums(db, rows, query, totals.select(EDGE), engine, limits=limits)
 
 
 def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine) -> pa.Table:
@@ -183,11 +182,19 @@ def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine
     return found.set_column(place, "activation", pa.array(mean, mask=pairs[:, 1] < 0))
 
 
-def _sums(db: Database, rows: Source, query: str, chosen: pa.Table, engine: Engine) -> pa.Table:
+def _sums(
+    db: Database,
+    rows: Source,
+    query: str,
+    chosen: pa.Table,
+    engine: Engine,
+    **further: pa.Table,
+) -> pa.Table:
     """Aggregate chosen edges or nodes, a row each in their order; 0 where there is no row."""
     place = np.arange(len(chosen))
     tables = {
         **rows.tables,
+        **further,
         "weights": rows.weights,
         "chosen": chosen.append_column("place", [place]),
     }

@@ -1,4 +1,4 @@
-"""What a database answers about many inputs at once."""
+"""What a database answers from its tables: graphs and statistics, without running a network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,47 @@ if TYPE_CHECKING:
 
 
 class Circuits:
-    """Aggregation over the inputs of a store; see :class:`nrm_graph.database.Database`."""
+    """Graphs from the tables of a store; see :class:`nrm_graph.database.Database`."""
 
     def _database(self) -> Database:
         return cast("Database", self)
+
+    def subgraph(
+        self, key: str | int, target: int | tuple[Any, ...] | None = None, *, top: int = 200
+    ) -> nx.DiGraph:
+        """Return the strongest stored edges of one input as a graph.
+
+        It needs neither torch nor the input: where the store is complete and lossless the graph is
+        that of ``db.measure(key).subgraph(top)``, which is computed from the program.
+
+        Parameters
+        ----------
+        key : str or int
+            Key or input_id.
+        target : int or tuple, optional
+            Needed where the key has several targets.
+        top : int
+            Number of edges.
+
+        Returns
+        -------
+        networkx.DiGraph
+            As of :func:`nrm_graph.graph.subgraph`; what was pruned is there as edges of the
+            pseudo-unit -3.
+
+        Raises
+        ------
+        InputError
+            If there is no such input, or it has several targets.
+        StoreError
+            If the store is damaged.
+        """
+        from nrm_graph import graph
+
+        db = self._database()
+        identity = db._pair(key, target)
+        nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
+        return graph.subgraph(db.topology, nodes, edges, top, partitions=db.partitions)
 
     def circuit(
         self,
