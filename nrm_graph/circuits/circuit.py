@@ -51,10 +51,8 @@ def circuit(
     nodes = _node_statistics(db, rows, edges, engine)
     found = graphs.subgraph(
         db.topology,
-        nodes.append_column("relevance", [_mean(rows, nodes)]),
-        edges.append_column("relevance", [_mean(rows, edges)]).append_column(
-            "conditional", pa.nulls(len(edges), pa.float64())
-        ),
+        nodes,
+        edges.append_column("conditional", pa.nulls(len(edges), pa.float64())),
         max(top, 1),
         partitions=db.partitions,
     )
@@ -126,25 +124,32 @@ SELECT input_id, list_min(max(abs(relevance), {top})) AS least
 FROM {edges}{filter} GROUP BY input_id
 """
 
+# Around the mean, which is known: a sum of squares less its square would lose half the digits.
+_SUMS = """sum((v - mean * base) * (v - mean * base)) AS scatter, sum(base * base) AS present,
+  count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative"""
+
 # Every row's input is in weights and limits.  With inner joins there DuckDB 2.0 joins them first,
 # with all edges: five times slower.
-_STATISTICS = """
-SELECT place, count(*) AS n, sum(v) AS total, sum(v * v) AS squares, sum(v * base) AS crossed,
-  count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative,
+_EDGES = """
+SELECT place, count(*) AS n, {sums},
   count(*) FILTER (WHERE size >= least AND size > 0) AS strong
 FROM (
-  SELECT place, CAST(relevance AS DOUBLE) * weight AS v, base, abs(relevance) AS size, least
+  SELECT place, mean, CAST(relevance AS DOUBLE) * weight AS v, base, abs(relevance) AS size, least
   FROM {edges} JOIN chosen USING ({keys})
     LEFT JOIN weights USING (input_id) LEFT JOIN limits USING (input_id)
 ) AS valued GROUP BY place
 """
 
-_NODES = """
-SELECT place, count(*) AS n, sum(v) AS total, sum(v * v) AS squares, sum(v * base) AS crossed,
-  count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative,
+_TOTALS = """
+SELECT place, sum(CAST(relevance AS DOUBLE) * weight) AS total,
   sum(CAST(activation AS DOUBLE)) AS activation
+FROM {nodes} JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id) GROUP BY place
+"""
+
+_NODES = """
+SELECT place, {sums}
 FROM (
-  SELECT place, CAST(relevance AS DOUBLE) * weight AS v, base, activation
+  SELECT place, mean, CAST(relevance AS DOUBLE) * weight AS v, base
   FROM {nodes} JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id)
 ) AS valued GROUP BY place
 """
@@ -158,15 +163,17 @@ def _edge_statistics(
     pairs: list[int] | None,
     engine: Engine,
 ) -> pa.Table:
-    """Aggregate the chosen edges, in their order."""
+    """Aggregate the chosen edges, in their order; ``relevance`` is the mean."""
     query = _LIMITS.format(top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned))
     limits = engine(db, query, rows.group.ids.tolist(), rows.tables, ("input_id",))
-    query = _STATISTICS.format(edges=rows.edges, keys=", ".join(EDGE))
-    return _sums(db, rows, query, totals.select(EDGE), engine, limits=limits)
+    mean = totals["total"].to_numpy() / rows.base.sum()
+    chosen = totals.select(EDGE).append_column("mean", [mean])
+    query = _EDGES.format(sums=_SUMS, edges=rows.edges, keys=", ".join(EDGE))
+    return _scattered(rows, _sums(db, rows, query, chosen, engine, limits=limits))
 
 
 def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine) -> pa.Table:
-    """Aggregate the nodes that edges join."""
+    """Aggregate the nodes that edges join; ``relevance`` is the mean, as ``activation`` is."""
     ends = [
         np.column_stack([edges[f"{end}_layer"].to_numpy(), edges[f"{end}_unit"].to_numpy()])
         for end in ("dst", "src")
@@ -175,11 +182,15 @@ def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine
     chosen = pa.table(
         {"layer_id": pairs[:, 0].astype(np.int16), "unit": pairs[:, 1].astype(np.int32)}
     )
-    query = _NODES.format(nodes=rows.nodes, keys=", ".join(NODE))
-    found = _sums(db, rows, query, chosen, engine)
-    mean = found["activation"].to_numpy() / len(rows.group)
-    place = found.schema.get_field_index("activation")
-    return found.set_column(place, "activation", pa.array(mean, mask=pairs[:, 1] < 0))
+    names = {"nodes": rows.nodes, "keys": ", ".join(NODE)}
+    totals = _sums(db, rows, _TOTALS.format(**names), chosen, engine)
+    mean = totals["total"].to_numpy() / rows.base.sum()
+    chosen = chosen.append_column("mean", [mean])
+    found = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
+    activation = totals["activation"].to_numpy() / len(rows.group)
+    return _scattered(rows, found).append_column(
+        "activation", pa.array(activation, mask=pairs[:, 1] < 0)
+    )
 
 
 def _sums(
@@ -201,28 +212,25 @@ def _sums(
     found = engine(db, query, rows.group.ids.tolist(), tables, ("place",))
     at = found["place"].to_numpy()
     for name in found.column_names[1:]:
-        column = found[name]
-        column = column.fill_null(0).to_numpy()
+        column = found[name].fill_null(0).to_numpy()
         values = np.zeros(len(chosen), np.float64 if column.dtype.kind == "f" else np.int64)
         values[at] = column
         chosen = chosen.append_column(name, [values])
     return chosen
 
 
-def _mean(rows: Source, sums: pa.Table) -> Any:
-    return sums["total"].to_numpy() / rows.base.sum()
-
-
-def _scatter(rows: Source, sums: pa.Table) -> Any:
-    """Return the standard deviation of what single inputs add to a mean.
+def _scattered(rows: Source, sums: pa.Table) -> pa.Table:
+    """Name the mean ``relevance``, and add the standard deviation of what inputs add to it.
 
     Of d = v - mean x base, over the mean of base: with bases of 1 that is the standard deviation
     of v, absent rows being 0; else the usual linearisation of a ratio of means.
     """
-    count, mean = len(rows.group), _mean(rows, sums)
-    squares = sums["squares"].to_numpy() - 2 * mean * sums["crossed"].to_numpy()
-    squares = squares + mean**2 * (rows.base**2).sum()
-    return np.sqrt(np.maximum(squares, 0.0) / max(count - 1, 1)) / abs(rows.base.mean())
+    mean = sums["mean"].to_numpy()
+    absent = np.maximum((rows.base**2).sum() - sums["present"].to_numpy(), 0.0)
+    squares = sums["scatter"].to_numpy() + mean**2 * absent
+    std = np.sqrt(squares / max(len(rows.group) - 1, 1)) / abs(rows.base.mean())
+    names = ["relevance" if name == "mean" else name for name in sums.column_names]
+    return sums.rename_columns(names).append_column("std", [std])
 
 
 def _annotate(
@@ -231,12 +239,10 @@ def _annotate(
     """Add statistics to the nodes and edges of a graph."""
     names = [layer.name for layer in db.topology.layers]
     limits = pruning.stored(db.meta, db.topology)
-    scatter = _scatter(rows, nodes)
-    for i, row in enumerate(nodes.to_pylist()):
+    for row in nodes.to_pylist():
         data = found.nodes[(names[row["layer_id"]], row["unit"])]
-        data |= _statistics(rows, row, scatter[i])
-    scatter = _scatter(rows, edges)
-    for i, row in enumerate(edges.to_pylist()):
+        data |= _statistics(rows, row)
+    for row in edges.to_pylist():
         src, dst = ((names[row[f"{end}_layer"]], row[f"{end}_unit"]) for end in ("src", "dst"))
         missing = len(rows.group) - row["n"]
         if missing and (row["dst_layer"], row["src_layer"]) in limits:
@@ -244,19 +250,19 @@ def _annotate(
             found.edges[src, dst]["missing"] = missing
             continue
         found.edges[src, dst].update(
-            _statistics(rows, row, scatter[i]) | {"top_share": row["strong"] / len(rows.group)}
+            _statistics(rows, row) | {"top_share": row["strong"] / len(rows.group)}
         )
 
 
-def _statistics(rows: Source, row: Mapping[str, Any], scatter: float) -> dict[str, Any]:
+def _statistics(rows: Source, row: Mapping[str, Any]) -> dict[str, Any]:
     count = len(rows.group)
     nonzero = row["positive"] + row["negative"]
-    same = row["positive"] if row["total"] > 0 else row["negative"]
+    same = row["positive"] if row["relevance"] * rows.base.sum() > 0 else row["negative"]
     found: dict[str, Any] = {"inputs": nonzero}
     if nonzero:
         found["agreement"] = same / nonzero
     if count > 1:
-        found |= {"std": float(scatter), "stderr": float(scatter) / count**0.5}
+        found |= {"std": row["std"], "stderr": row["std"] / count**0.5}
     return found
 
 
