@@ -62,6 +62,7 @@ LEVELS = (
     ("demo",),
     ("arguments",),
     ("commands",),
+    ("command_parser",),
     ("cli",),
 )
 LIGHT = (
@@ -76,6 +77,7 @@ LIGHT = (
     "plots",
     "cli",
     "commands",
+    "command_parser",
     "demo",
 )
 """Modules beside the first three rows that never import torch themselves."""
