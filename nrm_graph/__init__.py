@@ -18,7 +18,7 @@ from nrm_graph.errors import (
 from nrm_graph.events import Edge, Event, Layer, stay
 
 if TYPE_CHECKING:
-    from nrm_graph import composites, rules
+    from nrm_graph import composites, evaluate, rules
     from nrm_graph.database import Database, open
     from nrm_graph.event_json import from_json as event_from_json
     from nrm_graph.event_json import to_json as event_to_json
@@ -46,7 +46,7 @@ _LAZY = {
     "measure": ("nrm_graph.prepare", "measure"),
     "trace": ("nrm_graph.tracing", "trace"),
 }
-_MODULES = {"composites", "rules"}
+_MODULES = {"composites", "evaluate", "rules"}
 
 
 def __getattr__(name: str) -> Any:
@@ -76,6 +76,7 @@ __all__ = [
     "compact",
     "composites",
     "delete",
+    "evaluate",
     "event_from_json",
     "event_to_json",
     "extract",
