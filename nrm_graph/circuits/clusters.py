@@ -195,7 +195,9 @@ def clusters(
 
     ``k`` is chosen from 2 to 8 by the mean silhouette (Rousseeuw 1987), on at most 500 keys.  Any
     data has a best k, so the same is done with 19 draws of a normal distribution of the same
-    means and covariances: unless the silhouette exceeds all of theirs, k is 1.
+    means and covariances: unless the silhouette exceeds all of theirs, k is 1.  This seldom finds
+    what is not there, and needs keys to find what is: tens, not ten.  ``choice`` and ``reference``
+    hold the numbers, and ``k`` can be given.
 
     The clusters were found in these flows, so a test on the same flows that they differ would be
     circular; ``separation`` describes and tests nothing.

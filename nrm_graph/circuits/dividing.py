@@ -105,5 +105,5 @@ def choose(
 def _silhouettes(points: NDArray[np.float64], most: int, seed: int) -> list[tuple[int, float]]:
     score = stats_library("sklearn.metrics").silhouette_score
     return [
-        (k, float(score(points, divide(points, k, seed, starts=5)))) for k in range(2, most + 1)
+        (k, float(score(points, divide(points, k, seed, starts=3)))) for k in range(2, most + 1)
     ]
