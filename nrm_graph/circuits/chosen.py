@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from nrm_graph.errors import InputError
 from nrm_graph.graph import subgraph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import networkx as nx
     from numpy.typing import NDArray
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 256 << 20
 """Values of all inputs of a group are read for as many edges at once as fit into this."""
-
-NO_NODES = pa.table(
-    {
-        "layer_id": pa.array([], pa.int16()),
-        "unit": pa.array([], pa.int32()),
-        "relevance": pa.array([], pa.float64()),
-        "activation": pa.array([], pa.float64()),
-    }
-)
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -122,6 +114,56 @@ def with_names(topology: Topology, edges: pa.Table) -> pa.Table:
 def nullable(values: NDArray[np.float64]) -> pa.Array:
     """Arrow column in which NaN is null."""
     return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def key_shares(keys: Sequence[str]) -> NDArray[np.float64]:
+    """Weights of rows whose weighted sum is the mean over keys of the mean of each key's rows."""
+    times = Counter(keys)
+    return np.array([1 / (len(times) * times[key]) for key in keys], np.float64)
+
+
+def node_sums(
+    db: Database, edges: pa.Table, ids: NDArray[np.int64], weights: NDArray[np.float64]
+) -> pa.Table:
+    """Weighted sums over inputs of the nodes at the ends of edges.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    edges : pyarrow.Table
+        Columns of :data:`nrm_graph.circuits.partials.EDGE`.
+    ids : ndarray of int64, (N,)
+        Input ids; one that stands twice counts with both weights.
+    weights : ndarray of float64, (N,)
+        What the relevance of each input is multiplied by.
+
+    Returns
+    -------
+    pyarrow.Table
+        Columns ``layer_id``, ``unit``, ``relevance`` and ``activation`` (null); no row where no
+        input has one.
+    """
+    ends = {
+        node
+        for end in ("dst", "src")
+        for node in zip(
+            *(edges[f"{end}_{what}"].to_pylist() for what in ("layer", "unit")), strict=True
+        )
+    }
+    layers, numbers = ([node[i] for node in sorted(ends)] for i in (0, 1))
+    chosen = {"layer_id": pa.array(layers, pa.int16()), "unit": pa.array(numbers, pa.int32())}
+    return db.sql(
+        "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
+        "CAST(NULL AS DOUBLE) AS activation "
+        "FROM nodes JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
+        "GROUP BY layer_id, unit ORDER BY layer_id, unit",
+        inputs=np.unique(ids).tolist(),
+        tables={
+            "weights": pa.table({"input_id": ids, "weight": weights}),
+            "chosen": pa.table(chosen),
+        },
+    ).to_arrow_table()
 
 
 def absorbed_share(db: Database, group: Group) -> float:
