@@ -56,6 +56,8 @@ LEVELS = (
     # for people
     ("arrays",),
     ("demo_network", "models", "sources", "overview"),
+    ("writing",),
+    ("graph_files",),
     ("export",),
     ("demo",),
     ("arguments",),
@@ -66,6 +68,8 @@ LIGHT = (
     "database",
     "verify",
     "conditions",
+    "writing",
+    "graph_files",
     "circuits",
     "export",
     "overview",
