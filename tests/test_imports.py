@@ -55,13 +55,14 @@ LEVELS = (
     ("extraction",),
     # for people
     ("arrays",),
-    ("demo_network", "models", "sources", "overview"),
-    ("writing",),
+    ("demo_network", "models", "sources", "writing"),
     ("graph_files",),
+    ("overview",),
     ("export",),
     ("demo",),
     ("arguments",),
     ("commands",),
+    ("command_parser",),
     ("cli",),
 )
 LIGHT = (
@@ -76,6 +77,7 @@ LIGHT = (
     "plots",
     "cli",
     "commands",
+    "command_parser",
     "demo",
 )
 """Modules beside the first three rows that never import torch themselves."""
