@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -15,6 +14,7 @@ from nrm_graph.errors import NrmError
 from nrm_graph.export import one_line
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 
