@@ -16,12 +16,12 @@ from nrm_graph.circuits import circuit as circuits
 from nrm_graph.circuits.group import group
 from nrm_graph.circuits.partials import edge_partials
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import generate
 import spark_circuit
 
+ROOT = Path(__file__).parents[1]
 WHERE = "target < 2"
 
 
