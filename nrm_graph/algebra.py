@@ -222,6 +222,23 @@ class Algebra:
         self._cache["given"] = (event, found)
         return found
 
+    def _joint_terms(self, event: Event) -> conditioned.Terms:
+        """Conjunctions of an event of this measure, not divided by its relevance."""
+        event = checked(event)
+        both = event if self.condition is None else self.condition & event
+        whole = self.condition_relevance
+        expanded = expand(both, self.topology, self.partitions)
+        return tuple((coefficient / whole, clause) for coefficient, clause in expanded)
+
+    def extent(self, event: Event) -> tuple[float, float]:
+        """R(event) and the size of what it is summed from, on the unit scale.
+
+        R(event) counts as vanished where it is below 32 machine epsilons of the second number,
+        the sum of |R| over the neurons of the event's sets.
+        """
+        value, size, _ = conditioned.certified(self.state, self.start, self._joint_terms(event))
+        return value, size
+
     def interaction(self, a: Event, b: Event) -> float:
         """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
         a, b = checked(a), checked(b)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from nrm_graph import pruning, units
+from nrm_graph import pruning
 from nrm_graph.blocks import Block
 from nrm_graph.clauses import expand
-from nrm_graph.errors import InputError, StoreError, UndefinedConditional
+from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events import Event, checked
 from nrm_graph.precision import rounded
 from nrm_graph.store import conditions
@@ -47,10 +47,9 @@ def materialize(
     """Compute and commit; see :meth:`nrm_graph.database.Database.materialize`."""
     conditions.check_name(name)
     event = checked(event)
-    topology = db.topology
-    expand(event, topology, units.resolve(topology, db.units()))  # whether it fits the network
+    expand(event, db.topology, db.partitions)  # whether it fits the network
     chosen = _chosen(db, where, inputs)
-    form = _form(db)
+    form = stored_form(db)
     if chosen:
         _check_first(db, chosen[0], device)
     folder = conditions.create(db.path, db.meta, name, event, where)
@@ -125,7 +124,7 @@ def _check_first(db: Database, identity: int, device: str | torch.device) -> Non
         ) from None
 
 
-def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: _Form) -> None:
+def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: Form) -> None:
     """Compute and hand over the tables of one input, or why there are none."""
 
     def record(nodes: pa.Table, edges: pa.Table, **facts: Any) -> Record:
@@ -177,7 +176,7 @@ def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """How the store keeps tables: limits of pairs of layers, and mantissa bits of edges."""
 
     limits: Mapping[tuple[int, int], Limit]
@@ -190,20 +189,15 @@ class _Form:
         return nodes, edges if self.bits is None else rounded(edges, self.bits)
 
 
-def _form(db: Database) -> _Form:
-    listed, bits = db.meta.get("pruned"), db.meta["mantissa_bits"]
-    if listed is None:  # a store need not say: what it was asked for holds for every pair
-        limit = pruning.check(db.meta["coverage"], db.meta["top"])
-        groups = () if limit.complete else db.topology.groups
-        return _Form({(group.dst, group.src): limit for group in groups}, bits)
-    try:
-        limits = {(int(d), int(s)): pruning.check(c, top) for d, s, c, top in listed}
-    except (TypeError, ValueError, InputError) as error:
-        raise StoreError(
-            f"{db.path / 'store.json'} is malformed: expected pruned to list [dst, src, coverage, "
-            f"top], found {error}; copy the store again"
-        ) from None
-    return _Form(limits, bits)
+def stored_form(db: Database) -> Form:
+    """Limits and rounding of a store's tables.
+
+    Raises
+    ------
+    StoreError
+        If ``store.json`` is malformed.
+    """
+    return Form(pruning.stored(db.meta, db.topology), db.meta["mantissa_bits"])
 
 
 def _pruned(

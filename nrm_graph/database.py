@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph.circuits.methods import Circuits
 from nrm_graph.errors import InputError, QueryError
 from nrm_graph.store import settings
 from nrm_graph.store.conditions import read_conditions
@@ -13,6 +15,7 @@ from nrm_graph.store.files import local_path
 from nrm_graph.store.reader import Snapshot, layers_table
 from nrm_graph.targets import stored_outputs
 from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
+from nrm_graph.units import resolve
 
 if TYPE_CHECKING:
     import os
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
     from nrm_graph.targets import Outputs
+    from nrm_graph.units import Partition
     from nrm_graph.verify.report import Report
 
 
@@ -43,7 +47,7 @@ def open(path: str | os.PathLike[str]) -> Database:
     return Database(path)
 
 
-class Database:
+class Database(Circuits):
     """A snapshot of a store; a context manager.
 
     SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges``, ``failures`` (inputs that
@@ -117,7 +121,7 @@ class Database:
     def __repr__(self) -> str:
         return f"<nrm_graph store {self.path}: {len(self)} inputs>"
 
-    @property
+    @cached_property
     def topology(self) -> Topology:
         """Layers and edge groups."""
         layers = tuple(
@@ -209,6 +213,21 @@ class Database:
             raise InputError(f"there is no input {choice!r} in {self.path}: {hint}")
         return found
 
+    def _pair(self, key: str | int, target: Any = None) -> int:
+        """Input id of a key and target, which need not be named where there is one."""
+        found = self._matching(key)
+        if target is not None:
+            flat = self.outputs.index(target) if isinstance(target, tuple) else target
+            found = tuple(i for i in found if self._snapshot.entries[i].target == flat)
+        if len(found) != 1:
+            targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
+            listed = ", ".join(self.outputs.text(t) for t in targets)
+            raise InputError(
+                f"input {key!r} has the targets {listed}: name one of them as target; weights such "
+                "as {8: 1.0} (8=1 on the command line) explain any output"
+            )
+        return found[0]
+
     def measure(
         self,
         key: str | int,
@@ -251,25 +270,14 @@ class Database:
         UserWarning
             If the target's output is not the stored one, beyond the rounding of a forward run.
         """
-        found = self._matching(key)
-        weights = target if isinstance(target, Mapping) else None
-        if weights is not None:
-            found = found[:1]  # all targets of a key have one input
-        elif target is not None:
-            flat = self.outputs.index(target) if isinstance(target, tuple) else target
-            found = tuple(i for i in found if self._snapshot.entries[i].target == flat)
-        if len(found) != 1:
-            targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
-            listed = ", ".join(self.outputs.text(t) for t in targets)
-            raise InputError(
-                f"input {key!r} has the targets {listed}: name one of them as target; weights such "
-                "as {8: 1.0} (8=1 on the command line) explain any output"
-            )
         from nrm_graph.stored import stored_measure
 
+        weights = target if isinstance(target, Mapping) else None
+        # All targets of a key have one input.
+        identity = self._pair(key, target) if weights is None else self._matching(key)[0]
         return stored_measure(
             self,
-            found[0],
+            identity,
             weights,
             dtype=dtype,
             scale=scale,
@@ -371,6 +379,11 @@ class Database:
         from nrm_graph.verify import verify
 
         return verify(self, sample=sample, progress=progress)
+
+    @cached_property
+    def partitions(self) -> tuple[Partition, ...]:
+        """Units of every layer, by ``layer_id``."""
+        return resolve(self.topology, self.units())
 
     def units(self) -> dict[str, Any]:
         """Resolution of every layer: a name, or the user's own partition."""

@@ -201,13 +201,21 @@ class Measure(Algebra):
         """
         return held.table(self.state, self.start, self.terms, self.scale)
 
-    def tables(self) -> tuple[pa.Table, pa.Table]:
+    def tables(self, event: Event | None = None) -> tuple[pa.Table, pa.Table]:
         """Complete node and edge tables of the input, on the unit scale.
 
         Of a conditioned measure they hold R(n | condition) and R(j -> i | condition); the column
         ``conditional`` is q under the condition, by which walks of it go on from j, and null where
         the condition is no single conjunction.
+
+        Parameters
+        ----------
+        event : Event, optional
+            Give R(n & event) and R(j -> i & event), which are defined where R(event) vanishes.
         """
+        if event is not None:
+            made = plan(self.network, self.partitions)
+            return conditioned.tables(self.state, self.start, self._joint_terms(event), made)
         if "tables" not in self._cache:
             made = plan(self.network, self.partitions)
             self._cache["tables"] = conditioned.tables(self.state, self.start, self.terms, made)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import numpy as np
@@ -14,10 +14,44 @@ from nrm_graph.topology import PSEUDO_UNITS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy.typing as npt
     import pyarrow as pa
 
     from nrm_graph.topology import Topology
     from nrm_graph.units import Partition
+
+
+def check_top(top: object) -> None:
+    """Refuse what is no number of edges.
+
+    Raises
+    ------
+    InputError
+        If it is not an integer of at least 1.
+    """
+    if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
+        raise InputError(f"top must be at least 1, found {top!r}")
+
+
+def strongest(
+    sizes: npt.NDArray[Any], top: int, ties: Sequence[npt.NDArray[Any]] = ()
+) -> npt.NDArray[np.int64]:
+    """Return the places of the largest values, the largest first.
+
+    Parameters
+    ----------
+    sizes : ndarray, (N,)
+        Not negative.
+    top : int
+        Number of places at most.
+    ties : sequence of ndarray, (N,)
+        Of equal values the one with the smaller of these comes first, then the earlier one.
+    """
+    places = np.arange(len(sizes))
+    if len(sizes) > top:  # a sort of millions takes ten times as long as this
+        places = np.flatnonzero(sizes >= np.partition(sizes, -top)[-top])
+    order = np.lexsort([*(tie[places] for tie in reversed(ties)), -sizes[places]])
+    return places[order][:top]
 
 
 def subgraph(
@@ -58,10 +92,9 @@ def subgraph(
         that the graph keeps,
         ``graph["shapes"]`` maps the layers of nodes with a position to their shapes.
     """
-    if not isinstance(top, int | np.integer) or top < 1:
-        raise InputError(f"top must be at least 1, found {top}")
+    check_top(top)
     strength = np.abs(edges["relevance"].to_numpy())
-    chosen = np.argsort(-strength, kind="stable")[:top]
+    chosen = strongest(strength, top)
     total = float(strength.sum())
     graph = nx.DiGraph(share=float(strength[chosen].sum()) / total if total else 1.0, shapes={})
     names = [layer.name for layer in topology.layers]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrm_graph.blocks import Block, merged
-from nrm_graph.errors import InputError
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.topology import PRUNED
 
 if TYPE_CHECKING:
@@ -67,6 +67,35 @@ def check(coverage: float, top: int | None) -> Limit:
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
         raise InputError(f"top must be a positive number of edges, found {top!r}")
     return Limit(float(coverage), top)
+
+
+def stored(meta: Mapping[str, Any], topology: Topology) -> dict[tuple[int, int], Limit]:
+    """Limits of the pairs (dst layer, src layer) of which a store leaves edges out.
+
+    Parameters
+    ----------
+    meta : mapping
+        Content of ``store.json``.
+    topology : Topology
+        Layers and edge groups of the store.
+
+    Raises
+    ------
+    StoreError
+        If what the store lists is no such pairs.
+    """
+    listed = meta.get("pruned")
+    if listed is None:  # a store need not say: what it was asked for holds for every pair
+        limit = check(meta["coverage"], meta["top"])
+        groups = () if limit.complete else topology.groups
+        return {(group.dst, group.src): limit for group in groups}
+    try:
+        return {(int(d), int(s)): check(c, top) for d, s, c, top in listed}
+    except (TypeError, ValueError, InputError) as error:
+        raise StoreError(
+            "store.json is malformed: expected pruned to list [dst, src, coverage, top], found "
+            f"{error}; copy the store again"
+        ) from None
 
 
 def table_size(group: EdgeGroup, partitions: Sequence[Partition]) -> int:

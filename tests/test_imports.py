@@ -51,7 +51,7 @@ LEVELS = (
     ("prepare",),
     ("stored", "samples", "described"),
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
-    ("database", "verify", "conditions"),
+    ("database", "verify", "conditions", "circuits"),
     ("extraction",),
     # for people
     ("arrays",),
@@ -66,6 +66,7 @@ LIGHT = (
     "database",
     "verify",
     "conditions",
+    "circuits",
     "export",
     "overview",
     "plots",

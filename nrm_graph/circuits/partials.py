@@ -1,0 +1,143 @@
+"""Sums over inputs that can be merged: one SQL query each, over edges or nodes.
+
+The SQL keeps to what DuckDB and Spark both run (GROUP BY, FILTER, joins), so that the same
+queries aggregate the shards anywhere; sums of partials are the partials of the whole.  A query
+reads the tables ``weights`` (input_id, weight, base) and ``chosen`` (place and the columns of
+:data:`EDGE` or :data:`NODE`) beside those of the store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from nrm_graph.pruning import stored
+from nrm_graph.topology import PRUNED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nrm_graph.circuits.group import Group
+    from nrm_graph.database import Database
+
+EDGE = ("dst_layer", "dst_unit", "src_layer", "src_unit")
+"""What names an edge."""
+
+NODE = ("layer_id", "unit")
+"""What names a node."""
+
+SUMS: Mapping[str, str] = {
+    "n": "count(*)",
+    "total": "sum(v)",
+    "squares": "sum(v * v)",
+    "positive": "count(*) FILTER (WHERE v > 0)",
+    "negative": "count(*) FILTER (WHERE v < 0)",
+}
+"""Sums of v = relevance x weight over the rows of an edge; absent rows add nothing to any."""
+
+
+def partials_query(
+    sums: Sequence[str] = tuple(SUMS),
+    *,
+    table: str = "edges",
+    weighted: bool = False,
+    layers: Sequence[int] | None = None,
+    pruned: bool = False,
+) -> str:
+    """Write the SQL of mergeable sums by edge.
+
+    Parameters
+    ----------
+    sums : sequence of str
+        Names in :data:`SUMS`.
+    table : str
+        The edges.
+    weighted : bool
+        Multiply by ``weight`` of the table ``weights``.
+    layers : sequence of int, optional
+        Only edges with both ends in these layers.
+    pruned : bool
+        Whether rows of the pseudo-unit -3 may occur; they are no edges.
+
+    Returns
+    -------
+    str
+        A SELECT with the columns of :data:`EDGE` and one for each sum.
+    """
+    value = "CAST(relevance AS DOUBLE)" + (" * weight" if weighted else "")
+    source = f"{table} JOIN weights USING (input_id)" if weighted else table
+    keys = ", ".join(EDGE)
+    columns = ", ".join(f"{SUMS[name]} AS {name}" for name in sums)
+    return (
+        f"SELECT {keys}, {columns} FROM (SELECT {keys}, {value} AS v FROM {source}"
+        f"{edge_filter(layers, pruned)}) AS valued GROUP BY {keys}"
+    )
+
+
+def edge_filter(layers: Sequence[int] | None, pruned: bool) -> str:
+    """WHERE clause of the rows that are edges, between the given layers; empty for all."""
+    tests = []
+    if layers is not None:
+        listed = ", ".join(str(int(i)) for i in layers)
+        tests += [f"dst_layer IN ({listed})", f"src_layer IN ({listed})"]
+    if pruned:
+        tests += [f"dst_unit <> {PRUNED}", f"src_unit <> {PRUNED}"]
+    return f" WHERE {' AND '.join(tests)}" if tests else ""
+
+
+def merged(parts: Sequence[pa.Table], keys: Sequence[str] = EDGE) -> pa.Table:
+    """Merge partials of disjoint sets of inputs; sorted by the keys."""
+    whole = pa.concat_tables(parts)
+    sums = [name for name in whole.column_names if name not in keys]
+    found = whole.group_by(list(keys)).aggregate([(name, "sum") for name in sums])
+    found = found.rename_columns([*keys, *sums]).select(whole.column_names)
+    return found.sort_by([(key, "ascending") for key in keys])
+
+
+def weights_table(group: Group, weight: str = "unit") -> pa.Table:
+    """Return the table ``weights`` of a group."""
+    return pa.table(
+        {
+            "input_id": group.ids,
+            "weight": group.weights(weight),
+            "base": np.ones(len(group)),
+        }
+    )
+
+
+def edge_partials(
+    db: Database,
+    group: Group,
+    weight: str = "unit",
+    layers: Sequence[int] | None = None,
+    sums: Sequence[str] = tuple(SUMS),
+) -> pa.Table:
+    """Sum edges over a group of inputs.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    group : Group
+        The inputs.
+    weight : "unit" or "logit"
+        What relevance is multiplied by.
+    layers : sequence of int, optional
+        Only edges with both ends in these layers.
+    sums : sequence of str
+        Names in :data:`SUMS`.
+
+    Returns
+    -------
+    pyarrow.Table
+        Columns of :data:`EDGE`, then ``n`` (rows), ``total``, ``squares`` (float64), ``positive``
+        and ``negative`` (numbers of rows), in no particular order.
+    """
+    weighted = weight != "unit"
+    query = partials_query(
+        sums, weighted=weighted, layers=layers, pruned=bool(stored(db.meta, db.topology))
+    )
+    tables = {"weights": weights_table(group, weight)} if weighted else None
+    return db.sql(query, inputs=group.ids.tolist(), tables=tables).to_arrow_table()
