@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import units
+from nrm_graph.circuits.group import Group, group
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate import ranking
 from nrm_graph.evaluate.ablation import Ablation, means, place_of
@@ -26,7 +25,6 @@ from nrm_graph.evaluate.budgets import (
 )
 from nrm_graph.evaluate.curves import CIRCUIT, RANDOM, Curves
 from nrm_graph.evaluate.inputs import (
-    Chosen,
     batches,
     check_outputs,
     held_out,
@@ -38,7 +36,7 @@ from nrm_graph.targets import outputs_of
 from nrm_graph.topology import ENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import networkx as nx
     import numpy.typing as npt
@@ -63,6 +61,7 @@ def faithfulness(
     by: str = "units",
     mode: str = "remove",
     baseline: str = "zero",
+    reference: str | None = None,
     fractions: Sequence[float] = FRACTIONS,
     rivals: Sequence[str] = RIVALS,
     layers: Sequence[str] | None = None,
@@ -91,6 +90,10 @@ def faithfulness(
         layers).
     baseline : "zero" or "mean"
         What ablated neurons get: 0, or each neuron's own mean over the circuit's inputs.
+    reference : str, optional
+        SQL condition over ``inputs`` that chooses what the mean is over instead; none of them may
+        be held out.  The mean over inputs of one class still speaks for that class: over inputs
+        of all classes it does not.
     fractions : sequence of float
         Shares of the circuit to ablate, or keep, in order of ``|mean relevance|``.
     rivals : sequence of str
@@ -146,9 +149,11 @@ def faithfulness(
     >>> curves.areas().to_pandas()  # doctest: +SKIP
     """
     _check(by, mode, baseline, rivals, draws, batch_size)
+    if reference is not None and baseline != "mean":
+        raise InputError("reference says what a mean is over: pass baseline='mean' with it")
     own, other = trained_on(db, circuit), held_out(db, circuit, where)
     net = network_for(db, own, device)
-    partitions = units.resolve(net.layout.topology, db.units())
+    partitions = db.partitions
     parts = _parts(circuit, net.layout.topology, partitions, by, layers)
     order, sequence = ranking.circuit_order(parts)
     spent = budgets(sequence, fractions)
@@ -164,7 +169,8 @@ def faithfulness(
     below = {key[-1] for key in order}
     sources = None
     if baseline == "mean":
-        sources = means(net, below, (xs for xs, _ in inputs()))
+        over = own if reference is None else _reference(db, reference, other)
+        sources = means(net, below, batches(db, net, over, batch_size))
     ablation = Ablation(net, partitions, sources)
     held = list(batches(db, net, other, batch_size))
     whole = torch.cat([unablated(net, xs) for xs in held])
@@ -212,6 +218,18 @@ def faithfulness(
         values,
         seed,
     )
+
+
+def _reference(db: Database, where: str, other: Group) -> Group:
+    """Choose the inputs that means are over; none of them is held out."""
+    found = group(db, where, mixed_targets=True)
+    shared = set(found.keys) & set(other.keys)
+    if shared:
+        raise InputError(
+            f"{len(shared)} of the {len(found)} inputs that {where!r} chooses as reference are "
+            f"held out, such as {min(shared)!r}: the mean may be over others alone"
+        )
+    return found
 
 
 def _curve(
@@ -338,7 +356,7 @@ class _Scorer:
     """Logit, probability and margin of every held-out input's target."""
 
     outputs: Outputs
-    chosen: Chosen
+    chosen: Group
 
     def __call__(self, found: Tensor) -> npt.NDArray[np.float64]:
         """``(N, outputs)`` to ``(N, 3)``; NaN where there are no other outputs to compare with."""
@@ -347,16 +365,16 @@ class _Scorer:
         for b, target in enumerate(self.chosen.targets):
             first, last = _alternatives(self.outputs, int(target))
             row = values[b, first:last]
-            scores[b, 0] = own = values[b, target]
+            scores[b, 0] = own = row[target - first]
             if last - first > 1:
-                others = np.delete(row, target - first)
-                scores[b, 1] = 1 / np.exp(row - own).sum() if np.isfinite(row).all() else np.nan
-                scores[b, 2] = own - others.max()
+                shifted = np.exp(row - row.max())
+                scores[b, 1] = shifted[target - first] / shifted.sum()
+                scores[b, 2] = own - np.delete(row, target - first).max()
         return scores
 
 
 def _alternatives(outputs: Outputs, target: int) -> tuple[int, int]:
-    """Outputs that a target competes with: those along the last axis, as ``first, last``."""
+    """Find the outputs that a target competes with, those along the last axis: first, last."""
     first = 0
     for _, shape in outputs.parts:
         size = math.prod(shape)

@@ -204,9 +204,13 @@ class Edges:
         sums = {pair: _Sums() for pair in self.pairs}
         for xs, targets in inputs():
             for b in range(len(targets)):  # tables of single neurons are large
-                one = tuple(net.layout.batches[name].one(x, b) for (name, _), x in
-                            zip(net.program.inputs, xs, strict=True))
-                for pair, ids, values in self._contributions(made, one, targets[b:b + 1], gradient):
+                one = tuple(
+                    net.layout.batches[name].one(x, b)
+                    for (name, _), x in zip(net.program.inputs, xs, strict=True)
+                )
+                for pair, ids, values in self._contributions(
+                    made, one, targets[b : b + 1], gradient
+                ):
                     sums[pair].add(ids, values if gradient else np.abs(values))
         found: dict[Key, tuple[Any, Any]] = {}
         for (dst, src), total in sums.items():
