@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import Recurrent, inputs, network
+from architectures import TwoInputs
 from networks import unusual
 from torch import nn
 from transformer_networks import IDS, drawn
@@ -20,8 +20,14 @@ from nrm_graph.tracing import trace
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
+KNOWN: dict[nn.Module, states.Network] = {}
+
+
 def prepared(model, x, resolution="neuron", composite="epsilon", baselines=None):
-    net = states.network(trace(model, x[:1]), composites.get(composite), torch.float64)
+    if model not in KNOWN:
+        program = trace(model, x[:1])
+        KNOWN[model] = states.network(program, composites.get(composite), torch.float64)
+    net = KNOWN[model]
     return Ablation(net, units.resolve(net.layout.topology, resolution), baselines)
 
 
@@ -139,7 +145,7 @@ class Block(nn.Module):
         x = change("stem", self.act(self.stem(x)))
         y = change("bn", self.bn(x)) + change("conv", F.gelu(self.conv(x)))
         y = change("sum", self.act(y))
-        return self.head(change("norm", self.norm(y)).mean((2, 3)))
+        return self.head(change("norm", F.relu(self.norm(y))).mean((2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -299,29 +305,25 @@ def test_neuron_edges_through_a_pool(pooled):
     torch.testing.assert_close(found.without_edges([x], {(b, a): cut}), expected, **CLOSE)
 
 
-def test_edges_of_a_norm_take_its_spread_along(block):
-    net, x = block
-    found = prepared(net, x, "channel")
-    norm, add = layer(found, "norm"), layer(found, "add")
+def test_edges_of_a_norm_take_its_spread_along():
+    torch.manual_seed(5)
+    net, x = Block().double().eval(), torch.randn(4, 1, 5, 5, dtype=torch.float64)
+    net.norm = nn.GroupNorm(1, 3).double()
+    held: dict[str, torch.Tensor] = {}
 
     def change(where, values):
-        if where != "norm":
-            hold[where] = values
-            return values
-        y = hold["sum"].clone()
-        y[:, 0] = 0.0
-        y = net.norm(y)
-        values = values.clone()
-        values[:, 2] = y[:, 2]
+        held[where] = values
+        if where == "norm":  # channel 2 alone does not see channel 0
+            values = values.clone()
+            values[:, 2] = F.relu(net.norm(setting([0], 0.0)(held["sum"].clone())))[:, 2]
         return values
 
-    hold: dict[str, torch.Tensor] = {}
-    net.norm = nn.GroupNorm(1, 3).double()
     with torch.no_grad():
         net.norm.weight.normal_()
+        net.norm.bias.normal_()
         expected = net(x, change)
     found = prepared(net, x, "channel")
-    cut = {(norm, add): {2: frozenset({0})}}
+    cut = {(layer(found, "norm"), layer(found, "add")): {2: frozenset({0})}}
     torch.testing.assert_close(found.without_edges([x], cut), expected, **CLOSE)
 
 
@@ -341,7 +343,8 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize(
-    "name", [*FAMILIES, "gpt2", "llama", "windows", "sequence first", "splits", "frames"]
+    "name",
+    [*FAMILIES, "gpt2", "llama", "windows", "sequence_first", "batch_inside", "splits", "frames"],
 )
 def test_all_edges_that_leave_a_unit_are_the_unit(name):
     """Of every layer, whatever reads it: sums, norms, products, softmaxes, moved batches."""
@@ -374,9 +377,10 @@ def test_all_edges_that_leave_a_unit_are_the_unit(name):
     assert moved > len(topology.layers) // 2
 
 
-def test_recurrent_networks_and_several_inputs():
-    assert Recurrent is not None
-    model, xs = network("two inputs"), inputs("two inputs")
+def test_networks_of_several_inputs():
+    torch.manual_seed(6)
+    model = TwoInputs().double()
+    xs = tuple(torch.randn(1, *shape, dtype=torch.float64) for shape in ((1, 6, 6), (3,)))
     net = states.network(ng.trace(model, xs), composites.get("epsilon"), torch.float64)
     found = Ablation(net, units.resolve(net.layout.topology, "auto"))
     with torch.no_grad():
