@@ -128,7 +128,7 @@ def test_a_planted_circuit_falls_before_random_units(mlp, circuit):
     own, random = found.mean("circuit"), found.mean("random")
     assert (own[1:] < random[1:]).all()
     # Without its six units nothing is left but the bias.
-    np.testing.assert_allclose(found.values["circuit"][0, -1, :, 0], float(net[2].bias[0]))
+    np.testing.assert_allclose(found.values["circuit"][0, -1, :, 0], net[2].bias[0].item())
     areas = {(r["method"], r["score"]): r for r in found.areas().to_pylist()}
     row = areas["random", "logit"]
     assert row["p"] == pytest.approx(1 / 31)
@@ -137,7 +137,7 @@ def test_a_planted_circuit_falls_before_random_units(mlp, circuit):
     # The other units lead nowhere: the circuit alone is the network.
     np.testing.assert_allclose(kept.values["circuit"][0, -1], kept.unablated)
     assert (kept.mean("circuit")[1:] > kept.mean("random")[1:]).all()
-    np.testing.assert_allclose(kept.values["circuit"][0, 0, :, 0], float(net[2].bias[0]))
+    np.testing.assert_allclose(kept.values["circuit"][0, 0, :, 0], net[2].bias[0].item())
 
 
 def test_the_mean_is_over_the_circuits_inputs_or_a_reference(mlp, circuit):
@@ -319,7 +319,7 @@ def test_other_circuits_are_refused(mlp, circuit):
             faithfulness(db, changed)
     changed = circuit.copy()
     changed.add_edge(("input", 0), ("2", 0), relevance=1.0)
-    with pytest.raises(InputError, match="not read it directly|does not read"):
+    with pytest.raises(InputError, match="does not read it directly"):
         faithfulness(db, changed, by="edges")
     empty = nx.DiGraph(keys=("k00",), target=0)
     empty.add_node(("input", 0), relevance=1.0)
@@ -416,7 +416,7 @@ def test_the_same_seed_gives_the_same_curves(mlp, circuit):
 
 
 def made(values, unablated=None, keys=None, mode="remove", fractions=None, counts=None):
-    draws, steps, inputs = next(iter(values.values())).shape[:3]
+    _, steps, inputs = next(iter(values.values())).shape[:3]
     return Curves(
         by="units",
         mode=mode,
@@ -457,7 +457,6 @@ def test_means_shares_and_areas():
     assert len(table) == 2 * 3 * 4
     assert table[0]["mean"] == pytest.approx(values["circuit"][0, 0, :, 0].mean())
     assert all(r["low"] <= r["mean"] <= r["high"] for r in table)
-    assert "9" not in repr(found) or "held-out" in repr(found)
     assert "area of the logit: circuit" in repr(found)
 
 

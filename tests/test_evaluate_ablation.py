@@ -344,7 +344,10 @@ FAMILIES = {
 
 @pytest.mark.parametrize(
     "name",
-    [*FAMILIES, "gpt2", "llama", "windows", "sequence_first", "batch_inside", "splits", "frames"],
+    [
+        *("mlp", "block", "vit", "gpt2", "windows", "sequence_first", "batch_inside", "splits"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("swin", "llama", "frames")),
+    ],
 )
 def test_all_edges_that_leave_a_unit_are_the_unit(name):
     """Of every layer, whatever reads it: sums, norms, products, softmaxes, moved batches."""

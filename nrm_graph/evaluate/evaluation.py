@@ -301,8 +301,8 @@ def _parts(
                 continue
             if src not in topology.sources(dst):
                 raise InputError(
-                    f"the circuit has an edge from {source[0]} to {reader[0]}, which does not "
-                    "read it directly: only direct edges can be ablated"
+                    f"the circuit has an edge from {source[0]} to {reader[0]}, which "
+                    "does not read it directly: only direct edges can be ablated"
                 )
             found.append(((dst, src), (above, below), float(held["relevance"])))
     if not found:

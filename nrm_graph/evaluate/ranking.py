@@ -202,7 +202,9 @@ class Edges:
         net = replace(self.net, rules=rules, silent=frozenset(), groups={})
         made = plan(net, self.partitions)
         sums = {pair: _Sums() for pair in self.pairs}
+        seen = 0
         for xs, targets in inputs():
+            seen += len(targets)
             for b in range(len(targets)):  # tables of single neurons are large
                 one = tuple(
                     net.layout.batches[name].one(x, b)
@@ -216,7 +218,7 @@ class Edges:
         for (dst, src), total in sums.items():
             ids, values = total.result()
             edges = np.stack(np.divmod(ids, self.partitions[src].n_units), 1)
-            found[dst, src] = edges, np.abs(values)
+            found[dst, src] = edges, np.abs(values) / seen
         return found
 
     def _contributions(self, made: Any, xs: Batch, targets: Tensor, gradient: bool) -> Any:

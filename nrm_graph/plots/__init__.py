@@ -6,6 +6,7 @@ function takes axes or makes a figure of its own, and returns the axes:
 """
 
 from nrm_graph.plots.common import NEGATIVE, NEUTRAL, POSITIVE, SIGNED
+from nrm_graph.plots.faithfulness import plot_faithfulness
 from nrm_graph.plots.flow import plot_flow
 from nrm_graph.plots.heatmap import plot_heatmap
 from nrm_graph.plots.report import plot_report
@@ -16,6 +17,7 @@ __all__ = [
     "NEUTRAL",
     "POSITIVE",
     "SIGNED",
+    "plot_faithfulness",
     "plot_flow",
     "plot_heatmap",
     "plot_report",
