@@ -253,6 +253,16 @@ def _parser() -> argparse.ArgumentParser:
         "nrm-graph subgraph relevance.nrm --input cat.png --top 100 --output cat.svg",
         "The suffix names the format: .graphml, .json (node-link), .svg or .png.",
     )
+    circuit = add(
+        "circuit",
+        commands.circuit,
+        "The strongest edges that a group of inputs has in common, with statistics.",
+        "nrm-graph circuit relevance.nrm --where \"label = 'cat'\" --output cat.svg",
+        "Relevances are means over the group; exact zeros count.  Without --output the edges are\n"
+        "printed.  The suffix of --output names the format: .graphml, .gexf, .json (node-link),\n"
+        ".attribution.json (circuit-tracer, Neuronpedia), .parquet, .neo4j.csv, .svg or .png.\n\n"
+        + EXPRESSIONS,
+    )
     verify = add(
         "verify",
         commands.verify,
@@ -271,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--format", choices=TABLE_FORMATS, help="findings as a table")
     verify.add_argument("--output", metavar="FILE", help="write that table here")
-    for sub in (info, sql, relevance, paths, materialize, subgraph):
+    for sub in (info, sql, relevance, paths, materialize, subgraph, circuit):
         sub.add_argument("store", metavar="STORE")
     sql.add_argument("query", metavar="QUERY")
     relevance.add_argument("expression", metavar="EXPR")
@@ -291,6 +301,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     for sub in (relevance, paths, subgraph):
         sub.add_argument("--given", metavar="EXPR", help="condition on this event")
+    circuit.add_argument(
+        "--where", metavar="SQL", help="condition over inputs, such as \"label = 'cat'\" (all)"
+    )
+    circuit.add_argument("--top", type=arguments.positive, default=200, help="edges to keep (200)")
+    circuit.add_argument(
+        "--given",
+        metavar="NAME|EXPR",
+        help="a condition that was materialized, by its name or event: ratios of means",
+    )
+    circuit.add_argument(
+        "--per-input", action="store_true", help="with --given: the mean of single conditionals"
+    )
+    circuit.add_argument(
+        "--layers", metavar="A,B,...", type=arguments.names, help="only edges between these"
+    )
+    circuit.add_argument(
+        "--weight", choices=("unit", "logit"), default="unit", help="average R, or R x logit (unit)"
+    )
+    circuit.add_argument("--target", metavar="N", help="only inputs of this target")
+    circuit.add_argument(
+        "--mixed-targets", action="store_true", help="allow inputs that explain other outputs"
+    )
+    circuit.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="where sums are made (local)"
+    )
+    circuit.add_argument("--format", choices=TABLE_FORMATS, help="of the printed edges (table)")
+    circuit.add_argument("--output", metavar="FILE", help="write the graph here")
     materialize.add_argument("event", metavar="EXPR")
     materialize.add_argument("--name", required=True, help="of the tables: letters, digits and _")
     materialize.add_argument(

@@ -212,6 +212,44 @@ def subgraph(args: argparse.Namespace) -> None:
     print(f"{path}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
 
 
+def circuit(args: argparse.Namespace) -> None:
+    """Write or show the strongest edges of a group of inputs."""
+    path = None if args.output is None else graph_path(args.output)
+
+    import nrm_graph as ng
+    from nrm_graph import overview
+
+    with ng.open(args.store) as db:
+        given = args.given
+        if given is not None and given not in db.conditions()["name"].to_pylist():
+            given = arguments.event(given)
+        graph = db.circuit(
+            args.where,
+            top=args.top,
+            given=given,
+            layers=args.layers,
+            weight=args.weight,
+            per_input=args.per_input,
+            target=None
+            if args.target is None
+            else arguments.which(args.target, db.meta["classes"], db.outputs),
+            mixed_targets=args.mixed_targets,
+            engine=args.engine,
+        )
+        if path is not None:
+            for written in write_graph(graph, path):
+                print(
+                    f"{written}: {graph.number_of_nodes():,} nodes, "
+                    f"{graph.number_of_edges():,} edges"
+                )
+        elif args.format in (None, "table"):
+            print_facts(overview.circuit(graph, db))
+            print()
+            write_table(overview.circuit_edges(graph), "table")
+        else:
+            write_table(overview.circuit_edges(graph), args.format)
+
+
 def verify(args: argparse.Namespace) -> None:
     """Check a store."""
     from nrm_graph.verify import verify

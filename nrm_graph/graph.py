@@ -130,13 +130,15 @@ def subgraph(
         graph.graph["shapes"][names[layer]] = shape
         return {"position": ", ".join(str(int(i)) for i in np.unravel_index(unit, shape))}
 
-    def named(layer: int, unit: int) -> dict[str, str]:
+    def named(layer: int, unit: int) -> dict[str, str | int]:
         if partitions is None:
             return {}
         info, how = topology.layers[layer], partitions[layer].resolution
-        token = unit_names.token_of(info, how, unit, tokens)
-        text = {"name": unit_names.unit_name(info, how, unit, tokens)}
-        return text if token is None else text | {"token": token}
+        text: dict[str, str | int] = {"name": unit_names.unit_name(info, how, unit, tokens)}
+        place = None if tokens is None else unit_names.token_index(info, how, unit, len(tokens))
+        if tokens is None or place is None:
+            return text
+        return text | {"token": tokens[place], "token_index": place}
 
     for row in edges.take(chosen).to_pylist():
         weight = {"relevance": float(row["relevance"]) * scale}

@@ -17,6 +17,8 @@ from nrm_graph.unit_names import unit_name
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import networkx as nx
+
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
 
@@ -81,6 +83,35 @@ def answer(row: Mapping[str, Any], m: Measure, classes: Sequence[str] | None) ->
     if "given" not in row:
         shown["of the logit"] = row["relevance"] * m.logit
     return shown
+
+
+def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
+    """Return what a circuit is of, and what stands beside it, in the order to read it."""
+    facts = graph.graph
+    target = facts.get("target")
+    shown = {"inputs": f"{facts['inputs']:,}", "target": "several"}
+    shown |= {} if target is None else {"target": db.outputs.text(target, db.meta["classes"])}
+    shown |= {name: facts[name] for name in ("where", "given") if name in facts}
+    if "undefined" in facts:
+        shown |= {
+            "mean" if facts["per_input"] else "ratio of means": "of every input's own conditional"
+            if facts["per_input"]
+            else f"over R(condition) = {facts['condition_relevance']:.6g}",
+            "undefined": f"{facts['undefined']:,} inputs",
+            "amplification": facts["amplification"],
+        }
+    shown |= {"weight": facts["weight"], "share kept": facts["share"]}
+    shown |= {"absorbed": facts["absorbed"]}
+    return shown | ({"pruned": facts["pruned"]} if facts["pruned"] else {})
+
+
+def circuit_edges(graph: nx.DiGraph) -> pa.Table:
+    """Return the edges of a circuit as a table, the strongest first."""
+    from nrm_graph.graph_files import to_arrow
+
+    _, edges = to_arrow(graph)
+    size = np.abs(edges["relevance"].to_numpy())
+    return edges.take(np.argsort(-size, kind="stable")).replace_schema_metadata(None)
 
 
 def conditions(db: Database) -> list[str]:

@@ -36,17 +36,25 @@ def fits(topology: Topology, count: int) -> bool:
     return any(count in layer.shape for layer in topology.layers)
 
 
+def token_index(layer: LayerInfo, resolution: str, unit: int, count: int) -> int | None:
+    """Position among so many tokens that a unit belongs to, or None where it belongs to none."""
+    axis = token_axis(layer, count)
+    if axis is None or unit < 0:
+        return None
+    if resolution == "neuron":
+        return int(np.unravel_index(unit, layer.shape)[axis])
+    named = "token" if axis == 0 else "feature"  # all axes but the last, or the last
+    return unit if resolution == named and unit < count else None
+
+
 def token_of(
     layer: LayerInfo, resolution: str, unit: int, tokens: Sequence[str] | None
 ) -> str | None:
     """Text of the token that a unit belongs to, or None where it belongs to none."""
-    axis = None if tokens is None else token_axis(layer, len(tokens))
-    if tokens is None or axis is None or unit < 0:
+    if tokens is None:
         return None
-    if resolution == "neuron":
-        return tokens[int(np.unravel_index(unit, layer.shape)[axis])]
-    named = "token" if axis == 0 else "feature"  # all axes but the last, or the last
-    return tokens[unit] if resolution == named and unit < len(tokens) else None
+    place = token_index(layer, resolution, unit, len(tokens))
+    return None if place is None else tokens[place]
 
 
 def unit_name(

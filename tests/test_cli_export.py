@@ -76,7 +76,7 @@ def test_pictures(tmp_path: Path, suffix: str, magic: bytes) -> None:
 
 def test_graph_errors(tmp_path: Path) -> None:
     for path, message in (
-        (tmp_path / "g.gexf", "ends in"),
+        (tmp_path / "g.dot", "ends in"),
         (tmp_path / "no" / "g.json", "no folder"),
     ):
         with pytest.raises(InputError, match=message):

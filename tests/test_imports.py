@@ -57,6 +57,8 @@ LEVELS = (
     # for people
     ("arrays",),
     ("demo_network", "models", "sources", "overview"),
+    ("writing",),
+    ("graph_files",),
     ("export",),
     ("demo",),
     ("arguments",),
@@ -67,6 +69,8 @@ LIGHT = (
     "database",
     "verify",
     "conditions",
+    "writing",
+    "graph_files",
     "circuits",
     "export",
     "overview",

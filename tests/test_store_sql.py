@@ -10,7 +10,7 @@ import pytest
 from tiny_stores import all_rows, checksums, make, record, tables, write
 
 import nrm_graph as ng
-from nrm_graph.store.manifest import read_manifests
+from nrm_graph.store.listing import read_manifests
 from nrm_graph.store.statement import check_statement
 from nrm_graph.store.writer import Writer
 

@@ -48,13 +48,11 @@ def circuit(
     rows = source(db, chosen, weight, given, per_input)
     totals, whole = _strongest(db, rows, top, pairs, engine)
     edges = _edge_statistics(db, rows, totals, top, pairs, engine)
-    nodes = _node_statistics(db, rows, edges, engine)
+    nodes, absorbed = _node_statistics(db, rows, edges, engine)
     found = graphs.subgraph(
         db.topology,
-        nodes.append_column("relevance", [_mean(rows, nodes)]),
-        edges.append_column("relevance", [_mean(rows, edges)]).append_column(
-            "conditional", pa.nulls(len(edges), pa.float64())
-        ),
+        nodes,
+        edges.append_column("conditional", pa.nulls(len(edges), pa.float64())),
         max(top, 1),
         partitions=db.partitions,
     )
@@ -62,7 +60,7 @@ def circuit(
     kept = float(np.abs(totals["total"].to_numpy()).sum())
     found.graph |= {
         "share": kept / whole if whole else 1.0,
-        **_absorbed(db, rows, engine),
+        **absorbed,
         "inputs": len(rows.group),
         "keys": tuple(sorted(set(rows.group.keys))),
         "weight": weight,
@@ -119,26 +117,43 @@ def _strongest(
     return found.take(places[size[places] > 0]), float(size.sum())
 
 
-_STATISTICS = """
-WITH limits AS (
-  SELECT input_id, list_min(max(abs(relevance), {top})) AS least
-  FROM {edges}{filter} GROUP BY input_id)
-SELECT place, count(*) AS n, sum(v) AS total, sum(v * v) AS squares, sum(v * base) AS crossed,
-  count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative,
+# The k-th largest value without a sort of all; where windows are all there is, as in Spark:
+# row_number() OVER (PARTITION BY input_id ORDER BY abs(relevance) DESC) = k.
+_LIMITS = """
+SELECT input_id, list_min(max(abs(relevance), {top})) AS least
+FROM {edges}{filter} GROUP BY input_id
+"""
+
+# Around the mean, which is known: a sum of squares less its square would lose half the digits.
+_SUMS = """sum((v - mean * base) * (v - mean * base)) AS scatter, sum(base * base) AS present,
+  count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative"""
+
+# Every row's input is in weights and limits.  With inner joins there DuckDB 2.0 joins them first,
+# with all edges: five times slower.
+_EDGES = """
+SELECT place, count(*) AS n, {sums},
   count(*) FILTER (WHERE size >= least AND size > 0) AS strong
 FROM (
-  SELECT place, CAST(relevance AS DOUBLE) * weight AS v, base, abs(relevance) AS size, least
-  FROM {edges} JOIN chosen USING ({keys}) JOIN weights USING (input_id) JOIN limits USING (input_id)
+  SELECT place, mean, CAST(relevance AS DOUBLE) * weight AS v, base, abs(relevance) AS size, least
+  FROM {edges} JOIN chosen USING ({keys})
+    LEFT JOIN weights USING (input_id) LEFT JOIN limits USING (input_id)
+  WHERE dst_layer IN ({layers})
 ) AS valued GROUP BY place
 """
 
-_NODES = """
-SELECT place, count(*) AS n, sum(v) AS total, sum(v * v) AS squares, sum(v * base) AS crossed,
-  count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative,
+# Of the chosen nodes, and of all that absorb.
+_TOTALS = """
+SELECT {keys}, sum(CAST(relevance AS DOUBLE) * weight) AS total,
   sum(CAST(activation AS DOUBLE)) AS activation
+FROM {nodes} LEFT JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id)
+WHERE place IS NOT NULL OR unit < 0 GROUP BY {keys}
+"""
+
+_NODES = """
+SELECT place, {sums}
 FROM (
-  SELECT place, CAST(relevance AS DOUBLE) * weight AS v, base, activation
-  FROM {nodes} JOIN chosen USING ({keys}) JOIN weights USING (input_id)
+  SELECT place, mean, CAST(relevance AS DOUBLE) * weight AS v, base
+  FROM {nodes} JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id)
 ) AS valued GROUP BY place
 """
 
@@ -151,18 +166,42 @@ def _edge_statistics(
     pairs: list[int] | None,
     engine: Engine,
 ) -> pa.Table:
-    """Aggregate the chosen edges, in their order."""
-    query = _STATISTICS.format(
-        top=int(top),
-        edges=rows.edges,
-        filter=edge_filter(pairs, rows.pruned),
-        keys=", ".join(EDGE),
-    )
-    return _sums(db, rows, query, totals.select(EDGE), engine)
+    """Aggregate the chosen edges, in their order; ``relevance`` is the mean."""
+    limits = _limits(db, rows, top, pairs, engine)
+    mean = totals["total"].to_numpy() / rows.base.sum()
+    chosen = totals.select(EDGE).append_column("mean", [mean])
+    among = ", ".join(map(str, np.unique(totals["dst_layer"].to_numpy()))) or "NULL"
+    query = _EDGES.format(sums=_SUMS, edges=rows.edges, keys=", ".join(EDGE), layers=among)
+    return _scattered(rows, _sums(db, rows, query, chosen, engine, limits=limits))
 
 
-def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine) -> pa.Table:
-    """Aggregate the nodes that edges join."""
+def _limits(
+    db: Database, rows: Source, top: int, pairs: list[int] | None, engine: Engine
+) -> pa.Table:
+    """Size of the k-th strongest edge of every input; what was asked before is remembered."""
+    limits: dict[int, float] = {}
+    if not rows.tables:
+        name = rows.edges, int(top), None if pairs is None else tuple(pairs)
+        limits = db._limits.setdefault(name, limits)
+    ids = rows.group.ids.tolist()
+    missing = [identity for identity in ids if identity not in limits]
+    if missing:
+        query = _LIMITS.format(
+            top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned)
+        )
+        found = engine(db, query, missing, rows.tables, ("input_id",))
+        limits |= dict.fromkeys(missing, 0.0)  # one may have no edges
+        limits |= zip(found["input_id"].to_pylist(), found["least"].to_pylist(), strict=True)
+    return pa.table({"input_id": ids, "least": pa.array([limits[i] for i in ids], pa.float32())})
+
+
+def _node_statistics(
+    db: Database, rows: Source, edges: pa.Table, engine: Engine
+) -> tuple[pa.Table, dict[str, float]]:
+    """Aggregate the nodes that edges join, and what pseudo-units hold.
+
+    ``relevance`` is the mean, as ``activation`` is.
+    """
     ends = [
         np.column_stack([edges[f"{end}_layer"].to_numpy(), edges[f"{end}_unit"].to_numpy()])
         for end in ("dst", "src")
@@ -171,46 +210,71 @@ def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine
     chosen = pa.table(
         {"layer_id": pairs[:, 0].astype(np.int16), "unit": pairs[:, 1].astype(np.int32)}
     )
-    query = _NODES.format(nodes=rows.nodes, keys=", ".join(NODE))
-    found = _sums(db, rows, query, chosen, engine)
-    mean = found["activation"].to_numpy() / len(rows.group)
-    place = found.schema.get_field_index("activation")
-    return found.set_column(place, "activation", pa.array(mean, mask=pairs[:, 1] < 0))
-
-
-def _sums(db: Database, rows: Source, query: str, chosen: pa.Table, engine: Engine) -> pa.Table:
-    """Aggregate chosen edges or nodes, a row each in their order; 0 where there is no row."""
-    place = np.arange(len(chosen))
-    tables = {
-        **rows.tables,
-        "weights": rows.weights,
-        "chosen": chosen.append_column("place", [place]),
+    names = {"nodes": rows.nodes, "keys": ", ".join(NODE)}
+    tables = {**rows.tables, "weights": rows.weights, "chosen": _placed(chosen)}
+    totals = engine(db, _TOTALS.format(**names), rows.group.ids.tolist(), tables, NODE)
+    sums = {
+        (layer, unit): (total, activation or 0.0)
+        for layer, unit, total, activation in zip(
+            *(totals[name].to_pylist() for name in totals.column_names), strict=True
+        )
     }
+    both = np.array([sums.get(pair, (0.0, 0.0)) for pair in map(tuple, pairs.tolist())])
+    total, activation = both.reshape(-1, 2).T
+    chosen = chosen.append_column("mean", [total / rows.base.sum()])
+    found = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
+    mean = pa.array(activation / len(rows.group), mask=pairs[:, 1] < 0)
+    return _scattered(rows, found).append_column("activation", mean), _absorbed(rows, sums)
+
+
+def _absorbed(
+    rows: Source, sums: Mapping[tuple[int, int], tuple[float, float]]
+) -> dict[str, float]:
+    """Mean relevance that pseudo-units hold, and that pruning took from the edges."""
+    held = dict.fromkeys((BIAS, STABILIZER, REMAINDER, PRUNED), 0.0)
+    for (_, unit), (total, _) in sums.items():
+        if unit in held:
+            held[unit] += total / float(rows.base.sum())
+    absorbed = sum(value for unit, value in held.items() if unit != PRUNED)
+    return {"absorbed": absorbed} | {PSEUDO_UNITS[unit]: value for unit, value in held.items()}
+
+
+def _sums(
+    db: Database,
+    rows: Source,
+    query: str,
+    chosen: pa.Table,
+    engine: Engine,
+    **further: pa.Table,
+) -> pa.Table:
+    """Aggregate chosen edges or nodes, a row each in their order; 0 where there is no row."""
+    tables = {**rows.tables, **further, "weights": rows.weights, "chosen": _placed(chosen)}
     found = engine(db, query, rows.group.ids.tolist(), tables, ("place",))
     at = found["place"].to_numpy()
     for name in found.column_names[1:]:
-        column = found[name]
-        column = column.fill_null(0).to_numpy()
+        column = found[name].fill_null(0).to_numpy()
         values = np.zeros(len(chosen), np.float64 if column.dtype.kind == "f" else np.int64)
         values[at] = column
         chosen = chosen.append_column(name, [values])
     return chosen
 
 
-def _mean(rows: Source, sums: pa.Table) -> Any:
-    return sums["total"].to_numpy() / rows.base.sum()
+def _placed(chosen: pa.Table) -> pa.Table:
+    return chosen.append_column("place", [np.arange(len(chosen))])
 
 
-def _scatter(rows: Source, sums: pa.Table) -> Any:
-    """Return the standard deviation of what single inputs add to a mean.
+def _scattered(rows: Source, sums: pa.Table) -> pa.Table:
+    """Name the mean ``relevance``, and add the standard deviation of what inputs add to it.
 
     Of d = v - mean x base, over the mean of base: with bases of 1 that is the standard deviation
     of v, absent rows being 0; else the usual linearisation of a ratio of means.
     """
-    count, mean = len(rows.group), _mean(rows, sums)
-    squares = sums["squares"].to_numpy() - 2 * mean * sums["crossed"].to_numpy()
-    squares = squares + mean**2 * (rows.base**2).sum()
-    return np.sqrt(np.maximum(squares, 0.0) / max(count - 1, 1)) / abs(rows.base.mean())
+    mean = sums["mean"].to_numpy()
+    absent = np.maximum((rows.base**2).sum() - sums["present"].to_numpy(), 0.0)
+    squares = sums["scatter"].to_numpy() + mean**2 * absent
+    std = np.sqrt(squares / max(len(rows.group) - 1, 1)) / abs(rows.base.mean())
+    names = ["relevance" if name == "mean" else name for name in sums.column_names]
+    return sums.rename_columns(names).append_column("std", [std])
 
 
 def _annotate(
@@ -219,12 +283,10 @@ def _annotate(
     """Add statistics to the nodes and edges of a graph."""
     names = [layer.name for layer in db.topology.layers]
     limits = pruning.stored(db.meta, db.topology)
-    scatter = _scatter(rows, nodes)
-    for i, row in enumerate(nodes.to_pylist()):
+    for row in nodes.to_pylist():
         data = found.nodes[(names[row["layer_id"]], row["unit"])]
-        data |= _statistics(rows, row, scatter[i])
-    scatter = _scatter(rows, edges)
-    for i, row in enumerate(edges.to_pylist()):
+        data |= _statistics(rows, row)
+    for row in edges.to_pylist():
         src, dst = ((names[row[f"{end}_layer"]], row[f"{end}_unit"]) for end in ("src", "dst"))
         missing = len(rows.group) - row["n"]
         if missing and (row["dst_layer"], row["src_layer"]) in limits:
@@ -232,34 +294,17 @@ def _annotate(
             found.edges[src, dst]["missing"] = missing
             continue
         found.edges[src, dst].update(
-            _statistics(rows, row, scatter[i]) | {"top_share": row["strong"] / len(rows.group)}
+            _statistics(rows, row) | {"top_share": row["strong"] / len(rows.group)}
         )
 
 
-def _statistics(rows: Source, row: Mapping[str, Any], scatter: float) -> dict[str, Any]:
+def _statistics(rows: Source, row: Mapping[str, Any]) -> dict[str, Any]:
     count = len(rows.group)
     nonzero = row["positive"] + row["negative"]
-    same = row["positive"] if row["total"] > 0 else row["negative"]
+    same = row["positive"] if row["relevance"] * rows.base.sum() > 0 else row["negative"]
     found: dict[str, Any] = {"inputs": nonzero}
     if nonzero:
         found["agreement"] = same / nonzero
     if count > 1:
-        found |= {"std": float(scatter), "stderr": float(scatter) / count**0.5}
+        found |= {"std": row["std"], "stderr": row["std"] / count**0.5}
     return found
-
-
-def _absorbed(db: Database, rows: Source, engine: Engine) -> dict[str, float]:
-    """Mean relevance that pseudo-units hold, and that pruning took from the edges."""
-    query = (
-        "SELECT unit, sum(CAST(relevance AS DOUBLE) * weight) AS total "
-        f"FROM {rows.nodes} JOIN weights USING (input_id) WHERE unit < 0 GROUP BY unit"
-    )
-    tables = {**rows.tables, "weights": rows.weights}
-    found = engine(db, query, rows.group.ids.tolist(), tables, ("unit",))
-    sums = dict(zip(found["unit"].to_pylist(), found["total"].to_pylist(), strict=True))
-    parts = {
-        PSEUDO_UNITS[unit]: sums.get(unit, 0.0) / rows.base.sum() + 0.0  # no -0.0
-        for unit in (BIAS, STABILIZER, REMAINDER, PRUNED)
-    }
-    absorbed = sum(value for name, value in parts.items() if name != PSEUDO_UNITS[PRUNED])
-    return {"absorbed": float(absorbed), **{name: float(v) for name, v in parts.items()}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -197,6 +198,70 @@ def remove_quietly(path: Path) -> None:
         path.unlink()
 
 
+@contextlib.contextmanager
+def alone(folder: Path, other: str) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process however it ends.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    other : str
+        In words, what holds the lock where this cannot.
+
+    Raises
+    ------
+    StoreError
+        If another process or thread holds it, or the file system has no locks.
+    """
+    handle = -1
+    try:
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{other} is at work in {folder.parent}: wait until it ends") from None
+        except OSError as error:
+            raise StoreError(
+                f"cannot lock {folder}: {error.strerror or error}; the store must be a folder of a "
+                "local disk, and complete"
+            ) from error
+        yield
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def remove_abandoned(path: Path, unless: Path | None = None) -> int:
+    """Remove a file of a killed writer, but not where the writer lives or `unless` is there.
+
+    Returns
+    -------
+    int
+        Bytes that were removed; -1 if the file stays or is gone already.
+
+    Notes
+    -----
+    A writer holds the lock of its file until the manifest is in place, and the file is part of the
+    store: that is looked for when the lock is held.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if unless is not None and os.path.lexists(unless):
+            return -1
+        size = os.fstat(handle).st_size
+        path.unlink()
+    except OSError:
+        return -1
+    finally:
+        os.close(handle)
+    return size
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file in hexadecimal digits, read in pieces."""
     with path.open("rb") as file:
@@ -212,6 +277,9 @@ class HashingFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = io.BufferedWriter(io.FileIO(path, "xb"), 1 << 20)
+        # While it is open, nobody takes it for one that a killed writer left: `remove_abandoned`.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_SH)
         self._digest = hashlib.sha256()
         self._abandoned = False
         self.size = 0

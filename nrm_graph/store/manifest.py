@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import graphlib
 import json
 import re
 import secrets
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import StoreError
 from nrm_graph.store.files import (
-    file_size,
     parse_object,
     publish,
     read_limited,
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ERROR = 2000
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
+_OWN_NAME = re.compile(r"[0-8][0-9]{18}-[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -84,6 +83,17 @@ def new_name(after: str = "") -> str:
     """
     earliest = int(after[:19] or "0") + 1
     return f"{max(time.time_ns(), earliest):019d}-{secrets.token_hex(8)}"
+
+
+def name_after(last: str) -> str:
+    """Name of a shard that takes the place of others, of which `last` is the greatest.
+
+    It sorts right after `last`: the order of shards tells which of two pairs counts, and whether a
+    failure was made good later.
+    """
+    if not _OWN_NAME.fullmatch(last):
+        return new_name()
+    return f"{int(last[:19]) + 1:019d}-{secrets.token_hex(8)}"
 
 
 def data_name(shard: str, table: str) -> str:
@@ -163,71 +173,14 @@ def decode(name: str, data: bytes) -> Manifest:
 
 
 def read_manifest(folder: Path, name: str) -> Manifest:
-    """Read one manifest and check that its files are there with the sizes that it states.
+    """Read the manifest of one shard.
 
     Raises
     ------
     StoreError
-        If the manifest is malformed or a file is missing, a link or of another size.
+        If it is missing, a link or malformed.
     """
-    manifest = decode(name, read_limited(folder / f"{name}.json", MAX_MANIFEST_BYTES))
-    for info in manifest.files.values():
-        size = file_size(folder / info.name)
-        if size != info.size:
-            raise StoreError(
-                f"expected {info.name} to hold {info.size} bytes, found {size}; "
-                "the file was truncated or changed: copy the store again or remove the shard "
-                f"{name} and extract its inputs anew"
-            )
-    return manifest
-
-
-def read_manifests(folder: Path) -> tuple[Manifest, ...]:
-    """Manifests of a folder in the order of their names, without the replaced ones.
-
-    A folder that is missing holds none.
-
-    Raises
-    ------
-    StoreError
-        If the folder is a link, a manifest is not valid or manifests replace each other in a
-        circle.
-    """
-    if folder.is_symlink():
-        raise StoreError(
-            f"expected {folder} to be a folder, found a symbolic link; do not trust it"
-        )
-    if not folder.exists():
-        return ()
-    for attempt in range(3):
-        try:
-            names = sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".json"))
-        except OSError as error:
-            raise StoreError(f"cannot list {folder}: {error.strerror}") from error
-        for name in names:
-            if not _NAME.fullmatch(name):
-                raise StoreError(
-                    f"expected names of manifests to be plain, found {name + '.json'!r} in "
-                    f"{folder}; remove the file, no writer of this package makes it"
-                )
-        manifests = []
-        try:
-            for name in names:
-                manifests.append(read_manifest(folder, name))  # noqa: PERF401 (partial on error)
-            break
-        except StoreError:
-            # A replaced shard may be deleted between listing and reading; look once more.
-            listed = {p.name[:-5] for p in folder.iterdir() if p.name.endswith(".json")}
-            if attempt == 2 or set(names) <= listed:
-                raise
-    try:
-        graphlib.TopologicalSorter({m.name: m.replaces for m in manifests}).prepare()
-    except graphlib.CycleError as error:
-        raise StoreError(
-            f"shards replace each other in a circle: {error.args[1]}; do not trust this store"
-        ) from error
-    replaced = {other for m in manifests for other in m.replaces}
-    return tuple(m for m in manifests if m.name not in replaced)
+    return decode(name, read_limited(folder / f"{name}.json", MAX_MANIFEST_BYTES))
 
 
 def commit(folder: Path, manifest: Manifest, temporaries: Mapping[str, Path]) -> None:

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.store.manifest import data_name, read_manifests
+from nrm_graph.store.listing import read_manifests
+from nrm_graph.store.manifest import data_name
 from nrm_graph.store.metadata import Fields
 from nrm_graph.store.schema import (
     FAILURES,
@@ -25,7 +26,7 @@ from nrm_graph.store.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -44,6 +45,13 @@ class Part:
 class Snapshot:
     """The committed (key, target) pairs of a store at one moment.
 
+    Parameters
+    ----------
+    folder : Path
+        The store's folder, or a condition's.
+    manifests : iterable of Manifest, optional
+        Those that count, in order, where they were read before.
+
     Attributes
     ----------
     folder : Path
@@ -56,11 +64,11 @@ class Snapshot:
         For each input_id its entry there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, manifests: Iterable[Manifest] | None = None) -> None:
         self.folder = folder
-        self.manifests: Mapping[str, Manifest] = {
-            m.name: m for m in read_manifests(folder / "shards")
-        }
+        if manifests is None:
+            manifests = read_manifests(folder / "shards")
+        self.manifests: Mapping[str, Manifest] = {m.name: m for m in manifests}
         self.shard_of: dict[int, str] = {}
         self.entries: dict[int, Entry] = {}
         for name, manifest in self.manifests.items():
@@ -150,23 +158,9 @@ class Snapshot:
         """
         entry = self.entries[identity]
         path = self.path(self.shard_of[identity], table)
-        first, count = entry.nodes if table == "nodes" else entry.edges
-        with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if first + count > file.num_row_groups:
-                raise StoreError(
-                    f"{path} has {file.num_row_groups} row groups, its manifest speaks of "
-                    f"{first + count}: copy the store again"
-                )
-            if file.schema_arrow.names != SCHEMAS[table].names:
-                raise StoreError(
-                    f"{path} has the columns {file.schema_arrow.names}, expected "
-                    f"{SCHEMAS[table].names}: do not trust this store"
-                )
-            found = file.read_row_groups(list(range(first, first + count)))
-            found = found.cast(SCHEMAS[table])
-        if len(found) and pc.any(pc.not_equal(found["input_id"], identity)).as_py():
-            raise StoreError(f"{path} holds rows of another input where {entry.key!r} should be")
-        return found
+        with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            groups = list(row_groups(file, path, table, entry))
+        return pa.concat_tables([SCHEMAS[table].empty_table(), *groups])
 
     def facts(self, identity: int) -> dict[str, Any]:
         """Columns of ``inputs`` of one input, metadata included.
@@ -177,7 +171,7 @@ class Snapshot:
             If the file is damaged or lacks the input.
         """
         path = self.path(self.shard_of[identity], "inputs")
-        with _damage(path):
+        with damage(path):
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 table = file.read()
             rows = table.filter(pc.equal(table["input_id"], identity)).to_pylist()
@@ -197,7 +191,7 @@ class Snapshot:
         for shard in self.manifests if shards is None else shards:
             if self.manifests[shard].inputs:
                 path = self.path(shard, "inputs")
-                with _damage(path), pq.ParquetFile(path) as file:
+                with damage(path), pq.ParquetFile(path) as file:
                     table = file.read(["key", "predicted"])
                     found |= zip(
                         table["key"].to_pylist(), table["predicted"].to_pylist(), strict=True
@@ -216,7 +210,7 @@ class Snapshot:
         """
         entry = self.entries[identity]
         path = self.path(self.shard_of[identity], "tensors")
-        with _damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with damage(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             keys = file.read(["key"])["key"].to_pylist()
             if entry.key not in keys:
                 raise InputError(
@@ -246,6 +240,33 @@ class Snapshot:
         return tensors
 
 
+def row_groups(file: Any, path: Path, table: str, entry: Entry) -> Iterator[pa.Table]:
+    """Row groups of one input in ``nodes`` or ``edges``.
+
+    Raises
+    ------
+    StoreError
+        If the file is damaged, or holds other rows than its manifest says.
+    """
+    first, count = entry.nodes if table == "nodes" else entry.edges
+    if first + count > file.num_row_groups:
+        raise StoreError(
+            f"{path} has {file.num_row_groups} row groups, its manifest speaks of "
+            f"{first + count}: copy the store again"
+        )
+    if file.schema_arrow.names != SCHEMAS[table].names:
+        raise StoreError(
+            f"{path} has the columns {file.schema_arrow.names}, expected "
+            f"{SCHEMAS[table].names}: do not trust this store"
+        )
+    for group in range(first, first + count):
+        with damage(path):
+            found = file.read_row_group(group).cast(SCHEMAS[table])
+        if len(found) and pc.any(pc.not_equal(found["input_id"], entry.input_id)).as_py():
+            raise StoreError(f"{path} holds rows of another input where {entry.key!r} should be")
+        yield found
+
+
 def _row(file: Any, row: int) -> dict[str, Any]:
     """One row of a file; its row group alone is read."""
     group = 0
@@ -273,7 +294,7 @@ def array_of(row: Mapping[str, Any]) -> npt.NDArray[Any]:
     return found.astype(dtype, copy=False)
 
 
-class _damage:
+class damage:
     """Turn what Arrow raises at a damaged file into a StoreError."""
 
     def __init__(self, path: Path) -> None:
@@ -283,6 +304,10 @@ class _damage:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise StoreError(
+                f"the file {self.path} is no longer there: open the store again"
+            ) from error
         if isinstance(error, OSError | pa.ArrowException | KeyError | UnicodeDecodeError):
             raise StoreError(
                 f"{self.path} is damaged: {error}; copy the store again, or remove the shard and "

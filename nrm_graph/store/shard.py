@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 import secrets
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nrm_graph.errors import InputError
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store import metadata
 from nrm_graph.store.files import HashingFile, remove_quietly
 from nrm_graph.store.manifest import (
@@ -42,6 +43,7 @@ from nrm_graph.store.schema import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 MAX_KEY_BYTES = 4096
@@ -253,7 +255,72 @@ class OpenShard:
             self._write("tensors", pa.Table.from_pylist([row], schema))
             self._tensors.add(record.key)
 
-    def commit(self, name: str, failures: tuple[tuple[str, str], ...] = ()) -> Manifest:
+    def copy(
+        self,
+        entry: Entry,
+        row: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        tables: Mapping[str, Iterable[pa.Table]],
+    ) -> None:
+        """Write an input of another shard as it stands there.
+
+        Parameters
+        ----------
+        entry : Entry
+            The input, in the other shard.
+        row : mapping
+            Its columns of ``INPUTS``.
+        fields : mapping
+            Its metadata as plain values.
+        tables : mapping of str to iterable of pyarrow.Table
+            Row groups of ``nodes`` and ``edges``, one after the other.
+
+        Raises
+        ------
+        OSError
+            If the disk fails.
+        """
+        groups: dict[str, tuple[int, int]] = {}
+        for kind in ORDER:
+            first = self._groups[kind]
+            for rows in tables[kind]:
+                if len(rows):
+                    self._write(kind, rows)
+                    self._groups[kind] += -(-len(rows) // ROWS_PER_GROUP)
+            groups[kind] = first, self._groups[kind] - first
+        self._inputs.append({name: row[name] for name in INPUTS.names})
+        self._metadata.append(dict(fields))
+        self._entries.append(replace(entry, nodes=groups["nodes"], edges=groups["edges"]))
+
+    def has_tensors(self, key: str) -> bool:
+        """Whether the tensors of a key were written."""
+        return key in self._tensors
+
+    def copy_tensor(self, row: pa.Table) -> None:
+        """Write one row of another shard's ``tensors``.
+
+        Raises
+        ------
+        StoreError
+            If it has other columns than the rows before.
+        OSError
+            If the disk fails.
+        """
+        before = self._writers.get("tensors")
+        if before is not None and before.schema.names != row.schema.names:
+            raise StoreError(
+                f"of the tensors in {self.folder} some have names and some have none: do not trust "
+                "this store"
+            )
+        self._write("tensors", row)
+        self._tensors.add(row["key"][0].as_py())
+
+    def commit(
+        self,
+        name: str,
+        failures: tuple[tuple[str, str], ...] = (),
+        replaces: tuple[str, ...] = (),
+    ) -> Manifest:
         """Finish the files and publish the shard under a name; on an error nothing remains.
 
         Raises
@@ -276,12 +343,13 @@ class OpenShard:
                     self._writers[table].close()
                     file = self._files[table]
                     file.sync()
-                    file.close()
                     files[table] = FileInfo(
                         data_name(name, table), file.size, file.sha256, self._rows[table]
                     )
-            manifest = Manifest(name, files, kinds, tuple(self._entries), (), failures)
+            manifest = Manifest(name, files, kinds, tuple(self._entries), replaces, failures)
             commit(self.folder, manifest, {t: f.path for t, f in self._files.items()})
+            for file in self._files.values():
+                file.close()
         except BaseException:
             self.abort()
             raise

@@ -63,10 +63,10 @@ class Writer:
         self.folder = folder
         self._limits = shard_inputs, shard_bytes
         self._queue_bytes = queue_bytes
-        self._snapshot = Snapshot(folder)
-        self._fields = self._snapshot.fields
-        self._known = set(self._snapshot.entries)
-        self._contents = {e.key: e.content for e in self._snapshot.entries.values()}
+        snapshot = Snapshot(folder)
+        self._fields = snapshot.fields
+        self._known = set(snapshot.entries)
+        self._contents = {e.key: e.content for e in snapshot.entries.values()}
         self._predicted: dict[str, int] | None = None
         self._count = threads
         self._threads: list[threading.Thread] = []
@@ -117,7 +117,8 @@ class Writer:
         if key not in self._contents:
             return None
         if self._predicted is None:
-            self._predicted = self._snapshot.predictions()
+            # What is there now: a compaction may have replaced the files of before.
+            self._predicted = Snapshot(self.folder).predictions()
         return self._predicted.get(key)
 
     def add(self, record: Record) -> bool:

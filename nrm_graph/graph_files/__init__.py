@@ -1,0 +1,184 @@
+"""Graphs as files and tables: of one input's relevance, or of a data set's circuit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import InputError
+from nrm_graph.writing import in_folder, plain
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    import networkx as nx
+    import numpy.typing as npt
+    import pyarrow as pa
+
+__all__ = ["GRAPH_SUFFIXES", "graph_path", "to_arrow", "write_graph"]
+
+GRAPH_SUFFIXES = (
+    ".graphml",
+    ".gexf",
+    ".json",
+    ".attribution.json",
+    ".parquet",
+    ".neo4j.csv",
+    ".svg",
+    ".png",
+)
+
+
+def graph_path(path: str | os.PathLike[str]) -> Path:
+    """Check that a graph can be written to a path, before anything is computed for it.
+
+    Raises
+    ------
+    InputError
+        If the suffix is not known or the folder does not exist.
+    """
+    path = Path(path)
+    if _suffix(path) is None:
+        raise InputError(
+            f"cannot write a graph to {path}: expected a name that ends in "
+            f"{', '.join(GRAPH_SUFFIXES)}"
+        )
+    return in_folder(path)
+
+
+def write_graph(
+    graph: nx.DiGraph, path: str | os.PathLike[str], *, image: npt.NDArray[Any] | None = None
+) -> list[Path]:
+    """Write a graph in the format that the suffix of the path names.
+
+    Parameters
+    ----------
+    graph : networkx.DiGraph
+        Nodes are (layer, unit), as of ``Measure.subgraph`` or ``Database.circuit``.
+    path : path-like
+        The suffix names the format:
+
+        ============================ =======================================================
+        ``.graphml``                 GraphML; nodes become ``layer:unit``
+        ``.gexf``                    GEXF, for Gephi; nodes become ``layer:unit``
+        ``.json``                    node-link; read it back with
+                                     ``networkx.node_link_graph(data, edges="edges")``
+        ``NAME.attribution.json``    the attribution graph of circuit-tracer and Neuronpedia:
+                                     :func:`nrm_graph.graph_files.attribution.attribution_graph`
+        ``NAME.parquet``             two tables, ``NAME.nodes.parquet`` and
+                                     ``NAME.edges.parquet``: :func:`to_arrow`
+        ``NAME.neo4j.csv``           ``NAME.nodes.csv``, ``NAME.relationships.csv`` and
+                                     ``NAME.graph.csv`` for Neo4j's bulk import:
+                                     :func:`nrm_graph.graph_files.neo4j.write_neo4j`
+        ``.svg``, ``.png``           a picture
+        ============================ =======================================================
+    image : ndarray, (H, W) or (H, W, 3), optional
+        The input, shown in a picture; see :func:`nrm_graph.plots.plot_subgraph`.
+
+    Returns
+    -------
+    list of Path
+        The files written.
+
+    Raises
+    ------
+    InputError
+        If the suffix is not known, the file cannot be written or its format cannot hold a name.
+
+    Notes
+    -----
+    Numbers are written so that they are read back as they were.  An attribute that is None or not
+    finite is left out; JSON writes null.
+    """
+    path = graph_path(path)
+    suffix = _suffix(path)
+    try:
+        if suffix in (".svg", ".png"):
+            from nrm_graph.plots import save_subgraph
+
+            save_subgraph(graph, path, image=image)
+            return [path]
+        if suffix == ".json":
+            path.write_text(_node_link(graph), encoding="utf-8")
+            return [path]
+        from nrm_graph.graph_files.flat import flat
+
+        return _writer(suffix)(flat(graph), path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    except UnicodeEncodeError as error:
+        text = error.object[error.start : error.end]
+        raise InputError(f"cannot write {path}: a name holds {text!r}, which is no text") from None
+
+
+def to_arrow(graph: nx.DiGraph) -> tuple[pa.Table, pa.Table]:
+    """Return a graph as two tables.
+
+    Parameters
+    ----------
+    graph : networkx.DiGraph
+        Nodes are (layer, unit).
+
+    Returns
+    -------
+    nodes : pyarrow.Table
+        ``layer`` (string), ``unit`` (int64; negative for pseudo-units), and one column for each
+        attribute, null where a node lacks it; relevance and its like are float64.
+    edges : pyarrow.Table
+        ``src_layer``, ``src_unit``, ``dst_layer``, ``dst_unit``, and the attributes.
+
+    Raises
+    ------
+    InputError
+        If a node is no (layer name, unit).
+
+    Notes
+    -----
+    What the graph holds about itself is JSON text in the metadata of both schemas, under
+    ``graph``.
+
+    Examples
+    --------
+    >>> import networkx as nx
+    >>> graph = nx.DiGraph(share=1.0)
+    >>> graph.add_node(("x", 0), relevance=0.5, depth=0)
+    >>> nodes, edges = to_arrow(graph)
+    >>> nodes.to_pylist()
+    [{'layer': 'x', 'unit': 0, 'relevance': 0.5, 'depth': 0}]
+    >>> nodes.schema.metadata[b"graph"]
+    b'{"share": 1.0}'
+    """
+    from nrm_graph.graph_files.flat import flat
+    from nrm_graph.graph_files.tables import tables
+
+    return tables(flat(graph))
+
+
+def _suffix(path: Path) -> str | None:
+    name = path.name.lower()
+    fitting = [suffix for suffix in GRAPH_SUFFIXES if name.endswith(suffix) and name != suffix]
+    return max(fitting, key=len, default=None)
+
+
+def _writer(suffix: str | None) -> Callable[[Any, Path], list[Path]]:
+    from nrm_graph.graph_files import attribution, markup, neo4j, tables
+
+    return {
+        ".graphml": markup.write_graphml,
+        ".gexf": markup.write_gexf,
+        ".attribution.json": attribution.write_attribution,
+        ".parquet": tables.write_parquet,
+        ".neo4j.csv": neo4j.write_neo4j,
+    }[str(suffix)]
+
+
+def _node_link(graph: nx.DiGraph) -> str:
+    import networkx as nx
+
+    made = nx.DiGraph(**plain(dict(graph.graph)))
+    made.add_nodes_from((node, plain(data)) for node, data in graph.nodes(data=True))
+    made.add_edges_from((src, dst, plain(data)) for src, dst, data in graph.edges(data=True))
+    data = nx.node_link_data(made, edges="edges")
+    return json.dumps(data, indent=1, allow_nan=False, default=str) + "\n"

@@ -1,0 +1,317 @@
+"""Compaction: small shards become larger ones, and files that nobody needs are deleted by age."""
+
+from __future__ import annotations
+
+import graphlib
+import math
+import re
+import stat
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from nrm_graph.errors import InputError, StoreError
+from nrm_graph.store import settings
+from nrm_graph.store.conditions import condition_folders
+from nrm_graph.store.files import alone, local_path, remove_abandoned, sync_folder
+from nrm_graph.store.listing import listed
+from nrm_graph.store.manifest import MAX_MANIFEST_BYTES
+from nrm_graph.store.merging import Shards, rewritten, shards_of
+from nrm_graph.store.metadata import MAX_FIELDS, joined
+from nrm_graph.store.schema import GROUPS_PER_FILE, ORDER, TABLES
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from nrm_graph.store.manifest import Manifest
+
+DAY = 86400.0
+UNLOCKED = 3600.0
+"""Seconds that unfinished files stay at least of which no lock tells whether their writer lives."""
+
+OPEN = 16
+"""Groups that further shards are offered to."""
+
+AT_WORK = "another compaction or deletion"
+
+_DATA = re.compile(rf"([0-9A-Za-z][0-9A-Za-z_-]*)\.({'|'.join(TABLES)})\.parquet(\.tmp)?")
+_MANIFEST = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*\.json\.tmp")
+_SINGLE = re.compile(
+    r"(program|store|condition|weights|units)\.(json|safetensors)\.[0-9a-f]{16}\.tmp"
+)
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction did to a store and its conditions.
+
+    Attributes
+    ----------
+    path : Path
+        The store.
+    shards_before, shards_after : int
+        Shards that count.
+    bytes_before, bytes_after : int
+        Their sizes.
+    merged, made : int
+        How many shards were replaced, and by how many.
+    deleted_files, deleted_bytes : int
+        Files of replaced shards, and what killed writers left.
+    waiting_files, waiting_bytes : int
+        Files of replaced shards that are too young to be deleted.
+    """
+
+    path: Path
+    shards_before: int
+    shards_after: int
+    bytes_before: int
+    bytes_after: int
+    merged: int
+    made: int
+    deleted_files: int
+    deleted_bytes: int
+    waiting_files: int
+    waiting_bytes: int
+
+    def __str__(self) -> str:
+        text = f"{self.path}: {self.shards_before:,} shards ({_megabytes(self.bytes_before)}) "
+        if self.merged:
+            text += f"became {self.shards_after:,} ({_megabytes(self.bytes_after)})"
+        else:
+            text += "need no merging"
+        if self.deleted_files:
+            text += f"; deleted {self.deleted_files:,} files ({_megabytes(self.deleted_bytes)})"
+        if self.waiting_files:
+            text += (
+                f"; {self.waiting_files:,} files of replaced shards "
+                f"({_megabytes(self.waiting_bytes)}) stay for readers that opened the store before"
+            )
+        return text
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def compact(
+    path: str | os.PathLike[str],
+    *,
+    shard_inputs: int = GROUPS_PER_FILE,
+    shard_bytes: int = 256 << 20,
+    older_than: float = DAY,
+    progress: bool = True,
+) -> Compaction:
+    """Merge the small shards of a store and of its conditions, and delete old files.
+
+    Rows are copied as they are, every checksum compared on the way.  Of pairs that two shards hold
+    the one that counts is kept.  Readers and writers may be at work meanwhile: a reader that
+    opened the store before goes on with the old files, which are deleted once their shard has been
+    replaced for `older_than`.  A process that is killed at any moment leaves a store with the same
+    rows.
+
+    Parameters
+    ----------
+    path : path
+        The store.
+    shard_inputs, shard_bytes : int
+        Largest number of inputs, and about the largest size, of a merged shard; shards of more
+        than half of either are left as they are.
+    older_than : float
+        Seconds.  Replaced files that no reader from before has to find any more: those that were
+        replaced so long ago, and those that a killed writer left so long ago, are deleted.
+    progress : bool
+        Show a bar where standard error is a terminal.
+
+    Raises
+    ------
+    InputError
+        If a limit is no positive number.
+    StoreError
+        If there is no store, a shard is damaged, the disk fails, or another compaction or deletion
+        is at work; what was merged before stays merged.
+    """
+    for name, value in (("shard_inputs", shard_inputs), ("shard_bytes", shard_bytes)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a number of at least 1, found {value!r}")
+    number = isinstance(older_than, int | float) and not isinstance(older_than, bool)
+    if not number or not 0 <= older_than < math.inf:
+        raise InputError(f"older_than must be seconds, 0 or more, found {older_than!r}")
+    store = local_path(path)
+    settings.read_settings(store)
+    limit = _Load(shard_inputs, shard_bytes, GROUPS_PER_FILE, MAX_MANIFEST_BYTES // 2)
+    with alone(store / "shards", AT_WORK):
+        folders = [store, *condition_folders(store)]
+        work: list[tuple[Shards, list[_Group]]] = []
+        for folder in folders:
+            shards = shards_of(folder)
+            work.append((shards, _groups(shards, limit)))
+        merged = [len(group.members) for _, groups in work for group in groups]
+        hidden = None if progress and sys.stderr.isatty() else True
+        total = sum(group.load.inputs for _, groups in work for group in groups)
+        with tqdm(total=total, unit=" inputs", desc="compact", disable=hidden) as bar:
+            for shards, groups in work:
+                for group in groups:
+                    replaces = shards.replaced_with(group.members)
+                    rewritten(shards, group.members, replaces, bar.update)
+        deleted = [size for folder in folders for size in _swept(folder, older_than)]
+        after = [listed(folder / "shards") for folder in folders]
+    live = [m for found in after for m, by in found if not by]
+    waiting = [i.size for found in after for m, by in found if by for i in m.files.values()]
+    before = [m for shards, _ in work for m in shards.snapshot.manifests.values()]
+    return Compaction(
+        store,
+        len(before),
+        len(live),
+        sum(map(_size, before)),
+        sum(map(_size, live)),
+        sum(merged),
+        len(merged),
+        len(deleted),
+        sum(deleted),
+        len(waiting),
+        sum(waiting),
+    )
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(info.size for info in manifest.files.values())
+
+
+@dataclass(frozen=True)
+class _Load:
+    """What shards hold, or what one may."""
+
+    inputs: int = 0
+    size: int = 0
+    row_groups: int = 0
+    manifest: int = 0
+
+    def __add__(self, other: _Load) -> _Load:
+        return _Load(*(a + b for a, b in zip(self._all, other._all, strict=True)))
+
+    @property
+    def _all(self) -> tuple[int, int, int, int]:
+        return self.inputs, self.size, self.row_groups, self.manifest
+
+    def share(self, limit: _Load) -> float:
+        """Share of a limit that is used up; over 1 it does not fit."""
+        return max(a / b for a, b in zip(self._all, limit._all, strict=True))
+
+
+@dataclass
+class _Group:
+    """Shards that become one."""
+
+    members: list[str] = field(default_factory=list)
+    load: _Load = field(default_factory=_Load)
+    kinds: dict[str, tuple[str, str]] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+
+    def takes(self, manifest: Manifest, contents: dict[str, str]) -> bool:
+        """Whether a shard can be merged with those here, none of its values converted.
+
+        One shard has one type for a field and one tensor for a key.
+        """
+        for name, kind in manifest.metadata.items():
+            spelled, own = self.kinds.get(name.casefold(), (name, kind))
+            if spelled != name or ("null" not in (kind, own) and kind != own):
+                return False
+        new = {name.casefold() for name in manifest.metadata} - set(self.kinds)
+        if len(self.kinds) + len(new) > MAX_FIELDS:
+            return False
+        return all(self.contents.get(key, found) == found for key, found in contents.items())
+
+    def add(self, manifest: Manifest, load: _Load, contents: dict[str, str]) -> None:
+        """Add a shard that it takes."""
+        self.members.append(manifest.name)
+        self.load += load
+        self.contents |= contents
+        for name, kind in manifest.metadata.items():
+            _, own = self.kinds.get(name.casefold(), (name, "null"))
+            self.kinds[name.casefold()] = name, joined(own, kind)
+
+
+def _groups(shards: Shards, limit: _Load) -> list[_Group]:
+    """Shards that are worth merging, each to the first of the groups that it fits in."""
+    groups: list[_Group] = []
+    stale = set()
+    for name, manifest in shards.snapshot.manifests.items():
+        kept = shards.kept(name)
+        load = _Load(
+            len(kept),
+            _size(manifest),
+            max(sum(getattr(e, table)[1] for e in kept) for table in ORDER),
+            (shards.folder / f"{name}.json").stat().st_size,
+        )
+        if len(kept) < len(manifest.inputs):  # it holds pairs that do not count
+            stale.add(name)
+        elif load.share(limit) > 0.5:
+            continue
+        contents = {entry.key: entry.content for entry in kept}
+        for group in groups[-OPEN:]:
+            if (group.load + load).share(limit) <= 1 and group.takes(manifest, contents):
+                break
+        else:
+            group = _Group()
+            groups.append(group)
+        group.add(manifest, load, contents)
+    return [g for g in groups if len(g.members) > 1 or g.members[0] in stale]
+
+
+def _swept(folder: Path, older_than: float) -> Iterator[int]:
+    """Delete what is old enough of a store's or condition's folder; sizes of what was deleted."""
+    shards = folder / "shards"
+    now = time.time()
+    try:
+        present = sorted(shards.iterdir())  # before the manifests, so that each committed is known
+        manifests = listed(shards)
+        doomed = {
+            manifest.name: manifest
+            for manifest, by in manifests
+            if by and now - min(_changed(shards / f"{name}.json") for name in by) >= older_than
+        }
+        # A shard goes after those that it replaced, which would count again without it; and a
+        # manifest before its files, which it promises.
+        order = graphlib.TopologicalSorter({m.name: m.replaces for m, _ in manifests})
+        for name in order.static_order():
+            if name in doomed:
+                (shards / f"{name}.json").unlink()
+        if doomed:
+            sync_folder(shards)
+        for manifest in doomed.values():
+            for info in manifest.files.values():
+                (shards / info.name).unlink(missing_ok=True)
+                yield info.size
+        named = {info.name for m, _ in manifests for info in m.files.values()}
+        for file in present:
+            match = _DATA.fullmatch(file.name)
+            age = older_than if match else max(older_than, UNLOCKED)
+            ours = match or _MANIFEST.fullmatch(file.name)
+            if ours and file.name not in named and now - _changed(file) >= age:
+                size = remove_abandoned(file, shards / f"{file.name.split('.')[0]}.json")
+                if size >= 0:
+                    yield size
+        for file in sorted(folder.iterdir()):
+            if _SINGLE.fullmatch(file.name) and now - _changed(file) >= max(older_than, UNLOCKED):
+                size = remove_abandoned(file)
+                if size >= 0:
+                    yield size
+    except OSError as error:
+        raise StoreError(
+            f"cannot delete old files in {shards}: {error.strerror or error}; what is in the store "
+            "is not affected: see its permissions and run the same command again"
+        ) from error
+
+
+def _changed(path: Path) -> float:
+    """When a plain file was last written; never, for what is none or gone."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return math.inf
+    return found.st_mtime if stat.S_ISREG(found.st_mode) else math.inf

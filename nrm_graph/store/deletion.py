@@ -1,0 +1,172 @@
+"""Deletion of keys: their shards are replaced by ones without them."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from nrm_graph.errors import InputError
+from nrm_graph.store import settings
+from nrm_graph.store.compaction import AT_WORK
+from nrm_graph.store.conditions import condition_folders
+from nrm_graph.store.files import alone, local_path
+from nrm_graph.store.merging import rewritten, shards_of
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
+
+    from nrm_graph.store.merging import Shards
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What was deleted.
+
+    Attributes
+    ----------
+    path : Path
+        The store.
+    keys : tuple of str
+        What was asked for, each once.
+    inputs : int
+        (key, target) pairs of the store that are no longer there.
+    conditioned : int
+        Inputs of conditions that are no longer there.
+    failures : int
+        Keys of the table ``failures`` that are no longer there.
+    shards : int
+        Shards that were replaced, those of conditions too.
+    """
+
+    path: Path
+    keys: tuple[str, ...]
+    inputs: int
+    conditioned: int
+    failures: int
+    shards: int
+
+    def __str__(self) -> str:
+        others = "".join(
+            f", {count:,} {what}"
+            for count, what in ((self.conditioned, "of conditions"), (self.failures, "failures"))
+            if count
+        )
+        return (
+            f"{self.path}: deleted {self.inputs:,} inputs of {len(self.keys):,} keys{others}; "
+            "the next compaction deletes the replaced files, once they are old enough"
+        )
+
+
+def delete(
+    path: str | os.PathLike[str], keys: str | Iterable[str], *, progress: bool = True
+) -> Deletion:
+    """Delete keys from a store and its conditions, so that they can be extracted again.
+
+    All targets of a key are deleted, and its failure.  The same key may be extracted again, also
+    with another content.  A reader that opened the store before goes on with what it saw; the old
+    files are deleted by :func:`nrm_graph.store.compaction.compact`, by age.  All keys go from the
+    store's tables at once, after they went from those of conditions: a process that is killed
+    leaves all of them in the store, or none.
+
+    Parameters
+    ----------
+    path : path
+        The store.
+    keys : str or iterable of str
+        What to delete.
+    progress : bool
+        Show a bar where standard error is a terminal.
+
+    Raises
+    ------
+    InputError
+        If a key is not there; nothing is deleted then.
+    StoreError
+        If there is no store, a shard is damaged, the disk fails, or another compaction or deletion
+        is at work.
+
+    Notes
+    -----
+    Extractions and materializations that are at work keep what they have yet to commit.
+    """
+    store = local_path(path)
+    asked = _asked(keys)
+    settings.read_settings(store)
+    with alone(store / "shards", AT_WORK):
+        # Conditions first: none may hold an input that the store has not.
+        folders = [shards_of(folder) for folder in (*condition_folders(store), store)]
+        _check_known(store, asked, folders)
+        gone = set(asked)
+        plans = [(shards, _holding(shards, gone)) for shards in folders]
+        total = sum(len(shards.kept(n, gone)) for shards, names in plans for n in names)
+        hidden = None if progress and sys.stderr.isatty() else True
+        with tqdm(total=total, unit=" inputs", desc="delete", disable=hidden) as bar:
+            for shards, names in plans:
+                _replace(shards, names, gone, bar.update)
+    *conditions, own = folders
+    return Deletion(
+        store,
+        asked,
+        _pairs(own, gone),
+        sum(_pairs(shards, gone) for shards in conditions),
+        len(gone & set(own.failures)),
+        sum(len(names) for _, names in plans),
+    )
+
+
+def _asked(keys: str | Iterable[str]) -> tuple[str, ...]:
+    """Keys, each once."""
+    if isinstance(keys, str):
+        return (keys,)
+    found = tuple(dict.fromkeys(keys)) if isinstance(keys, Iterable) else ()
+    if not found or not all(isinstance(key, str) for key in found):
+        raise InputError(f"expected keys to delete, found {repr(keys)[:100]}")
+    return found
+
+
+def _check_known(store: Path, asked: tuple[str, ...], folders: list[Shards]) -> None:
+    """Refuse keys that neither the store, nor its failures, nor a condition hold."""
+    known: set[str] = set()
+    for shards in folders:
+        known |= {*shards.snapshot.by_key, *shards.failures}
+    for key in asked:
+        if key not in known:
+            close = difflib.get_close_matches(key, sorted(known), n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(known)} keys"
+            raise InputError(f"there is no input {key!r} in {store}: {hint}")
+
+
+def _holding(shards: Shards, gone: set[str]) -> list[str]:
+    """Shards that hold a pair or a failure of keys, whether it counts or not."""
+    return [
+        name
+        for name, manifest in shards.snapshot.manifests.items()
+        if gone & {entry.key for entry in manifest.inputs}
+        or gone & {key for key, _ in manifest.failures}
+    ]
+
+
+def _pairs(shards: Shards, gone: set[str]) -> int:
+    return sum(entry.key in gone for entry in shards.snapshot.entries.values())
+
+
+def _replace(shards: Shards, names: list[str], gone: set[str], done: Callable[[int], Any]) -> None:
+    """Replace shards by ones without keys, all at one moment.
+
+    Until the last manifest is there, which replaces them all, the new ones hold pairs that the old
+    ones, of smaller names, hold too.
+    """
+    for name in names[:-1]:
+        failed = {key for key, _ in shards.manifests[name].failures}
+        if failed - gone or shards.kept(name, gone):
+            rewritten(shards, [name], (), done, gone)
+    if names:
+        rewritten(shards, names[-1:], shards.replaced_with(names), done, gone)
