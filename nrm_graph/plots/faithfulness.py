@@ -95,13 +95,12 @@ def plot_faithfulness(curves: Curves, ax: Axes | None = None, *, score: str = "l
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     ax.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
     ax.set_xlim(x[0], x[-1])
-    parts = int(curves.ablated[-1])
-    done = {"remove": "ablated", "keep": "kept, the others of their layers ablated"}[curves.mode]
+    width, points = size_in_points(ax)[0], 8.0
+    parts = f"{int(curves.ablated[-1]):,} {curves.by}"
     where = "layer" if curves.by == "units" else "pair of layers"
-    ax.set_xlabel(
-        f"share of the circuit's {parts:,} {curves.by} that is {done}; others: as many per {where}",
-        fontsize=7,
-    )
+    done = {"remove": "ablated", "keep": "kept, all others ablated"}[curves.mode]
+    label = f"share of the circuit's {parts} {done}; others: as many in every {where}"
+    ax.set_xlabel(wrapped(label, width, points), fontsize=points)
     ax.set_ylabel(f"{score} of the target" + (", of the whole network's" if normalized else ""),
                   fontsize=8)  # fmt: skip
     ax.tick_params(labelsize=7)
@@ -110,8 +109,8 @@ def plot_faithfulness(curves: Curves, ax: Axes | None = None, *, score: str = "l
         f"{target}: {len(set(curves.keys)):,} held-out inputs, circuit of {curves.trained:,}; "
         f"ablated to {'zero' if curves.baseline == 'zero' else 'the mean'}"
     )
-    ax.set_title(wrapped(title, size_in_points(ax)[0], 9.0), fontsize=9)
-    add_legend(ax, handles, 34.0)
+    ax.set_title(wrapped(title, width, 9.0), fontsize=9)
+    add_legend(ax, handles, 30.0 + 10.0 * ax.get_xlabel().count("\n"))
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     return ax
