@@ -203,7 +203,7 @@ def test_embeddings_and_masked_scores():
         assert found.without_units([ids], {info.layer_id: everything}).isfinite().all(), info.name
 
 
-def test_a_selection_of_layers_cannot_be_ablated():
+def test_a_selection_of_layers_cannot_be_ablated_but_what_it_reads():
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -212,9 +212,16 @@ def test_a_selection_of_layers_cannot_be_ablated():
         def forward(self, x):
             return torch.cat([self.a(x), self.b(x)], 1)
 
-    found = prepared(Two().double(), torch.randn(2, 3, dtype=torch.float64))
+    net, x = Two().double(), torch.randn(2, 3, dtype=torch.float64)
+    found = prepared(net, x)
+    output, b = layer(found, "output"), layer(found, "b")
     with pytest.raises(InputError, match="cannot be ablated"):
-        place_of(found.net, layer(found, "output"))
+        place_of(found.net, output)
+    with torch.no_grad():
+        expected = net(x)
+    expected[:, 3] = 0.0
+    cut = {(output, b): {3: frozenset({1}), 0: frozenset({1})}}
+    torch.testing.assert_close(found.without_edges([x], cut), expected, **CLOSE)
 
 
 # Edges

@@ -73,8 +73,8 @@ def test_raw_scores_where_a_share_makes_no_sense():
 @pytest.mark.parametrize(
     ("mode", "by", "text"),
     [
-        ("remove", "units", "1,200 units ablated; others: as many in every layer"),
-        ("keep", "edges", "1,200 edges kept, all others ablated; others: as many in every pair"),
+        ("remove", "units", "1,200 units ablated; rivals: as many in every layer"),
+        ("keep", "edges", "1,200 edges kept, all others ablated; rivals: as many in every pair"),
     ],
 )
 def test_it_says_what_was_done(mode, by, text, tmp_path):

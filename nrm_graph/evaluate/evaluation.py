@@ -135,6 +135,9 @@ def faithfulness(
     Ablated networks see values that they never saw in training: a curve that falls says that the
     network uses what was ablated, not that it uses nothing else.
 
+    Relevance adds up to about 1 in every layer, so units of layers that have few come first, and
+    what is ablated in several layers interacts: ``layers=["conv5"]`` tells of one layer.
+
     References
     ----------
     .. [1] W. Samek et al., "Evaluating the visualization of what a deep neural network has

@@ -99,7 +99,7 @@ def plot_faithfulness(curves: Curves, ax: Axes | None = None, *, score: str = "l
     parts = f"{int(curves.ablated[-1]):,} {curves.by}"
     where = "layer" if curves.by == "units" else "pair of layers"
     done = {"remove": "ablated", "keep": "kept, all others ablated"}[curves.mode]
-    label = f"share of the circuit's {parts} {done}; others: as many in every {where}"
+    label = f"share of the circuit's {parts} {done}; rivals: as many in every {where}"
     ax.set_xlabel(wrapped(label, width, points), fontsize=points)
     ax.set_ylabel(f"{score} of the target" + (", of the whole network's" if normalized else ""),
                   fontsize=8)  # fmt: skip
