@@ -29,6 +29,7 @@ from nrm_graph.evaluate.inputs import (
     check_outputs,
     held_out,
     network_for,
+    once,
     trained_on,
     unablated,
 )
@@ -173,7 +174,7 @@ def faithfulness(
     sources = None
     if baseline == "mean":
         over = own if reference is None else _reference(db, reference, other)
-        sources = means(net, below, batches(db, net, over, batch_size))
+        sources = means(net, below, batches(db, net, once(over), batch_size))
     ablation = Ablation(net, partitions, sources)
     held = list(batches(db, net, other, batch_size))
     whole = torch.cat([unablated(net, xs) for xs in held])

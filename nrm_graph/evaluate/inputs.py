@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import networkx as nx
+    import numpy.typing as npt
     from torch import Tensor
 
     from nrm_graph.database import Database
@@ -74,14 +75,23 @@ def held_out(db: Database, circuit: nx.DiGraph, where: str | None) -> Group:
             f"there are no inputs{kind} beside the circuit's own {len(own)} keys to test it on: "
             "compute it from a part of them, such as \"label = 'cat' AND input_id % 3 > 0\""
         )
-    rest = np.flatnonzero(free)
+    return _part(found, np.flatnonzero(free))
+
+
+def once(chosen: Group) -> Group:
+    """Keep one pair of every key: what is the same for all targets counts once."""
+    _, first = np.unique(np.array(chosen.keys, object), return_index=True)
+    return _part(chosen, np.sort(first))
+
+
+def _part(chosen: Group, places: npt.NDArray[np.intp]) -> Group:
     return Group(
-        where,
-        found.ids[rest],
-        tuple(found.keys[i] for i in rest),
-        tuple(found.labels[i] for i in rest),
-        found.targets[rest],
-        found.logits[rest],
+        chosen.where,
+        chosen.ids[places],
+        tuple(chosen.keys[i] for i in places),
+        tuple(chosen.labels[i] for i in places),
+        chosen.targets[places],
+        chosen.logits[places],
     )
 
 
