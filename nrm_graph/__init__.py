@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from nrm_graph.extraction import extract
     from nrm_graph.operations import register_operation
     from nrm_graph.prepare import measure
+    from nrm_graph.store.compaction import compact
+    from nrm_graph.store.deletion import delete
     from nrm_graph.tracing import trace
 
 __version__ = "0.1.0"
 
 # What needs torch is imported at first use: opening a store and SQL do without.
 _LAZY = {
+    "compact": ("nrm_graph.store.compaction", "compact"),
     "Database": ("nrm_graph.database", "Database"),
+    "delete": ("nrm_graph.store.deletion", "delete"),
     "event_from_json": ("nrm_graph.event_json", "from_json"),
     "event_to_json": ("nrm_graph.event_json", "to_json"),
     "extract": ("nrm_graph.extraction", "extract"),
@@ -69,7 +73,9 @@ __all__ = [
     "StoreError",
     "TraceError",
     "UndefinedConditional",
+    "compact",
     "composites",
+    "delete",
     "event_from_json",
     "event_to_json",
     "extract",

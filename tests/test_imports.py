@@ -63,6 +63,7 @@ LEVELS = (
     ("demo",),
     ("arguments",),
     ("commands",),
+    ("command_parser",),
     ("cli",),
 )
 LIGHT = (
@@ -77,6 +78,7 @@ LIGHT = (
     "plots",
     "cli",
     "commands",
+    "command_parser",
     "demo",
 )
 """Modules beside the first three rows that never import torch themselves."""
