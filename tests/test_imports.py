@@ -52,6 +52,7 @@ LEVELS = (
     ("stored", "samples", "described"),
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
     ("database", "verify", "conditions", "circuits"),
+    ("evaluate",),
     ("extraction",),
     # for people
     ("arrays",),
