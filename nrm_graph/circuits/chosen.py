@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import pruning, units
+from nrm_graph import pruning
 from nrm_graph.circuits.partials import EDGE, edge_partials
 from nrm_graph.errors import InputError
-from nrm_graph.graph import subgraph
+from nrm_graph.graph import strongest, subgraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
     from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
 
 BLOCK_BYTES = 256 << 20
 """Values of all inputs of a group are read for as many edges at once as fit into this."""
@@ -66,11 +65,10 @@ def pair_codes(edges: pa.Table) -> NDArray[np.int64]:
     return code
 
 
-def strongest_first(partials: pa.Table, size: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Places of edges by falling size, those of size 0 left out; ties by the edge's name."""
-    names = [partials[name].to_numpy() for name in reversed(EDGE)]
-    order = np.lexsort([*names, -size])
-    return order[: int((size > 0).sum())]
+def by_size(partials: pa.Table, size: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Places of at most so many edges, the largest first; none of size 0.  Ties by name."""
+    order = strongest(size, count, [partials[name].to_numpy() for name in EDGE])
+    return order[size[order] > 0]
 
 
 def choose_edges(
@@ -91,7 +89,7 @@ def choose_edges(
         # A variance of rounding is none: an edge that is alike in all inputs tells nothing.
         variance = size - (partials["total"].to_numpy() / len(group)) ** 2
         size = np.where(variance > 1e-12 * size, variance, 0.0)
-    order = strongest_first(partials, size)[:count]
+    order = by_size(partials, size, count)
     return partials.select(EDGE).take(pa.array(order)), unknown
 
 
@@ -175,14 +173,9 @@ def absorbed_share(db: Database, group: Group) -> float:
     return float(total) / len(group)
 
 
-def resolved(db: Database) -> tuple[Partition, ...]:
-    """Units of every layer of a store."""
-    return tuple(units.resolve(db.topology, db.units()))
-
-
 def edge_graph(
     topology: Topology,
-    partitions: tuple[Partition, ...],
+    resolutions: tuple[str, ...],
     nodes: pa.Table,
     edges: pa.Table,
     column: str,
@@ -193,7 +186,7 @@ def edge_graph(
 
     Parameters
     ----------
-    topology, partitions
+    topology, resolutions
         Names and places of units.
     nodes : pyarrow.Table
         ``layer_id``, ``unit``, ``relevance`` and ``activation`` of nodes.
@@ -209,7 +202,7 @@ def edge_graph(
     relevance = edges[column]
     plain = edges.select(EDGE).append_column("relevance", relevance)
     plain = plain.append_column("conditional", pa.nulls(len(edges), pa.float64()))
-    graph = subgraph(topology, nodes, plain, top, partitions=partitions)
+    graph = subgraph(topology, nodes, plain, top, resolutions=resolutions)
     for row in edges.select([*EDGE, "dst", "src", *attributes]).to_pylist():
         ends = (row["src"], row["src_unit"]), (row["dst"], row["dst_unit"])
         if graph.has_edge(*ends):

@@ -16,7 +16,6 @@ from nrm_graph.circuits.chosen import (
     key_shares,
     node_sums,
     nullable,
-    resolved,
     with_names,
 )
 from nrm_graph.circuits.dividing import choose, divide, rotated, standardized, unit
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from nrm_graph.database import Database
     from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,7 +71,7 @@ class Clusters:
     unknown: int
     nodes: tuple[pa.Table, ...] = field(repr=False)
     topology: Topology = field(repr=False)
-    partitions: tuple[Partition, ...] = field(repr=False)
+    resolutions: tuple[str, ...] = field(repr=False)
 
     @property
     def k(self) -> int:
@@ -107,7 +105,7 @@ class Clusters:
         rows = self.edges.filter(np.asarray(self.edges["cluster"]) == cluster)
         found = edge_graph(
             self.topology,
-            self.partitions,
+            self.resolutions,
             self.nodes[cluster],
             rows,
             "mean",
@@ -255,7 +253,7 @@ def clusters(
         unknown,
         tuple(_nodes(db, chosen, names, keys, cluster, c) for c in range(count)),
         db.topology,
-        resolved(db),
+        db.resolutions,
     )
 
 

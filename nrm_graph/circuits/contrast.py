@@ -19,7 +19,6 @@ from nrm_graph.circuits.chosen import (
     node_sums,
     nullable,
     pair_codes,
-    resolved,
     with_names,
 )
 from nrm_graph.circuits.flows import edge_values
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
     from nrm_graph.database import Database
     from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
 
 _STATISTICS = ("mean_a", "mean_b", "stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
 
@@ -84,7 +82,7 @@ class Contrast:
     unknown: int
     notes: tuple[str, ...]
     topology: Topology = field(repr=False)
-    partitions: tuple[Partition, ...] = field(repr=False)
+    resolutions: tuple[str, ...] = field(repr=False)
 
     @property
     def targets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -109,7 +107,7 @@ class Contrast:
         """
         found = edge_graph(
             self.topology,
-            self.partitions,
+            self.resolutions,
             self.nodes,
             self.table,
             "difference",
@@ -257,7 +255,7 @@ def contrast(
         unknown,
         tuple(_notes(db, first, second, sizes, unknown)),
         db.topology,
-        resolved(db),
+        db.resolutions,
     )
 
 

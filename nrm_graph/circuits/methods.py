@@ -58,7 +58,7 @@ class Circuits:
         db = self._database()
         identity = db._pair(key, target)
         nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
-        return graph.subgraph(db.topology, nodes, edges, top, partitions=db.partitions)
+        return graph.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
 
     def circuit(
         self,
