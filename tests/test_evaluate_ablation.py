@@ -352,8 +352,11 @@ FAMILIES = {
 @pytest.mark.parametrize(
     "name",
     [
-        *("mlp", "block", "vit", "gpt2", "windows", "sequence_first", "batch_inside", "splits"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("swin", "llama", "frames")),
+        *("mlp", "block", "gpt2", "windows", "sequence_first", "batch_inside", "splits"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("vit", "swin", "llama", "frames")
+        ),
     ],
 )
 def test_all_edges_that_leave_a_unit_are_the_unit(name):
