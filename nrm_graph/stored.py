@@ -77,7 +77,9 @@ def _own(db: Database, *, given: bool = False) -> Iterator[None]:
         ) from error
 
 
-def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken: Form) -> Network:
+def network_of(
+    db: Database, kind: torch.dtype | None, device: torch.device, taken: Form
+) -> Network:
     """Prepare the stored network, and compare what it is with what the store lists."""
     program = load_program(db)
     inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
@@ -124,14 +126,14 @@ def stored_measure(
     """
     check_options(dtype, scale, memory)
     place = device_of(device)
-    taken = _form(db)
+    taken = form_of(db)
     xs = _tensors(db, identity, taken, given)
     kind = next((x.dtype for x in xs if x.is_floating_point()), None)
     kind = kind if dtype is None else getattr(torch, dtype)
     cache = db._network or {}
     if (kind, place) not in cache:
         with _own(db):
-            cache[kind, place] = _network(db, kind, place, taken)
+            cache[kind, place] = network_of(db, kind, place, taken)
         db._network = cache
     net = cache[kind, place]
     x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
@@ -161,7 +163,7 @@ def tokens_of(db: Database, identity: int) -> tuple[str, ...] | None:
     return tuple(tokens)
 
 
-def _form(db: Database) -> Form:
+def form_of(db: Database) -> Form:
     """Return what the store says that its network takes."""
     rows = settings.inputs_of(db.meta)
     return Form(
