@@ -78,6 +78,7 @@ class Database(Circuits):
         self._network: Any = None
         self._compared: set[int] = set()  # inputs whose stored logit was compared
         self._engine: Engine | None = None
+        self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
         self.refresh()
 
     def refresh(self) -> None:
@@ -94,6 +95,7 @@ class Database(Circuits):
     def _refresh_conditions(self) -> None:
         """See what conditions are committed now; the inputs stay those of the snapshot."""
         self._conditions: dict[str, Condition] = read_conditions(self.path, self.meta)
+        self._limits = {}
         # Relations of before keep their own hold on the old engine.
         self._engine = None
 

@@ -56,9 +56,9 @@ LEVELS = (
     ("extraction", "actors"),
     # for people
     ("arrays",),
-    ("demo_network", "models", "sources", "overview"),
-    ("writing",),
+    ("demo_network", "models", "sources", "writing"),
     ("graph_files",),
+    ("overview",),
     ("export",),
     ("demo",),
     ("arguments",),

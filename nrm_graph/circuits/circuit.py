@@ -48,7 +48,7 @@ def circuit(
     rows = source(db, chosen, weight, given, per_input)
     totals, whole = _strongest(db, rows, top, pairs, engine)
     edges = _edge_statistics(db, rows, totals, top, pairs, engine)
-    nodes = _node_statistics(db, rows, edges, engine)
+    nodes, absorbed = _node_statistics(db, rows, edges, engine)
     found = graphs.subgraph(
         db.topology,
         nodes,
@@ -60,7 +60,7 @@ def circuit(
     kept = float(np.abs(totals["total"].to_numpy()).sum())
     found.graph |= {
         "share": kept / whole if whole else 1.0,
-        **_absorbed(db, rows, engine),
+        **absorbed,
         "inputs": len(rows.group),
         "keys": tuple(sorted(set(rows.group.keys))),
         "weight": weight,
@@ -137,13 +137,16 @@ FROM (
   SELECT place, mean, CAST(relevance AS DOUBLE) * weight AS v, base, abs(relevance) AS size, least
   FROM {edges} JOIN chosen USING ({keys})
     LEFT JOIN weights USING (input_id) LEFT JOIN limits USING (input_id)
+  WHERE dst_layer IN ({layers})
 ) AS valued GROUP BY place
 """
 
+# Of the chosen nodes, and of all that absorb.
 _TOTALS = """
-SELECT place, sum(CAST(relevance AS DOUBLE) * weight) AS total,
+SELECT {keys}, sum(CAST(relevance AS DOUBLE) * weight) AS total,
   sum(CAST(activation AS DOUBLE)) AS activation
-FROM {nodes} JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id) GROUP BY place
+FROM {nodes} LEFT JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id)
+WHERE place IS NOT NULL OR unit < 0 GROUP BY {keys}
 """
 
 _NODES = """
@@ -164,16 +167,41 @@ def _edge_statistics(
     engine: Engine,
 ) -> pa.Table:
     """Aggregate the chosen edges, in their order; ``relevance`` is the mean."""
-    query = _LIMITS.format(top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned))
-    limits = engine(db, query, rows.group.ids.tolist(), rows.tables, ("input_id",))
+    limits = _limits(db, rows, top, pairs, engine)
     mean = totals["total"].to_numpy() / rows.base.sum()
     chosen = totals.select(EDGE).append_column("mean", [mean])
-    query = _EDGES.format(sums=_SUMS, edges=rows.edges, keys=", ".join(EDGE))
+    among = ", ".join(map(str, np.unique(totals["dst_layer"].to_numpy()))) or "NULL"
+    query = _EDGES.format(sums=_SUMS, edges=rows.edges, keys=", ".join(EDGE), layers=among)
     return _scattered(rows, _sums(db, rows, query, chosen, engine, limits=limits))
 
 
-def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine) -> pa.Table:
-    """Aggregate the nodes that edges join; ``relevance`` is the mean, as ``activation`` is."""
+def _limits(
+    db: Database, rows: Source, top: int, pairs: list[int] | None, engine: Engine
+) -> pa.Table:
+    """Size of the k-th strongest edge of every input; what was asked before is remembered."""
+    limits: dict[int, float] = {}
+    if not rows.tables:
+        name = rows.edges, int(top), None if pairs is None else tuple(pairs)
+        limits = db._limits.setdefault(name, limits)
+    ids = rows.group.ids.tolist()
+    missing = [identity for identity in ids if identity not in limits]
+    if missing:
+        query = _LIMITS.format(
+            top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned)
+        )
+        found = engine(db, query, missing, rows.tables, ("input_id",))
+        limits |= dict.fromkeys(missing, 0.0)  # one may have no edges
+        limits |= zip(found["input_id"].to_pylist(), found["least"].to_pylist(), strict=True)
+    return pa.table({"input_id": ids, "least": pa.array([limits[i] for i in ids], pa.float32())})
+
+
+def _node_statistics(
+    db: Database, rows: Source, edges: pa.Table, engine: Engine
+) -> tuple[pa.Table, dict[str, float]]:
+    """Aggregate the nodes that edges join, and what pseudo-units hold.
+
+    ``relevance`` is the mean, as ``activation`` is.
+    """
     ends = [
         np.column_stack([edges[f"{end}_layer"].to_numpy(), edges[f"{end}_unit"].to_numpy()])
         for end in ("dst", "src")
@@ -183,14 +211,32 @@ def _node_statistics(db: Database, rows: Source, edges: pa.Table, engine: Engine
         {"layer_id": pairs[:, 0].astype(np.int16), "unit": pairs[:, 1].astype(np.int32)}
     )
     names = {"nodes": rows.nodes, "keys": ", ".join(NODE)}
-    totals = _sums(db, rows, _TOTALS.format(**names), chosen, engine)
-    mean = totals["total"].to_numpy() / rows.base.sum()
-    chosen = chosen.append_column("mean", [mean])
+    tables = {**rows.tables, "weights": rows.weights, "chosen": _placed(chosen)}
+    totals = engine(db, _TOTALS.format(**names), rows.group.ids.tolist(), tables, NODE)
+    sums = {
+        (layer, unit): (total, activation or 0.0)
+        for layer, unit, total, activation in zip(
+            *(totals[name].to_pylist() for name in totals.column_names), strict=True
+        )
+    }
+    both = np.array([sums.get(pair, (0.0, 0.0)) for pair in map(tuple, pairs.tolist())])
+    total, activation = both.reshape(-1, 2).T
+    chosen = chosen.append_column("mean", [total / rows.base.sum()])
     found = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
-    activation = totals["activation"].to_numpy() / len(rows.group)
-    return _scattered(rows, found).append_column(
-        "activation", pa.array(activation, mask=pairs[:, 1] < 0)
-    )
+    mean = pa.array(activation / len(rows.group), mask=pairs[:, 1] < 0)
+    return _scattered(rows, found).append_column("activation", mean), _absorbed(rows, sums)
+
+
+def _absorbed(
+    rows: Source, sums: Mapping[tuple[int, int], tuple[float, float]]
+) -> dict[str, float]:
+    """Mean relevance that pseudo-units hold, and that pruning took from the edges."""
+    held = dict.fromkeys((BIAS, STABILIZER, REMAINDER, PRUNED), 0.0)
+    for (_, unit), (total, _) in sums.items():
+        if unit in held:
+            held[unit] += total / float(rows.base.sum())
+    absorbed = sum(value for unit, value in held.items() if unit != PRUNED)
+    return {"absorbed": absorbed} | {PSEUDO_UNITS[unit]: value for unit, value in held.items()}
 
 
 def _sums(
@@ -202,13 +248,7 @@ def _sums(
     **further: pa.Table,
 ) -> pa.Table:
     """Aggregate chosen edges or nodes, a row each in their order; 0 where there is no row."""
-    place = np.arange(len(chosen))
-    tables = {
-        **rows.tables,
-        **further,
-        "weights": rows.weights,
-        "chosen": chosen.append_column("place", [place]),
-    }
+    tables = {**rows.tables, **further, "weights": rows.weights, "chosen": _placed(chosen)}
     found = engine(db, query, rows.group.ids.tolist(), tables, ("place",))
     at = found["place"].to_numpy()
     for name in found.column_names[1:]:
@@ -217,6 +257,10 @@ def _sums(
         values[at] = column
         chosen = chosen.append_column(name, [values])
     return chosen
+
+
+def _placed(chosen: pa.Table) -> pa.Table:
+    return chosen.append_column("place", [np.arange(len(chosen))])
 
 
 def _scattered(rows: Source, sums: pa.Table) -> pa.Table:
@@ -264,20 +308,3 @@ def _statistics(rows: Source, row: Mapping[str, Any]) -> dict[str, Any]:
     if count > 1:
         found |= {"std": row["std"], "stderr": row["std"] / count**0.5}
     return found
-
-
-def _absorbed(db: Database, rows: Source, engine: Engine) -> dict[str, float]:
-    """Mean relevance that pseudo-units hold, and that pruning took from the edges."""
-    query = (
-        "SELECT unit, sum(CAST(relevance AS DOUBLE) * weight) AS total "
-        f"FROM {rows.nodes} JOIN weights USING (input_id) WHERE unit < 0 GROUP BY unit"
-    )
-    tables = {**rows.tables, "weights": rows.weights}
-    found = engine(db, query, rows.group.ids.tolist(), tables, ("unit",))
-    sums = dict(zip(found["unit"].to_pylist(), found["total"].to_pylist(), strict=True))
-    parts = {
-        PSEUDO_UNITS[unit]: sums.get(unit, 0.0) / rows.base.sum() + 0.0  # no -0.0
-        for unit in (BIAS, STABILIZER, REMAINDER, PRUNED)
-    }
-    absorbed = sum(value for name, value in parts.items() if name != PSEUDO_UNITS[PRUNED])
-    return {"absorbed": float(absorbed), **{name: float(v) for name, v in parts.items()}}

@@ -1,0 +1,176 @@
+"""Edges that statistics speak of: chosen without looking at labels, read in bounded blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from nrm_graph import pruning, units
+from nrm_graph.circuits.partials import EDGE, edge_partials
+from nrm_graph.errors import InputError
+from nrm_graph.graph import subgraph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import networkx as nx
+    from numpy.typing import NDArray
+
+    from nrm_graph.circuits.group import Group
+    from nrm_graph.database import Database
+    from nrm_graph.topology import Topology
+    from nrm_graph.units import Partition
+
+BLOCK_BYTES = 256 << 20
+"""Values of all inputs of a group are read for as many edges at once as fit into this."""
+
+NO_NODES = pa.table(
+    {
+        "layer_id": pa.array([], pa.int16()),
+        "unit": pa.array([], pa.int32()),
+        "relevance": pa.array([], pa.float64()),
+        "activation": pa.array([], pa.float64()),
+    }
+)
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Refuse what is no whole number of at least ``least``.
+
+    Raises
+    ------
+    InputError
+        If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
+
+
+def known_partials(db: Database, group: Group, weight: str) -> tuple[pa.Table, int]:
+    """Sum the edges whose relevance is known in every input of a group.
+
+    Returns
+    -------
+    partials : pyarrow.Table
+        As of :func:`nrm_graph.circuits.partials.edge_partials`.
+    unknown : int
+        Edges left out: the store prunes their pair of layers, and an input has no row of them.
+    """
+    found = edge_partials(db, group, weight)
+    limits = pruning.stored(db.meta, db.topology)
+    if not limits:
+        return found, 0
+    pruned = np.isin(pair_codes(found), [(d << 16) + s for d, s in limits])
+    unknown = pruned & (found["n"].to_numpy() < len(group))
+    return found.filter(pa.array(~unknown)), int(unknown.sum())
+
+
+def pair_codes(edges: pa.Table) -> NDArray[np.int64]:
+    """One number for each pair of layers, (E,)."""
+    dst, src = (edges[f"{end}_layer"].to_numpy().astype(np.int64) for end in ("dst", "src"))
+    code: NDArray[np.int64] = (dst << 16) + src
+    return code
+
+
+def strongest_first(partials: pa.Table, size: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places of edges by falling size, those of size 0 left out; ties by the edge's name."""
+    names = [partials[name].to_numpy() for name in reversed(EDGE)]
+    order = np.lexsort([*names, -size])
+    return order[: int((size > 0).sum())]
+
+
+def choose_edges(
+    db: Database, group: Group, weight: str, count: int, by: Literal["rms", "std"]
+) -> tuple[pa.Table, int]:
+    """Choose the edges of the largest root mean square, or standard deviation, over a group.
+
+    Returns
+    -------
+    edges : pyarrow.Table
+        Columns of :data:`nrm_graph.circuits.partials.EDGE`, the largest first.
+    unknown : int
+        As of :func:`known_partials`.
+    """
+    partials, unknown = known_partials(db, group, weight)
+    size = partials["squares"].to_numpy() / len(group)
+    if by == "std":
+        # A variance of rounding is none: an edge that is alike in all inputs tells nothing.
+        variance = size - (partials["total"].to_numpy() / len(group)) ** 2
+        size = np.where(variance > 1e-12 * size, variance, 0.0)
+    order = strongest_first(partials, size)[:count]
+    return partials.select(EDGE).take(pa.array(order)), unknown
+
+
+def blocks(edges: pa.Table, rows: int) -> Iterator[tuple[slice, pa.Table]]:
+    """Divide edges so that an array of that many rows over each part stays bounded."""
+    width = max(1, BLOCK_BYTES // (8 * max(rows, 1)))
+    for start in range(0, len(edges), width):
+        yield slice(start, min(start + width, len(edges))), edges.slice(start, width)
+
+
+def with_names(topology: Topology, edges: pa.Table) -> pa.Table:
+    """Put the names of both layers, as ``dst`` and ``src``, behind the columns of an edge."""
+    names = np.array([layer.name for layer in topology.layers], object)
+    for end in ("dst", "src"):
+        column = pa.array(names[edges[f"{end}_layer"].to_numpy()], pa.string())
+        edges = edges.append_column(end, column)
+    return edges
+
+
+def nullable(values: NDArray[np.float64]) -> pa.Array:
+    """Arrow column in which NaN is null."""
+    return pa.array(values, pa.float64(), mask=np.isnan(values))
+
+
+def absorbed_share(db: Database, group: Group) -> float:
+    """Mean share of the measure that biases, stabilizers and remainders hold."""
+    query = (
+        "SELECT coalesce(sum(CAST(relevance AS DOUBLE)), 0) FROM nodes WHERE unit IN (-1, -2, -4)"
+    )
+    ((total,),) = db.sql(query, inputs=group.ids.tolist()).fetchall()
+    return float(total) / len(group)
+
+
+def resolved(db: Database) -> tuple[Partition, ...]:
+    """Units of every layer of a store."""
+    return tuple(units.resolve(db.topology, db.units()))
+
+
+def edge_graph(
+    topology: Topology,
+    partitions: tuple[Partition, ...],
+    nodes: pa.Table,
+    edges: pa.Table,
+    column: str,
+    top: int,
+    attributes: tuple[str, ...] = (),
+) -> nx.DiGraph:
+    """Graph of the strongest edges of a table of statistics.
+
+    Parameters
+    ----------
+    topology, partitions
+        Names and places of units.
+    nodes : pyarrow.Table
+        ``layer_id``, ``unit``, ``relevance`` and ``activation`` of nodes.
+    edges : pyarrow.Table
+        Columns of an edge and of its statistics, without nulls in ``column``.
+    column : str
+        What becomes the edges' ``relevance``.
+    top : int
+        Number of edges.
+    attributes : tuple of str
+        Columns that edges have besides, where they are not null.
+    """
+    relevance = edges[column]
+    plain = edges.select(EDGE).append_column("relevance", relevance)
+    plain = plain.append_column("conditional", pa.nulls(len(edges), pa.float64()))
+    graph = subgraph(topology, nodes, plain, top, partitions=partitions)
+    for row in edges.select([*EDGE, "dst", "src", *attributes]).to_pylist():
+        ends = (row["src"], row["src_unit"]), (row["dst"], row["dst_unit"])
+        if graph.has_edge(*ends):
+            said = {name: row[name] for name in attributes if row[name] is not None}
+            graph.edges[ends].update(said)
+    return graph

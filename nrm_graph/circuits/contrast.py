@@ -1,0 +1,384 @@
+"""Where two groups of inputs differ: edge by edge, tested over keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from nrm_graph.circuits import statistics
+from nrm_graph.circuits.chosen import (
+    absorbed_share,
+    blocks,
+    check_count,
+    choose_edges,
+    edge_graph,
+    nullable,
+    pair_codes,
+    resolved,
+    with_names,
+)
+from nrm_graph.circuits.flows import edge_values
+from nrm_graph.circuits.group import Group, group
+from nrm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from numpy.typing import NDArray
+
+    from nrm_graph.database import Database
+    from nrm_graph.topology import Topology
+    from nrm_graph.units import Partition
+
+_STATISTICS = ("mean_a", "mean_b", "stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Contrast:
+    r"""Difference of the means of two groups of inputs, edge by edge.
+
+    Attributes
+    ----------
+    a, b : Group
+        The groups.
+    table : pyarrow.Table
+        One row per edge, that of the largest \|difference\| first: ``dst_layer``, ``dst_unit``,
+        ``src_layer``, ``src_unit``, the layers' names ``dst`` and ``src``, ``mean_a``, ``mean_b``,
+        ``difference`` (of the means, a minus b) and its ``stderr``, ``welch_p`` and ``welch_q``
+        (with ``paired``, of the paired t-test), ``permutation_p`` and ``permutation_q``, ``n_a``
+        and ``n_b``, the numbers of keys.  What is undefined is null.
+    nodes : pyarrow.Table
+        Difference of the means of the nodes at the edges' ends: ``layer_id``, ``unit``,
+        ``relevance``.
+    paired : bool
+        Whether every key is in both groups.
+    weight, adjust : str
+        As asked.
+    draws : int
+        Labelings of the permutation test, when they are drawn.
+    exact : bool
+        Whether all labelings were enumerated instead.
+    absorbed : tuple of float
+        Mean share of the measure that biases, stabilizers and remainders hold, in a and b.
+    unknown : int
+        Edges left out because the store prunes their pair of layers and an input has no row of
+        them: there an absent row is no zero.
+    notes : tuple of str
+        What to know before reading the numbers.
+    """
+
+    a: Group
+    b: Group
+    table: pa.Table
+    nodes: pa.Table
+    paired: bool
+    weight: str
+    adjust: str
+    draws: int
+    exact: bool
+    absorbed: tuple[float, float]
+    unknown: int
+    notes: tuple[str, ...]
+    topology: Topology = field(repr=False)
+    partitions: tuple[Partition, ...] = field(repr=False)
+
+    @property
+    def targets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Targets that each group explains."""
+        a, b = (tuple(np.unique(g.targets).tolist()) for g in (self.a, self.b))
+        return a, b
+
+    def graph(self, top: int = 50) -> nx.DiGraph:
+        r"""Graph of the strongest differences.
+
+        Parameters
+        ----------
+        top : int
+            Number of edges.
+
+        Returns
+        -------
+        networkx.DiGraph
+            As of :meth:`nrm_graph.database.Database.circuit`, to be drawn and exported as one:
+            ``relevance`` of nodes and edges is the difference; edges have the further columns of
+            the table.  ``graph["share"]`` is of the sum of \|difference\| over the table.
+        """
+        found = edge_graph(
+            self.topology,
+            self.partitions,
+            self.nodes,
+            self.table,
+            "difference",
+            top,
+            _STATISTICS,
+        )
+        keys = {*self.a.keys, *self.b.keys}
+        found.graph |= {
+            "inputs": len({*self.a.ids.tolist(), *self.b.ids.tolist()}),
+            "keys": tuple(sorted(keys)),
+            "weight": self.weight,
+            "where": f"({_where(self.a)}) minus ({_where(self.b)})",
+            "absorbed_a": self.absorbed[0],
+            "absorbed_b": self.absorbed[1],
+        }
+        if len({*self.a.targets.tolist(), *self.b.targets.tolist()}) == 1:
+            found.graph["target"] = int(self.a.targets[0])
+        return found
+
+    def __repr__(self) -> str:
+        n_a, n_b = (len(set(g.keys)) for g in (self.a, self.b))
+        what = "R x logit" if self.weight == "logit" else "R"
+        lines = [
+            f"<Contrast of {what}: {n_a:,} keys ({_where(self.a)}) minus {n_b:,} "
+            f"({_where(self.b)}){', paired' if self.paired else ''}",
+            f"  {len(self.table):,} edges; {self.adjust.upper()} q < 0.05: "
+            f"{_below(self.table['welch_q'])} ({'paired t' if self.paired else 'Welch'}), "
+            f"{_below(self.table['permutation_q'])} (permutations"
+            f"{', all' if self.exact else f', {self.draws:,} drawn'})",
+            f"  absorbed: {self.absorbed[0]:.3f} and {self.absorbed[1]:.3f}",
+            *(
+                f"  {row['dst']}[{row['dst_unit']}] <- {row['src']}[{row['src_unit']}]: "
+                f"{row['difference']:.4g}"
+                + ("" if row["stderr"] is None else f" +- {row['stderr']:.2g}")
+                for row in self.table.slice(0, 5).to_pylist()
+            ),
+            *(f"  note: {note}" for note in self.notes),
+        ]
+        return "\n".join(lines) + ">"
+
+
+def _where(g: Group) -> str:
+    return "all" if g.where is None else g.where
+
+
+def _below(q: Any) -> int:
+    return sum(value is not None and value < 0.05 for value in q.to_pylist())
+
+
+def contrast(
+    db: Database,
+    a: str | None,
+    b: str | None,
+    *,
+    edges: int = 1000,
+    weight: str = "logit",
+    target: int | tuple[Any, ...] | None = None,
+    mixed_targets: bool = False,
+    adjust: str = "bh",
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Contrast:
+    """Compare two groups of inputs, edge by edge.
+
+    The unit of replication is the key: several targets of a key in one group are averaged first.
+    Keys that are all in both groups are pairs (a paired t-test, and permutations within keys).
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    a, b : str or None
+        SQL conditions over ``inputs`` that choose the groups; None is all.
+    edges : int
+        Number of edges to compare: those of the largest root mean square over both groups
+        together, so that the choice knows nothing of the labels that are tested.
+    weight : "logit" or "unit"
+        Compare relevance times logit, or relevance.
+    target : int or tuple, optional
+        Only inputs of this target, in both groups.  Without it the groups may explain different
+        outputs, as those of two classes do, and the answer says so.
+    mixed_targets : bool
+        Allow different targets within a group.
+    adjust : "bh" or "by"
+        q-values after Benjamini and Hochberg, or Benjamini and Yekutieli (under any dependence),
+        within each pair of layers.
+    draws : int
+        Labelings that the permutation test draws; all are enumerated where there are no more.
+    seed : int
+        Seed of the labelings.
+
+    Returns
+    -------
+    Contrast
+        Its table, graph and notes.
+
+    Raises
+    ------
+    InputError
+        If a group is empty or has mixed targets, some keys but not all are in both groups, or
+        scipy is not installed (``nrm-graph[stats]``).
+    QueryError
+        If ``a`` or ``b`` is not one SQL condition over ``inputs``.
+
+    Notes
+    -----
+    Welch's test asks whether means are equal; permutations ask whether labels are exchangeable.
+    In groups of one key the difference is given, and no p- and q-values.
+
+    Examples
+    --------
+    >>> found = contrast(db, "label = 'cat'", "label = 'dog'")  # doctest: +SKIP
+    >>> found.table, found.graph(top=50), found.notes  # doctest: +SKIP
+    """
+    statistics.check_adjustment(adjust)
+    check_count("edges", edges)
+    check_count("draws", draws)
+    check_count("seed", seed, 0)
+    first, second = (
+        group(db, where, target=target, mixed_targets=mixed_targets) for where in (a, b)
+    )
+    is_paired = _design(first, second)
+    chosen, unknown = choose_edges(db, _pooled(first, second), weight, edges, "rms")
+    columns, exact = _tests(db, first, second, chosen, weight, is_paired, draws, seed)
+    for test in ("welch", "permutation"):
+        columns[f"{test}_q"] = statistics.q_values(columns[f"{test}_p"], pair_codes(chosen), adjust)
+    table = with_names(db.topology, chosen)
+    for name in ("mean_a", "mean_b", "difference", *_STATISTICS[2:]):
+        table = table.append_column(name, nullable(columns[name]))
+    sizes = [len(set(g.keys)) for g in (first, second)]
+    for name, size in zip(("n_a", "n_b"), sizes, strict=True):
+        table = table.append_column(name, pa.array(np.full(len(table), size)))
+    order = np.argsort(-np.abs(columns["difference"]), kind="stable")
+    return Contrast(
+        first,
+        second,
+        table.take(pa.array(order)),
+        _node_differences(db, first, second, chosen, weight),
+        is_paired,
+        weight,
+        adjust,
+        draws,
+        exact,
+        (absorbed_share(db, first), absorbed_share(db, second)),
+        unknown,
+        tuple(_notes(db, first, second, sizes, unknown)),
+        db.topology,
+        resolved(db),
+    )
+
+
+def _design(a: Group, b: Group) -> bool:
+    """Whether the groups are of the same keys; anything between that and none is refused."""
+    ours, theirs = set(a.keys), set(b.keys)
+    both = ours & theirs
+    if both and ours != theirs:
+        raise InputError(
+            f"{len(both):,} of {len(ours | theirs):,} keys are in both groups, such as "
+            f"{min(both)!r}: expected none (separate groups) or all of them (pairs); let the "
+            "conditions exclude each other"
+        )
+    return bool(both)
+
+
+def _pooled(a: Group, b: Group) -> Group:
+    """Both groups together, each pair once."""
+    new = ~np.isin(b.ids, a.ids)
+    ids = np.concatenate([a.ids, b.ids[new]])
+    order = np.argsort(ids)
+    places = np.flatnonzero(new).tolist()
+    keys = (*a.keys, *(b.keys[i] for i in places))
+    labels = (*a.labels, *(b.labels[i] for i in places))
+    return replace(
+        a,
+        where=None,
+        ids=ids[order],
+        keys=tuple(keys[i] for i in order.tolist()),
+        labels=tuple(labels[i] for i in order.tolist()),
+        targets=np.concatenate([a.targets, b.targets[new]])[order],
+        logits=np.concatenate([a.logits, b.logits[new]])[order],
+    )
+
+
+def _tests(
+    db: Database,
+    a: Group,
+    b: Group,
+    edges: pa.Table,
+    weight: str,
+    is_paired: bool,
+    draws: int,
+    seed: int,
+) -> tuple[dict[str, NDArray[np.float64]], bool]:
+    """Statistics of every edge, and whether permutations were enumerated."""
+    names = ("mean_a", "mean_b", "difference", "stderr", "welch_p", "permutation_p")
+    found = {name: np.zeros(len(edges)) for name in names}
+    exact = False
+    for part, block in blocks(edges, len(a) + len(b)):
+        keys: list[str] = []
+        means = []
+        for g in (a, b):
+            own, sums, counts = statistics.key_sums(g.keys, edge_values(db, g, block, weight))
+            keys += own
+            means.append(sums / counts[:, None])
+        found["mean_a"][part], found["mean_b"][part] = (m.mean(0) for m in means)
+        if is_paired:
+            within = means[0] - means[1]
+            found["stderr"][part], found["welch_p"][part] = statistics.paired(within)
+            p, exact = statistics.sign_flips(within, draws, seed)
+        else:
+            found["stderr"][part], found["welch_p"][part] = statistics.welch(*means)
+            order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
+            every = np.concatenate(means)[order]
+            p, exact = statistics.label_permutations(every, order < len(means[0]), draws, seed)
+        found["permutation_p"][part] = p
+    found["difference"] = found["mean_a"] - found["mean_b"]
+    return found, exact
+
+
+def _node_differences(db: Database, a: Group, b: Group, edges: pa.Table, weight: str) -> pa.Table:
+    """Difference of the means, over keys, of the nodes at the ends of edges."""
+    ids, weights = [], []
+    for sign, g in ((1.0, a), (-1.0, b)):
+        times = Counter(g.keys)
+        shares = np.array([sign / (len(times) * times[key]) for key in g.keys])
+        ids.append(g.ids)
+        weights.append(shares * g.weights(weight))
+    ends = {
+        (layer, unit)
+        for end in ("dst", "src")
+        for layer, unit in zip(
+            *(edges[f"{end}_{what}"].to_pylist() for what in ("layer", "unit")), strict=True
+        )
+    }
+    layers, units = ([end[i] for end in sorted(ends)] for i in (0, 1))
+    tables = {
+        "weights": pa.table({"input_id": np.concatenate(ids), "weight": np.concatenate(weights)}),
+        "chosen": pa.table(
+            {"layer_id": pa.array(layers, pa.int16()), "unit": pa.array(units, pa.int32())}
+        ),
+    }
+    return db.sql(
+        "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
+        "CAST(NULL AS DOUBLE) AS activation "
+        "FROM nodes JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
+        "GROUP BY layer_id, unit ORDER BY layer_id, unit",
+        inputs=np.unique(np.concatenate(ids)).tolist(),
+        tables=tables,
+    ).to_arrow_table()
+
+
+def _notes(db: Database, a: Group, b: Group, sizes: list[int], unknown: int) -> list[str]:
+    """Say what to know before reading the numbers."""
+    notes = []
+    if a.target is None or a.target != b.target:
+        said = [
+            ", ".join(db.outputs.text(t) for t in np.unique(g.targets)[:5].tolist()) for g in (a, b)
+        ]
+        notes.append(
+            f"the groups explain different outputs, {said[0]} and {said[1]}: a difference may be "
+            "one of the questions; target= fixes one for both"
+        )
+    if min(sizes) < 2:
+        notes.append(
+            f"no p-values: the groups have {sizes[0]:,} and {sizes[1]:,} keys, and a test needs "
+            "at least 2 in each"
+        )
+    if unknown:
+        notes.append(
+            f"{unknown:,} edges are left out: the store prunes their pair of layers, and some "
+            "input has no row of them, which is unknown and not zero"
+        )
+    return notes
