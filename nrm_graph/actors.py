@@ -226,10 +226,7 @@ class _Pool:
                     self._start(worker, waiting.popleft())
         except BaseException as error:
             self._stop()
-            cause = getattr(error, "cause", None)
-            if isinstance(error, self._ray.exceptions.RayTaskError) and cause is not None:
-                raise cause from None
-            raise
+            raise cluster.cause_of(error) from None
         return self._shards
 
     def _start(self, worker: Any, chunk: range) -> None:
