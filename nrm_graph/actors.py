@@ -179,9 +179,10 @@ def run(
 
 
 def _first_line(error: Exception) -> str:
-    """Kind and first line of an error; Ray's own quote another, whose last line tells more."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
+    """Kind and first line of an error, or of the one that Ray wraps."""
+    found = error.__cause__ or error
+    lines = str(found).strip().splitlines() or [""]
+    return f"{type(found).__name__}: {lines[0]}"
 
 
 def _chunks(count: int, size: int, workers: int) -> list[range]:
