@@ -132,7 +132,10 @@ class Remote:
         running = [task.remote(piece, query, shared) for piece in self._pieces]
         try:
             return merged(ray.get(running), keys)
-        except BaseException as error:
+        except KeyboardInterrupt:
+            # Without force: Ray 2.60 may end this process where a task ends as it is killed.
             for result in running:
-                ray.cancel(result, force=True)
+                ray.cancel(result)
+            raise
+        except Exception as error:
             raise cluster.cause_of(error) from None
