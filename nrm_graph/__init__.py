@@ -18,7 +18,7 @@ from nrm_graph.errors import (
 from nrm_graph.events import Edge, Event, Layer, stay
 
 if TYPE_CHECKING:
-    from nrm_graph import composites, rules
+    from nrm_graph import composites, evaluate, rules
     from nrm_graph.database import Database, open
     from nrm_graph.event_json import from_json as event_from_json
     from nrm_graph.event_json import to_json as event_to_json
@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from nrm_graph.extraction import extract
     from nrm_graph.operations import register_operation
     from nrm_graph.prepare import measure
+    from nrm_graph.store.compaction import compact
+    from nrm_graph.store.deletion import delete
     from nrm_graph.tracing import trace
 
 __version__ = "0.1.0"
 
 # What needs torch is imported at first use: opening a store and SQL do without.
 _LAZY = {
+    "compact": ("nrm_graph.store.compaction", "compact"),
     "Database": ("nrm_graph.database", "Database"),
+    "delete": ("nrm_graph.store.deletion", "delete"),
     "event_from_json": ("nrm_graph.event_json", "from_json"),
     "event_to_json": ("nrm_graph.event_json", "to_json"),
     "extract": ("nrm_graph.extraction", "extract"),
@@ -42,7 +46,7 @@ _LAZY = {
     "measure": ("nrm_graph.prepare", "measure"),
     "trace": ("nrm_graph.tracing", "trace"),
 }
-_MODULES = {"composites", "rules"}
+_MODULES = {"composites", "evaluate", "rules"}
 
 
 def __getattr__(name: str) -> Any:
@@ -69,7 +73,10 @@ __all__ = [
     "StoreError",
     "TraceError",
     "UndefinedConditional",
+    "compact",
     "composites",
+    "delete",
+    "evaluate",
     "event_from_json",
     "event_to_json",
     "extract",

@@ -95,7 +95,7 @@ class Worker:
     def _run(self) -> Run:
         db = Database(self._folder)
         taken = form_of(db)
-        net = network_of(db, None, torch.device(self._task.device), taken)
+        net = network_of(db, None, torch.device(self._task.device))
         topology = net.layout.topology
         made = plan(net, units.resolve(topology, db.units()), pruning.stored(db.meta, topology))
         return Run(made, self._task, Writer(self._folder), taken)

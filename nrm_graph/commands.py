@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nrm_graph import arguments
 from nrm_graph.errors import InputError, StoreError
@@ -20,6 +20,9 @@ from nrm_graph.export import (
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
+
+    import networkx as nx
 
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
@@ -136,6 +139,14 @@ def relevance(args: argparse.Namespace) -> None:
         _notes(m.flags)
 
 
+def _target(db: Database, text: str | None) -> Any:
+    """Read the target of a group of inputs."""
+    found = None if text is None else arguments.which(text, db.meta["classes"], db.outputs)
+    if isinstance(found, dict):
+        raise InputError(f"--target {text} weighs several outputs: a group has one target")
+    return found
+
+
 def _measure(db: Database, args: argparse.Namespace) -> Measure:
     """Measure of the input and target that are named."""
     return db.measure(
@@ -207,9 +218,8 @@ def subgraph(args: argparse.Namespace) -> None:
         if given is not None:
             m = m.given(given)
         graph = m.subgraph(top=args.top)
-        write_graph(graph, path)
+        _write(graph, path)
         _notes(m.flags)
-    print(f"{path}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
 
 
 def circuit(args: argparse.Namespace) -> None:
@@ -230,24 +240,55 @@ def circuit(args: argparse.Namespace) -> None:
             layers=args.layers,
             weight=args.weight,
             per_input=args.per_input,
-            target=None
-            if args.target is None
-            else arguments.which(args.target, db.meta["classes"], db.outputs),
+            target=_target(db, args.target),
             mixed_targets=args.mixed_targets,
             engine=args.engine,
         )
         if path is not None:
-            for written in write_graph(graph, path):
-                print(
-                    f"{written}: {graph.number_of_nodes():,} nodes, "
-                    f"{graph.number_of_edges():,} edges"
-                )
+            _write(graph, path)
         elif args.format in (None, "table"):
             print_facts(overview.circuit(graph, db))
             print()
             write_table(overview.circuit_edges(graph), "table")
         else:
             write_table(overview.circuit_edges(graph), args.format)
+
+
+def contrast(args: argparse.Namespace) -> None:
+    """Compare two groups of inputs."""
+    import nrm_graph as ng
+
+    with ng.open(args.store) as db:
+        found = db.contrast(
+            args.a,
+            args.b,
+            edges=args.edges,
+            weight=args.weight,
+            target=_target(db, args.target),
+            mixed_targets=args.mixed_targets,
+            adjust=args.adjust,
+            draws=args.draws,
+            seed=args.seed,
+        )
+    if args.output is None and args.format is None:
+        print(found)
+    else:
+        write_table(found.table, args.format, args.output)
+        _notes(found.notes)
+
+
+def compact(args: argparse.Namespace) -> None:
+    """Merge small shards and delete old files."""
+    from nrm_graph.store.compaction import compact
+
+    print(compact(args.store, older_than=args.older_than))
+
+
+def delete(args: argparse.Namespace) -> None:
+    """Delete keys."""
+    from nrm_graph.store.deletion import delete
+
+    print(delete(args.store, args.keys))
 
 
 def verify(args: argparse.Namespace) -> None:
@@ -269,6 +310,12 @@ def verify(args: argparse.Namespace) -> None:
             f"{args.store} is damaged ({errors}): copy it again, or remove the shards named and "
             "extract their inputs anew"
         )
+
+
+def _write(graph: nx.DiGraph, path: Path) -> None:
+    """Write a graph, and say where it is."""
+    files = ", ".join(str(file) for file in write_graph(graph, path))
+    print(f"{files}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
 
 
 def _notes(flags: Sequence[str]) -> None:

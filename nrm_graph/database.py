@@ -382,6 +382,11 @@ class Database(Circuits):
 
         return verify(self, sample=sample, progress=progress)
 
+    @property
+    def resolutions(self) -> tuple[str, ...]:
+        """What the units of every layer are, by ``layer_id``: neuron, channel, ..."""
+        return tuple(row["resolution"] for row in self.meta["layers"])
+
     @cached_property
     def partitions(self) -> tuple[Partition, ...]:
         """Units of every layer, by ``layer_id``."""

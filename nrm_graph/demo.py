@@ -95,7 +95,9 @@ def run(
         _title("Per class: the hidden neuron with the largest mean relevance (SQL)")
         print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
 
-        graph = subgraph(m.topology, *m.tables(), top=SHOWN, partitions=m.partitions)
+        graph = subgraph(
+            m.topology, *m.tables(), top=SHOWN, resolutions=[p.resolution for p in m.partitions]
+        )
         graph.graph["title"] = f"The strongest relevance flows of {key}, target {target!r}"
         write_graph(graph, picture, image=inputs[0]["input"][0].numpy())
 

@@ -73,7 +73,7 @@ def edge_tables(
         of the conjunction go on from j; null where h(j) is 0.
     """
     with torch.no_grad():
-        tables = _Tables(state, start, plan, clause or {})
+        tables = Tables(state, start, plan, clause or {})
         propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
         for call in tables.later:
             call()
@@ -88,7 +88,7 @@ def _on_host(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-class _Tables:
+class Tables:
     """What one relevance pass over a batch leaves behind.
 
     Rows are made on the host.  On an accelerator that waits until the pass is over (``later``),

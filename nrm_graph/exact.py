@@ -337,7 +337,8 @@ class Measure(Algebra):
         from nrm_graph.graph import subgraph
 
         nodes, edges = self.tables()
-        return subgraph(self.topology, nodes, edges, top, self.scale, self.partitions, self.tokens)
+        kinds = [part.resolution for part in self.partitions]
+        return subgraph(self.topology, nodes, edges, top, self.scale, kinds, self.tokens)
 
     def paths(
         self,

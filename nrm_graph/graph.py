@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
 
 
 def check_top(top: object) -> None:
@@ -47,9 +46,15 @@ def strongest(
     ties : sequence of ndarray, (N,)
         Of equal values the one with the smaller of these comes first, then the earlier one.
     """
-    places = np.arange(len(sizes))
-    if len(sizes) > top:  # a sort of millions takes ten times as long as this
-        places = np.flatnonzero(sizes >= np.partition(sizes, -top)[-top])
+    # A sort of millions takes ten times as long.  The maxima of blocks are members, so that the
+    # last of their strongest is at most that of all: few values are left to choose from.
+    least = 0
+    maxima = sizes[: len(sizes) // 64 * 64].reshape(64, -1).max(axis=0)
+    if len(maxima) > top:
+        least = np.partition(maxima, -top)[-top]
+    places = np.flatnonzero(sizes >= least)
+    if len(places) > top:
+        places = places[sizes[places] >= np.partition(sizes[places], -top)[-top]]
     order = np.lexsort([*(tie[places] for tie in reversed(ties)), -sizes[places]])
     return places[order][:top]
 
@@ -60,7 +65,7 @@ def subgraph(
     edges: pa.Table,
     top: int = 200,
     scale: float = 1.0,
-    partitions: Sequence[Partition] | None = None,
+    resolutions: Sequence[str] | None = None,
     tokens: Sequence[str] | None = None,
 ) -> nx.DiGraph:
     """Build the graph of the strongest edges of one input.
@@ -75,8 +80,8 @@ def subgraph(
         Number of edges with the largest absolute relevance that are kept.
     scale : float
         Multiplies every relevance.
-    partitions : sequence of Partition, optional
-        Units of every layer, by ``layer_id``; with them a neuron knows its place in its layer.
+    resolutions : sequence of str, optional
+        What the units of every layer are, by ``layer_id``; with them a neuron knows its place.
     tokens : sequence of str, optional
         Text of every position of the input.
 
@@ -85,7 +90,7 @@ def subgraph(
     networkx.DiGraph
         Nodes are (layer name, unit) with ``layer``, ``unit``, ``relevance``, ``activation``,
         ``depth`` and, for a neuron of a layer with several axes, ``position`` (its index in
-        the layer, ``"3, 10, 4"``); with partitions ``name`` (``"head 3"``, ``"channel 12"``), and
+        the layer, ``"3, 10, 4"``); with resolutions ``name`` (``"head 3"``, ``"channel 12"``), and
         with tokens ``token``, the text of the position it belongs to; edges point from src
         (nearer the input) to dst, with ``relevance`` and, where both ends are neurons,
         ``conditional``.  ``graph["share"]`` is the share of the sum of |relevance| over all edges
@@ -124,16 +129,16 @@ def subgraph(
 
     def position(layer: int, unit: int) -> dict[str, str]:
         shape = topology.layers[layer].shape
-        neuron = partitions is not None and partitions[layer].resolution == "neuron"
+        neuron = resolutions is not None and resolutions[layer] == "neuron"
         if not neuron or unit < 0 or len(shape) < 2:
             return {}
         graph.graph["shapes"][names[layer]] = shape
         return {"position": ", ".join(str(int(i)) for i in np.unravel_index(unit, shape))}
 
     def named(layer: int, unit: int) -> dict[str, str | int]:
-        if partitions is None:
+        if resolutions is None:
             return {}
-        info, how = topology.layers[layer], partitions[layer].resolution
+        info, how = topology.layers[layer], resolutions[layer]
         text: dict[str, str | int] = {"name": unit_names.unit_name(info, how, unit, tokens)}
         place = None if tokens is None else unit_names.token_index(info, how, unit, len(tokens))
         if tokens is None or place is None:

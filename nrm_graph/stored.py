@@ -22,7 +22,7 @@ from nrm_graph.targets import outputs_of, stored_outputs
 from nrm_graph.vetting import PROBLEMS, first_line, vet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
@@ -77,9 +77,7 @@ def _own(db: Database, *, given: bool = False) -> Iterator[None]:
         ) from error
 
 
-def network_of(
-    db: Database, kind: torch.dtype | None, device: torch.device, taken: Form
-) -> Network:
+def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken: Form) -> Network:
     """Prepare the stored network, and compare what it is with what the store lists."""
     program = load_program(db)
     inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
@@ -130,18 +128,43 @@ def stored_measure(
     xs = _tensors(db, identity, taken, given)
     kind = next((x.dtype for x in xs if x.is_floating_point()), None)
     kind = kind if dtype is None else getattr(torch, dtype)
-    cache = db._network or {}
-    if (kind, place) not in cache:
-        with _own(db):
-            cache[kind, place] = network_of(db, kind, place, taken)
-        db._network = cache
-    net = cache[kind, place]
+    net = network_of(db, kind, place)
     x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
     wanted = db._snapshot.entries[identity].target if target is None else target
     with _own(db, given=dtype is not None or target is not None):
         found = from_network(net, x, wanted, db.units(), scale, memory, tokens_of(db, identity))
     _compare(db, identity, found)
     return found
+
+
+def network_of(db: Database, kind: torch.dtype | None, place: torch.device) -> Network:
+    """Return the stored network in a dtype (None: its own) on a device, made once.
+
+    Raises
+    ------
+    StoreError
+        If the store is damaged.
+    """
+    cache = db._network or {}
+    if (kind, place) not in cache:
+        with _own(db):
+            cache[kind, place] = _network(db, kind, place, form_of(db))
+        db._network = cache
+    return cache[kind, place]  # type: ignore[no-any-return]
+
+
+def batch_of(db: Database, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
+    """Return the stored tensors of several inputs as one batch for every input of the network.
+
+    Raises
+    ------
+    InputError
+        If the store keeps no tensors.
+    StoreError
+        If a tensor is damaged.
+    """
+    taken = form_of(db)
+    return tuple(map(torch.cat, zip(*(_tensors(db, i, taken, None) for i in ids), strict=True)))
 
 
 def tokens_of(db: Database, identity: int) -> tuple[str, ...] | None:

@@ -11,6 +11,8 @@ import nrm_graph as ng
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import group
 from nrm_graph.circuits.partials import EDGE, edge_partials, merged
+from nrm_graph.circuits.prototypes import prototypes
+from nrm_graph.errors import InputError
 
 NAMES = {0: "x", 1: "0", 2: "1"}
 # Sums of at most 60 terms in float64, in another order.
@@ -225,3 +227,25 @@ def test_conditionals_of_a_group_are_ratios_of_means(conditioned, weight):
         data = each.edges[(names[name[2]], name[3]), (names[name[0]], name[1])]
         ratios = [joint.get((i, name), 0.0) / base[i] for i in defined]
         np.testing.assert_allclose(data["relevance"], np.mean(ratios), rtol=1e-9, atol=1e-12)
+
+
+def test_prototypes_under_a_condition_compare_joint_relevances(conditioned):
+    db, path = conditioned
+    base, joint = condition_rows(path)
+    circuit = db.circuit("label = 'a'", given="b", top=15)
+    names = [layer.name for layer in db.topology.layers]
+    edges = [(names.index(d[0]), d[1], names.index(s[0]), s[1]) for s, d in circuit.edges]
+    flows = {i: np.array([joint.get((i, e), 0.0) for e in edges]) for i in base}
+    ours = [i for (i,) in db.sql("SELECT input_id FROM inputs WHERE label = 'a'").fetchall()]
+    mean = np.mean([flows[i] for i in ours], axis=0)
+    found = {r["input_id"]: r["similarity"] for r in prototypes(db, circuit, k=20).to_pylist()}
+    assert found.keys() == base.keys()
+    for i, flow in flows.items():
+        if base[i]:
+            expected = flow @ mean / np.linalg.norm(flow) / np.linalg.norm(mean)
+            np.testing.assert_allclose(found[i], expected, atol=1e-9)
+        else:
+            assert found[i] is None
+    each = db.circuit("label = 'a'", given="b", per_input=True, top=15)
+    with pytest.raises(InputError, match="per_input=False"):
+        prototypes(db, each)

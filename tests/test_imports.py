@@ -52,6 +52,7 @@ LEVELS = (
     ("stored", "samples", "described"),
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
     ("database", "verify", "conditions", "circuits"),
+    ("evaluate",),
     ("runs",),
     ("extraction", "actors"),
     # for people
@@ -63,6 +64,7 @@ LEVELS = (
     ("demo",),
     ("arguments",),
     ("commands",),
+    ("command_parser",),
     ("cli",),
 )
 LIGHT = (
@@ -77,6 +79,7 @@ LIGHT = (
     "plots",
     "cli",
     "commands",
+    "command_parser",
     "demo",
 )
 """Modules beside the first three rows that never import torch themselves."""

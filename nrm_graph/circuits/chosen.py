@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import pruning, units
+from nrm_graph import pruning
 from nrm_graph.circuits.partials import EDGE, edge_partials
 from nrm_graph.errors import InputError
-from nrm_graph.graph import subgraph
+from nrm_graph.graph import strongest, subgraph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import networkx as nx
     from numpy.typing import NDArray
@@ -21,19 +22,9 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
     from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
 
 BLOCK_BYTES = 256 << 20
 """Values of all inputs of a group are read for as many edges at once as fit into this."""
-
-NO_NODES = pa.table(
-    {
-        "layer_id": pa.array([], pa.int16()),
-        "unit": pa.array([], pa.int32()),
-        "relevance": pa.array([], pa.float64()),
-        "activation": pa.array([], pa.float64()),
-    }
-)
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -74,11 +65,10 @@ def pair_codes(edges: pa.Table) -> NDArray[np.int64]:
     return code
 
 
-def strongest_first(partials: pa.Table, size: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Places of edges by falling size, those of size 0 left out; ties by the edge's name."""
-    names = [partials[name].to_numpy() for name in reversed(EDGE)]
-    order = np.lexsort([*names, -size])
-    return order[: int((size > 0).sum())]
+def by_size(partials: pa.Table, size: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Places of at most so many edges, the largest first; none of size 0.  Ties by name."""
+    order = strongest(size, count, [partials[name].to_numpy() for name in EDGE])
+    return order[size[order] > 0]
 
 
 def choose_edges(
@@ -99,7 +89,7 @@ def choose_edges(
         # A variance of rounding is none: an edge that is alike in all inputs tells nothing.
         variance = size - (partials["total"].to_numpy() / len(group)) ** 2
         size = np.where(variance > 1e-12 * size, variance, 0.0)
-    order = strongest_first(partials, size)[:count]
+    order = by_size(partials, size, count)
     return partials.select(EDGE).take(pa.array(order)), unknown
 
 
@@ -124,6 +114,56 @@ def nullable(values: NDArray[np.float64]) -> pa.Array:
     return pa.array(values, pa.float64(), mask=np.isnan(values))
 
 
+def key_shares(keys: Sequence[str]) -> NDArray[np.float64]:
+    """Weights of rows whose weighted sum is the mean over keys of the mean of each key's rows."""
+    times = Counter(keys)
+    return np.array([1 / (len(times) * times[key]) for key in keys], np.float64)
+
+
+def node_sums(
+    db: Database, edges: pa.Table, ids: NDArray[np.int64], weights: NDArray[np.float64]
+) -> pa.Table:
+    """Weighted sums over inputs of the nodes at the ends of edges.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    edges : pyarrow.Table
+        Columns of :data:`nrm_graph.circuits.partials.EDGE`.
+    ids : ndarray of int64, (N,)
+        Input ids; one that stands twice counts with both weights.
+    weights : ndarray of float64, (N,)
+        What the relevance of each input is multiplied by.
+
+    Returns
+    -------
+    pyarrow.Table
+        Columns ``layer_id``, ``unit``, ``relevance`` and ``activation`` (null); no row where no
+        input has one.
+    """
+    ends = {
+        node
+        for end in ("dst", "src")
+        for node in zip(
+            *(edges[f"{end}_{what}"].to_pylist() for what in ("layer", "unit")), strict=True
+        )
+    }
+    layers, numbers = ([node[i] for node in sorted(ends)] for i in (0, 1))
+    chosen = {"layer_id": pa.array(layers, pa.int16()), "unit": pa.array(numbers, pa.int32())}
+    return db.sql(
+        "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
+        "CAST(NULL AS DOUBLE) AS activation "
+        "FROM nodes JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
+        "GROUP BY layer_id, unit ORDER BY layer_id, unit",
+        inputs=np.unique(ids).tolist(),
+        tables={
+            "weights": pa.table({"input_id": ids, "weight": weights}),
+            "chosen": pa.table(chosen),
+        },
+    ).to_arrow_table()
+
+
 def absorbed_share(db: Database, group: Group) -> float:
     """Mean share of the measure that biases, stabilizers and remainders hold."""
     query = (
@@ -133,14 +173,9 @@ def absorbed_share(db: Database, group: Group) -> float:
     return float(total) / len(group)
 
 
-def resolved(db: Database) -> tuple[Partition, ...]:
-    """Units of every layer of a store."""
-    return tuple(units.resolve(db.topology, db.units()))
-
-
 def edge_graph(
     topology: Topology,
-    partitions: tuple[Partition, ...],
+    resolutions: tuple[str, ...],
     nodes: pa.Table,
     edges: pa.Table,
     column: str,
@@ -151,7 +186,7 @@ def edge_graph(
 
     Parameters
     ----------
-    topology, partitions
+    topology, resolutions
         Names and places of units.
     nodes : pyarrow.Table
         ``layer_id``, ``unit``, ``relevance`` and ``activation`` of nodes.
@@ -167,7 +202,7 @@ def edge_graph(
     relevance = edges[column]
     plain = edges.select(EDGE).append_column("relevance", relevance)
     plain = plain.append_column("conditional", pa.nulls(len(edges), pa.float64()))
-    graph = subgraph(topology, nodes, plain, top, partitions=partitions)
+    graph = subgraph(topology, nodes, plain, top, resolutions=resolutions)
     for row in edges.select([*EDGE, "dst", "src", *attributes]).to_pylist():
         ends = (row["src"], row["src_unit"]), (row["dst"], row["dst_unit"])
         if graph.has_edge(*ends):

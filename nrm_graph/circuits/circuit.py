@@ -54,7 +54,7 @@ def circuit(
         nodes,
         edges.append_column("conditional", pa.nulls(len(edges), pa.float64())),
         max(top, 1),
-        partitions=db.partitions,
+        resolutions=db.resolutions,
     )
     _annotate(found, db, rows, nodes, edges)
     kept = float(np.abs(totals["total"].to_numpy()).sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,10 @@ from nrm_graph.circuits.chosen import (
     check_count,
     choose_edges,
     edge_graph,
+    key_shares,
+    node_sums,
     nullable,
     pair_codes,
-    resolved,
     with_names,
 )
 from nrm_graph.circuits.flows import edge_values
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from nrm_graph.database import Database
     from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
 
 _STATISTICS = ("mean_a", "mean_b", "stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
 
@@ -83,7 +82,7 @@ class Contrast:
     unknown: int
     notes: tuple[str, ...]
     topology: Topology = field(repr=False)
-    partitions: tuple[Partition, ...] = field(repr=False)
+    resolutions: tuple[str, ...] = field(repr=False)
 
     @property
     def targets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -108,7 +107,7 @@ class Contrast:
         """
         found = edge_graph(
             self.topology,
-            self.partitions,
+            self.resolutions,
             self.nodes,
             self.table,
             "difference",
@@ -256,7 +255,7 @@ def contrast(
         unknown,
         tuple(_notes(db, first, second, sizes, unknown)),
         db.topology,
-        resolved(db),
+        db.resolutions,
     )
 
 
@@ -330,34 +329,9 @@ def _tests(
 
 def _node_differences(db: Database, a: Group, b: Group, edges: pa.Table, weight: str) -> pa.Table:
     """Difference of the means, over keys, of the nodes at the ends of edges."""
-    ids, weights = [], []
-    for sign, g in ((1.0, a), (-1.0, b)):
-        times = Counter(g.keys)
-        shares = np.array([sign / (len(times) * times[key]) for key in g.keys])
-        ids.append(g.ids)
-        weights.append(shares * g.weights(weight))
-    ends = {
-        (layer, unit)
-        for end in ("dst", "src")
-        for layer, unit in zip(
-            *(edges[f"{end}_{what}"].to_pylist() for what in ("layer", "unit")), strict=True
-        )
-    }
-    layers, units = ([end[i] for end in sorted(ends)] for i in (0, 1))
-    tables = {
-        "weights": pa.table({"input_id": np.concatenate(ids), "weight": np.concatenate(weights)}),
-        "chosen": pa.table(
-            {"layer_id": pa.array(layers, pa.int16()), "unit": pa.array(units, pa.int32())}
-        ),
-    }
-    return db.sql(
-        "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
-        "CAST(NULL AS DOUBLE) AS activation "
-        "FROM nodes JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
-        "GROUP BY layer_id, unit ORDER BY layer_id, unit",
-        inputs=np.unique(np.concatenate(ids)).tolist(),
-        tables=tables,
-    ).to_arrow_table()
+    ids = np.concatenate([a.ids, b.ids])
+    shares = [key_shares(a.keys) * a.weights(weight), -key_shares(b.keys) * b.weights(weight)]
+    return node_sums(db, edges, ids, np.concatenate(shares))
 
 
 def _notes(db: Database, a: Group, b: Group, sizes: list[int], unknown: int) -> list[str]:

@@ -8,9 +8,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import networkx as nx
+    import pyarrow as pa
 
+    from nrm_graph.circuits.contrast import Contrast
+    from nrm_graph.circuits.references import References
+    from nrm_graph.circuits.stability import Stability
     from nrm_graph.database import Database
-    from nrm_graph.events import Event
+    from nrm_graph.events import Event, NeuronSet
 
 
 class Circuits:
@@ -54,7 +58,7 @@ class Circuits:
         db = self._database()
         identity = db._pair(key, target)
         nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
-        return graph.subgraph(db.topology, nodes, edges, top, partitions=db.partitions)
+        return graph.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
 
     def circuit(
         self,
@@ -147,4 +151,107 @@ class Circuits:
             target=target,
             mixed_targets=mixed_targets,
             engine=named(engine),
+        )
+
+    def contrast(
+        self,
+        a: str | None,
+        b: str | None,
+        *,
+        edges: int = 1000,
+        weight: str = "logit",
+        target: int | tuple[Any, ...] | None = None,
+        mixed_targets: bool = False,
+        adjust: str = "bh",
+        draws: int = 10_000,
+        seed: int = 0,
+    ) -> Contrast:
+        """Compare two groups of inputs, edge by edge; see :mod:`nrm_graph.circuits.contrast`.
+
+        Examples
+        --------
+        >>> found = db.contrast("label = 'cat'", "label = 'dog'", target=3)  # doctest: +SKIP
+        >>> found.table, found.graph(top=50), found.notes  # doctest: +SKIP
+        """
+        from nrm_graph.circuits.contrast import contrast
+
+        return contrast(
+            self._database(),
+            a,
+            b,
+            edges=edges,
+            weight=weight,
+            target=target,
+            mixed_targets=mixed_targets,
+            adjust=adjust,
+            draws=draws,
+            seed=seed,
+        )
+
+    def stability(
+        self,
+        where: str | None = None,
+        *,
+        top: int = 200,
+        weight: str = "unit",
+        target: int | tuple[Any, ...] | None = None,
+        mixed_targets: bool = False,
+        splits: int = 100,
+        draws: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+    ) -> Stability:
+        """Tell how a circuit holds in halves and resamples of its keys.
+
+        See :func:`nrm_graph.circuits.stability.stability`.
+        """
+        from nrm_graph.circuits.stability import stability
+
+        return stability(
+            self._database(),
+            where,
+            top=top,
+            weight=weight,
+            target=target,
+            mixed_targets=mixed_targets,
+            splits=splits,
+            draws=draws,
+            level=level,
+            seed=seed,
+        )
+
+    def prototypes(
+        self,
+        circuit: nx.DiGraph,
+        where: str | None = None,
+        *,
+        k: int = 5,
+        target: int | tuple[Any, ...] | None = None,
+    ) -> pa.Table:
+        """Find the inputs nearest to a circuit, and those farthest from it.
+
+        See :func:`nrm_graph.circuits.prototypes.prototypes`.
+        """
+        from nrm_graph.circuits.prototypes import prototypes
+
+        return prototypes(self._database(), circuit, where, k=k, target=target)
+
+    def references(
+        self,
+        event: NeuronSet,
+        *,
+        k: int = 9,
+        by: str = "relevance",
+        where: str | None = None,
+        weight: str = "unit",
+        share: float | None = 0.5,
+    ) -> References:
+        """Find the inputs for which a unit is most relevant, or most active.
+
+        See :func:`nrm_graph.circuits.references.references`.
+        """
+        from nrm_graph.circuits.references import references
+
+        return references(
+            self._database(), event, k=k, by=by, where=where, weight=weight, share=share
         )

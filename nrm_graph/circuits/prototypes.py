@@ -31,7 +31,8 @@ def prototypes(
 
     An input's flow is its relevance on the circuit's edges (times its logit for a circuit with
     ``weight="logit"``); its similarity is the cosine of the flow and the circuit's means: 1 where
-    they are in proportion, 0 where they have nothing in common, -1 for the opposite.
+    they are in proportion, 0 where they have nothing in common, -1 for the opposite.  Of a circuit
+    under a condition, flow and means are those of the edges and the condition.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def prototypes(
     Raises
     ------
     InputError
-        If no input is chosen, or the circuit has no edges.
+        If no input is chosen, or the circuit has no edges or is one of ``per_input=True``.
     EventError
         If the store has no layer of a name in the circuit.
 
@@ -77,6 +78,14 @@ def prototypes(
     chosen = group(db, where, target=target, mixed_targets=True)
     edges, means = _edges(db, circuit)
     given = circuit.graph.get("given")
+    if circuit.graph.get("per_input"):
+        raise InputError(
+            "the circuit holds means of ratios (per_input=True), which inputs are not compared "
+            "with: make it with per_input=False"
+        )
+    # Both sides as joint relevances R(edge & condition): a ratio of means has their signs only
+    # where the group's R(condition) is positive.
+    means = means * circuit.graph.get("condition_relevance", 1.0)
     flows = edge_values(db, chosen, edges, circuit.graph.get("weight", "unit"), given)
     length = np.linalg.norm(flows, axis=1) * np.linalg.norm(means)
     similarity = np.full(len(chosen), np.nan)

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from nrm_graph.circuits.chosen import (
     blocks,
+    by_size,
     check_count,
     known_partials,
     nullable,
-    strongest_first,
     with_names,
 )
 from nrm_graph.circuits.flows import edge_values
@@ -250,7 +250,7 @@ def _means(
     """
     partials, unknown = known_partials(db, chosen, weight)
     size = np.sqrt(partials["squares"].to_numpy())
-    order = strongest_first(partials, size)
+    order = by_size(partials, size, len(size))
     names, size = partials.select(EDGE).take(pa.array(order)), size[order]
     total = weights @ counts
     largest = np.sqrt(weights**2 @ counts) / total

@@ -188,7 +188,7 @@ class Canvas:
         frame = self.ax.inset_axes(
             (x - width / 2, y - height / 2, width, height), transform=self.ax.transData, zorder=4
         )
-        array = _thumbnail(array)
+        array = thumbnail(array)
         limit = float(np.quantile(np.abs(array), 0.995)) or float(np.abs(array).max()) or 1.0
         frame.imshow(
             array, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto"
@@ -213,9 +213,14 @@ class Canvas:
             self._text(x, 0.0, "absorbed", column.lost, area**0.5 / 2)
 
 
-def _thumbnail(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def block(shape: tuple[int, ...]) -> int:
+    """Rows and columns of a block of :func:`thumbnail`."""
+    return -(-max(shape) // _CELLS)
+
+
+def thumbnail(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Sum blocks of a map that is finer than its frame can show."""
-    step = -(-max(array.shape) // _CELLS)
+    step = block(array.shape)
     padded = np.pad(array, [(0, -n % step) for n in array.shape])
     rows, columns = (n // step for n in padded.shape)
     sums: npt.NDArray[np.float64] = padded.reshape(rows, step, columns, step).sum((1, 3))

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nrm_graph.errors import InputError
+from nrm_graph.plots.canvas import block, thumbnail
 from nrm_graph.plots.common import OVERLAY, TEXT, grey, percent, wrapped
 from nrm_graph.plots.strip import drawable
 
@@ -50,7 +51,7 @@ def plot_references(
         Names of the outputs; a store has them as ``db.meta["classes"]``.
     limit : float, optional
         The scale of every heat map runs from -limit to limit; by default each has its own, which
-        ends at its largest \|relevance\|.
+        ends at its largest \|relevance\|, but for one position in 200 of a large map.
 
     Returns
     -------
@@ -66,7 +67,8 @@ def plot_references(
     -----
     Each input is shown twice: as it is stored, stretched to its own range, with its region
     framed; and in grey below R(pixel given the unit), vermillion where positive and blue where
-    negative.  An input whose conditional measure is undefined has no frame and says so.
+    negative.  Maps of more than 64 rows or columns are shown as sums over blocks, but not in
+    crops.  An input whose conditional measure is undefined has no frame and says so.
 
     Examples
     --------
@@ -140,15 +142,21 @@ def _draw(
         return
     style: dict[str, Any] = {"interpolation": "nearest"}
     left.imshow(stretched(image), cmap="gray", vmin=0, vmax=1, **style)
-    right.imshow(0.65 + 0.35 * grey(image), cmap="gray", vmin=0, vmax=1, **style)
+    right.imshow(0.65 + 0.35 * grey(stretched(image)), cmap="gray", vmin=0, vmax=1, **style)
     if heat is None:
         right.text(
             0.5, 0.5, "undefined", transform=right.transAxes, ha="center", va="center",
             fontsize=7, color=TEXT,
         )  # fmt: skip
         return
-    bound = limit or float(np.abs(heat).max()) or 1.0
-    right.imshow(heat, cmap=OVERLAY, vmin=-bound, vmax=bound, **style)
+    shown = heat if crop else thumbnail(heat)
+    bound = limit or _end(shown)
+    step = 1 if crop else block(heat.shape)
+    height, width = (step * n for n in shown.shape)  # the last blocks may reach over the edge
+    style["extent"] = (-0.5, width - 0.5, height - 0.5, -0.5)
+    frame = right.get_xlim(), right.get_ylim()
+    right.imshow(shown, cmap=OVERLAY, vmin=-bound, vmax=bound, **style)
+    right.set(xlim=frame[0], ylim=frame[1])
     if row["box"] is None:
         return
     top, bottom = row["box"]["top"], row["box"]["bottom"]
@@ -169,6 +177,12 @@ def _draw(
             half = (0.5 + _MARGIN) * max(bottom - top, end - start)
             x, y = (start + end - 1) / 2, (top + bottom - 1) / 2
             ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+
+
+def _end(heat: npt.NDArray[np.float64]) -> float:
+    """End of a scale: the largest number, but for one in 200 of a large map."""
+    sizes = np.abs(heat)
+    return float(np.quantile(sizes, 0.995) if sizes.size > 200 else 0.0) or float(sizes.max()) or 1
 
 
 def stretched(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -25,8 +25,7 @@ from nrm_graph.plots.strip import drawable
 from nrm_graph.topology import PSEUDO_UNITS, REMAINDER
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     import networkx as nx
     import numpy.typing as npt
@@ -40,7 +39,7 @@ _FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
 def plot_subgraph(
     graph: nx.DiGraph, ax: Axes | None = None, *, image: npt.NDArray[Any] | None = None
 ) -> Axes:
-    """Draw a subgraph of relevance, layer by layer from the input (left) to the output.
+    r"""Draw a subgraph of relevance, layer by layer from the input (left) to the output.
 
     Parameters
     ----------
@@ -64,10 +63,12 @@ def plot_subgraph(
 
     Notes
     -----
-    Area of a node, and width and opacity of an edge, grow with |relevance|; vermillion is
-    positive, blue negative.  Pseudo-units, which absorb relevance, are grey squares at the
-    bottom.  Where nodes have a ``position`` (channel, row, column), a map below their layer
-    shows them at row and column.  ``graph.graph["title"]``, if there, is the title.
+    Area of a node, and width and opacity of an edge, grow with \|relevance\|; vermillion is
+    positive, blue negative.  Edges of a circuit have a pale band, two standard errors wider, and
+    those of which the mean is less than two standard errors from 0 are dotted.  Pseudo-units,
+    which absorb relevance, are grey squares at the bottom.  Where nodes have a ``position``
+    (channel, row, column), a map below their layer shows them at row and column.
+    ``graph.graph["title"]``, if there, is the title.
 
     Examples
     --------
@@ -79,7 +80,7 @@ def plot_subgraph(
     >>> [label.get_text() for label in plot_subgraph(graph).get_xticklabels()]
     ['x', 'fc']
     """
-    nodes = _checked(graph)
+    nodes = checked(graph)
     columns = _columns(graph, nodes)
     places = _places(graph, columns)
     busiest = max(len(column) for column in columns.values())
@@ -96,16 +97,14 @@ def plot_subgraph(
     return ax
 
 
-def save_subgraph(
-    graph: nx.DiGraph, path: str | os.PathLike[str], *, image: npt.NDArray[Any] | None = None
-) -> None:
-    """Write the picture of a subgraph; the suffix of the path names the format."""
-    figure = plot_subgraph(graph, image=image).get_figure(root=True)
-    assert figure is not None  # plot_subgraph made it
-    figure.savefig(path, dpi=160, facecolor="white")
+def checked(graph: nx.DiGraph) -> list[Hashable]:
+    """Return the nodes of a graph that can be drawn.
 
-
-def _checked(graph: nx.DiGraph) -> list[Hashable]:
+    Raises
+    ------
+    InputError
+        If the graph is empty or lacks an attribute.
+    """
     nodes: list[Hashable] = list(graph)
     if not nodes:
         raise InputError("there is nothing to draw: the graph has no nodes")
@@ -119,7 +118,7 @@ def _checked(graph: nx.DiGraph) -> list[Hashable]:
     return nodes
 
 
-def _layer(graph: nx.DiGraph, node: Any) -> str:
+def layer_name(graph: nx.DiGraph, node: Any) -> str:
     """Name of a node's layer; the attribute of a pseudo node may hold its kind as well."""
     return str(node[0] if isinstance(node, tuple) else graph.nodes[node]["layer"])
 
@@ -129,7 +128,7 @@ def _columns(graph: nx.DiGraph, nodes: list[Hashable]) -> dict[str, list[Hashabl
     depth: dict[str, tuple[int, str]] = {}
     columns: dict[str, list[Hashable]] = defaultdict(list)
     for node in nodes:
-        name = _layer(graph, node)
+        name = layer_name(graph, node)
         depth[name] = (int(graph.nodes[node]["depth"]), name)
         columns[name].append(node)
     return {name: columns[name] for name in sorted(columns, key=depth.__getitem__)}
@@ -169,21 +168,34 @@ def _spread(count: int) -> npt.NDArray[np.float64]:
     return np.linspace(reach, -reach, count) if count > 1 else np.zeros(count)
 
 
+def doubtful(data: Mapping[str, Any]) -> bool:
+    """Whether a mean is within two of its standard errors of 0."""
+    return bool(abs(data["relevance"]) < 2.0 * data.get("stderr", 0.0))
+
+
 def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]]) -> None:
-    edges = sorted(graph.edges(data="relevance"), key=lambda edge: abs(edge[2]))
-    largest = max((abs(edge[2]) for edge in edges), default=0.0) or 1.0
+    edges = sorted(graph.edges(data=True), key=lambda edge: abs(edge[2]["relevance"]))
+    largest = max((abs(data["relevance"]) for *_, data in edges), default=0.0) or 1.0
     t = np.linspace(0.0, 1.0, 24)
     ease = t * t * (3.0 - 2.0 * t)  # leaves and arrives horizontally
-    lines, colours, widths = [], [], []
-    for src, dst, relevance in edges:
+    lines, colours, widths, bands, styles = [], [], [], [], []
+    for src, dst, data in edges:
         (x0, y0), (x1, y1) = places[src], places[dst]
+        relevance = data["relevance"]
         share = abs(relevance) / largest
         lines.append(np.column_stack([x0 + (x1 - x0) * t, y0 + (y1 - y0) * ease]))
         absorbed = graph.nodes[src]["unit"] < 0
         colour = NEUTRAL if absorbed else POSITIVE if relevance >= 0 else NEGATIVE
         colours.append(to_rgba(colour, 0.15 + 0.75 * share**0.5))
         widths.append(0.3 + 3.2 * share)
-    ax.add_collection(LineCollection(lines, colors=colours, linewidths=widths, zorder=1))
+        bands.append(widths[-1] + 6.4 * data.get("stderr", 0.0) / largest)
+        styles.append((0.0, (2.0, 1.5)) if doubtful(data) else "solid")
+    if any("stderr" in data for *_, data in edges):
+        pale = [to_rgba(colour, 0.16) for colour in colours]
+        ax.add_collection(LineCollection(lines, colors=pale, linewidths=bands, zorder=0.9))
+    ax.add_collection(
+        LineCollection(lines, colors=colours, linewidths=widths, linestyles=styles, zorder=1)
+    )
 
 
 def _draw_nodes(
@@ -215,7 +227,7 @@ def _draw_nodes(
         if unit < 0:
             text, offset = PSEUDO_UNITS.get(unit, str(unit)), (2.0, -9.0)
         elif columns[x] <= max(readable, 8.0):
-            text = _neuron(graph.nodes[node])
+            text = unit_text(graph.nodes[node])
             offset = (float(np.sqrt(size)) / 2 + 1.5, 0.0)
         else:
             continue
@@ -246,7 +258,7 @@ def _shares(
     lone = defaultdict(list)
     for i, node in enumerate(shown):
         if graph.nodes[node]["unit"] >= 0:
-            lone[_layer(graph, node)].append(i)
+            lone[layer_name(graph, node)].append(i)
     groups = [rows for rows in lone.values() if len(rows) > 1] or list(lone.values())
     largest = max((float(np.abs(values[rows]).max()) for rows in groups), default=0.0) or 1.0
     # Roots, because relevance falls by orders of magnitude from dense layers to pixels.
@@ -256,7 +268,7 @@ def _shares(
     return shares, np.asarray(shades, dtype=np.float64)
 
 
-def _neuron(data: dict[str, Any]) -> str:
+def unit_text(data: dict[str, Any]) -> str:
     """Label of a unit: its number, or channel and place of a neuron in a map, or its token."""
     if "token" in data:
         _, comma, feature = str(data.get("position", "")).rpartition(", ")
@@ -288,7 +300,7 @@ def _draw_maps(
     for x, name in maps.items():
         _, rows, width = graph.graph["shapes"][name]
         frame = ax.inset_axes((x - 0.4, bottom, 0.8, top - bottom), transform=ax.transData)
-        here = [node for node in nodes if _layer(graph, node) == name]
+        here = [node for node in nodes if layer_name(graph, node) == name]
         if image is not None and graph.nodes[here[0]]["depth"] == 0:
             extent = (-0.5, width - 0.5, rows - 0.5, -0.5)
             frame.imshow(image, cmap="gray", interpolation="nearest", extent=extent)
@@ -351,7 +363,10 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps
         ax.set_title(str(graph.graph["title"]), fontsize=9, pad=12)
     note = f"input → output; {graph.number_of_edges():,} edges"
     if "share" in graph.graph:
-        note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |relevance|"
+        mean = "mean " if "inputs" in graph.graph else ""
+        note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |{mean}relevance|"
+    if any("stderr" in data for *_, data in graph.edges(data=True)):
+        note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
     if maps:
         note += "\nneurons: channel: row,column; below, at their rows and columns"
     ax.set_xlabel(note, fontsize=7, color="#444444")
@@ -368,7 +383,7 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps
     ax.legend(
         handles=handles,
         loc="upper center",
-        bbox_to_anchor=(0.5, -(28.0 if maps else 18.0) / 72 / height),
+        bbox_to_anchor=(0.5, -(18.0 + 10.0 * note.count("\n")) / 72 / height),
         ncols=3,
         fontsize=7,
         frameon=False,

@@ -1,0 +1,13 @@
+"""How faithful circuits are: ablation in the running network, and randomized parameters.
+
+A circuit says what carries relevance; these tests say whether the network depends on it.
+:func:`faithfulness` ablates a circuit's units or edges on inputs that it was not computed from,
+step by step, beside rivals that ablate as many in every layer.  :func:`randomization` computes
+the circuit again after weights were drawn anew: an explanation of the network must change.
+"""
+
+from nrm_graph.evaluate.curves import SCORES, Curves
+from nrm_graph.evaluate.evaluation import RIVALS, faithfulness
+from nrm_graph.evaluate.redrawn import Randomization, randomization
+
+__all__ = ["RIVALS", "SCORES", "Curves", "Randomization", "faithfulness", "randomization"]

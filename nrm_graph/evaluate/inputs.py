@@ -1,0 +1,148 @@
+"""Which inputs a circuit is tested on, and which it comes from; they never share a key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nrm_graph.circuits.group import Group, group
+from nrm_graph.errors import InputError, StoreError
+from nrm_graph.evaluate.ablation import execute, outputs
+from nrm_graph.prepare import device_of
+from nrm_graph.stored import LOGIT_TOLERANCE, batch_of, network_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import networkx as nx
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from nrm_graph.database import Database
+    from nrm_graph.states import Network
+
+Batch = tuple["Tensor", ...]
+
+
+def trained_on(db: Database, circuit: nx.DiGraph) -> Group:
+    """Return the inputs that a circuit was computed from.
+
+    Raises
+    ------
+    InputError
+        If the graph does not say, or the store lacks one of them.
+    """
+    keys = circuit.graph.get("keys")
+    if not keys or isinstance(keys, str):
+        raise InputError(
+            "the circuit does not say which inputs it comes from: expected graph['keys'], as "
+            "db.circuit(...) sets it"
+        )
+    return group(db, inputs=list(keys), target=circuit.graph.get("target"), mixed_targets=True)
+
+
+def held_out(db: Database, circuit: nx.DiGraph, where: str | None) -> Group:
+    """Choose the inputs to test a circuit on.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    circuit : DiGraph
+        Its graph says the keys and the target.
+    where : str, optional
+        SQL condition over ``inputs``; by default all whose keys are not the circuit's.
+
+    Raises
+    ------
+    InputError
+        If ``where`` chooses keys of the circuit, or nothing is left.
+    """
+    own, target = set(circuit.graph["keys"]), circuit.graph.get("target")
+    found = group(db, where, target=target, mixed_targets=True)
+    free = np.array([key not in own for key in found.keys])
+    kind = "" if target is None else f" of target {db.outputs.text(target)}"
+    if where is not None and not free.all():
+        raise InputError(
+            f"{(~free).sum()} of the {len(found)} inputs{kind} that {where!r} chooses are among "
+            f"the circuit's own {len(own)} keys, {free.sum()} remain: a circuit is tested on "
+            "inputs that it was not computed from; choose others, or compute it from fewer"
+        )
+    if not free.any():
+        raise InputError(
+            f"there are no inputs{kind} beside the circuit's own {len(own)} keys to test it on: "
+            "compute it from a part of them, such as \"label = 'cat' AND input_id % 3 > 0\""
+        )
+    return _part(found, np.flatnonzero(free))
+
+
+def once(chosen: Group) -> Group:
+    """Keep one pair of every key: what is the same for all targets counts once."""
+    _, first = np.unique(np.array(chosen.keys, object), return_index=True)
+    return _part(chosen, np.sort(first))
+
+
+def _part(chosen: Group, places: npt.NDArray[np.intp]) -> Group:
+    return Group(
+        chosen.where,
+        chosen.ids[places],
+        tuple(chosen.keys[i] for i in places),
+        tuple(chosen.labels[i] for i in places),
+        chosen.targets[places],
+        chosen.logits[places],
+    )
+
+
+def network_for(db: Database, chosen: Group, device: str | torch.device) -> Network:
+    """Return the stored network, in the precision of the stored inputs.
+
+    Raises
+    ------
+    InputError
+        If the store keeps no input tensors, or there is no such device.
+    StoreError
+        If the store is damaged.
+    """
+    place = device_of(device)
+    first = batch_of(db, chosen.ids[:1].tolist())
+    kind = next((x.dtype for x in first if x.is_floating_point()), None)
+    return network_of(db, kind, place)
+
+
+def batches(db: Database, net: Network, chosen: Group, size: int) -> Iterator[Batch]:
+    """Yield inputs in batches of at most ``size``, on the network's device."""
+    like = next((w for w in net.program.weights.values() if w.is_floating_point()), None)
+    for start in range(0, len(chosen), size):
+        xs: Any = batch_of(db, chosen.ids[start : start + size].tolist())
+        if like is not None:
+            xs = tuple(x.to(like.device, like.dtype if x.is_floating_point() else None) for x in xs)
+        yield xs
+
+
+def check_outputs(net: Network, chosen: Group, found: Tensor) -> None:
+    """Compare the outputs ``(N, outputs)`` of a run without ablation with the stored logits.
+
+    Raises
+    ------
+    StoreError
+        If they differ by more than the rounding of a forward run.
+    """
+    at = torch.from_numpy(chosen.targets).to(found.device)[:, None]
+    logits = found.gather(1, at)[:, 0].double().cpu().numpy()
+    allowed = LOGIT_TOLERANCE * found.abs().amax(1).double().cpu().numpy()
+    wrong = np.flatnonzero(~(np.abs(logits - chosen.logits) <= allowed))
+    if len(wrong):
+        b = wrong[0]
+        raise StoreError(
+            f"input {chosen.keys[b]!r}: the stored program gives the target's output "
+            f"{logits[b]:.6g}, the store says {chosen.logits[b]:.6g}: the circuit is not of this "
+            "network; copy the store again"
+        )
+
+
+@torch.no_grad()
+def unablated(net: Network, xs: Batch) -> Tensor:
+    """Output ``(N, outputs)`` of the network as it is."""
+    return outputs(net, execute(net, xs))

@@ -1,0 +1,314 @@
+"""What to ablate first: a circuit's order, and the orders of its rivals.
+
+All are made from the circuit's own inputs.  A *ranking* holds for every layer, or pair of layers,
+its parts from the most to the least important: units ``(n, 1)``, or edges as (dst unit, src unit)
+pairs ``(n, 2)``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nrm_graph.edges import Tables
+from nrm_graph.evaluate.ablation import execute, outputs, place_of
+from nrm_graph.linear import same
+from nrm_graph.plan import plan
+from nrm_graph.rules.base import Group, Part, Rule, Signs
+from nrm_graph.states import forward
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from nrm_graph.evaluate.inputs import Batch
+    from nrm_graph.linear import Weighing
+    from nrm_graph.states import Network
+    from nrm_graph.units import Partition
+
+Key = tuple[int, ...]
+"""A layer id, or those of a pair (dst, src)."""
+
+Ranking = Mapping[Key, "npt.NDArray[np.int64]"]
+
+Targeted = Callable[[], Iterable[tuple["Batch", "Tensor"]]]
+"""Gives batches of the circuit's inputs and their targets, anew at every call."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Scores of the units of some layers.
+
+    Attributes
+    ----------
+    net : Network
+        The network.
+    partitions : tuple of Partition
+        Units of every layer.
+    layers : tuple of int
+        Layer ids.
+    """
+
+    net: Network
+    partitions: tuple[Partition, ...]
+    layers: tuple[int, ...]
+
+    def everything(self) -> Ranking:
+        """All units of the layers, in order."""
+        return {(i,): np.arange(self.partitions[i].n_units)[:, None] for i in self.layers}
+
+    def activation(self, inputs: Targeted) -> Ranking:
+        """Order by the mean over inputs and neurons of ``|activation|``."""
+        return self._ranked(self._scores(inputs, False), mean=True)
+
+    def gradient_x_activation(self, inputs: Targeted) -> Ranking:
+        """Order by ``|mean over inputs of the sum of gradient times activation|``."""
+        return self._ranked(self._scores(inputs, True), mean=False)
+
+    def _scores(self, inputs: Targeted, gradient: bool) -> dict[int, Any]:
+        at = {place_of(self.net, layer): layer for layer in self.layers}
+        total: dict[int, Any] = dict.fromkeys(self.layers, 0.0)
+        for xs, targets in inputs():
+            values, slopes = at_values(self.net, xs, targets, tuple(at), gradient)
+            for name, layer in at.items():
+                own = self.net.layout.batches[name].samples(values[name]).double()
+                own = own.masked_fill(~own.isfinite(), 0.0)
+                if gradient:
+                    own = own * self.net.layout.batches[name].samples(slopes[name]).double()
+                else:
+                    own = own.abs()
+                sums = by_unit(own, self.partitions[layer])
+                total[layer] = total[layer] + sums.sum(0).cpu().numpy()
+        return total
+
+    def _ranked(self, scores: Mapping[int, Any], mean: bool) -> Ranking:
+        found: dict[Key, npt.NDArray[np.int64]] = {}
+        for layer, values in scores.items():
+            part = self.partitions[layer]
+            sizes = np.bincount(part.labels.ravel(), minlength=part.n_units) if mean else 1
+            found[layer,] = np.argsort(-np.abs(values / sizes), kind="stable")[:, None]
+        return found
+
+
+def by_unit(values: Tensor, part: Partition) -> Tensor:
+    """Sum values ``(N, *shape)`` of a layer by unit: ``(N, n_units)``."""
+    labels = torch.from_numpy(part.labels.ravel().astype(np.int64)).to(values.device)
+    flat = values.reshape(len(values), -1)
+    return flat.new_zeros(len(flat), part.n_units).index_add_(1, labels, flat)
+
+
+def at_values(
+    net: Network, xs: Batch, targets: Tensor, names: tuple[str, ...], gradient: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Values of a run by name, and the target outputs' gradients with respect to them.
+
+    Parameters
+    ----------
+    net : Network
+        The network.
+    xs : tuple of Tensor, (N, ...)
+        Inputs.
+    targets : Tensor, (N,)
+        Flat index of each input's target.
+    names : tuple of str
+        Values asked for.
+    gradient : bool
+        Whether gradients are wanted; else they are empty.
+
+    Returns
+    -------
+    values, gradients : dict of str to Tensor
+        Native.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def hold(name: str, value: Any, values: Mapping[str, Any]) -> Any:
+        if name not in names:
+            return value
+        if gradient and not value.requires_grad:
+            value = value.detach().requires_grad_(True)
+        kept[name] = value
+        return value
+
+    with torch.set_grad_enabled(gradient):
+        found = outputs(net, execute(net, xs, hold))
+        if not gradient:
+            return kept, {}
+        chosen = found.gather(1, targets[:, None]).sum()
+        slopes = torch.autograd.grad(chosen, [kept[name] for name in names], allow_unused=True)
+    return (
+        {name: value.detach() for name, value in kept.items()},
+        {
+            name: torch.zeros_like(kept[name]) if slope is None else slope
+            for name, slope in zip(names, slopes, strict=True)
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Products(Rule):
+    """What each neuron adds to its reader: ``x w``, over the denominator 1."""
+
+    def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
+        parts = tuple(Part(k, same, w) for k, w in enumerate(op.tensors))
+        return (Group(parts, None, 0.0, unit=True),)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Scores of the edges between some pairs of layers.
+
+    A score is what an edge adds to its reader, ``weight x activation`` summed over the neurons of
+    both units, as the library's tables take it: of normalisations with their spread held
+    constant, of a softmax by its expansion, of a product half of it.
+
+    Attributes
+    ----------
+    net : Network
+        The network.
+    partitions : tuple of Partition
+        Units of every layer.
+    pairs : tuple of (dst, src)
+        Layer ids.
+    """
+
+    net: Network
+    partitions: tuple[Partition, ...]
+    pairs: tuple[tuple[int, int], ...]
+
+    def scored(self, inputs: Targeted, gradient: bool) -> dict[Key, tuple[Any, Any]]:
+        """Edges of every pair and their scores.
+
+        Parameters
+        ----------
+        inputs : callable
+            The circuit's inputs.
+        gradient : bool
+            ``|mean of contribution times the target's gradient at the reader|`` (edge attribution
+            patching) rather than ``mean of |contribution|``.
+
+        Returns
+        -------
+        dict of (dst, src) to (edges, scores)
+            ``(n, 2)`` pairs of units in order, and ``(n,)``; what never contributes is left out.
+        """
+        count = len(self.net.layout.topology.layers)
+        rules = (_Products(),) * count
+        net = replace(self.net, rules=rules, silent=frozenset(), groups={})
+        made = plan(net, self.partitions)
+        sums = {pair: _Sums() for pair in self.pairs}
+        seen = 0
+        for xs, targets in inputs():
+            seen += len(targets)
+            for b in range(len(targets)):  # tables of single neurons are large
+                one = tuple(
+                    net.layout.batches[name].one(x, b)
+                    for (name, _), x in zip(net.program.inputs, xs, strict=True)
+                )
+                for pair, ids, values in self._contributions(
+                    made, one, targets[b : b + 1], gradient
+                ):
+                    sums[pair].add(ids, values if gradient else np.abs(values))
+        found: dict[Key, tuple[Any, Any]] = {}
+        for (dst, src), total in sums.items():
+            ids, values = total.result()
+            edges = np.stack(np.divmod(ids, self.partitions[src].n_units), 1)
+            found[dst, src] = edges, np.abs(values) / seen
+        return found
+
+    def _contributions(self, made: Any, xs: Batch, targets: Tensor, gradient: bool) -> Any:
+        """Edges of one input as (pair, flat ids, values)."""
+        net = made.network
+        state = forward(net, xs)
+        readers = sorted({dst for dst, _ in self.pairs}, reverse=True)
+        names = {dst: net.values[dst] for dst in readers}
+        at = {name: net.program.output if name == "output" else name for name in names.values()}
+        slopes: Mapping[str, Tensor] = {}
+        if gradient:
+            _, slopes = at_values(net, xs, targets, tuple(dict.fromkeys(at.values())), True)
+        with torch.no_grad():
+            tables = Tables(state, state.output, made, {})
+            for dst, name in names.items():
+                value = state.values[name]
+                factor = slopes[at[name]] if gradient else torch.ones_like(value)
+                tables.visit(dst, state.samples(name, factor))
+                for _ in tables.weigh(name, factor):
+                    pass
+            for call in tables.later:
+                call()
+        for block in tables.blocks[0]:
+            pair = (int(block.dst_layer), int(block.src_layer))
+            if pair in self.pairs:
+                mine = block.src >= 0
+                width = self.partitions[pair[1]].n_units
+                ids = block.dst[mine].astype(np.int64) * width + block.src[mine]
+                yield pair, ids, block.relevance[mine].astype(np.float64)
+
+
+class _Sums:
+    """Sums by id, merged from time to time."""
+
+    _ROWS = 1 << 22
+
+    def __init__(self) -> None:
+        self.ids: list[Any] = []
+        self.values: list[Any] = []
+        self.rows = 0
+
+    def add(self, ids: Any, values: Any) -> None:
+        self.ids.append(ids)
+        self.values.append(values)
+        self.rows += len(ids)
+        if self.rows > self._ROWS and len(self.ids) > 1:
+            ids, values = self.result()
+            self.ids, self.values, self.rows = [ids], [values], 0
+
+    def result(self) -> tuple[Any, Any]:
+        if not self.ids:
+            return np.zeros(0, np.int64), np.zeros(0)
+        ids, place = np.unique(np.concatenate(self.ids), return_inverse=True)
+        return ids, np.bincount(place, np.concatenate(self.values), len(ids))
+
+
+def best_first(edges: Any, scores: Any, also: Any) -> npt.NDArray[np.int64]:
+    """Edges from the highest score down; those of ``also`` that have none stand last.
+
+    Parameters
+    ----------
+    edges, also : ndarray of int, (n, 2) and (m, 2)
+        Pairs of units.
+    scores : ndarray, (n,)
+        Of ``edges``.
+    """
+    order = np.argsort(-scores, kind="stable")
+    known = set(map(tuple, edges.tolist()))
+    rest = [edge for edge in also.tolist() if tuple(edge) not in known]
+    found: npt.NDArray[np.int64] = np.concatenate(
+        [edges[order], np.array(rest, np.int64).reshape(-1, 2)]
+    )
+    return found
+
+
+def circuit_order(
+    items: Iterable[tuple[Key, tuple[int, ...], float]],
+) -> tuple[Ranking, list[Key]]:
+    """Rank a circuit's parts by ``|relevance|``.
+
+    Returns
+    -------
+    ranking : Ranking
+        Per layer or pair.
+    sequence : list of Key
+        Which layer or pair each part of the circuit is in, the strongest first.
+    """
+    ordered = sorted(items, key=lambda item: (-abs(item[2]), item[0], item[1]))
+    found: dict[Key, list[tuple[int, ...]]] = defaultdict(list)
+    for key, part, _ in ordered:
+        found[key].append(part)
+    ranking = {key: np.array(found[key], np.int64) for key in sorted(found)}
+    return ranking, [key for key, _, _ in ordered]
