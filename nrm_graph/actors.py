@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -33,6 +32,8 @@ CHUNK = 100
 
 DEATHS = 3
 """Processes that the same inputs may end."""
+
+NOTHING = range(0)
 
 PATIENCE = 60.0
 """Seconds for processes to complete what they are at, once the extraction stops."""
@@ -205,9 +206,10 @@ class _Pool:
         waiting = deque(chunks)
         deaths: dict[range, int] = {}
         try:
+            # Nothing to do at first: where the cluster has no room for one, others do its share.
             for _ in range(min(workers, len(waiting))):
-                self._start(self._make(), waiting.popleft())
-            while self._busy:
+                self._start(self._make(), NOTHING)
+            while waiting or self._working:
                 (ready,), _ = self._ray.wait(list(self._busy), num_returns=1)
                 worker, chunk = self._busy.pop(ready)
                 try:
@@ -215,20 +217,23 @@ class _Pool:
                 except self._ray.exceptions.RayActorError as error:
                     deaths[chunk] = deaths.get(chunk, 0) + 1
                     if deaths[chunk] == DEATHS:
-                        raise StoreError(
-                            f"inputs {chunk.start} to {chunk.stop - 1} ended {DEATHS} processes, "
-                            "perhaps for want of memory: use fewer workers or a smaller batch_size"
-                        ) from error
+                        raise _deadly(chunk) from error
                     # By a new process, which knows what the dead one committed.
                     self._start(self._make(), chunk)
                     continue
-                self._done(len(chunk))
+                if chunk:
+                    self._done(len(chunk))
                 if waiting:
                     self._start(worker, waiting.popleft())
         except BaseException as error:
             self._stop()
             raise cluster.cause_of(error) from None
         return self._shards
+
+    @property
+    def _working(self) -> list[Any]:
+        """Results of the chunks that are being explained."""
+        return [result for result, (_, chunk) in self._busy.items() if chunk]
 
     def _start(self, worker: Any, chunk: range) -> None:
         self._busy[worker.explain.remote(chunk)] = worker, chunk
@@ -237,5 +242,13 @@ class _Pool:
         """Let every process complete and commit its batch."""
         for worker, _ in self._busy.values():
             worker.stop.remote()
-        with contextlib.suppress(Exception):
-            self._ray.wait(list(self._busy), num_returns=len(self._busy), timeout=PATIENCE)
+        if working := self._working:
+            self._ray.wait(working, num_returns=len(working), timeout=PATIENCE)
+
+
+def _deadly(chunk: range) -> StoreError:
+    what = f"inputs {chunk.start} to {chunk.stop - 1} ended" if chunk else "starting ended"
+    return StoreError(
+        f"{what} {DEATHS} processes, perhaps for want of memory: use fewer workers or a smaller "
+        "batch_size"
+    )

@@ -138,6 +138,8 @@ class FakeRay:
         number = self.made
 
         def explain(chunk):
+            if not chunk:
+                return []
             self.log.append((number, chunk.start))
             found = self.script.get(chunk.start, [])
             return found.pop(0) if found else [(f"shard{chunk.start}", len(chunk), 0)]
@@ -186,6 +188,37 @@ def test_inputs_that_end_every_process_are_named():
         run()
     assert ray.made == 4
     assert ray.stopped == 1  # the other one completes what it is at
+
+
+def test_processes_that_never_start_are_not_waited_for():
+    """Where the cluster has no room for one, the others do all."""
+    ray, done, _ = pool({})
+    plain = ray.wait
+
+    def wait(results, num_returns, timeout=None):
+        able = [r for r in results if r is not pending[0]]
+        return plain(able, num_returns)
+
+    pending = []
+    make = ray.make
+
+    def first(*args):
+        worker = make()
+        if not pending:
+            explain = worker.explain.remote
+
+            def remote(chunk):
+                pending.append(explain(chunk))
+                return pending[-1]
+
+            worker.explain.remote = remote
+        return worker
+
+    ray.wait = wait
+    found = actors._Pool(ray, first, lambda count: done.append(count))
+    assert len(found.run([range(5 * n, 5 * n + 5) for n in range(4)], 3)) == 4
+    assert done == [5] * 4
+    assert {number for number, _ in ray.log} == {2, 3}
 
 
 @pytest.mark.parametrize("error", [ng.InputError("no such file"), KeyboardInterrupt()])
