@@ -58,6 +58,7 @@ def neuron(name, unit):
 def test_ratio_of_means(db, weight, given):
     found = db.circuit(given=given, weight=weight, top=100)
     assert found.graph["undefined"] == 2
+    assert found.graph["given"] == "b"
     assert found.graph["inputs"] == 5
     pairs = [(s, d) for s, d in found.edges if s[1] >= 0]
     assert len(pairs) > 5

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from nrm_graph.events import Event
 
 
+MOST = 999_999
+"""Edges of a circuit: DuckDB's max(x, n) takes no larger n."""
+
+
 def circuit(
     db: Database,
     where: str | None = None,
@@ -43,6 +47,11 @@ def circuit(
 ) -> nx.DiGraph:
     """Aggregate a group; see :meth:`nrm_graph.database.Database.circuit`."""
     graphs.check_top(top)
+    if top > MOST:
+        raise InputError(
+            f"top must be at most {MOST:,} for a circuit, found {top:,}: "
+            "nrm_graph.circuits.partials.edge_partials gives the sums of all edges as a table"
+        )
     chosen = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
     pairs = _layers(db, layers)
     rows = source(db, chosen, weight, given, per_input)
@@ -70,8 +79,8 @@ def circuit(
     found.graph |= {} if where is None else {"where": where}
     found.graph |= {} if layers is None else {"layers": tuple(layers)}
     if given is not None:
-        found.graph |= {"given": given if isinstance(given, str) else repr(given)}
         found.graph |= {
+            "given": rows.condition,
             "per_input": per_input,
             "undefined": rows.undefined,
             "condition_relevance": float(rows.base.mean()),

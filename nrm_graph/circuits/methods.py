@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import networkx as nx
     import pyarrow as pa
 
+    from nrm_graph.circuits.clusters import Clusters
     from nrm_graph.circuits.contrast import Contrast
     from nrm_graph.circuits.references import References
     from nrm_graph.circuits.stability import Stability
@@ -87,7 +88,7 @@ class Circuits:
         inputs : sequence of key or input_id, optional
             Of the chosen inputs only these.
         top : int
-            Number of edges, those of the largest \|mean\|.
+            Number of edges, at most 999,999, those of the largest \|mean\|.
         given : str or Event, optional
             A condition that :meth:`materialize` made, by its name or event.
         layers : sequence of str, optional
@@ -217,6 +218,32 @@ class Circuits:
             splits=splits,
             draws=draws,
             level=level,
+            seed=seed,
+        )
+
+    def clusters(
+        self,
+        where: str | None = None,
+        *,
+        k: int | None = None,
+        edges: int = 500,
+        target: int | tuple[Any, ...] | None = None,
+        mixed_targets: bool = False,
+        seed: int = 0,
+    ) -> Clusters:
+        """Divide the inputs of a group by how their relevance flows.
+
+        See :func:`nrm_graph.circuits.clusters.clusters`.
+        """
+        from nrm_graph.circuits.clusters import clusters
+
+        return clusters(
+            self._database(),
+            where,
+            k=k,
+            edges=edges,
+            target=target,
+            mixed_targets=mixed_targets,
             seed=seed,
         )
 

@@ -49,6 +49,8 @@ class Source:
         been amplified.
     pruned : bool
         Whether rows of the pseudo-unit -3 may occur.
+    condition : str or None
+        Name of the condition.
     """
 
     group: Group
@@ -60,6 +62,7 @@ class Source:
     undefined: int
     amplification: float
     pruned: bool
+    condition: str | None = None
 
     @property
     def weighted(self) -> bool:
@@ -183,6 +186,7 @@ def _conditioned(
             undefined,
             float(facts["amplification"].to_numpy()[defined].max()),
             pruned,
+            name,
         )
     value = facts["relevance"].to_numpy().astype(np.float64)
     size = np.abs(value) * facts["amplification"].to_numpy()
@@ -203,7 +207,7 @@ def _conditioned(
     )
     more = dict(zip(("joint_edges", "joint_nodes"), joint, strict=True)) if undefined else {}
     amplification = extent / abs(float(base.sum()))
-    return Source(group, edges, nodes, factor, base, more, undefined, amplification, pruned)
+    return Source(group, edges, nodes, factor, base, more, undefined, amplification, pruned, name)
 
 
 def _some(group: Group, chosen: npt.NDArray[np.bool_]) -> Group:
