@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import composites, described, pruning, states, units
+from nrm_graph import cluster, composites, described, pruning, states, units
 from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
-from nrm_graph.edges import edge_tables
-from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.errors import InputError, NrmError
 from nrm_graph.forms import form, in_order, precision
 from nrm_graph.plan import plan
-from nrm_graph.precision import check_bits, rounded
-from nrm_graph.prepare import checked_tokens, device_of, output_weights, places, traced
+from nrm_graph.precision import check_bits
+from nrm_graph.prepare import device_of, traced
 from nrm_graph.rules import check_registered
-from nrm_graph.samples import Sample, class_index, fields_of, items, label_text, sample
+from nrm_graph.runs import Run, Task, labelled
+from nrm_graph.samples import Sample, fields_of, items, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
-from nrm_graph.store.schema import Record
 from nrm_graph.store.writer import Writer
 from nrm_graph.targets import asked_for, outputs_of
 
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
 
     from nrm_graph.composites import Composite
     from nrm_graph.outputs import Choice
-    from nrm_graph.plan import Plan
     from nrm_graph.states import Network
     from nrm_graph.targets import Outputs
 
@@ -59,6 +55,8 @@ def extract(
     tensors: str = "keep",
     on_error: str = "stop",
     output: Choice = None,
+    engine: str = "local",
+    workers: int | None = None,
 ) -> Database:
     """Store the relevance tables of a data set.
 
@@ -112,6 +110,14 @@ def extract(
     output : str, int, or list of them, optional
         Of a network that returns several tensors, the one to explain; see
         :func:`nrm_graph.measure`.
+    engine : "local" or "ray"
+        Where to compute: in this process, or in processes of Ray (``nrm-graph[ray]``), which each
+        read inputs of their own and write shards of their own.  Then ``inputs`` must have a length
+        and an index, such as a data set or a list, and are sent to the processes as they are; the
+        network is read from the store.  Ray is started here, unless it runs or ``RAY_ADDRESS``
+        names a cluster, all machines of which must see the folder of the store.
+    workers : int, optional
+        Number of processes with ``engine="ray"``; one a core, or one an accelerator, by default.
 
     Returns
     -------
@@ -126,6 +132,7 @@ def extract(
     limit = pruning.check(coverage, top)
     check_bits(mantissa_bits)
     _check_options(batch_size, tensors, preprocessing, on_error)
+    _check_engine(engine, workers, inputs)
     asked = asked_for(target)
     folder = local_path(path)
     where = device_of(device)
@@ -166,40 +173,32 @@ def extract(
         unit=" inputs",
         disable=None if shown else True,
     )
-    size = _per_pass(batch_size, net, where)
+    task = Task(
+        tuple(targets),
+        None if classes is None else tuple(classes),
+        tensors == "keep",
+        mantissa_bits,
+        on_error,
+        _per_pass(batch_size, net, where),
+        str(where),
+    )
+    told = False
+
+    def done(count: int, seconds: float | None = None) -> None:
+        nonlocal told
+        bar.update(count)
+        if shown and seconds is not None and not told:
+            tqdm.write(_pace(seconds, count, bar.total), sys.stderr)
+            told = True
+
+    if engine == "ray":
+        from nrm_graph import actors
+
+        with bar:
+            actors.run(folder, inputs, task, workers, done)
+        return Database(folder)
     with Writer(folder, threads=_writers()) as writer, bar:
-        run = _Run(made, targets, classes, writer, where, tensors == "keep", mantissa_bits, outputs)
-        batch: list[Sample] = []
-        told = False
-        for name, item in _chain(early, entries):
-            try:
-                found = sample(item, name, taken, kind)
-                if isinstance(found.metadata.get("tokens"), list | tuple):
-                    checked_tokens(net, found.metadata["tokens"])
-                stored = run.is_stored(found)
-            except StoreError:
-                raise
-            except Exception as error:
-                _failed(writer, name, item, error, on_error)
-                bar.update(1)
-                continue
-            if stored:
-                bar.update(1)
-                continue
-            batch.append(found)
-            if len(batch) == size:
-                began = time.perf_counter()
-                run.process(batch, on_error)
-                bar.update(len(batch))
-                if shown and not told:
-                    tqdm.write(
-                        _pace(time.perf_counter() - began, len(batch), bar.total), sys.stderr
-                    )
-                    told = True
-                batch = []
-        if batch:
-            run.process(batch, on_error)
-            bar.update(len(batch))
+        Run(made, task, writer, taken).take(_chain(early, entries), done)
     return Database(folder)
 
 
@@ -216,6 +215,25 @@ def _check_options(batch_size: int, tensors: str, preprocessing: object, on_erro
         raise InputError(f"preprocessing must be text, found {type(preprocessing).__name__}")
 
 
+def _check_engine(engine: str, workers: int | None, inputs: Iterable[Any]) -> None:
+    if engine not in ("local", "ray"):
+        raise InputError(f"engine must be 'local' or 'ray', found {engine!r}")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int)):
+        raise InputError(f"workers must be a number of processes, found {workers!r}")
+    if workers is not None and (engine == "local" or workers < 1):
+        raise InputError(
+            f"workers={workers}: expected at least 1, with engine='ray'; one process computes "
+            "with engine='local'"
+        )
+    if engine == "ray":
+        cluster.installed()
+        if not hasattr(inputs, "__getitem__") or not hasattr(inputs, "__len__"):
+            raise InputError(
+                "engine='ray' takes inputs with a length and an index (a folder, an array, a data "
+                f"set, a list), found {type(inputs).__name__}: give the data set itself, or a list"
+            )
+
+
 def _check_range(
     targets: list[Any], outputs: Outputs, first: Sample | None, classes: Sequence[str] | None
 ) -> None:
@@ -225,15 +243,8 @@ def _check_range(
         if "label" in (choice if isinstance(choice, tuple) else (choice,)):
             if first is None:
                 continue
-            choice = _labelled(choice, first, classes)
+            choice = labelled(choice, first, classes)
         outputs.index(choice, anything)
-
-
-def _labelled(choice: Any, found: Sample, classes: Sequence[str] | None) -> Any:
-    """Return a target with the label of a sample in the place of ``label``."""
-    if isinstance(choice, tuple):
-        return tuple(class_index(found, classes) if e == "label" else e for e in choice)
-    return class_index(found, classes) if choice == "label" else choice
 
 
 def _first(
@@ -267,16 +278,6 @@ def _readable(item: Any, name: str) -> dict[str, Any]:
     return fields
 
 
-def _failed(writer: Writer, name: str, item: Any, error: Exception, on_error: str) -> None:
-    """Record an input that failed, or stop."""
-    if on_error == "stop":
-        if isinstance(error, NrmError):
-            raise error
-        raise InputError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
-    key = item.get("key") if isinstance(item, dict) else None
-    writer.fail(str(key or name), str(error) or type(error).__name__)
-
-
 def _chain(early: list[tuple[str, Any]], rest: Iterator[tuple[str, Any]]) -> Iterator[Any]:
     yield from early
     yield from rest
@@ -304,98 +305,3 @@ def _pace(seconds: float, inputs: int, total: int | None) -> str:
     if total is None:
         return f"about {each:.2g} s an input"
     return f"about {each:.2g} s an input, {each * total / 60:,.1f} minutes for {total:,}"
-
-
-@dataclass
-class _Run:
-    """What stays the same from batch to batch."""
-
-    made: Plan
-    targets: list[Any]
-    classes: Sequence[str] | None
-    writer: Writer
-    where: torch.device
-    keep: bool
-    bits: int | None
-    outputs: Outputs
-
-    def is_stored(self, found: Sample) -> bool:
-        """Whether every target of an input is stored, so that nothing need be computed.
-
-        The prediction of a key that is there is known from the store: its content is the same.
-        """
-        for choice in self.targets:
-            target: int | None
-            if choice == "predicted":
-                target = self.writer.predicted(found.key)
-            elif isinstance(choice, tuple) and "predicted" in choice:
-                target = None  # of one position: not known before the network has run
-            else:
-                target = self.outputs.index(_labelled(choice, found, self.classes))
-            # Without a target this checks the content all the same.
-            known = -1 if target is None else target
-            if not self.writer.committed(found.key, known, found.content):
-                return False
-        return True
-
-    def _kept(self, found: Sample) -> Any:
-        """Arrays of an input as the store keeps them; None where it does not."""
-        names = [name for name, _ in self.made.network.program.inputs]
-        if not self.keep:
-            return None
-        return found.arrays[0] if len(names) == 1 else dict(zip(names, found.arrays, strict=True))
-
-    def process(self, batch: list[Sample], on_error: str) -> None:
-        """Explain a batch; where one of its inputs fails, the others go on without it."""
-        try:
-            self._explain(batch)
-        except InputError as error:
-            if on_error == "stop":
-                raise
-            if len(batch) == 1:
-                self.writer.fail(batch[0].key, str(error))
-                return
-            for found in batch:
-                self.process([found], on_error)
-
-    def _explain(self, batch: list[Sample]) -> None:
-        net = self.made.network
-        stacked = (np.stack(arrays) for arrays in zip(*(s.arrays for s in batch), strict=True))
-        xs = tuple(torch.from_numpy(x).to(self.where, non_blocking=True) for x in stacked)
-        try:
-            state = states.forward(net, xs)
-        except NrmError as error:
-            error.add_note(f"in a batch with the inputs {', '.join(s.key for s in batch)}")
-            raise
-        predicted = state.output.argmax(1).tolist()
-        for choice in self.targets:
-            named = [_labelled(choice, found, self.classes) for found in batch]
-            chosen = [
-                places(one, state.output[i : i + 1], self.outputs)[0] for i, one in enumerate(named)
-            ]
-            pairs = zip(batch, chosen, strict=True)
-            if all(self.writer.committed(found.key, t) for found, t in pairs):
-                continue
-            weights = torch.cat(
-                [
-                    output_weights(t, state.output[i : i + 1], self.outputs)
-                    for i, t in enumerate(chosen)
-                ]
-            )
-            logits = (weights * state.output).sum(1).tolist()
-            tables = edge_tables(state, states.seed(state, weights), self.made)
-            for i, (found, (nodes, edges)) in enumerate(zip(batch, tables, strict=True)):
-                self.writer.add(
-                    Record(
-                        found.key,
-                        chosen[i],
-                        label_text(found),
-                        predicted[i],
-                        logits[i],
-                        found.metadata,
-                        found.content,
-                        self._kept(found),
-                        nodes,
-                        edges if self.bits is None else rounded(edges, self.bits),
-                    )
-                )

@@ -124,7 +124,7 @@ def stored_measure(
     """
     check_options(dtype, scale, memory)
     place = device_of(device)
-    taken = _form(db)
+    taken = form_of(db)
     xs = _tensors(db, identity, taken, given)
     kind = next((x.dtype for x in xs if x.is_floating_point()), None)
     kind = kind if dtype is None else getattr(torch, dtype)
@@ -148,7 +148,7 @@ def network_of(db: Database, kind: torch.dtype | None, place: torch.device) -> N
     cache = db._network or {}
     if (kind, place) not in cache:
         with _own(db):
-            cache[kind, place] = _network(db, kind, place, _form(db))
+            cache[kind, place] = _network(db, kind, place, form_of(db))
         db._network = cache
     return cache[kind, place]  # type: ignore[no-any-return]
 
@@ -163,7 +163,7 @@ def batch_of(db: Database, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
     StoreError
         If a tensor is damaged.
     """
-    taken = _form(db)
+    taken = form_of(db)
     return tuple(map(torch.cat, zip(*(_tensors(db, i, taken, None) for i in ids), strict=True)))
 
 
@@ -186,7 +186,7 @@ def tokens_of(db: Database, identity: int) -> tuple[str, ...] | None:
     return tuple(tokens)
 
 
-def _form(db: Database) -> Form:
+def form_of(db: Database) -> Form:
     """Return what the store says that its network takes."""
     rows = settings.inputs_of(db.meta)
     return Form(

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
+import interrupted
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +20,7 @@ from test_store_commit import Steps, contents, no_space
 from tiny_stores import all_rows, checksums, make, record, tables, write
 
 import nrm_graph as ng
+from nrm_graph import extraction
 from nrm_graph.store import compaction, conditions, listing, merging
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.compaction import compact
@@ -123,7 +126,8 @@ def test_small_shards_become_one_of_the_same_rows(path):
     assert "became 1" in str(found)
     again = compact(path, progress=False)
     assert (again.merged, again.made, again.shards_after) == (0, 0, 1)
-    assert "need no merging" in str(again)
+    assert "1 shard (" in str(again)
+    assert "left as they are" in str(again)
     ages(path, 2 * compaction.DAY)
     last = compact(path, progress=False)
     assert last.deleted_files == 5 * 4
@@ -262,6 +266,28 @@ def test_a_failure_in_a_shard_that_stays_is_not_passed_by(path):
     assert rows(path) == before
     compact(path, progress=False)
     assert rows(path) == before
+
+
+@pytest.mark.parametrize("job", ["compact", "delete"])
+def test_a_failure_that_a_lost_pair_outdates_stays_outdated(path, job):
+    """The pair goes, the shard with the failure would stay: both are replaced at one moment."""
+    with Writer(path) as one, Writer(path) as other:
+        for number in range(2):
+            one.add(record(number))
+        one.fail("input0", "another target failed")
+        one.flush()
+        other.add(record(0))
+        other.add(record(3))
+    before = rows(path)
+    assert before[0]["failures"] == []
+    if job == "compact":
+        compact(path, shard_inputs=2, progress=False)
+        assert rows(path) == before
+    else:
+        delete(path, "input3", progress=False)
+        assert rows(path)[0]["failures"] == []
+        assert sorted(Snapshot(path).by_key) == ["input0", "input1"]
+    assert [m.failures for m in Snapshot(path).manifests.values() if m.failures] == []
 
 
 def test_a_shard_of_nothing_is_merged_away(path):
@@ -802,7 +828,7 @@ def test_deletion_and_extraction_anew(path):
     with ng.open(path) as old:
         found = delete(path, ["input1", "input1"], progress=False)
         assert (found.inputs, found.failures, found.conditioned, found.shards) == (2, 1, 0, 2)
-        assert "deleted 2 inputs of 1 keys, 1 failures" in str(found)
+        assert "deleted 2 inputs of 1 key, 1 failure;" in str(found)
         assert all_rows(old) == before[0]
     assert sorted(Snapshot(path).by_key) == ["input0", "input2"]
     assert rows(path)[0]["failures"] == []
@@ -868,23 +894,16 @@ def test_conditions_are_compacted_and_keys_deleted_from_them(path):
 
 def test_a_real_store_stays_sound(tmp_path, monkeypatch):
     """Verified with its programs and conditions, measured, and continued."""
-    import interrupted
-
     path = tmp_path / "s.nrm"
-    interrupted.small_shards(2)
-    try:
-        with interrupted.extract(path, 5, 2) as db:
-            db.materialize(ng.Layer("0")[1], name="given", progress=False)
-            before = all_rows(db)
-            value = db.measure("k1", 1)(ng.Layer("0")[1])
-    finally:
-        from nrm_graph import extraction
-
-        extraction.Writer = Writer
+    monkeypatch.setattr(extraction, "Writer", partial(Writer, shard_inputs=2))
+    with interrupted.extract(path, 5, 2) as db:
+        db.materialize(ng.Layer("0")[1], name="given", progress=False)
+        before = all_rows(db)
+        value = db.measure("k1", 1)(ng.Layer("0")[1])
     compact(path, progress=False)
     report = verify(path, sample=1)
     assert report.sound, report.findings
-    assert {n.problem for n in report.notes} <= {"replaced by another shard, may be deleted"}
+    assert [n.problem.split(",")[0][2:] for n in report.notes] == ["shards were replaced"]
     with ng.open(path) as db:
         assert all_rows(db) == before
         assert db.measure("k1", 1)(ng.Layer("0")[1]) == value

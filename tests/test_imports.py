@@ -18,7 +18,7 @@ LEVELS = (
     ("errors",),
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision", "targets", "unit_names"),
-    ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store"),
+    ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store", "cluster"),
     ("plots",),
     # the traced network
     ("batching", "elementwise", "operations", "program", "convolution", "taps", "window"),
@@ -53,7 +53,8 @@ LEVELS = (
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
     ("database", "verify", "conditions", "circuits"),
     ("evaluate",),
-    ("extraction",),
+    ("runs",),
+    ("extraction", "actors"),
     # for people
     ("arrays",),
     ("demo_network", "models", "sources", "writing"),

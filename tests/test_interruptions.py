@@ -18,7 +18,7 @@ from interrupted import COUNT, extract
 from test_store_commit import Steps
 
 import nrm_graph as ng
-from nrm_graph import cli, extraction
+from nrm_graph import cli, runs
 from nrm_graph.verify import verify
 
 SCRIPT = Path(interrupted.__file__)
@@ -374,7 +374,7 @@ def test_ctrl_c_of_the_command(tmp_path, whole, monkeypatch, capsys):
 def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatch):
     """The signal comes while a batch is computed, not while an item is read."""
     calls = []
-    plain = extraction.edge_tables
+    plain = runs.edge_tables
 
     def tables(*args):
         calls.append(1)
@@ -382,7 +382,7 @@ def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
         return plain(*args)
 
-    monkeypatch.setattr(extraction, "edge_tables", tables)
+    monkeypatch.setattr(runs, "edge_tables", tables)
     path = tmp_path / "s.nrm"
     with pytest.raises(KeyboardInterrupt):
         extract(path, COUNT, 2)

@@ -669,7 +669,7 @@ def test_replaced_shards_and_circles(copy):
     report = verify(copy)
     assert report.sound
     assert [(n.shard, n.problem) for n in report.notes] == [
-        (first, "replaced by another shard, may be deleted")
+        (None, f"the shard {first} was replaced, and may be deleted: a compaction does so, by age")
     ]
     edit_json(manifests[first], lambda raw: raw.update(replaces=[second]))
     assert any("in a circle" in e.problem for e in verify(copy).errors)

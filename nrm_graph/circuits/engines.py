@@ -49,4 +49,8 @@ def named(engine: str) -> Engine:
     """
     if engine == "local":
         return local
-    raise InputError(f"engine must be 'local', found {engine!r}")
+    if engine == "ray":
+        from nrm_graph.circuits.tasks import Remote
+
+        return Remote()
+    raise InputError(f"engine must be 'local' or 'ray', found {engine!r}")

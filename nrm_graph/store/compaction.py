@@ -19,7 +19,7 @@ from nrm_graph.store.conditions import condition_folders
 from nrm_graph.store.files import alone, local_path, remove_abandoned, sync_folder
 from nrm_graph.store.listing import listed
 from nrm_graph.store.manifest import MAX_MANIFEST_BYTES
-from nrm_graph.store.merging import Shards, rewritten, shards_of
+from nrm_graph.store.merging import replace_all, shards_of
 from nrm_graph.store.metadata import MAX_FIELDS, joined
 from nrm_graph.store.schema import GROUPS_PER_FILE, ORDER, TABLES
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nrm_graph.store.manifest import Manifest
+    from nrm_graph.store.merging import Shards
 
 DAY = 86400.0
 UNLOCKED = 3600.0
@@ -79,22 +80,35 @@ class Compaction:
     waiting_bytes: int
 
     def __str__(self) -> str:
-        text = f"{self.path}: {self.shards_before:,} shards ({_megabytes(self.bytes_before)}) "
+        before = f"{counted(self.shards_before, 'shard')} ({_size_text(self.bytes_before)})"
+        text = f"{self.path}: {before} "
         if self.merged:
-            text += f"became {self.shards_after:,} ({_megabytes(self.bytes_after)})"
+            text += f"became {self.shards_after:,} ({_size_text(self.bytes_after)})"
         else:
-            text += "need no merging"
+            text += "left as they are"
         if self.deleted_files:
-            text += f"; deleted {self.deleted_files:,} files ({_megabytes(self.deleted_bytes)})"
+            text += (
+                f"; deleted {counted(self.deleted_files, 'file')} "
+                f"({_size_text(self.deleted_bytes)})"
+            )
         if self.waiting_files:
             text += (
-                f"; {self.waiting_files:,} files of replaced shards "
-                f"({_megabytes(self.waiting_bytes)}) stay for readers that opened the store before"
+                f"; {counted(self.waiting_files, 'replaced file')} "
+                f"({_size_text(self.waiting_bytes)}) kept for readers that opened the store before"
             )
         return text
 
 
-def _megabytes(size: int) -> str:
+def counted(number: int, word: str) -> str:
+    """Return a number and its word.
+
+    >>> counted(1, "shard"), counted(1200, "file")
+    ('1 shard', '1,200 files')
+    """
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _size_text(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
@@ -146,23 +160,19 @@ def compact(
     limit = _Load(shard_inputs, shard_bytes, GROUPS_PER_FILE, MAX_MANIFEST_BYTES // 2)
     with alone(store / "shards", AT_WORK):
         folders = [store, *condition_folders(store)]
-        work: list[tuple[Shards, list[_Group]]] = []
-        for folder in folders:
-            shards = shards_of(folder)
-            work.append((shards, _groups(shards, limit)))
-        merged = [len(group.members) for _, groups in work for group in groups]
+        held = [shards_of(folder) for folder in folders]
+        work = [(shards, unit) for shards in held for unit in _units(shards, limit)]
+        merged = [len(group.members) for _, unit in work for group in unit]
         hidden = None if progress and sys.stderr.isatty() else True
-        total = sum(group.load.inputs for _, groups in work for group in groups)
+        total = sum(group.load.inputs for _, unit in work for group in unit)
         with tqdm(total=total, unit=" inputs", desc="compact", disable=hidden) as bar:
-            for shards, groups in work:
-                for group in groups:
-                    replaces = shards.replaced_with(group.members)
-                    rewritten(shards, group.members, replaces, bar.update)
+            for shards, unit in work:
+                replace_all(shards, [group.members for group in unit], bar.update)
         deleted = [size for folder in folders for size in _swept(folder, older_than)]
         after = [listed(folder / "shards") for folder in folders]
     live = [m for found in after for m, by in found if not by]
     waiting = [i.size for found in after for m, by in found if by for i in m.files.values()]
-    before = [m for shards, _ in work for m in shards.snapshot.manifests.values()]
+    before = [m for shards in held for m in shards.snapshot.manifests.values()]
     return Compaction(
         store,
         len(before),
@@ -236,20 +246,26 @@ class _Group:
             self.kinds[name.casefold()] = name, joined(own, kind)
 
 
-def _groups(shards: Shards, limit: _Load) -> list[_Group]:
-    """Shards that are worth merging, each to the first of the groups that it fits in."""
+def _load(shards: Shards, name: str) -> _Load:
+    """Measure what counts of a shard."""
+    kept = shards.kept(name)
+    return _Load(
+        len(kept),
+        _size(shards.manifests[name]),
+        max(sum(getattr(e, table)[1] for e in kept) for table in ORDER),
+        (shards.folder / f"{name}.json").stat().st_size,
+    )
+
+
+def _units(shards: Shards, limit: _Load) -> list[list[_Group]]:
+    """Choose shards that are worth rewriting, in units that must be replaced at one moment."""
     groups: list[_Group] = []
-    stale = set()
+    place: dict[str, _Group] = {}
+    stale = []
     for name, manifest in shards.snapshot.manifests.items():
-        kept = shards.kept(name)
-        load = _Load(
-            len(kept),
-            _size(manifest),
-            max(sum(getattr(e, table)[1] for e in kept) for table in ORDER),
-            (shards.folder / f"{name}.json").stat().st_size,
-        )
+        kept, load = shards.kept(name), _load(shards, name)
         if len(kept) < len(manifest.inputs):  # it holds pairs that do not count
-            stale.add(name)
+            stale.append(name)
         elif load.share(limit) > 0.5:
             continue
         contents = {entry.key: entry.content for entry in kept}
@@ -260,7 +276,26 @@ def _groups(shards: Shards, limit: _Load) -> list[_Group]:
             group = _Group()
             groups.append(group)
         group.add(manifest, load, contents)
-    return [g for g in groups if len(g.members) > 1 or g.members[0] in stale]
+        place[name] = group
+    units = {id(group): [group] for group in groups}
+    tied = set(stale)
+    ahead = list(stale)
+    while ahead:
+        name = ahead.pop()
+        for other in shards.tied(name):
+            if other not in place:
+                place[other] = _Group()
+                place[other].add(shards.manifests[other], _load(shards, other), {})
+                units[id(place[other])] = [place[other]]
+            first, second = units[id(place[name])], units[id(place[other])]
+            if first is not second:
+                first += second
+                units |= {id(group): first for group in second}
+            if other not in tied:
+                tied.add(other)
+                ahead.append(other)
+    once = {id(unit): unit for unit in units.values()}.values()
+    return [u for u in once if any(len(g.members) > 1 or g.members[0] in tied for g in u)]
 
 
 def _swept(folder: Path, older_than: float) -> Iterator[int]:

@@ -12,16 +12,14 @@ from tqdm import tqdm
 
 from nrm_graph.errors import InputError
 from nrm_graph.store import settings
-from nrm_graph.store.compaction import AT_WORK
+from nrm_graph.store.compaction import AT_WORK, counted
 from nrm_graph.store.conditions import condition_folders
 from nrm_graph.store.files import alone, local_path
-from nrm_graph.store.merging import rewritten, shards_of
+from nrm_graph.store.merging import replace_all, shards_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
 
     from nrm_graph.store.merging import Shards
 
@@ -54,14 +52,12 @@ class Deletion:
     shards: int
 
     def __str__(self) -> str:
-        others = "".join(
-            f", {count:,} {what}"
-            for count, what in ((self.conditioned, "of conditions"), (self.failures, "failures"))
-            if count
-        )
+        counts = [(self.conditioned, "conditioned input"), (self.failures, "failure")]
+        others = "".join(f", {counted(count, word)}" for count, word in counts if count)
         return (
-            f"{self.path}: deleted {self.inputs:,} inputs of {len(self.keys):,} keys{others}; "
-            "the next compaction deletes the replaced files, once they are old enough"
+            f"{self.path}: deleted {counted(self.inputs, 'input')} of "
+            f"{counted(len(self.keys), 'key')}{others}; a compaction deletes the replaced files "
+            "once they are old enough"
         )
 
 
@@ -110,7 +106,8 @@ def delete(
         hidden = None if progress and sys.stderr.isatty() else True
         with tqdm(total=total, unit=" inputs", desc="delete", disable=hidden) as bar:
             for shards, names in plans:
-                _replace(shards, names, gone, bar.update)
+                if names:
+                    replace_all(shards, [[name] for name in names], bar.update, gone)
     *conditions, own = folders
     return Deletion(
         store,
@@ -145,28 +142,20 @@ def _check_known(store: Path, asked: tuple[str, ...], folders: list[Shards]) -> 
 
 
 def _holding(shards: Shards, gone: set[str]) -> list[str]:
-    """Shards that hold a pair or a failure of keys, whether it counts or not."""
-    return [
+    """Shards that hold a pair or a failure of keys, counting or not, and those tied to them."""
+    found = {
         name
         for name, manifest in shards.snapshot.manifests.items()
         if gone & {entry.key for entry in manifest.inputs}
         or gone & {key for key, _ in manifest.failures}
-    ]
+    }
+    ahead = list(found)
+    while ahead:
+        new = shards.tied(ahead.pop()) - found
+        found |= new
+        ahead += new
+    return sorted(found)
 
 
 def _pairs(shards: Shards, gone: set[str]) -> int:
     return sum(entry.key in gone for entry in shards.snapshot.entries.values())
-
-
-def _replace(shards: Shards, names: list[str], gone: set[str], done: Callable[[int], Any]) -> None:
-    """Replace shards by ones without keys, all at one moment.
-
-    Until the last manifest is there, which replaces them all, the new ones hold pairs that the old
-    ones, of smaller names, hold too.
-    """
-    for name in names[:-1]:
-        failed = {key for key, _ in shards.manifests[name].failures}
-        if failed - gone or shards.kept(name, gone):
-            rewritten(shards, [name], (), done, gone)
-    if names:
-        rewritten(shards, names[-1:], shards.replaced_with(names), done, gone)

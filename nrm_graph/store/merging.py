@@ -63,6 +63,24 @@ class Shards:
             if owner[entry.input_id] == name and entry.key not in without
         ]
 
+    @cached_property
+    def _failing(self) -> Mapping[str, set[str]]:
+        """Shards that count and list a failure, by key."""
+        found: dict[str, set[str]] = {}
+        for name, manifest in self.snapshot.manifests.items():
+            for key, _ in manifest.failures:
+                found.setdefault(key, set()).add(name)
+        return found
+
+    def tied(self, name: str) -> set[str]:
+        """Shards that must be rewritten together with one.
+
+        They list failures of keys that the shard holds in pairs that do not count: without these
+        the failures would count again.
+        """
+        lost = {e.key for e in self.manifests[name].inputs} - {e.key for e in self.kept(name)}
+        return {other for key in lost for other in self._failing.get(key, ())} - {name}
+
     def replaced_with(self, members: Iterable[str]) -> tuple[str, ...]:
         """Shards that do not count once `members` do not: they, and all that they replaced.
 
@@ -92,6 +110,27 @@ def shards_of(folder: Path) -> Shards:
         {manifest.name: manifest for manifest, _ in found},
         {manifest.name: by for manifest, by in found if by},
     )
+
+
+def replace_all(
+    shards: Shards,
+    groups: Sequence[Sequence[str]],
+    done: Callable[[int], Any],
+    without: Collection[str] = (),
+) -> None:
+    """Replace each group of shards by one shard, all at one moment; see :func:`rewritten`.
+
+    Until the last manifest is there, which replaces them all, the new shards hold pairs that the
+    old ones, of smaller names, hold too.
+    """
+    *first, last = groups
+    for members in first:
+        kept = any(shards.kept(name, without) for name in members)
+        failed = {key for name in members for key, _ in shards.manifests[name].failures}
+        if kept or failed - set(without):
+            rewritten(shards, members, (), done, without)
+    everything = shards.replaced_with(name for members in groups for name in members)
+    rewritten(shards, last, everything, done, without)
 
 
 def rewritten(

@@ -43,6 +43,11 @@ class Writer:
     StoreError
         If what is in the store cannot be read.
 
+    Attributes
+    ----------
+    shards : list of (str, int, int)
+        What was committed: name of the shard, number of inputs and of failures.
+
     Notes
     -----
     One Writer belongs to one thread of its user.  Any number of processes may each write to the
@@ -70,6 +75,7 @@ class Writer:
         self._predicted: dict[str, int] | None = None
         self._count = threads
         self._threads: list[threading.Thread] = []
+        self.shards: list[tuple[str, int, int]] = []
         self._changed = threading.Condition()  # guards everything below
         self._queue: deque[tuple[int, Record, dict[str, Any], tuple[pa.Table, pa.Table]]] = deque()
         self._waiting = 0  # bytes in the queue or being written
@@ -299,4 +305,6 @@ class Writer:
             failures, self._failures = self._failures, {}
         if shard is not None or failures:
             shard = shard or OpenShard(self.folder / "shards")
-            shard.commit(name, tuple(sorted(failures.items())))
+            made = shard.commit(name, tuple(sorted(failures.items())))
+            with self._changed:
+                self.shards.append((name, len(made.inputs), len(failures)))

@@ -143,8 +143,10 @@ def read_shards(path: Path, found: Findings) -> list[Manifest]:
     except graphlib.CycleError as error:
         found.error(f"shards replace each other in a circle: {', '.join(error.args[1])}")
     replaced = {other for m in manifests.values() for other in m.replaces}
-    for name in sorted(replaced & set(manifests)):
-        found.note("replaced by another shard, may be deleted", shard=name)
+    old = replaced & set(manifests)
+    if old:
+        number = f"{len(old):,} shards were" if len(old) > 1 else f"the shard {min(old)} was"
+        found.note(f"{number} replaced, and may be deleted: a compaction does so, by age")
     named = {f"{name}.json" for name in manifests}
     named |= {info.name for m in manifests.values() for info in m.files.values()}
     for file in files:

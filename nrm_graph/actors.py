@@ -1,0 +1,254 @@
+"""Extraction by processes of Ray, which read inputs and write shards of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nrm_graph import cluster, pruning, units
+from nrm_graph.database import Database
+from nrm_graph.errors import InputError, StoreError
+from nrm_graph.plan import plan
+from nrm_graph.runs import Run
+from nrm_graph.samples import items
+from nrm_graph.store.reader import Snapshot
+from nrm_graph.store.writer import Writer
+from nrm_graph.stored import form_of, network_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from nrm_graph.runs import Task
+
+CHUNK = 100
+"""Inputs that a process gets at a time, at most: those of a shard."""
+
+DEATHS = 3
+"""Processes that the same inputs may end."""
+
+NOTHING = range(0)
+
+PATIENCE = 60.0
+"""Seconds for processes to complete what they are at, once the extraction stops."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some inputs of a sequence, with the names that all of them give each."""
+
+    data: Any
+    places: range
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Names of the inputs."""
+        keys = getattr(self.data, "keys", None)
+        if isinstance(keys, Sequence):
+            return [str(keys[n]) for n in self.places]
+        return [f"item {n}" for n in self.places]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[n] for n in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.data[self.places[position]]
+
+
+class Worker:
+    """What one process does; Ray makes it there.
+
+    Parameters
+    ----------
+    folder : Path
+        The store, whose program it computes with.
+    task : Task
+        What is asked.
+    inputs : list
+        Ray's reference to all inputs: taken as an argument they would be read before this begins.
+    """
+
+    def __init__(self, folder: Path, task: Task, inputs: list[Any]) -> None:
+        # Nothing that may fail: what a method raises reaches the caller as it is.
+        self._folder, self._task, self._held = folder, task, inputs
+        self._stopped = threading.Event()
+
+    @cached_property
+    def _inputs(self) -> Any:
+        try:
+            return cluster.module().get(self._held[0])
+        except Exception as error:  # a data set's own code can raise anything
+            raise InputError(
+                f"the inputs cannot be read in other processes: {_first_line(error)}; use "
+                "engine='local', or a data set that they can import"
+            ) from None
+
+    @cached_property
+    def _run(self) -> Run:
+        db = Database(self._folder)
+        taken = form_of(db)
+        net = network_of(db, None, torch.device(self._task.device))
+        topology = net.layout.topology
+        made = plan(net, units.resolve(topology, db.units()), pruning.stored(db.meta, topology))
+        return Run(made, self._task, Writer(self._folder), taken)
+
+    def explain(self, places: range) -> list[tuple[str, int, int]]:
+        """Explain some inputs, and commit them.
+
+        Returns
+        -------
+        list of (str, int, int)
+            Shards that were committed: name, inputs, failures.
+        """
+        run = self._run
+        before = len(run.writer.shards)
+        try:
+            run.take(self._entries(places), lambda count, seconds=None: None)
+        finally:
+            run.writer.flush()
+        return run.writer.shards[before:]
+
+    def _entries(self, places: range) -> Iterator[tuple[str, Any]]:
+        for entry in items(Part(self._inputs, places)):
+            if self._stopped.is_set():
+                return
+            yield entry
+
+    def stop(self) -> None:
+        """End after the batch that is being explained."""
+        self._stopped.set()
+
+
+def run(
+    folder: Path, inputs: Any, task: Task, workers: int | None, done: Callable[..., Any]
+) -> None:
+    """Explain inputs with several processes.
+
+    Parameters
+    ----------
+    folder : Path
+        A store that has been made.
+    inputs : sequence
+        With length and index; sent to every process once, as it is.
+    task : Task
+        What is asked.
+    workers : int or None
+        Number of processes.
+    done : callable
+        Is told of every chunk of inputs.
+
+    Raises
+    ------
+    NrmError
+        As the extraction in one process; and if inputs cannot be sent, or end every process that
+        takes them.
+    """
+    with cluster.started(workers) as ray:
+        cores, accelerators = cluster.size(ray)
+        gpus = 0.0
+        if task.device.startswith("cuda") and accelerators:
+            workers = workers or max(1, int(accelerators))
+            gpus = min(1.0, accelerators / workers)
+        count = len(inputs)
+        workers = min(workers or cores, -(-count // task.size))
+        options = {"num_cpus": cluster.CPUS, "num_gpus": gpus, "max_concurrency": 2}
+        try:
+            shared = ray.put(inputs)
+        except Exception as error:  # pickling runs a data set's own code, which can raise anything
+            raise InputError(
+                f"the inputs cannot be sent to other processes: {_first_line(error)}; use "
+                "engine='local', or a data set of paths"
+            ) from error
+        remote = ray.remote(Worker).options(**options)
+        pool = _Pool(ray, lambda: remote.remote(folder, task, [shared]), done)
+        shards = pool.run(_chunks(count, task.size, workers), workers)
+    lost = {name for name, *_ in shards} - set(Snapshot(folder).manifests)
+    if lost:
+        raise StoreError(
+            f"processes committed {len(shards):,} shards, of which {len(lost):,} are not in "
+            f"{folder}: the folder must be one that all machines of the cluster share"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    """Kind and first line of an error, or of the one that Ray wraps."""
+    found = error.__cause__ or error
+    lines = str(found).strip().splitlines() or [""]
+    return f"{type(found).__name__}: {lines[0]}"
+
+
+def _chunks(count: int, size: int, workers: int) -> list[range]:
+    """Cut inputs into pieces of whole batches, so small that all processes end about together."""
+    batches = -(-count // (size * workers * 4))
+    step = size * max(1, min(batches, CHUNK // size))
+    return [range(first, min(first + step, count)) for first in range(0, count, step)]
+
+
+class _Pool:
+    """Processes that each work on one chunk, and are replaced when they die."""
+
+    def __init__(self, ray: Any, make: Any, done: Callable[..., Any]) -> None:
+        self._ray, self._make, self._done = ray, make, done
+        self._busy: dict[Any, tuple[Any, range]] = {}  # by the result: process, and what it does
+        self._shards: list[tuple[str, int, int]] = []
+
+    def run(self, chunks: Iterable[range], workers: int) -> list[tuple[str, int, int]]:
+        """Work on all chunks; the shards that were committed."""
+        waiting = deque(chunks)
+        deaths: dict[range, int] = {}
+        try:
+            # Nothing to do at first: where the cluster has no room for one, others do its share.
+            for _ in range(min(workers, len(waiting))):
+                self._start(self._make(), NOTHING)
+            while waiting or self._working:
+                (ready,), _ = self._ray.wait(list(self._busy), num_returns=1)
+                worker, chunk = self._busy.pop(ready)
+                try:
+                    self._shards += self._ray.get(ready)
+                except self._ray.exceptions.RayActorError as error:
+                    deaths[chunk] = deaths.get(chunk, 0) + 1
+                    if deaths[chunk] == DEATHS:
+                        raise _deadly(chunk) from error
+                    # By a new process, which knows what the dead one committed.
+                    self._start(self._make(), chunk)
+                    continue
+                if chunk:
+                    self._done(len(chunk))
+                if waiting:
+                    self._start(worker, waiting.popleft())
+        except BaseException as error:
+            self._stop()
+            raise cluster.cause_of(error) from None
+        return self._shards
+
+    @property
+    def _working(self) -> list[Any]:
+        """Results of the chunks that are being explained."""
+        return [result for result, (_, chunk) in self._busy.items() if chunk]
+
+    def _start(self, worker: Any, chunk: range) -> None:
+        self._busy[worker.explain.remote(chunk)] = worker, chunk
+
+    def _stop(self) -> None:
+        """Let every process complete and commit its batch."""
+        for worker, _ in self._busy.values():
+            worker.stop.remote()
+        if working := self._working:
+            self._ray.wait(working, num_returns=len(working), timeout=PATIENCE)
+
+
+def _deadly(chunk: range) -> StoreError:
+    what = f"inputs {chunk.start} to {chunk.stop - 1} ended" if chunk else "starting ended"
+    return StoreError(
+        f"{what} {DEATHS} processes, perhaps for want of memory: use fewer workers or a smaller "
+        "batch_size"
+    )

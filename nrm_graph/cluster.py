@@ -1,0 +1,104 @@
+"""Ray, an optional extra: started where it does not run, and never more than asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CPUS = 0.5
+"""Share of a core that a process claims: those who claim all of them wait for each other."""
+
+
+def installed() -> None:
+    """Refuse to go on without Ray.
+
+    Raises
+    ------
+    InputError
+        Saying what to install.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "engine='ray' needs the package ray, which is not installed: pip install "
+            "'nrm-graph[ray]', or use engine='local'"
+        )
+
+
+def module() -> Any:
+    """Ray, which is imported nowhere else."""
+    return importlib.import_module("ray")
+
+
+@contextlib.contextmanager
+def started(workers: int | None = None) -> Iterator[Any]:
+    """Ray itself; what is started here ends here.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Number of processes that will run at once; decides how many cores a Ray that is started
+        here takes itself to have.
+
+    Raises
+    ------
+    InputError
+        If Ray is not installed, or the cluster that ``RAY_ADDRESS`` names cannot be reached.
+    """
+    installed()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = module()
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "include_dashboard": False,
+    }
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        else:
+            with _search_path():
+                ray.init(address="local", num_cpus=max(os.cpu_count() or 1, workers or 1), **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"Ray cannot be started: {str(error).splitlines()[0]}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _search_path() -> Iterator[None]:
+    """Let processes that start meanwhile import what this one can."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def size(ray: Any) -> tuple[int, float]:
+    """Cores and accelerators of the cluster."""
+    held = ray.cluster_resources()
+    return max(1, int(held.get("CPU", 1))), float(held.get("GPU", 0))
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Return what a task raised, as it was raised there; any other error is its own cause."""
+    found = getattr(error, "cause", None)
+    return found if isinstance(found, BaseException) else error
