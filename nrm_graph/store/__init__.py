@@ -53,14 +53,14 @@ page checksums when it reads one input for exact inference.
 
 **Replacement.** From the moment that a manifest is in place, the shards that it ``replaces`` do not
 count.  What counts of them MUST stand in this shard or in others that count, but for keys that are
-to be deleted, and ``replaces`` MUST also hold what they replace, where its manifest is still there.
-The name SHOULD come right after the greatest of theirs, and the shard hold those failures that
-count of its keys and of theirs.  Who replaces MUST hold the exclusive lock (``flock``) of the
-folder ``shards``.  Files of a shard that is replaced MAY be deleted, its manifest first; they
-SHOULD stay as long as readers that saw it may be at work.  Readers MUST NOT rely on them, and MUST
-list the folder again where a manifest vanishes while they read.  Writers SHOULD hold a shared lock
-of each data file until its manifest is in place: old files without manifest and lock MAY be
-deleted.
+to be deleted; a failure that did not count MUST NOT count again; and ``replaces`` MUST also hold
+what they replace, where its manifest is still there.  The name SHOULD come right after the greatest
+of theirs, and the shard hold those failures that count of its keys and of theirs.  Who replaces
+MUST hold the exclusive lock (``flock``) of the folder ``shards``.  Files of a shard that is
+replaced MAY be deleted, its manifest first; they SHOULD stay as long as readers that saw it may be
+at work.  Readers MUST NOT rely on them, and MUST list the folder again where a manifest vanishes
+while they read.  Writers SHOULD hold a shared lock of each data file until its manifest is in
+place: old files without manifest and lock MAY be deleted.
 
 **Seal.** ``store.json`` and manifests MAY hold ``seal``: the SHA-256 of the object without it, as
 JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Readers MAY check it.

@@ -1,0 +1,151 @@
+"""The commands over many inputs: circuit, contrast, compact, delete."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import networkx as nx
+import pytest
+import torch
+from torch import nn
+
+import nrm_graph as ng
+from nrm_graph.cli import main
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    rows = [
+        {"input": torch.rand(4) + (i % 2), "key": f"k{i}", "label": "ab"[i % 2]} for i in range(10)
+    ]
+    path = tmp_path_factory.mktemp("circuits") / "s.nrm"
+    with ng.extract(
+        net, rows, path, target=[0, 1], classes=["cat", "dog", "cow"], progress=False
+    ) as db:
+        db.materialize(ng.Layer("0")[1], name="given_b", progress=False)
+    return path
+
+
+@pytest.fixture
+def store(made, tmp_path):
+    path = tmp_path / "s.nrm"
+    shutil.copytree(made, path)
+    return path
+
+
+def run(capsys, *argv):
+    code = main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_circuit_prints_what_the_library_says(store, capsys):
+    code, out, _ = run(
+        capsys, "circuit", store, "--where", "label = 'a'", "--target", "dog", "--format", "json"
+    )
+    assert code == 0
+    with ng.open(store) as db:
+        graph = db.circuit("label = 'a'", target=1)
+    rows = json.loads(out)
+    assert len(rows) == graph.number_of_edges()
+    for row in rows:
+        src, dst = (row["src_layer"], row["src_unit"]), (row["dst_layer"], row["dst_unit"])
+        for name in ("relevance", "std", "stderr", "inputs", "top_share"):
+            assert row[name] == pytest.approx(graph.edges[src, dst][name], rel=1e-9)
+    sizes = [abs(row["relevance"]) for row in rows]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_circuit_for_people(store, capsys):
+    code, out, _ = run(capsys, "circuit", store, "--target", "1", "--top", "3")
+    assert code == 0
+    assert "target      1 (dog)" in out
+    assert "absorbed" in out
+    assert out.count("\n") == 5 + 1 + 2 + 3  # facts, a blank line, two headings, rows
+
+
+def test_circuit_under_a_condition(store, capsys):
+    options = ("circuit", store, "--target", "1", "--format", "csv")
+    by_name = run(capsys, *options, "--given", "given_b")
+    by_event = run(capsys, *options, "--given", "0[1]")
+    assert by_name[0] == by_event[0] == 0
+    assert by_name[1] == by_event[1]
+    code, out, _ = run(capsys, "circuit", store, "--target", "1", "--given", "0[1]", "--per-input")
+    assert code == 0
+    assert "undefined" in out
+
+
+def test_circuit_as_a_file(store, tmp_path, capsys):
+    file = tmp_path / "c.graphml"
+    code, out, _ = run(capsys, "circuit", store, "--target", 1, "--output", file)
+    assert code == 0
+    assert str(file) in out
+    with ng.open(store) as db:
+        expected = db.circuit(target=1).number_of_edges()
+    assert nx.read_graphml(file).number_of_edges() == expected > 10
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ((), 3, "explain 2 different targets: 0 (10), 1 (10)"),
+        (("--target", "cow"), 3, "no input is chosen"),
+        (("--target", "1=1,0=-1"), 3, "weighs several outputs"),
+        (("--where", "label"), 7, "Conversion Error"),
+        (("--where", "true) OR (true"), 7, "one SQL condition over inputs"),
+        (("--target", "1", "--layers", "nix"), 5, "there is no layer 'nix'"),
+        (("--target", "1", "--layers", "input,2"), 3, "no edges between"),
+        (("--target", "1", "--top", "1000000"), 3, "at most 999,999"),
+        (("--target", "1", "--given", "0[2]"), 3, "not materialized"),
+        (("--target", "1", "--given", "0[9"), 5, ""),
+        (("--target", "1", "--output", "/nix/c.svg"), 3, "there is no folder"),
+        (("--target", "1", "--output", "c.xyz"), 3, "expected a name that ends in"),
+    ],
+)
+def test_circuit_refuses(store, capsys, options, code, message):
+    found, _, err = run(capsys, "circuit", store, *options)
+    assert found == code
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_contrast(store, tmp_path, capsys):
+    file = tmp_path / "d.csv"
+    options = ("contrast", store, "label = 'a'", "label = 'b'", "--target", "1")
+    code, out, _ = run(capsys, *options)
+    assert code == 0
+    assert "5 keys (label = 'a') minus 5 (label = 'b')" in out
+    code, _, _ = run(capsys, *options, "--edges", "7", "--output", file)
+    assert code == 0
+    with file.open() as text:
+        assert len(list(csv.DictReader(text))) == 7
+    code, _, err = run(capsys, "contrast", store, "label = 'a'", "label = 'b'")
+    assert code == 3
+    assert "different targets" in err
+    code, _, err = run(capsys, "contrast", store, "label = 'a'", "true", "--target", "1")
+    assert code == 3
+
+
+def test_delete_and_compact(store, capsys):
+    code, out, _ = run(capsys, "delete", store, "k1", "k2")
+    assert code == 0
+    assert "deleted 4 inputs of 2 keys" in out
+    with ng.open(store) as db:
+        assert len(db) == 16
+        before = db.sql("SELECT * FROM edges ORDER BY ALL").fetchall()
+        code, _, err = run(capsys, "delete", store, "k1")
+        assert code == 3
+        assert "it holds 8 keys" in err
+        code, out, _ = run(capsys, "compact", store, "--older-than", "0")
+        assert code == 0
+        with ng.open(store) as again:
+            assert again.sql("SELECT * FROM edges ORDER BY ALL").fetchall() == before
+        with pytest.raises(ng.NrmError, match="no longer there: open the store again"):
+            db.sql("SELECT * FROM edges").fetchall()
+    code, _, err = run(capsys, "compact", store, "--older-than", "-1")
+    assert code == 3
+    assert "older_than must be" in err
