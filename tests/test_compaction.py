@@ -892,6 +892,35 @@ def test_conditions_are_compacted_and_keys_deleted_from_them(path):
     assert answers() == after
 
 
+def test_a_materialization_that_a_deletion_overtook(path):
+    """What it commits of a key whose content is another one since is not seen, and goes."""
+    write(path, [record(0), record(1)])
+    folder = condition_of(path, numbers=())
+    with Writer(folder) as writer:
+        for number in range(2):
+            writer.add(record(number, tensor=False, metadata=FACTS))
+        delete(path, "input0", progress=False)
+    with ng.open(path) as db:
+        (kept,) = db._snapshot.entries
+        assert db.sql("SELECT input_id FROM given_inputs").fetchall() == [(kept,)]
+    x = np.full(3, 9, np.float32)
+    write(path, [record(0, content=content_hash(x), tensor=x)])
+    for done in (False, True):
+        with ng.open(path) as db:
+            assert len(db) == 2
+            for table, number in (("inputs", 1), ("nodes", 5), ("edges", 5)):
+                found = db.sql(f"SELECT input_id FROM given_{table}").fetchall()
+                assert found == number * [(kept,)]
+            everything = db.sql("SELECT * FROM given_edges", inputs=["input0"]).fetchall()
+            assert everything == []
+        problems = [f.problem for f in verify(path, sample=0).findings]
+        assert done != any("the store holds another content of this key" in p for p in problems)
+        with Writer(folder) as writer:
+            assert (writer.content("input0") is None) == done
+        compact(path, progress=False)
+    assert list(Snapshot(folder).by_key) == ["input1"]
+
+
 def test_a_real_store_stays_sound(tmp_path, monkeypatch):
     """Verified with its programs and conditions, measured, and continued."""
     path = tmp_path / "s.nrm"

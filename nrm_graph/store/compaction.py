@@ -159,8 +159,13 @@ def compact(
     settings.read_settings(store)
     limit = _Load(shard_inputs, shard_bytes, GROUPS_PER_FILE, MAX_MANIFEST_BYTES // 2)
     with alone(store / "shards", AT_WORK):
-        folders = [store, *condition_folders(store)]
+        # The store last: what a condition holds of it was there before.
+        folders = [*condition_folders(store), store]
         held = [shards_of(folder) for folder in folders]
+        before = [m for shards in held for m in shards.snapshot.manifests.values()]
+        for n, shards in enumerate(held[:-1]):
+            if _removed_strays(shards, held[-1]):
+                held[n] = shards_of(folders[n])
         work = [(shards, unit) for shards in held for unit in _units(shards, limit)]
         merged = [len(group.members) for _, unit in work for group in unit]
         hidden = None if progress and sys.stderr.isatty() else True
@@ -172,7 +177,6 @@ def compact(
         after = [listed(folder / "shards") for folder in folders]
     live = [m for found in after for m, by in found if not by]
     waiting = [i.size for found in after for m, by in found if by for i in m.files.values()]
-    before = [m for shards in held for m in shards.snapshot.manifests.values()]
     return Compaction(
         store,
         len(before),
@@ -186,6 +190,17 @@ def compact(
         len(waiting),
         sum(waiting),
     )
+
+
+def _removed_strays(condition: Shards, store: Shards) -> bool:
+    """Drop what a condition holds of contents that keys of the store no longer have."""
+    now = {entry.key: entry.content for entry in store.snapshot.entries.values()}
+    held = condition.snapshot.entries.values()
+    strays = {e.key for e in held if now.get(e.key, e.content) != e.content}
+    if strays:
+        names = condition.holding(strays)
+        replace_all(condition, [[name] for name in names], lambda inputs: None, strays)
+    return bool(strays)
 
 
 def _size(manifest: Manifest) -> int:
