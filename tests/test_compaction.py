@@ -1,5 +1,6 @@
 """Compaction and deletion: the same rows in fewer files, whatever happens on the way."""
 
+import fcntl
 import multiprocessing
 import os
 import pathlib
@@ -30,6 +31,7 @@ from nrm_graph.store.listing import listed
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.schema import content_hash, content_of
 from nrm_graph.store.writer import Writer
+from nrm_graph.verify import tables as verify_tables
 from nrm_graph.verify import verify
 
 SLOW = pytest.mark.slow
@@ -779,6 +781,55 @@ def test_the_age_counts_from_the_replacement(path):
         found = compact(path, progress=False)
         assert (found.deleted_files, found.waiting_files) == (0, 8)
         assert counts(old) == (2, 10, 10)
+
+
+def test_ages_are_told_by_the_clock_of_the_files(path, monkeypatch):
+    """Here a clock that is days ahead; on a shared disk files are dated by another machine."""
+    now = time.time()
+    for number in range(2):
+        write(path, [record(number)])
+    monkeypatch.setattr(compaction.time, "time", lambda: now + 9 * compaction.DAY)
+    with ng.open(path) as old:
+        found = compact(path, progress=False)
+        assert (found.merged, found.deleted_files, found.waiting_files) == (2, 0, 8)
+        assert counts(old) == (2, 10, 10)
+
+
+def test_a_new_file_is_not_taken_for_one_of_a_killed_writer(path, monkeypatch):
+    """A compaction looks between the moment that it is made and that it is locked."""
+    compacted = []
+
+    def flock(handle, how, real=fcntl.flock):
+        if how == fcntl.LOCK_SH and not compacted:
+            compacted.append(compact(path, older_than=0, progress=False))
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write(path, [record(0)])
+    assert compacted[0].deleted_files == 1
+    with ng.open(path) as db:
+        assert counts(db) == (1, 5, 5)
+
+
+def test_shards_that_go_while_they_are_verified(path, monkeypatch):
+    """No damage, but a note of each; what was found before stays."""
+    write(path, [record(0)])
+    write(path, [record(1)])
+    condition_of(path, numbers=(0, 1))
+    sound = [f for f in verify(path, sample=0).findings if f.shard is None]
+    real = verify_tables._check_inputs
+    names = shards(path) + shards(path / "conditions" / "given")
+
+    def check(*arguments):
+        compact(path, older_than=0, progress=False)
+        real(*arguments)
+
+    monkeypatch.setattr(verify_tables, "_check_inputs", check)
+    report = verify(path, sample=0)
+    assert report.errors == ()
+    gone = [f.shard for f in report.notes if "replaced and deleted while" in f.problem]
+    assert gone == names
+    assert [f for f in report.findings if f.shard is None] == sound
 
 
 @pytest.mark.parametrize("table", ["inputs", "nodes", "edges", "tensors"])

@@ -60,7 +60,9 @@ MUST hold the exclusive lock (``flock``) of the folder ``shards``.  Files of a s
 replaced MAY be deleted, its manifest first; they SHOULD stay as long as readers that saw it may be
 at work.  Readers MUST NOT rely on them, and MUST list the folder again where a manifest vanishes
 while they read.  Writers SHOULD hold a shared lock of each data file until its manifest is in
-place: old files without manifest and lock MAY be deleted.
+place: old files without manifest and lock MAY be deleted.  On a disk that machines share, these
+locks MUST hold between them (else nobody may write while another compacts or deletes), and ages
+SHOULD be told by the clock that dates the files.
 
 **Seal.** ``store.json`` and manifests MAY hold ``seal``: the SHA-256 of the object without it, as
 JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Readers MAY check it.

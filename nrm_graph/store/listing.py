@@ -114,7 +114,8 @@ def _related(manifests: Mapping[str, Manifest]) -> list[tuple[Manifest, tuple[st
         graphlib.TopologicalSorter({m.name: m.replaces for m in manifests.values()}).prepare()
     except graphlib.CycleError as error:
         raise StoreError(
-            f"shards replace each other in a circle: {error.args[1]}; do not trust this store"
+            f"shards replace each other in a circle: {', '.join(error.args[1][:4])}, ...; "
+            "do not trust this store"
         ) from error
     replaced_by: dict[str, list[str]] = {}
     for manifest in manifests.values():
