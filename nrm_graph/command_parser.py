@@ -141,6 +141,15 @@ def parser() -> argparse.ArgumentParser:
         "--batch-size", type=arguments.positive, default=16, help="inputs at once (16)"
     )
     extract.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (auto)")
+    extract.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="where inputs are explained; ray needs pip install 'nrm-graph[ray]' (local)",
+    )
+    extract.add_argument(
+        "--workers", type=arguments.positive, metavar="N", help="processes with --engine ray"
+    )
     extract.add_argument("--quiet", action="store_true", help="show no progress bar")
 
     info = add(

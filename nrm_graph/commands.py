@@ -68,6 +68,8 @@ def extract(args: argparse.Namespace) -> None:
         tensors=args.tensors,
         on_error=args.on_error,
         output=args.output[0] if args.output and len(args.output) == 1 else args.output,
+        engine=args.engine,
+        workers=args.workers,
     ) as db:
         ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
         failures = f", {failed:,} failed" if failed else ""
