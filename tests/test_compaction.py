@@ -485,7 +485,8 @@ def test_a_hundred_compactions_with_readers(path, rounds):
     assert rows(path) == ends
 
 
-def test_readers_open_while_files_are_deleted_at_once(path):
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=SLOW)])
+def test_readers_open_while_files_are_deleted_at_once(path, rounds):
     """No opening fails or misses an input, even where replaced files go at once."""
     write(path, [record(n) for n in range(20)], shard_inputs=2)
     with ng.open(path) as old:
@@ -494,7 +495,7 @@ def test_readers_open_while_files_are_deleted_at_once(path):
         process = context.Process(target=_compact_until, args=(path, stop, turns))
         process.start()
         try:
-            while turns.value < 8 and process.is_alive():
+            while turns.value < rounds and process.is_alive():
                 assert len(Snapshot(path).entries) == 20
         finally:
             stop.set()
