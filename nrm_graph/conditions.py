@@ -14,7 +14,7 @@ from tqdm import tqdm
 from nrm_graph import pruning
 from nrm_graph.blocks import Block
 from nrm_graph.clauses import expand
-from nrm_graph.errors import InputError, UndefinedConditional
+from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events import Event, checked
 from nrm_graph.precision import rounded
 from nrm_graph.store import conditions
@@ -62,6 +62,11 @@ def materialize(
     with Writer(folder) as writer, bar:
         for identity in chosen:
             entry = db._snapshot.entries[identity]
+            if writer.content(entry.key) not in (None, entry.content):
+                raise StoreError(
+                    f"the condition {name} holds {entry.key!r} as it was before it was deleted: "
+                    "compact the store, which removes such rows, and run the same call again"
+                )
             if not writer.committed(entry.key, entry.target, entry.content):
                 _add(writer, db.measure(identity, device=device), entry, event, form)
             bar.update(1)

@@ -94,7 +94,9 @@ class Database(Circuits):
 
     def _refresh_conditions(self) -> None:
         """See what conditions are committed now; the inputs stay those of the snapshot."""
-        self._conditions: dict[str, Condition] = read_conditions(self.path, self.meta)
+        self._conditions: dict[str, Condition] = read_conditions(
+            self.path, self.meta, self._snapshot.entries
+        )
         self._limits = {}
         # Relations of before keep their own hold on the old engine.
         self._engine = None

@@ -1,5 +1,6 @@
 """Compaction and deletion: the same rows in fewer files, whatever happens on the way."""
 
+import fcntl
 import multiprocessing
 import os
 import pathlib
@@ -30,6 +31,7 @@ from nrm_graph.store.listing import listed
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.schema import content_hash, content_of
 from nrm_graph.store.writer import Writer
+from nrm_graph.verify import tables as verify_tables
 from nrm_graph.verify import verify
 
 SLOW = pytest.mark.slow
@@ -483,7 +485,8 @@ def test_a_hundred_compactions_with_readers(path, rounds):
     assert rows(path) == ends
 
 
-def test_readers_open_while_files_are_deleted_at_once(path):
+@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=SLOW)])
+def test_readers_open_while_files_are_deleted_at_once(path, rounds):
     """No opening fails or misses an input, even where replaced files go at once."""
     write(path, [record(n) for n in range(20)], shard_inputs=2)
     with ng.open(path) as old:
@@ -492,7 +495,7 @@ def test_readers_open_while_files_are_deleted_at_once(path):
         process = context.Process(target=_compact_until, args=(path, stop, turns))
         process.start()
         try:
-            while turns.value < 8 and process.is_alive():
+            while turns.value < rounds and process.is_alive():
                 assert len(Snapshot(path).entries) == 20
         finally:
             stop.set()
@@ -781,6 +784,55 @@ def test_the_age_counts_from_the_replacement(path):
         assert counts(old) == (2, 10, 10)
 
 
+def test_ages_are_told_by_the_clock_of_the_files(path, monkeypatch):
+    """Here a clock that is days ahead; on a shared disk files are dated by another machine."""
+    now = time.time()
+    for number in range(2):
+        write(path, [record(number)])
+    monkeypatch.setattr(compaction.time, "time", lambda: now + 9 * compaction.DAY)
+    with ng.open(path) as old:
+        found = compact(path, progress=False)
+        assert (found.merged, found.deleted_files, found.waiting_files) == (2, 0, 8)
+        assert counts(old) == (2, 10, 10)
+
+
+def test_a_new_file_is_not_taken_for_one_of_a_killed_writer(path, monkeypatch):
+    """A compaction looks between the moment that it is made and that it is locked."""
+    compacted = []
+
+    def flock(handle, how, real=fcntl.flock):
+        if how == fcntl.LOCK_SH and not compacted:
+            compacted.append(compact(path, older_than=0, progress=False))
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write(path, [record(0)])
+    assert compacted[0].deleted_files == 1
+    with ng.open(path) as db:
+        assert counts(db) == (1, 5, 5)
+
+
+def test_shards_that_go_while_they_are_verified(path, monkeypatch):
+    """No damage, but a note of each; what was found before stays."""
+    write(path, [record(0)])
+    write(path, [record(1)])
+    condition_of(path, numbers=(0, 1))
+    sound = [f for f in verify(path, sample=0).findings if f.shard is None]
+    real = verify_tables._check_inputs
+    names = shards(path) + shards(path / "conditions" / "given")
+
+    def check(*arguments):
+        compact(path, older_than=0, progress=False)
+        real(*arguments)
+
+    monkeypatch.setattr(verify_tables, "_check_inputs", check)
+    report = verify(path, sample=0)
+    assert report.errors == ()
+    gone = [f.shard for f in report.notes if "replaced and deleted while" in f.problem]
+    assert gone == names
+    assert [f for f in report.findings if f.shard is None] == sound
+
+
 @pytest.mark.parametrize("table", ["inputs", "nodes", "edges", "tensors"])
 def test_damage_is_not_copied(path, table):
     for number in range(3):
@@ -890,6 +942,35 @@ def test_conditions_are_compacted_and_keys_deleted_from_them(path):
     write(folder, [record(7, tensor=False, metadata=FACTS)])
     assert delete(path, "input7", progress=False).conditioned == 1
     assert answers() == after
+
+
+def test_a_materialization_that_a_deletion_overtook(path):
+    """What it commits of a key whose content is another one since is not seen, and goes."""
+    write(path, [record(0), record(1)])
+    folder = condition_of(path, numbers=())
+    with Writer(folder) as writer:
+        for number in range(2):
+            writer.add(record(number, tensor=False, metadata=FACTS))
+        delete(path, "input0", progress=False)
+    with ng.open(path) as db:
+        (kept,) = db._snapshot.entries
+        assert db.sql("SELECT input_id FROM given_inputs").fetchall() == [(kept,)]
+    x = np.full(3, 9, np.float32)
+    write(path, [record(0, content=content_hash(x), tensor=x)])
+    for done in (False, True):
+        with ng.open(path) as db:
+            assert len(db) == 2
+            for table, number in (("inputs", 1), ("nodes", 5), ("edges", 5)):
+                found = db.sql(f"SELECT input_id FROM given_{table}").fetchall()
+                assert found == number * [(kept,)]
+            everything = db.sql("SELECT * FROM given_edges", inputs=["input0"]).fetchall()
+            assert everything == []
+        problems = [f.problem for f in verify(path, sample=0).findings]
+        assert done != any("the store holds another content of this key" in p for p in problems)
+        with Writer(folder) as writer:
+            assert (writer.content("input0") is None) == done
+        compact(path, progress=False)
+    assert list(Snapshot(folder).by_key) == ["input1"]
 
 
 def test_a_real_store_stays_sound(tmp_path, monkeypatch):

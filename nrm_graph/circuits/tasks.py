@@ -51,9 +51,13 @@ def partial(piece: Piece, query: str, tables: Mapping[str, pa.Table]) -> pa.Tabl
         else table
         for name, table in tables.items()
     }
-    snapshots = {name: Snapshot(*shards) for name, shards in piece.shards.items()}
-    conditions = {name: held for name, held in snapshots.items() if name is not None}
-    engine = Engine(snapshots[None], piece.layers, conditions)
+    own_shards = Snapshot(*piece.shards[None])
+    conditions = {
+        name: Snapshot(*shards, own_shards.entries)
+        for name, shards in piece.shards.items()
+        if name is not None
+    }
+    engine = Engine(own_shards, piece.layers, conditions)
     try:
         found: pa.Table = engine.query(query, None, piece.ids, own).to_arrow_table()
         return found

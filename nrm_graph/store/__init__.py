@@ -60,7 +60,9 @@ MUST hold the exclusive lock (``flock``) of the folder ``shards``.  Files of a s
 replaced MAY be deleted, its manifest first; they SHOULD stay as long as readers that saw it may be
 at work.  Readers MUST NOT rely on them, and MUST list the folder again where a manifest vanishes
 while they read.  Writers SHOULD hold a shared lock of each data file until its manifest is in
-place: old files without manifest and lock MAY be deleted.
+place: old files without manifest and lock MAY be deleted.  On a disk that machines share, these
+locks MUST hold between them (else nobody may write while another compacts or deletes), and ages
+SHOULD be told by the clock that dates the files.
 
 **Seal.** ``store.json`` and manifests MAY hold ``seal``: the SHA-256 of the object without it, as
 JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Readers MAY check it.
@@ -102,24 +104,26 @@ shard holds a value of is a string.  Names are printable, of at most 200 charact
 whatever their letter case; those of the columns of ``inputs`` are reserved.
 
 **Conditions.** ``conditions`` MAY hold folders, each of one condition; a reader of format 1 that
-does not know them MUST ignore it.  A folder without ``condition.json`` is none. ``condition.json``
+does not know them MUST ignore it. A folder without ``condition.json`` is none. ``condition.json``
 MUST be created exclusively, after the folder ``shards`` beside it, and never changed: a JSON object
 of at most 64 MiB with exactly ``format_version`` (1), ``name``, ``event`` (as
 :mod:`nrm_graph.event_json` describes), ``where`` (SQL over ``inputs`` that chose the inputs, or
 null), ``program_hash`` and ``store`` (those of the store: ``store`` is the SHA-256 of
-``store.json`` without its seal, computed as a seal is) and ``seal``.  ``name`` MUST be 1 to 60
-ASCII letters, digits and underscores, a letter first, and no name of a table of the store; the
-folder bears it in lower case.  A reader MUST refuse another program or store, and a writer another
-event or ``where`` under a name that is taken.  Its shards are as those of a store, with these
-differences: ``input_id``, ``key``, ``target`` and ``content`` are those of inputs of the store; no
-tensors are stored; and ``metadata`` has the fields ``relevance`` (R(event)), ``amplification`` (sum
-of abs(R) of what the event is made of, over abs(R(event))), ``absorbed`` (share of the conditioned
-measure that biases, stabilizers and remainders hold), all float, ``status`` and ``reason``
-(string), of any of which the type is null where a shard holds no value.  ``status`` is ``defined``
-or ``undefined``; an undefined input has no nodes and edges, no amplification and absorbed, and a
-reason.  Relevances are R(node and event) / R(event) and R(step and event) / R(event);
-``conditional`` is q under the event, or null where walks of the event do not go on independently of
-where they came from.  Units, ``pruned`` pairs and mantissa bits are those of the store.
+``store.json`` without its seal, computed as a seal is) and ``seal``. ``name`` MUST be 1 to 60 ASCII
+letters, digits and underscores, a letter first, and no name of a table of the store; the folder
+bears it in lower case. A reader MUST refuse another program or store, and a writer another event or
+``where`` under a name that is taken. Its shards are as those of a store, with these differences:
+``input_id``, ``key``, ``target`` and ``content`` are those of inputs of the store (of others, which
+a writer may leave that a deletion overtook, readers SHOULD NOT see the rows, and who replaces MAY
+drop them); no tensors are stored; and ``metadata`` has the fields ``relevance`` (R(event)),
+``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))), ``absorbed``
+(share of the conditioned measure that biases, stabilizers and remainders hold), all float,
+``status`` and ``reason`` (string), of any of which the type is null where a shard holds no value.
+``status`` is ``defined`` or ``undefined``; an undefined input has no nodes and edges, no
+amplification and absorbed, and a reason. Relevances are R(node and event) / R(event) and R(step and
+event) / R(event); ``conditional`` is q under the event, or null where walks of the event do not go
+on independently of where they came from. Units, ``pruned`` pairs and mantissa bits are those of the
+store.
 
 **Encoding.** Readers MUST accept any Parquet encoding.  Writers SHOULD use DELTA_BINARY_PACKED for
 integers, BYTE_STREAM_SPLIT for floats, no dictionary, zstd level 1, pages of 131,072 rows and page

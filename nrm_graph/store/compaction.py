@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import graphlib
 import math
+import os
 import re
 import stat
 import sys
@@ -24,7 +26,6 @@ from nrm_graph.store.metadata import MAX_FIELDS, joined
 from nrm_graph.store.schema import GROUPS_PER_FILE, ORDER, TABLES
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -159,8 +160,13 @@ def compact(
     settings.read_settings(store)
     limit = _Load(shard_inputs, shard_bytes, GROUPS_PER_FILE, MAX_MANIFEST_BYTES // 2)
     with alone(store / "shards", AT_WORK):
-        folders = [store, *condition_folders(store)]
+        # The store last: what a condition holds of it was there before.
+        folders = [*condition_folders(store), store]
         held = [shards_of(folder) for folder in folders]
+        before = [m for shards in held for m in shards.snapshot.manifests.values()]
+        for n, shards in enumerate(held[:-1]):
+            if _removed_strays(shards, held[-1]):
+                held[n] = shards_of(folders[n])
         work = [(shards, unit) for shards in held for unit in _units(shards, limit)]
         merged = [len(group.members) for _, unit in work for group in unit]
         hidden = None if progress and sys.stderr.isatty() else True
@@ -172,7 +178,6 @@ def compact(
         after = [listed(folder / "shards") for folder in folders]
     live = [m for found in after for m, by in found if not by]
     waiting = [i.size for found in after for m, by in found if by for i in m.files.values()]
-    before = [m for shards in held for m in shards.snapshot.manifests.values()]
     return Compaction(
         store,
         len(before),
@@ -186,6 +191,17 @@ def compact(
         len(waiting),
         sum(waiting),
     )
+
+
+def _removed_strays(condition: Shards, store: Shards) -> bool:
+    """Drop what a condition holds of contents that keys of the store no longer have."""
+    now = {entry.key: entry.content for entry in store.snapshot.entries.values()}
+    held = condition.snapshot.entries.values()
+    strays = {e.key for e in held if now.get(e.key, e.content) != e.content}
+    if strays:
+        names = condition.holding(strays)
+        replace_all(condition, [[name] for name in names], lambda inputs: None, strays)
+    return bool(strays)
 
 
 def _size(manifest: Manifest) -> int:
@@ -301,14 +317,14 @@ def _units(shards: Shards, limit: _Load) -> list[list[_Group]]:
 def _swept(folder: Path, older_than: float) -> Iterator[int]:
     """Delete what is old enough of a store's or condition's folder; sizes of what was deleted."""
     shards = folder / "shards"
-    now = time.time()
     try:
+        now = _clock(shards)
         present = sorted(shards.iterdir())  # before the manifests, so that each committed is known
         manifests = listed(shards)
         doomed = {
             manifest.name: manifest
             for manifest, by in manifests
-            if by and now - min(_changed(shards / f"{name}.json") for name in by) >= older_than
+            if by and max(_age(shards / f"{name}.json", now) for name in by) >= older_than
         }
         # A shard goes after those that it replaced, which would count again without it; and a
         # manifest before its files, which it promises.
@@ -327,12 +343,12 @@ def _swept(folder: Path, older_than: float) -> Iterator[int]:
             match = _DATA.fullmatch(file.name)
             age = older_than if match else max(older_than, UNLOCKED)
             ours = match or _MANIFEST.fullmatch(file.name)
-            if ours and file.name not in named and now - _changed(file) >= age:
+            if ours and file.name not in named and _age(file, now) >= age:
                 size = remove_abandoned(file, shards / f"{file.name.split('.')[0]}.json")
                 if size >= 0:
                     yield size
         for file in sorted(folder.iterdir()):
-            if _SINGLE.fullmatch(file.name) and now - _changed(file) >= max(older_than, UNLOCKED):
+            if _SINGLE.fullmatch(file.name) and _age(file, now) >= max(older_than, UNLOCKED):
                 size = remove_abandoned(file)
                 if size >= 0:
                     yield size
@@ -343,10 +359,23 @@ def _swept(folder: Path, older_than: float) -> Iterator[int]:
         ) from error
 
 
-def _changed(path: Path) -> float:
-    """When a plain file was last written; never, for what is none or gone."""
+def _clock(folder: Path) -> float:
+    """Now, by the clock that dates the files of a folder: that of a shared disk may be another.
+
+    Where nothing can be written it is an earlier moment, and nothing can be deleted.
+    """
+    with contextlib.suppress(OSError):
+        os.utime(folder)
+    return min(time.time(), folder.stat().st_mtime)
+
+
+def _age(path: Path, now: float) -> float:
+    """Seconds since a plain file was last written, at least 0; below it for what is none or gone.
+
+    Clocks of files differ by a tick.
+    """
     try:
         found = path.lstat()
     except FileNotFoundError:
-        return math.inf
-    return found.st_mtime if stat.S_ISREG(found.st_mode) else math.inf
+        return -math.inf
+    return max(0.0, now - found.st_mtime) if stat.S_ISREG(found.st_mode) else -math.inf

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nrm_graph.events import Event
-    from nrm_graph.store.manifest import Manifest
+    from nrm_graph.store.manifest import Entry, Manifest
 
 FOLDER = "conditions"
 FILE = "condition.json"
@@ -159,8 +159,12 @@ def create(path: Path, meta: Mapping[str, Any], name: str, event: Event, where: 
     return folder
 
 
-def read_conditions(path: Path, meta: Mapping[str, Any]) -> dict[str, Condition]:
-    """Conditions of a store by name; a folder without ``condition.json`` is none.
+def read_conditions(
+    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
+) -> dict[str, Condition]:
+    """Conditions of a store, which holds `entries`, by name.
+
+    A folder without ``condition.json`` is none.
 
     Raises
     ------
@@ -170,7 +174,7 @@ def read_conditions(path: Path, meta: Mapping[str, Any]) -> dict[str, Condition]
     return {
         condition.name: condition
         for folder in condition_folders(path)
-        for condition in [read_condition(folder, meta)]
+        for condition in [read_condition(folder, meta, entries)]
     }
 
 
@@ -193,7 +197,9 @@ def condition_folders(path: Path) -> list[Path]:
     return [entry for entry in entries if os.path.lexists(entry / FILE)]
 
 
-def read_condition(folder: Path, meta: Mapping[str, Any]) -> Condition:
+def read_condition(
+    folder: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
+) -> Condition:
     """Read one condition and the manifests of its shards; nothing in it is trusted.
 
     Raises
@@ -203,7 +209,7 @@ def read_condition(folder: Path, meta: Mapping[str, Any]) -> Condition:
     """
     raw = read_content(folder, meta)
     try:
-        snapshot = Snapshot(folder)
+        snapshot = Snapshot(folder, store=entries)
         for manifest in snapshot.manifests.values():
             problem = facts_problem(manifest)
             if problem:

@@ -101,7 +101,7 @@ def delete(
         folders = [shards_of(folder) for folder in (*condition_folders(store), store)]
         _check_known(store, asked, folders)
         gone = set(asked)
-        plans = [(shards, _holding(shards, gone)) for shards in folders]
+        plans = [(shards, shards.holding(gone)) for shards in folders]
         total = sum(len(shards.kept(n, gone)) for shards, names in plans for n in names)
         hidden = None if progress and sys.stderr.isatty() else True
         with tqdm(total=total, unit=" inputs", desc="delete", disable=hidden) as bar:
@@ -139,22 +139,6 @@ def _check_known(store: Path, asked: tuple[str, ...], folders: list[Shards]) -> 
             close = difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(known)} keys"
             raise InputError(f"there is no input {key!r} in {store}: {hint}")
-
-
-def _holding(shards: Shards, gone: set[str]) -> list[str]:
-    """Shards that hold a pair or a failure of keys, counting or not, and those tied to them."""
-    found = {
-        name
-        for name, manifest in shards.snapshot.manifests.items()
-        if gone & {entry.key for entry in manifest.inputs}
-        or gone & {key for key, _ in manifest.failures}
-    }
-    ahead = list(found)
-    while ahead:
-        new = shards.tied(ahead.pop()) - found
-        found |= new
-        ahead += new
-    return sorted(found)
 
 
 def _pairs(shards: Shards, gone: set[str]) -> int:

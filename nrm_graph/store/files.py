@@ -268,6 +268,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _locked(path: Path) -> io.FileIO:
+    """Make a file that nobody takes for one that a killed writer left: `remove_abandoned`."""
+    file = io.FileIO(path, "xb")
+    with contextlib.suppress(OSError):
+        fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+    return file
+
+
 class HashingFile:
     """A new file that hashes what is appended to it, for writers that never seek.
 
@@ -276,10 +284,11 @@ class HashingFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = io.BufferedWriter(io.FileIO(path, "xb"), 1 << 20)
-        # While it is open, nobody takes it for one that a killed writer left: `remove_abandoned`.
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._file.fileno(), fcntl.LOCK_SH)
+        raw = _locked(path)
+        while os.fstat(raw.fileno()).st_nlink == 0:  # taken for abandoned before it was locked
+            raw.close()
+            raw = _locked(path)
+        self._file = io.BufferedWriter(raw, 1 << 20)
         self._digest = hashlib.sha256()
         self._abandoned = False
         self.size = 0

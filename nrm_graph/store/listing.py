@@ -111,10 +111,12 @@ def _names(folder: Path) -> list[str]:
 def _related(manifests: Mapping[str, Manifest]) -> list[tuple[Manifest, tuple[str, ...]]]:
     """Manifests, each with those that replace it."""
     try:
-        graphlib.TopologicalSorter({m.name: m.replaces for m in manifests.values()}).prepare()
+        known = {m.name: [o for o in m.replaces if o in manifests] for m in manifests.values()}
+        graphlib.TopologicalSorter(known).prepare()
     except graphlib.CycleError as error:
         raise StoreError(
-            f"shards replace each other in a circle: {error.args[1]}; do not trust this store"
+            f"shards replace each other in a circle: {', '.join(error.args[1][:4])}, ...; "
+            "do not trust this store"
         ) from error
     replaced_by: dict[str, list[str]] = {}
     for manifest in manifests.values():

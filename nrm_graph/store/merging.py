@@ -81,6 +81,22 @@ class Shards:
         lost = {e.key for e in self.manifests[name].inputs} - {e.key for e in self.kept(name)}
         return {other for key in lost for other in self._failing.get(key, ())} - {name}
 
+    def holding(self, keys: Collection[str]) -> list[str]:
+        """Shards that hold a pair or a failure of keys, counting or not, and those tied to them."""
+        gone = set(keys)
+        found = {
+            name
+            for name, manifest in self.snapshot.manifests.items()
+            if gone & {entry.key for entry in manifest.inputs}
+            or gone & {key for key, _ in manifest.failures}
+        }
+        ahead = list(found)
+        while ahead:
+            new = self.tied(ahead.pop()) - found
+            found |= new
+            ahead += new
+        return sorted(found)
+
     def replaced_with(self, members: Iterable[str]) -> tuple[str, ...]:
         """Shards that do not count once `members` do not: they, and all that they replaced.
 

@@ -51,6 +51,9 @@ class Snapshot:
         The store's folder, or a condition's.
     manifests : iterable of Manifest, optional
         Those that count, in order, where they were read before.
+    store : mapping of int to Entry, optional
+        Pairs of the store, where the folder is a condition's: of others, and of other contents,
+        the condition may hold rows when a deletion overtook its writer; they do not count.
 
     Attributes
     ----------
@@ -64,7 +67,12 @@ class Snapshot:
         For each input_id its entry there.
     """
 
-    def __init__(self, folder: Path, manifests: Iterable[Manifest] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifests: Iterable[Manifest] | None = None,
+        store: Mapping[int, Entry] | None = None,
+    ) -> None:
         self.folder = folder
         if manifests is None:
             manifests = read_manifests(folder / "shards")
@@ -73,7 +81,8 @@ class Snapshot:
         self.entries: dict[int, Entry] = {}
         for name, manifest in self.manifests.items():
             for entry in manifest.inputs:
-                if entry.input_id not in self.entries:
+                known = store is None or is_of(store, entry)
+                if known and entry.input_id not in self.entries:
                     self.shard_of[entry.input_id] = name
                     self.entries[entry.input_id] = entry
 
@@ -135,7 +144,7 @@ class Snapshot:
             chosen = wanted[shard]
             if len(chosen) == len(held):
                 whole.append(path)
-            elif any(self.shard_of[e.input_id] != shard for e in held):
+            elif any(self.shard_of.get(e.input_id) != shard for e in held):
                 # It holds a pair that another shard wins, whose id may be wanted from there.
                 apart.append(Part((path,), tuple(sorted(chosen))))
             else:
@@ -238,6 +247,12 @@ class Snapshot:
                 "store again"
             )
         return tensors
+
+
+def is_of(store: Mapping[int, Entry], entry: Entry) -> bool:
+    """Whether a store holds the pair of a condition's entry, with the same content."""
+    own = store.get(entry.input_id)
+    return own is not None and own.content == entry.content
 
 
 def row_groups(file: Any, path: Path, table: str, entry: Entry) -> Iterator[pa.Table]:

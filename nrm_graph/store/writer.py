@@ -118,6 +118,10 @@ class Writer:
             )
         return input_id(key, target) in self._known
 
+    def content(self, key: str) -> str | None:
+        """Content of a key that is in the store or on its way there, or None."""
+        return self._contents.get(key)
+
     def predicted(self, key: str) -> int | None:
         """Strongest output of a key that is in the store, or None; one key has one content."""
         if key not in self._contents:

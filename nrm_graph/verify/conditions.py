@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from nrm_graph.verify.tables import Rows
 
 
+STRAY = "deleted while the condition was computed? readers ignore it"
+
+
 @dataclass(frozen=True)
 class Held:
     """A condition whose ``condition.json`` is as it should be."""
@@ -77,9 +80,12 @@ def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], found: Find
         where = {"shard": manifest.name, "key": entry.key, "target": entry.target}
         own = entries.get(entry.input_id)
         if own is None:
-            found.error("the store does not hold this input", **where)
+            found.note(f"the store does not hold this input: {STRAY}", **where)
         elif own.content != entry.content:
-            found.error("the store holds another content of this key", **where)
+            found.note(
+                f"the store holds another content of this key: {STRAY}, compaction removes it",
+                **where,
+            )
 
 
 def check_condition(held: Held, meta: Mapping[str, Any], done: Callable[[], Any]) -> None:

@@ -141,7 +141,7 @@ def read_shards(path: Path, found: Findings) -> list[Manifest]:
     try:
         graphlib.TopologicalSorter({m.name: m.replaces for m in manifests.values()}).prepare()
     except graphlib.CycleError as error:
-        found.error(f"shards replace each other in a circle: {', '.join(error.args[1])}")
+        found.error(f"shards replace each other in a circle: {', '.join(error.args[1][:4])}, ...")
     replaced = {other for m in manifests.values() for other in m.replaces}
     old = replaced & set(manifests)
     if old:

@@ -129,6 +129,14 @@ class Findings:
         """Add a note."""
         self.found.append(Finding(NOTE, problem, **where))
 
+    def count(self) -> int:
+        """Count what was found so far."""
+        return len(self.found)
+
+    def forget(self, count: int) -> None:
+        """Drop what was found after the first `count`."""
+        del self.found[count:]
+
     def sorted(self) -> tuple[Finding, ...]:
         """Errors first, else in the order of their discovery."""
         return tuple(sorted(self.found, key=lambda f: f.severity != ERROR))
@@ -147,6 +155,14 @@ class Within(Findings):
     def note(self, problem: str, **where: Any) -> None:
         """See :meth:`Findings.note`."""
         self._found.note(problem, **self._placed(where))
+
+    def count(self) -> int:
+        """See :meth:`Findings.count`."""
+        return self._found.count()
+
+    def forget(self, count: int) -> None:
+        """See :meth:`Findings.forget`."""
+        self._found.forget(count)
 
     def _placed(self, where: dict[str, Any]) -> dict[str, Any]:
         file = where.get("file") or where.get("shard")
