@@ -17,7 +17,7 @@ from nrm_graph.errors import InputError, StoreError
 from nrm_graph.plan import plan
 from nrm_graph.runs import Run
 from nrm_graph.samples import items
-from nrm_graph.store.reader import Snapshot
+from nrm_graph.store.listing import listed
 from nrm_graph.store.writer import Writer
 from nrm_graph.stored import form_of, network_of
 
@@ -171,7 +171,9 @@ def run(
         remote = ray.remote(Worker).options(**options)
         pool = _Pool(ray, lambda: remote.remote(folder, task, [shared]), done)
         shards = pool.run(_chunks(count, task.size, workers), workers)
-    lost = {name for name, *_ in shards} - set(Snapshot(folder).manifests)
+    # A compaction meanwhile may have replaced some.
+    there = {name for m, _ in listed(folder / "shards") for name in (m.name, *m.replaces)}
+    lost = {name for name, *_ in shards} - there
     if lost:
         raise StoreError(
             f"processes committed {len(shards):,} shards, of which {len(lost):,} are not in "
