@@ -227,13 +227,18 @@ def subgraph(args: argparse.Namespace) -> None:
 def circuit(args: argparse.Namespace) -> None:
     """Write or show the strongest edges of a group of inputs."""
     path = None if args.output is None else graph_path(args.output)
+    if path is not None and args.format is not None:
+        raise InputError(
+            f"--format {args.format} is of printed edges: leave it out, for the suffix of --output "
+            "names a graph's format"
+        )
 
     import nrm_graph as ng
     from nrm_graph import overview
 
     with ng.open(args.store) as db:
         given = args.given
-        if given is not None and given not in db.conditions()["name"].to_pylist():
+        if given is not None and not given.isidentifier():  # no expression is a name alone
             given = arguments.event(given)
         graph = db.circuit(
             args.where,
@@ -273,7 +278,7 @@ def contrast(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
     if args.output is None and args.format is None:
-        print(found)
+        print("\n".join(_plain(line) for line in str(found).split("\n")))
     else:
         write_table(found.table, args.format, args.output)
         _notes(found.notes)
@@ -303,7 +308,7 @@ def verify(args: argparse.Namespace) -> None:
         write_table(report.to_table(), args.format, args.output)
     else:
         for finding in report.findings:
-            print("".join(c if c.isprintable() else "?" for c in str(finding)))
+            print(_plain(str(finding)))
     if args.format is None:
         print(report)
     if not report.sound:
@@ -322,4 +327,9 @@ def _write(graph: nx.DiGraph, path: Path) -> None:
 
 def _notes(flags: Sequence[str]) -> None:
     for flag in flags:
-        print(f"note: {flag}", file=sys.stderr)
+        print(f"note: {one_line(flag)}", file=sys.stderr)
+
+
+def _plain(line: str) -> str:
+    """Text without characters that would steer a terminal, its spaces kept."""
+    return "".join(c if c.isprintable() else "?" for c in line)

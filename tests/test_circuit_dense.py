@@ -4,10 +4,13 @@ import json
 
 import dense_stores
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import nrm_graph as ng
+from nrm_graph.circuits import circuit as module
+from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import group
 from nrm_graph.circuits.partials import EDGE, edge_partials, merged
@@ -142,6 +145,39 @@ def check(data, column, n):
     if len(nonzero):
         same = (np.sign(nonzero) == np.sign(column.mean())).mean()
         np.testing.assert_allclose(data["agreement"], same, **CLOSE)
+
+
+def test_strongest_edges_of_a_few_inputs_at_a_time_are_the_same(held, monkeypatch):
+    db, _ = held
+    whole = db.circuit("label = 'cat'", target=0, top=7)
+    asked = []
+
+    def engine(db, query, ids, tables, keys):
+        asked.append((keys, len(ids)))
+        return local(db, query, ids, tables, keys)
+
+    monkeypatch.setattr(module, "HELD", 15)  # two inputs with 7 edges each
+    db._limits.clear()
+    found = module.circuit(db, "label = 'cat'", target=0, top=7, engine=engine)
+    assert [n for keys, n in asked if keys == ("input_id",)] == [2, 2, 2, 1]
+    assert set(found.edges) == set(whole.edges)
+    for edge in whole.edges:
+        assert found.edges[edge]["top_share"] == whole.edges[edge]["top_share"]
+
+
+def test_an_edge_may_be_asked_for_twice(held):
+    db, _ = held
+    one = group(db, target=0)
+    edges = edge_partials(db, one).select(EDGE).slice(0, 3)
+    found = edge_values(db, one, pa.concat_tables([edges, edges]))
+    np.testing.assert_array_equal(found[:, :3], edge_values(db, one, edges))
+    np.testing.assert_array_equal(found[:, 3:], found[:, :3])
+
+
+@pytest.mark.parametrize("layers", ["x", 5, [], ()])
+def test_layers_are_a_list_of_names(held, layers):
+    with pytest.raises(InputError, match="layers must be a list of names"):
+        held[0].circuit(target=0, layers=layers)
 
 
 def test_a_circuit_of_one_input_is_its_own_rows(held):

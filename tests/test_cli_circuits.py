@@ -105,6 +105,8 @@ def test_circuit_as_a_file(store, tmp_path, capsys):
         (("--target", "1", "--layers", "input,2"), 3, "no edges between"),
         (("--target", "1", "--top", "1000000"), 3, "at most 999,999"),
         (("--target", "1", "--given", "0[2]"), 3, "not materialized"),
+        (("--target", "1", "--given", "given_c"), 3, "no condition 'given_c'"),
+        (("--target", "1", "--format", "csv", "--output", "c.json"), 3, "leave it out"),
         (("--target", "1", "--given", "0[9"), 5, ""),
         (("--target", "1", "--output", "/nix/c.svg"), 3, "there is no folder"),
         (("--target", "1", "--output", "c.xyz"), 3, "expected a name that ends in"),

@@ -172,7 +172,7 @@ def test_a_clusters_graph_is_its_mean_flow(held):
         if ("0", 2) in graph:  # the pattern's number, in every key
             value = pattern[cluster == c][0] + 1
             np.testing.assert_allclose(graph.nodes["0", 2]["relevance"], value, rtol=1e-12)
-    with pytest.raises(InputError, match="there are the clusters 0 to 1, found 2"):
+    with pytest.raises(InputError, match="there are 2 clusters, from 0 on: there is no 2"):
         found.graph(2)
     assert isinstance(graph, nx.DiGraph)
 
@@ -212,6 +212,10 @@ def test_inputs_that_are_all_alike_are_one_cluster(tmp_path, count):
     found = few(tmp_path, [[1, -2, 3.0]] * count)
     assert found.k <= 1
     assert found.assignment["cluster"].null_count == count * (len(found.edges) == 0)
+    assert "no edge's relevance differs between the keys" in repr(found)
+    for cluster in ("a", 0.5, 0):
+        with pytest.raises(InputError, match=r"cluster"):
+            found.graph(cluster)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

@@ -299,8 +299,24 @@ def test_the_stored_logit_must_come_out(mlp):
                 check_outputs(net, chosen, out)
 
 
+def test_edges_to_choose_from_do_not_depend_on_who_else_ranks_them(mlp):
+    _, _, db = mlp
+    found = db.circuit("fold = 0", target=0, top=3)
+    say = [
+        faithfulness(
+            db, found, "fold = 1", by="edges", rivals=rivals, fractions=(0, 1), progress=False
+        ).available
+        for rivals in (("gradient_x_activation",), ("activation", "gradient_x_activation"))
+    ]
+    for pair, count in say[0].items():
+        assert count <= say[1][pair]
+    assert sum(say[0].values()) > 3
+
+
 def test_other_circuits_are_refused(mlp, circuit):
     _, _, db = mlp
+    with pytest.raises(InputError, match="expected a circuit"):
+        faithfulness(db, None)
     plain = db.measure("k00", target=0).subgraph(top=20)
     with pytest.raises(InputError, match=r"graph\['keys'\]"):
         faithfulness(db, plain)
@@ -339,6 +355,10 @@ def test_other_circuits_are_refused(mlp, circuit):
         ({"baseline": "median"}, "baseline must be one of zero, mean"),
         ({"rivals": ("magic",)}, "rivals must be a list"),
         ({"rivals": "random"}, "rivals must be a list"),
+        ({"rivals": None}, "rivals must be a list"),
+        ({"seed": -1}, "seed must be a whole number of at least 0"),
+        ({"layers": 5}, "layers must be a list"),
+        ({"layers": []}, "layers must be a list"),
         ({"rivals": ("random", "random")}, "each once"),
         ({"draws": 0}, "draws must be a whole number"),
         ({"batch_size": True}, "batch_size must be a whole number"),

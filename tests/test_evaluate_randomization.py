@@ -102,8 +102,9 @@ def test_what_is_refused(store, circuit):
     conditioned.graph["given"] = "0[2]"
     with pytest.raises(InputError, match="the circuit is conditioned"):
         randomization(db, conditioned)
-    with pytest.raises(InputError, match="draws must be"):
-        randomization(db, circuit, draws=0)
+    for option, value in (("draws", 0), ("batch_size", 0), ("seed", -1)):
+        with pytest.raises(InputError, match=f"{option} must be a whole number"):
+            randomization(db, circuit, **{option: value})
     lone = circuit.subgraph([("6", 1)]).copy()
     with pytest.raises(InputError, match="no units below the output"):
         randomization(db, lone)

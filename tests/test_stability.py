@@ -1,11 +1,13 @@
 """Split halves and resamples against plain loops over dense arrays; prototypes of a circuit."""
 
 import dense_stores
+import networkx as nx
 import numpy as np
 import pytest
 from scipy import stats
 
 import nrm_graph as ng
+from nrm_graph.circuits import chosen
 from nrm_graph.circuits import stability as module
 from nrm_graph.circuits.partials import EDGE
 from nrm_graph.circuits.prototypes import prototypes
@@ -223,6 +225,27 @@ def test_prototypes_of_other_inputs(held):
     circuit.clear()
     with pytest.raises(InputError, match="no edges"):
         prototypes(db, circuit)
+
+
+def test_prototypes_of_blocks_of_edges_are_the_same(held, monkeypatch):
+    db, dense = held
+    circuit = db.circuit("label = 'cat'", target=0, top=12)
+    whole = prototypes(db, circuit, k=100)
+    monkeypatch.setattr(chosen, "BLOCK_BYTES", 8 * 5 * len(dense.ids))
+    parts = prototypes(db, circuit, k=100)
+    assert parts["input_id"].to_pylist() == whole["input_id"].to_pylist()
+    np.testing.assert_allclose(parts["similarity"], whole["similarity"], atol=1e-12)
+
+
+def test_prototypes_are_of_a_graph_of_relevance(held):
+    numbers, bare = nx.DiGraph([(1, 2)]), nx.DiGraph([(("x", 0), ("0", 1))])
+    for graph, words in (
+        ("cats", "expected a circuit"),
+        (numbers, r"nodes are \(layer name, unit\), found 1"),
+        (bare, "has no relevance"),
+    ):
+        with pytest.raises(InputError, match=words):
+            prototypes(held[0], graph)
 
 
 def test_an_input_without_the_circuits_edges_has_no_similarity(tmp_path):

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from nrm_graph import graph as graphs
 from nrm_graph import pruning
+from nrm_graph.circuits.chosen import checked_layers
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import group
 from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, partials_query
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 MOST = 999_999
 """Edges of a circuit: DuckDB's max(x, n) takes no larger n."""
+
+HELD = 1 << 26
+"""Values that the strongest edges of inputs are kept in at once: max(x, n) takes room for n of
+every input, however few edges it has."""
 
 
 def circuit(
@@ -93,10 +98,8 @@ def _layers(db: Database, names: Sequence[str] | None) -> list[int] | None:
     """Ids of layers that have edges between them."""
     if names is None:
         return None
-    if isinstance(names, str):
-        raise InputError(f"layers must be a list of names, found {names!r}")
     topology = db.topology
-    ids = sorted({topology.layer(name).layer_id for name in names})
+    ids = sorted({topology.layer(name).layer_id for name in checked_layers(names)})
     if not any(group.dst in ids and group.src in ids for group in topology.groups):
         reads = [
             f"{topology.layers[g.dst].name} reads {topology.layers[g.src].name}"
@@ -194,12 +197,12 @@ def _limits(
         limits = db._limits.setdefault(name, limits)
     ids = rows.group.ids.tolist()
     missing = [identity for identity in ids if identity not in limits]
-    if missing:
-        query = _LIMITS.format(
-            top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned)
-        )
-        found = engine(db, query, missing, rows.tables, ("input_id",))
-        limits |= dict.fromkeys(missing, 0.0)  # one may have no edges
+    query = _LIMITS.format(top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned))
+    size = max(1, HELD // int(top))
+    for start in range(0, len(missing), size):
+        part = missing[start : start + size]
+        found = engine(db, query, part, rows.tables, ("input_id",))
+        limits |= dict.fromkeys(part, 0.0)  # one may have no edges
         limits |= zip(found["input_id"].to_pylist(), found["least"].to_pylist(), strict=True)
     return pa.table({"input_id": ids, "least": pa.array([limits[i] for i in ids], pa.float32())})
 

@@ -100,8 +100,9 @@ class Clusters:
             As of :meth:`nrm_graph.database.Database.circuit`, of the edges that were chosen;
             edges have ``rest`` and ``separation`` too.
         """
-        if not 0 <= cluster < self.k:
-            raise InputError(f"there are the clusters 0 to {self.k - 1}, found {cluster!r}")
+        check_count("cluster", cluster, 0)
+        if cluster >= self.k:
+            raise InputError(f"there are {self.k} clusters, from 0 on: there is no {cluster}")
         rows = self.edges.filter(np.asarray(self.edges["cluster"]) == cluster)
         found = edge_graph(
             self.topology,
@@ -137,7 +138,9 @@ class Clusters:
                 for e in mine.slice(0, 3).to_pylist()
             )
             lines.append(f"  {row['cluster']}: {row['size']:,} keys, told by {told or 'no edge'}")
-        if missing := self.assignment["cluster"].null_count:
+        if not self.k:
+            lines.append("  no edge's relevance differs between the keys: there are no clusters")
+        elif missing := self.assignment["cluster"].null_count:
             lines.append(f"  {missing:,} keys have no relevance on the chosen edges")
         if self.unknown:
             lines.append(f"  {self.unknown:,} edges of pruned pairs of layers are left out")

@@ -8,7 +8,6 @@ import numpy as np
 
 from nrm_graph.circuits.partials import EDGE
 from nrm_graph.circuits.source import source
-from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,7 +34,7 @@ def edge_values(
     group : Group
         N inputs.
     edges : pyarrow.Table
-        E edges: columns dst_layer, dst_unit, src_layer, src_unit; each once.
+        E edges: columns dst_layer, dst_unit, src_layer, src_unit.
     weight : "unit" or "logit"
         What relevance is multiplied by.
     given : str or Event, optional
@@ -56,10 +55,7 @@ def edge_values(
         inputs=group.ids.tolist(),
         tables={**rows.tables, "chosen": chosen},
     ).to_arrow_table()
-    place = found["place"].to_numpy()
     values = np.zeros((len(group), len(edges)))
     row = np.searchsorted(group.ids, found["input_id"].to_numpy())
-    values[row, place] = found["v"].to_numpy()
-    if np.unique(np.column_stack([row, place]), axis=0).shape[0] != len(place):
-        raise InputError("the edges name one edge twice: expected each once")
+    values[row, found["place"].to_numpy()] = found["v"].to_numpy()
     return values * rows.weight[:, None]

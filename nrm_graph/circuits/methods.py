@@ -90,7 +90,8 @@ class Circuits:
         top : int
             Number of edges, at most 999,999, those of the largest \|mean\|.
         given : str or Event, optional
-            A condition that :meth:`materialize` made, by its name or event.
+            A condition that :meth:`materialize` made, by its name or event.  Inputs of which
+            R(condition) is below rounding are computed from the stored program, at every call.
         layers : sequence of str, optional
             Only edges between these layers.
         weight : "unit" or "logit"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.chosen import check_count, nullable
+from nrm_graph.circuits.chosen import blocks, check_circuit, check_count, nullable
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import group
 from nrm_graph.errors import InputError
@@ -73,6 +73,7 @@ def prototypes(
     >>> prototypes(db, cats, "label = 'dog'", k=3)  # doctest: +SKIP
     """
     check_count("k", k)
+    check_circuit(circuit)
     if not circuit.number_of_edges():
         raise InputError("the circuit has no edges: expected a graph as db.circuit() returns it")
     chosen = group(db, where, target=target, mixed_targets=True)
@@ -86,10 +87,14 @@ def prototypes(
     # Both sides as joint relevances R(edge & condition): a ratio of means has their signs only
     # where the group's R(condition) is positive.
     means = means * circuit.graph.get("condition_relevance", 1.0)
-    flows = edge_values(db, chosen, edges, circuit.graph.get("weight", "unit"), given)
-    length = np.linalg.norm(flows, axis=1) * np.linalg.norm(means)
+    along, squares = np.zeros((2, len(chosen)))
+    for part, block in blocks(edges, len(chosen)):
+        flows = edge_values(db, chosen, block, circuit.graph.get("weight", "unit"), given)
+        along += flows @ means[part]
+        squares += np.einsum("ne,ne->n", flows, flows)
+    length = np.sqrt(squares) * np.linalg.norm(means)
     similarity = np.full(len(chosen), np.nan)
-    np.divide(flows @ means, length, out=similarity, where=length > 0)
+    np.divide(along, length, out=similarity, where=length > 0)
     order = np.lexsort([chosen.ids, -similarity])  # NaN last
     defined = order[: int((length > 0).sum())]
     middle = (len(defined) + 1) // 2

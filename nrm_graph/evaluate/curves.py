@@ -49,7 +49,7 @@ class Curves:
         How many parts that is, by layer, or pair of layers as ``dst <- src``; the same for every
         method.
     available : mapping of str to int
-        How many parts each layer or pair has to choose from.
+        How many parts each layer or pair has to choose from: units, or edges that any method has.
     unablated : ndarray, (inputs, 3)
         Scores of the network as it is, in the order of ``SCORES``; NaN where one is undefined.
     values : mapping of str to ndarray, (draws, steps, inputs, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from nrm_graph.circuits.chosen import check_count, checked_layers
 from nrm_graph.circuits.group import Group, group
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate import ranking
@@ -152,7 +154,13 @@ def faithfulness(
     >>> curves = faithfulness(db, circuit, "label = 'bag' AND input_id % 3 = 0")  # doctest: +SKIP
     >>> curves.areas().to_pandas()  # doctest: +SKIP
     """
-    _check(by, mode, baseline, rivals, draws, batch_size)
+    _check(by, mode, baseline, rivals)
+    for name, count, least in (
+        ("draws", draws, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        check_count(name, count, least)
     if reference is not None and baseline != "mean":
         raise InputError("reference says what a mean is over: pass baseline='mean' with it")
     own, other = trained_on(db, circuit), held_out(db, circuit, where)
@@ -169,8 +177,10 @@ def faithfulness(
             yield xs, torch.from_numpy(own.targets[start : start + n]).to(xs[0].device)
             start += n
 
-    orders, everything = _orders(net, partitions, order, by, rivals, inputs)
     below = {key[-1] for key in order}
+    for layer in below:
+        place_of(net, layer)  # refused before anything is computed
+    orders, everything = _orders(net, partitions, order, by, rivals, inputs)
     sources = None
     if baseline == "mean":
         over = own if reference is None else _reference(db, reference, other)
@@ -189,8 +199,6 @@ def faithfulness(
         without = edges_to_ablate(chosen, sizes, mode == "keep")
         return scored(torch.cat([ablation.without_edges(xs, without) for xs in held]))
 
-    for layer in below:
-        place_of(net, layer)  # refused before anything is computed
     values: dict[str, npt.NDArray[np.float64]] = {}
     steps = len(spent.fractions)
     bar = tqdm(
@@ -248,9 +256,7 @@ def _curve(
     return np.stack(found)
 
 
-def _check(
-    by: str, mode: str, baseline: str, rivals: Sequence[str], draws: int, batch_size: int
-) -> None:
+def _check(by: str, mode: str, baseline: str, rivals: Sequence[str]) -> None:
     for name, value, allowed in (
         ("by", by, ("units", "edges")),
         ("mode", mode, ("remove", "keep")),
@@ -258,14 +264,11 @@ def _check(
     ):
         if value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
-    unknown = [name for name in rivals if name not in RIVALS]
-    if isinstance(rivals, str) or unknown or len(set(rivals)) != len(rivals):
+    known = isinstance(rivals, Collection) and all(name in RIVALS for name in rivals)
+    if isinstance(rivals, str) or not known or len(set(rivals)) != len(rivals):
         raise InputError(
             f"rivals must be a list of {', '.join(RIVALS)}, each once, found {rivals!r}"
         )
-    for name, count in (("draws", draws), ("batch_size", batch_size)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, found {count!r}")
 
 
 def _parts(
@@ -276,9 +279,9 @@ def _parts(
     layers: Sequence[str] | None,
 ) -> list[tuple[Key, tuple[int, ...], float]]:
     """Units or edges of a circuit with their relevance; pseudo-neurons are left out."""
-    if isinstance(layers, str):
-        raise InputError(f"layers must be a list of names, found {layers!r}")
-    asked = None if layers is None else {topology.layer(name).layer_id for name in layers}
+    asked = None
+    if layers is not None:
+        asked = {topology.layer(name).layer_id for name in checked_layers(layers)}
 
     def place(node: Any) -> tuple[int, int]:
         name, unit = node
@@ -336,7 +339,7 @@ def _orders(
             found["gradient_x_activation"] = scores.gradient_x_activation(inputs)
         return found, scores.everything()
     edges = ranking.Edges(net, partitions, tuple((dst, src) for dst, src in order))
-    everything: Ranking = order
+    candidates = {key: [rows] for key, rows in order.items()}
     for name, gradient in (("activation", False), ("gradient_x_activation", True)):
         if name not in rivals and (gradient or RANDOM not in rivals):
             continue
@@ -346,9 +349,9 @@ def _orders(
         }
         if name in rivals:
             found[name] = made
-        if not gradient:
-            everything = {key: np.unique(rows, axis=0) for key, rows in made.items()}
-    return found, everything
+        for key, rows in made.items():
+            candidates[key].append(rows)
+    return found, {key: np.unique(np.concatenate(rows), axis=0) for key, rows in candidates.items()}
 
 
 def _name(topology: Topology, key: Key) -> str:

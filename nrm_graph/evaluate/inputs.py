@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nrm_graph.circuits.chosen import check_circuit
 from nrm_graph.circuits.group import Group, group
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.evaluate.ablation import execute, outputs
@@ -34,6 +35,7 @@ def trained_on(db: Database, circuit: nx.DiGraph) -> Group:
     InputError
         If the graph does not say, or the store lacks one of them.
     """
+    check_circuit(circuit)
     keys = circuit.graph.get("keys")
     if not keys or isinstance(keys, str):
         raise InputError(

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from nrm_graph import states
+from nrm_graph.circuits.chosen import check_circuit, check_count
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate.inputs import batches, network_for, trained_on
 from nrm_graph.evaluate.ranking import by_unit
@@ -178,13 +179,18 @@ def randomization(
     >>> found = randomization(db, db.circuit("label = 'bag'"))  # doctest: +SKIP
     >>> found.table().to_pandas()  # doctest: +SKIP
     """
+    check_circuit(circuit)
     if "given" in circuit.graph:
         raise InputError(
             "the circuit is conditioned: randomize one without given=, for a condition on the "
             "network's own units means something else in another network"
         )
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise InputError(f"draws must be a whole number of at least 1, found {draws!r}")
+    for name, count, least in (
+        ("draws", draws, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+    ):
+        check_count(name, count, least)
     chosen = trained_on(db, circuit)
     net, partitions = network_for(db, chosen, device), db.partitions
     xs = list(batches(db, net, chosen, batch_size))
