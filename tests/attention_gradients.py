@@ -10,6 +10,7 @@ relevance is then output times gradient, at every module.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from typing import Any
@@ -208,6 +209,7 @@ def relevance(net, inputs, target: int, leaves, cp: bool = False) -> dict[str, T
     ``leaves`` are modules whose output is where walks end (embeddings), or none: then the inputs
     are.
     """
+    net = copy.deepcopy(net)  # it stays as it is for others
     whole_activations(net)
     kept: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()

@@ -248,7 +248,7 @@ def test_a_small_store(
     for text in ("coverage 0.9, top 500, 5 of 5 pairs", "rounded to 8 bits", "0 (inputs left out)"):
         assert text in shown
     assert cli.main(["relevance", path, "--input", "three-00000", "features.0[1]"]) == 3
-    assert "pass the tensor as input=" in capsys.readouterr().err
+    assert "db.measure takes it as input=" in capsys.readouterr().err
 
 
 def test_relevance_in_words(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

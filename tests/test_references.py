@@ -313,3 +313,18 @@ def test_references_are_frozen(channels: ng.Database) -> None:
     assert isinstance(found, References)
     with pytest.raises(AttributeError):
         found.by = "activation"  # type: ignore[misc]
+
+
+def test_of_token_ids_there_is_no_region(tmp_path):
+    torch.manual_seed(0)
+    dense = nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 2)
+    net = nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), *dense)
+    rows = [{"input": torch.tensor([i, 1, 2]), "key": f"k{i}"} for i in range(3)]
+    with ng.extract(
+        net, rows, tmp_path / "ids.nrm", composite="epsilon", target=0, progress=False
+    ) as db:
+        found = references(db, ng.Layer("2")[1], k=2)
+    assert {row["reason"] for row in found.table.to_pylist()} == {
+        "the embedding 0 of shape (3, 4) is no image"
+    }
+    assert found.images == (None, None)

@@ -314,7 +314,9 @@ def _channel_axis(m: Measure, axes: int) -> int:
 
 def _image(m: Measure) -> npt.NDArray[Any] | None:
     """Return the stored input with its channels last, or None where it is no image."""
-    name = m.topology.inputs[0].name
+    if (info := m.topology.inputs[0]).kind != "input":  # an embedding of token ids
+        return None
+    name = info.name
     values: npt.NDArray[Any] = m.state.values[name][0].cpu().numpy()
     if values.ndim == 3:
         return np.moveaxis(values, _channel_axis(m, 3), -1)
@@ -326,8 +328,8 @@ def _region(
 ) -> npt.NDArray[np.float64] | None:
     """Heat map of a measure given a set; the row gets its box, or the reason for having none."""
     info = m.topology.inputs[0]
-    if len(info.shape) not in (2, 3):
-        row["reason"] = f"the input {info.name} of shape {info.shape} is no image"
+    if info.kind != "input" or len(info.shape) not in (2, 3):
+        row["reason"] = f"the {info.kind} {info.name} of shape {info.shape} is no image"
         return None
     try:
         given = m.given(event)

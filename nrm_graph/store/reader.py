@@ -224,7 +224,7 @@ class Snapshot:
             if entry.key not in keys:
                 raise InputError(
                     f"the store holds no tensor of {entry.key!r} (extracted with tensors='omit'): "
-                    "pass the tensor as input="
+                    "db.measure takes it as input=; other questions need tensors='keep'"
                 )
             rows = [i for i, key in enumerate(keys) if key == entry.key]
             if len(rows) > MAX_TENSORS:
