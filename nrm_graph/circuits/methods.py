@@ -116,8 +116,8 @@ class Circuits:
             the edge is among their own ``top`` strongest.  ``graph`` holds ``inputs`` (their
             number), ``keys``, ``target`` (not where they differ), ``weight``, ``where``,
             ``share`` (of the sum of \|mean\| over all stored edges, that the graph keeps) and, as
-            means, ``bias``, ``stabilizer``, ``remainder``, their sum ``absorbed``, and ``pruned``; with
-            ``given`` further ``undefined``, the number of inputs whose conditional measure is.
+            means, ``bias``, ``stabilizer``, ``remainder``, their sum ``absorbed``, and ``pruned``;
+            with ``given`` further ``undefined``, the number of inputs whose conditional is.
 
             Of an edge in a pair of layers that the store prunes, of which an input has no row,
             ``missing`` says how many have none; its mean is that of what is stored, and
