@@ -32,7 +32,8 @@ import nrm_graph as ng
 from nrm_graph.circuits import circuit as circuits
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import group
-from nrm_graph.circuits.partials import EDGE, SUMS, partials_query, weights_table
+from nrm_graph.circuits.partials import EDGE, SUMS, partials_query
+from nrm_graph.circuits.source import source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,7 +180,7 @@ def compare(path: Path, spark: Any, where: str | None, top: int) -> list[str]:
         ids = chosen.ids.tolist()
         for weight in ("unit", "logit"):
             query = partials_query(weighted=weight != "unit")
-            tables = {"weights": weights_table(chosen, weight)}
+            tables = {"weights": source(db, chosen, weight).weights}
             ours, theirs = (engine(db, query, ids, tables, EDGE) for engine in (local, spark))
             worst = largest_difference(ours, theirs)
             rows = int(np.sum(ours["n"].to_numpy()))

@@ -155,6 +155,16 @@ def key_shares(keys: Sequence[str]) -> NDArray[np.float64]:
     return np.array([1 / (len(times) * times[key]) for key in keys], np.float64)
 
 
+def ends_of(edges: pa.Table) -> pa.Table:
+    """Nodes that edges join, each once and in order: columns ``layer_id`` and ``unit``."""
+    ends = [
+        np.column_stack([edges[f"{end}_layer"].to_numpy(), edges[f"{end}_unit"].to_numpy()])
+        for end in ("dst", "src")
+    ]
+    layers, numbers = np.unique(np.concatenate(ends), axis=0).T
+    return pa.table({"layer_id": layers.astype(np.int16), "unit": numbers.astype(np.int32)})
+
+
 def node_sums(
     db: Database, edges: pa.Table, ids: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> pa.Table:
@@ -177,15 +187,6 @@ def node_sums(
         Columns ``layer_id``, ``unit``, ``relevance`` and ``activation`` (null); no row where no
         input has one.
     """
-    ends = {
-        node
-        for end in ("dst", "src")
-        for node in zip(
-            *(edges[f"{end}_{what}"].to_pylist() for what in ("layer", "unit")), strict=True
-        )
-    }
-    layers, numbers = ([node[i] for node in sorted(ends)] for i in (0, 1))
-    chosen = {"layer_id": pa.array(layers, pa.int16()), "unit": pa.array(numbers, pa.int32())}
     return db.sql(
         "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
         "CAST(NULL AS DOUBLE) AS activation "
@@ -194,7 +195,7 @@ def node_sums(
         inputs=np.unique(ids).tolist(),
         tables={
             "weights": pa.table({"input_id": ids, "weight": weights}),
-            "chosen": pa.table(chosen),
+            "chosen": ends_of(edges),
         },
     ).to_arrow_table()
 

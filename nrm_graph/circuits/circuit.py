@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from nrm_graph import graph as graphs
 from nrm_graph import pruning
-from nrm_graph.circuits.chosen import checked_layers
+from nrm_graph.circuits.chosen import checked_layers, ends_of
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import group
-from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, partials_query
+from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, edge_sums
 from nrm_graph.circuits.source import source
 from nrm_graph.errors import InputError
 from nrm_graph.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
@@ -67,7 +67,7 @@ def circuit(
         db.topology,
         nodes,
         edges.append_column("conditional", pa.nulls(len(edges), pa.float64())),
-        max(top, 1),
+        top,
         resolutions=db.resolutions,
     )
     _annotate(found, db, rows, nodes, edges)
@@ -118,11 +118,7 @@ def _strongest(
     db: Database, rows: Source, top: int, pairs: list[int] | None, engine: Engine
 ) -> tuple[pa.Table, float]:
     """Edges of the largest |sum of v|, the strongest first, and the sum of |sum of v| over all."""
-    query = partials_query(
-        ("total",), table=rows.edges, weighted=rows.weighted, layers=pairs, pruned=rows.pruned
-    )
-    tables = {**rows.tables, "weights": rows.weights} if rows.weighted else rows.tables
-    found = engine(db, query, rows.group.ids.tolist(), tables, EDGE)
+    found = edge_sums(db, rows, engine, ("total",), pairs)
     size = np.abs(found["total"].to_numpy())
     # Ties by the edge's name: the same circuit whatever the order of threads.
     places = graphs.strongest(size, top, [found[name].to_numpy() for name in EDGE])
@@ -214,14 +210,7 @@ def _node_statistics(
 
     ``relevance`` is the mean, as ``activation`` is.
     """
-    ends = [
-        np.column_stack([edges[f"{end}_layer"].to_numpy(), edges[f"{end}_unit"].to_numpy()])
-        for end in ("dst", "src")
-    ]
-    pairs = np.unique(np.concatenate(ends), axis=0)
-    chosen = pa.table(
-        {"layer_id": pairs[:, 0].astype(np.int16), "unit": pairs[:, 1].astype(np.int32)}
-    )
+    chosen = ends_of(edges)
     names = {"nodes": rows.nodes, "keys": ", ".join(NODE)}
     tables = {**rows.tables, "weights": rows.weights, "chosen": _placed(chosen)}
     totals = engine(db, _TOTALS.format(**names), rows.group.ids.tolist(), tables, NODE)
@@ -231,11 +220,12 @@ def _node_statistics(
             *(totals[name].to_pylist() for name in totals.column_names), strict=True
         )
     }
-    both = np.array([sums.get(pair, (0.0, 0.0)) for pair in map(tuple, pairs.tolist())])
+    pairs = zip(*(chosen[name].to_pylist() for name in NODE), strict=True)
+    both = np.array([sums.get(pair, (0.0, 0.0)) for pair in pairs])
     total, activation = both.reshape(-1, 2).T
     chosen = chosen.append_column("mean", [total / rows.base.sum()])
     found = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
-    mean = pa.array(activation / len(rows.group), mask=pairs[:, 1] < 0)
+    mean = pa.array(activation / len(rows.group), mask=chosen["unit"].to_numpy() < 0)
     return _scattered(rows, found).append_column("activation", mean), _absorbed(rows, sums)
 
 

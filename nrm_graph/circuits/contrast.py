@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -274,21 +274,16 @@ def _design(a: Group, b: Group) -> bool:
 
 def _pooled(a: Group, b: Group) -> Group:
     """Both groups together, each pair once."""
-    new = ~np.isin(b.ids, a.ids)
-    ids = np.concatenate([a.ids, b.ids[new]])
-    order = np.argsort(ids)
-    places = np.flatnonzero(new).tolist()
-    keys = (*a.keys, *(b.keys[i] for i in places))
-    labels = (*a.labels, *(b.labels[i] for i in places))
-    return replace(
-        a,
-        where=None,
-        ids=ids[order],
-        keys=tuple(keys[i] for i in order.tolist()),
-        labels=tuple(labels[i] for i in order.tolist()),
-        targets=np.concatenate([a.targets, b.targets[new]])[order],
-        logits=np.concatenate([a.logits, b.logits[new]])[order],
+    new = b.take(np.flatnonzero(~np.isin(b.ids, a.ids)))
+    both = Group(
+        None,
+        np.concatenate([a.ids, new.ids]),
+        a.keys + new.keys,
+        a.labels + new.labels,
+        np.concatenate([a.targets, new.targets]),
+        np.concatenate([a.logits, new.logits]),
     )
+    return both.take(np.argsort(both.ids))
 
 
 def _tests(

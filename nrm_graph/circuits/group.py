@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +59,17 @@ class Group:
     def target(self) -> int | None:
         """The one target of all inputs, or None where they differ."""
         return int(self.targets[0]) if len(np.unique(self.targets)) == 1 else None
+
+    def take(self, places: npt.NDArray[np.intp]) -> Group:
+        """Keep the inputs at some places, in that order."""
+        return replace(
+            self,
+            ids=self.ids[places],
+            keys=tuple(self.keys[i] for i in places),
+            labels=tuple(self.labels[i] for i in places),
+            targets=self.targets[places],
+            logits=self.logits[places],
+        )
 
     def weights(self, weight: str) -> npt.NDArray[np.float64]:
         """Return what the relevance of each input is multiplied by, (N,).

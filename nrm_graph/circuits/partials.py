@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
-from nrm_graph.pruning import stored
+from nrm_graph.circuits.engines import local
+from nrm_graph.circuits.source import source
 from nrm_graph.topology import PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.group import Group
+    from nrm_graph.circuits.source import Source
     from nrm_graph.database import Database
 
 EDGE = ("dst_layer", "dst_unit", "src_layer", "src_unit")
@@ -96,15 +98,15 @@ def merged(parts: Sequence[pa.Table], keys: Sequence[str] = EDGE) -> pa.Table:
     return found.sort_by([(key, "ascending") for key in keys])
 
 
-def weights_table(group: Group, weight: str = "unit") -> pa.Table:
-    """Return the table ``weights`` of a group."""
-    return pa.table(
-        {
-            "input_id": group.ids,
-            "weight": group.weights(weight),
-            "base": np.ones(len(group)),
-        }
+def edge_sums(
+    db: Database, rows: Source, engine: Engine, sums: Sequence[str], layers: Sequence[int] | None
+) -> pa.Table:
+    """Sum the rows of a source by edge; see :func:`edge_partials`."""
+    query = partials_query(
+        sums, table=rows.edges, weighted=rows.weighted, layers=layers, pruned=rows.pruned
     )
+    tables = {**rows.tables, "weights": rows.weights} if rows.weighted else rows.tables
+    return engine(db, query, rows.group.ids.tolist(), tables, EDGE)
 
 
 def edge_partials(
@@ -135,9 +137,4 @@ def edge_partials(
         Columns of :data:`EDGE`, then ``n`` (rows), ``total``, ``squares`` (float64), ``positive``
         and ``negative`` (numbers of rows), in no particular order.
     """
-    weighted = weight != "unit"
-    query = partials_query(
-        sums, weighted=weighted, layers=layers, pruned=bool(stored(db.meta, db.topology))
-    )
-    tables = {"weights": weights_table(group, weight)} if weighted else None
-    return db.sql(query, inputs=group.ids.tolist(), tables=tables).to_arrow_table()
+    return edge_sums(db, source(db, group, weight), local, sums, layers)

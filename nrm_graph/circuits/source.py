@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def _conditioned(
                 f"the conditional measure given {name} is undefined for all {len(group):,} inputs: "
                 f"SELECT reason FROM {name}_inputs says why"
             )
-        kept = _some(group, defined)
+        kept = group.take(np.flatnonzero(defined))
         return Source(
             kept,
             f"{name}_edges",
@@ -208,19 +208,6 @@ def _conditioned(
     more = dict(zip(("joint_edges", "joint_nodes"), joint, strict=True)) if undefined else {}
     amplification = extent / abs(float(base.sum()))
     return Source(group, edges, nodes, factor, base, more, undefined, amplification, pruned, name)
-
-
-def _some(group: Group, chosen: npt.NDArray[np.bool_]) -> Group:
-    """Keep some inputs of a group."""
-    places = np.flatnonzero(chosen).tolist()
-    return replace(
-        group,
-        ids=group.ids[chosen],
-        keys=tuple(group.keys[i] for i in places),
-        labels=tuple(group.labels[i] for i in places),
-        targets=group.targets[chosen],
-        logits=group.logits[chosen],
-    )
 
 
 def _joint(

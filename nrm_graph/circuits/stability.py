@@ -22,7 +22,7 @@ from nrm_graph.circuits.optional import stats_library
 from nrm_graph.circuits.partials import EDGE
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
-from nrm_graph.graph import check_top
+from nrm_graph.graph import check_top, strongest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -276,11 +276,8 @@ def _means(
 def _top(means: NDArray[np.float64], top: int) -> NDArray[np.int64]:
     """Places of the largest |mean|, those of 0 left out, the largest first."""
     size = np.abs(means)
-    some = np.flatnonzero(size)
-    if len(some) > top:
-        least = np.partition(size[some], -top)[-top]
-        some = some[size[some] >= least]
-    return some[np.argsort(-size[some], kind="stable")][:top]
+    places = strongest(size, top)
+    return places[size[places] > 0]
 
 
 def _agreement(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from nrm_graph.circuits.chosen import check_circuit
-from nrm_graph.circuits.group import Group, group
+from nrm_graph.circuits.group import group
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.evaluate.ablation import execute, outputs
 from nrm_graph.prepare import device_of
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import networkx as nx
-    import numpy.typing as npt
     from torch import Tensor
 
+    from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
     from nrm_graph.states import Network
 
@@ -77,24 +77,13 @@ def held_out(db: Database, circuit: nx.DiGraph, where: str | None) -> Group:
             f"there are no inputs{kind} beside the circuit's own {len(own)} keys to test it on: "
             "compute it from a part of them, such as \"label = 'cat' AND input_id % 3 > 0\""
         )
-    return _part(found, np.flatnonzero(free))
+    return found.take(np.flatnonzero(free))
 
 
 def once(chosen: Group) -> Group:
     """Keep one pair of every key: what is the same for all targets counts once."""
     _, first = np.unique(np.array(chosen.keys, object), return_index=True)
-    return _part(chosen, np.sort(first))
-
-
-def _part(chosen: Group, places: npt.NDArray[np.intp]) -> Group:
-    return Group(
-        chosen.where,
-        chosen.ids[places],
-        tuple(chosen.keys[i] for i in places),
-        tuple(chosen.labels[i] for i in places),
-        chosen.targets[places],
-        chosen.logits[places],
-    )
+    return chosen.take(np.sort(first))
 
 
 def network_for(db: Database, chosen: Group, device: str | torch.device) -> Network:
