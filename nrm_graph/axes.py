@@ -241,6 +241,23 @@ def _gather(c: Converter, step: Step) -> None:
     c.add(step, "aten.sum.dim_IntList", value, (dim,), True)
 
 
+def _squeeze(c: Converter, step: Step) -> None:
+    """Leave out axes of size 1, but never that of the batch, which may be 1 as well."""
+    value, *rest = step.args
+    if not isinstance(value, Ref):
+        c.keep(step)
+        return
+    shape = c.shape(value.name)
+    dims = range(len(shape)) if not rest else rest[0] if isinstance(rest[0], tuple) else rest[:1]
+    left_out = tuple(d for d in sorted(d % len(shape) for d in dims) if shape[d] == 1)
+    if not left_out:
+        c.alias(step, value)
+    elif rest and all(isinstance(shape[d], int) for d in dims):
+        c.keep(step)
+    else:
+        c.add(step, "aten.squeeze.dims", value, left_out)
+
+
 def _triangle(c: Converter, step: Step) -> None:
     """Clear one side of a diagonal."""
     if not step.moving:
@@ -270,6 +287,7 @@ def axes(rewrites: dict[str, Callable[[Converter, Step], None]]) -> dict[str, An
         "aten.copy.default": _copy,
         "aten.cumsum.default": _cumsum,
         "aten.gather.default": _gather,
+        **{f"aten.squeeze.{overload}": _squeeze for overload in ("default", "dim", "dims")},
         "aten.tril.default": _triangle,
         "aten.triu.default": _triangle,
         "aten.index_add.default": _index_add,

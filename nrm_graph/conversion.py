@@ -211,10 +211,35 @@ class Converter:
                 self.renamed[fx.name] = f"{fx.name}.true"
 
     def _output(self, fx: Any) -> None:
-        (result,) = (r for r in fx.args[0] if isinstance(r, torch.fx.Node))
+        """Take the output of the network; beside it stand inputs and buffers that it changes."""
+        specs = self.exported.graph_signature.output_specs
+        pairs = zip(specs, fx.args[0], strict=True)
+        (result,) = (read for spec, read in pairs if spec.kind.name == "USER_OUTPUT")
+        self._refuse_state(result)
         self.output = self.renamed.get(result.name, result.name)
         if result.name in self.constants.origins:
             raise TraceError("the network's output does not depend on its input")
+
+    def _refuse_state(self, result: Any) -> None:
+        """Refuse an output that depends on a tensor of the network that forward changes."""
+        signature = self.exported.graph_signature
+        changed = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}.values()
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        reached, ahead = {result}, [result]
+        while ahead:
+            for read in ahead.pop().all_input_nodes:
+                if read not in reached:
+                    reached.add(read)
+                    ahead.append(read)
+        read = sorted({named[r.target] for r in reached if r.target in named})
+        for name in read:
+            if name in changed:
+                module, _, own = self.path(name).rpartition(".")
+                raise TraceError(
+                    f"forward changes the tensor {own!r} of {module or 'the network itself'} and "
+                    "its output depends on it, so that every call is another network: explain it "
+                    "with that tensor held fixed"
+                )
 
     def argument(self, value: Any, copied: bool = True) -> Any:
         """Argument of a node; ``copied``: a constant is repeated for every sample."""

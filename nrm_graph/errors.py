@@ -59,3 +59,8 @@ class QueryError(NrmError):
     """A SQL query was refused or failed."""
 
     exit_code = 7
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:;, ")

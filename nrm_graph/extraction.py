@@ -12,10 +12,12 @@ import torch
 from tqdm import tqdm
 
 from nrm_graph import cluster, composites, described, pruning, states, units
+from nrm_graph.boundary import translated
 from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.forms import form, in_order, precision
+from nrm_graph.modules import plain
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits
 from nrm_graph.prepare import device_of, traced
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from nrm_graph.targets import Outputs
 
 
+@translated("extracting")
 def extract(
     model: torch.nn.Module,
     inputs: Iterable[Any],
@@ -138,8 +141,9 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     early, first = _first(entries, on_error)
-    names, xs = in_order(model, first["input"], "the first input")
-    program, example = traced(model, names, xs, output)
+    network = plain(model)
+    names, xs = in_order(network, first["input"], "the first input")
+    program, example = traced(network, names, xs, output)
     taken, kind = form(program, example), precision(program)
     outputs = outputs_of(program)
     targets = outputs.targets(asked)

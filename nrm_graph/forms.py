@@ -226,8 +226,6 @@ def in_order(model: torch.nn.Module, x: Any, what: str = "x") -> tuple[Names, tu
     InputError
         If a name is none of its arguments.
     """
-    if not isinstance(model, torch.nn.Module):
-        raise InputError(f"model must be a torch module, found {type(model).__name__}")
     if not isinstance(x, Mapping):
         found = tuple(x) if isinstance(x, tuple | list) else (x,)
         for tensor in found:

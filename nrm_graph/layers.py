@@ -144,7 +144,7 @@ def _moved(program: Program, nodes: dict[str, Node], layers: set[str]) -> bool:
     """Whether the output differs in shape from the layer it comes from, or is an input."""
     value, shape = program.output, None
     while value in nodes and value not in layers:
-        shape = shape or nodes[value].shape
+        shape = nodes[value].shape if shape is None else shape
         value = next(nodes[value].references())
     return value not in nodes or (shape is not None and shape != nodes[value].shape)
 

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from nrm_graph import composites, states, unit_names, units
+from nrm_graph.boundary import translated
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
 from nrm_graph.forms import arranged, candidates, form, in_order, precision
+from nrm_graph.modules import plain
 from nrm_graph.program import Program
 from nrm_graph.targets import outputs_of
 from nrm_graph.tracing import trace
@@ -75,6 +77,7 @@ def places(target: Any, output: Tensor, outputs: Outputs) -> list[int]:
     return [outputs.index(target)] * len(output)
 
 
+@translated("measuring")
 def measure(
     model: torch.nn.Module | Program,
     x: Inputs,
@@ -93,12 +96,14 @@ def measure(
 
     Parameters
     ----------
-    model : nn.Module or Program
-        The network, in any mode; a traced program saves tracing it again.
+    model : nn.Module, ExportedProgram or Program
+        The network, in any mode; a traced program saves tracing it again.  What forward does to
+        buffers that its output does not depend on is left aside.
     x : Tensor, or a tuple or mapping of tensors for a network of several inputs
-        One input, with or without a batch axis of 1; tuples in the order of forward's arguments,
-        mappings by their names.  Whole numbers that the network takes as such (token ids, masks)
-        stay what they are, anything else is cast to the network's dtype.
+        One input; what ``model(x)`` answers for it as given tells whether its first axis is a
+        batch axis of 1.  Tuples in the order of forward's arguments, mappings by their names.
+        Whole numbers that the network takes as such (token ids, masks) stay what they are,
+        anything else is cast to the network's dtype.
     target : "predicted", int, tuple, or mapping of int or tuple to float
         Output to explain, or signed weights over outputs.  Where the output has several axes, a
         tuple says the place: ``(-1, 464)`` is class 464 at the last position, ``(-1,
@@ -136,8 +141,6 @@ def measure(
     >>> round(m(A) + m(~A), 9)
     1.0
     """
-    if not isinstance(model, Program | torch.nn.Module):
-        raise InputError(f"model must be a torch module or a program, found {model!r}")
     if isinstance(model, Program):
         if output is not None:
             raise InputError(
@@ -146,7 +149,8 @@ def measure(
             )
         xs, program = arranged(x, [name for name, _ in model.inputs]), model
     else:
-        program, xs = traced(model, *in_order(model, x), output)
+        network = plain(model)
+        program, xs = traced(network, *in_order(network, x), output)
     check_options(dtype, scale, memory)
     kind = precision(program) if dtype is None else getattr(torch, dtype)
     if dtype is None and any(t.is_floating_point() for t in xs):

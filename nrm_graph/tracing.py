@@ -9,9 +9,11 @@ and every value learns where it keeps its batch (:mod:`nrm_graph.execution`).
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +22,24 @@ from torch import Tensor, nn
 
 from nrm_graph.attention import ATTENTION, attention
 from nrm_graph.axes import axes
+from nrm_graph.boundary import translated
 from nrm_graph.conversion import Converter
-from nrm_graph.errors import InputError, TraceError
+from nrm_graph.errors import InputError, TraceError, first_line
 from nrm_graph.execution import run, settle_batches
 from nrm_graph.folding import fold_batch_norm, prune
 from nrm_graph.fusing import fuse
 from nrm_graph.layers import layout
+from nrm_graph.modules import plain, refuse_unsound, undisturbed, unguarded, unwrapped
 from nrm_graph.outputs import Choice, Chosen
 from nrm_graph.program import passive
+from nrm_graph.readings import read, tolerance
 from nrm_graph.rewriting import REWRITES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from nrm_graph.program import Node, Program
+    from nrm_graph.readings import Reading
 
 _REWRITES = axes({**REWRITES, ATTENTION: attention})
 
@@ -63,64 +69,11 @@ _HINTS = {
     "aten.div.Tensor": "a quotient of two values that both depend on the input has no rule",
 }
 
-_FULL, _LOW = 1e-3, 0.1
-"""Relative difference that the order of sums makes, in full and in half precision."""
-
 MAX_STEPS = 2_000
 """Steps of recurrent networks that are unrolled."""
 
 
-def as_batch(model: nn.Module, x: Tensor) -> Tensor:
-    """Give one input its batch axis if it lacks it.
-
-    An input counts as a batch of one if the model, fed with it twice, answers for two.
-
-    Raises
-    ------
-    InputError
-        If the model accepts the input in neither form.
-    """
-    return _as_batches(Chosen(model, None, None), (x,))[0][0]
-
-
-def _as_batches(
-    model: Chosen, xs: tuple[Tensor, ...]
-) -> tuple[tuple[Tensor, ...], list[tuple[str, Tensor]]]:
-    """As :func:`as_batch`, for a model of several inputs: all or none have their batch axis.
-
-    Returns
-    -------
-    xs : tuple of Tensor
-        Batches of one.
-    parts : list of (str, Tensor)
-        What the model answers if it is fed with each twice.
-    """
-    without = tuple(x.unsqueeze(0) for x in xs)
-    candidates = [without]
-    if all(x.ndim and x.shape[0] == 1 for x in xs):
-        # (1, 28, 28) is rather an image without batch axis; (1, F), (1, C, H, W) are batches.
-        # A single token id lacks its batch axis.
-        unlikely = xs[0].ndim == 3 or (xs[0].ndim == 1 and not xs[0].is_floating_point())
-        candidates = [without, xs] if unlikely else [xs, without]
-    reason: object = None
-    for candidate in candidates:
-        try:
-            with torch.no_grad():
-                parts = model.parts(*(torch.cat([x, x]) for x in candidate))
-        except (RuntimeError, ValueError, LookupError, TypeError, AssertionError) as error:
-            reason = reason or (str(error).strip() or type(error).__name__).splitlines()[0]
-            continue
-        if all(out.ndim and out.shape[0] == 2 for _, out in parts):
-            return candidate, parts
-        found = " and ".join(str(tuple(out.shape)) for _, out in parts)
-        reason = reason or f"to a batch of two it answered shape {found}"
-    shapes = " and ".join(str(tuple(x.shape)) for x in xs)
-    raise InputError(
-        f"the model does not accept {'an input' if len(xs) == 1 else 'inputs'} of shape {shapes}, "
-        f"with or without a batch axis of 1: {reason}"
-    )
-
-
+@translated("tracing", TraceError)
 def trace(
     model: nn.Module,
     example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
@@ -131,10 +84,11 @@ def trace(
     Parameters
     ----------
     model : nn.Module
-        Traced in evaluation mode; its own mode is restored.
+        Traced in evaluation mode; its mode, buffers and attributes are left as they were.
     example : Tensor, or for a forward of several a tuple of tensors or a mapping by keyword
-        One input, with or without a batch axis of 1.  Integers (token ids, masks) are no layers;
-        what an embedding makes of them is.
+        One input; what ``model(example)`` answers for it as given tells whether its first axis is
+        a batch axis of 1 (see :mod:`nrm_graph.readings`).  Integers (token ids, masks) are no
+        layers; what an embedding makes of them is.
     output : str, int, or list of them, optional
         Of a network that returns several tensors, the one to explain, by its key or position
         (``"logits"``); several make one layer, side by side.
@@ -142,45 +96,41 @@ def trace(
     Raises
     ------
     InputError
-        If the network does not accept the example, or returns several tensors and none is chosen.
+        If the network does not accept the example, or it is a batch of several; or the network
+        returns several tensors and none is chosen.
     TraceError
         If the network cannot be exported, mixes the samples of a batch, or holds operations
         that are not known; all of them are named with their module paths.
     """
+    model = plain(model)
+    refuse_unsound(model)
     names, examples = _examples(example)
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(tensor.is_meta for tensor in tensors):
-        raise TraceError(
-            f"{type(model).__name__} has parameters on the meta device, which hold no numbers: "
-            "load its weights first (model.to_empty(device=...) and load_state_dict)"
-        )
-    _refuse_unsound(model)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        around = Chosen(model, names, output)
+    chosen = Chosen(model, names, output)
+    with undisturbed(model):
         with _passed_through(model) as same:
-            examples, parts = _as_batches(around, examples)
-        exported = _export(around, examples)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    leaves = {path for path, module in model.named_modules() if not any(module.children())}
-    converter = Converter(exported, names or _arguments(model, len(examples)), "network", _REWRITES)
+            reading = read(chosen, examples)
+        _refuse_empty(reading)
+        with unguarded(model):
+            exported = _export(chosen, reading.examples)
+    leaves = {
+        unwrapped(path) for path, module in model.named_modules() if not any(module.children())
+    }
+    arguments = names or _arguments(model, len(examples))
+    converter = Converter(exported, arguments, "network", _REWRITES)
     program = prune(fuse(prune(converter.program())))
     _refuse_unknown(program)
     if program.output in passive(program):
         raise TraceError("the network's output does not depend on its input")
-    read = {program.output}.union(*(node.references() for node in program.nodes))
-    if not read.intersection(name for name, _ in program.inputs):
+    read_values = {program.output}.union(*(node.references() for node in program.nodes))
+    if not read_values.intersection(name for name, _ in program.inputs):
         raise TraceError("the network's output does not depend on its input")
     if output is not None:
-        stated = tuple((name, tuple(part.shape[1:])) for name, part in parts)
+        stated = tuple((name, tuple(part.shape[1:])) for name, part in reading.pair)
         program = replace(program, outputs=stated)
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
-    program = settle_batches(program, examples)
-    _compare(model, program, examples, [part[:1] for _, part in parts])
+    program = settle_batches(program, reading.examples)
+    _compare(type(model).__name__, program, reading)
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
 
@@ -199,21 +149,34 @@ def _examples(
     return names, examples
 
 
-def _compare(
-    model: nn.Module, program: Program, examples: Sequence[Tensor], parts: Sequence[Tensor]
-) -> None:
-    """Refuse a program that does not answer as the network does."""
-    expected = torch.cat([part.reshape(-1) for part in parts]).double()
-    found = run(program, *examples).reshape(-1).double()
-    low = any(part.dtype in (torch.float16, torch.bfloat16) for part in parts)
-    if not bool(torch.isfinite(expected).all()):
-        return  # no input is explained whose output is no number
-    error = (found - expected).abs().max() if found.shape == expected.shape else torch.inf
-    if not error <= (_LOW if low else _FULL) * expected.abs().max():
-        raise TraceError(
-            f"the traced network does not answer as {type(model).__name__} does at the input it "
-            "was traced with: it may be random, or depend on what torch.export does not see"
-        )
+def _refuse_empty(reading: Reading) -> None:
+    """Refuse a network whose output holds no numbers."""
+    for name, out in reading.alone:
+        if not out.numel():
+            which = "output" if name == "output" else f"output {name!r}"
+            raise InputError(
+                f"the network's {which} has the shape {tuple(out.shape)}, which holds no numbers: "
+                "there is nothing to explain"
+            )
+
+
+def _compare(name: str, program: Program, reading: Reading) -> None:
+    """Refuse a program that does not answer as the network does, for one sample and for two."""
+    pairs = tuple(torch.cat([x, x]) for x in reading.examples)
+    for xs, parts in ((reading.examples, reading.alone), (pairs, reading.pair)):
+        expected = torch.cat([part.reshape(xs[0].shape[0], -1) for _, part in parts], 1).double()
+        if not bool(torch.isfinite(expected).all()):
+            return  # no input is explained whose output is no number
+        answer = run(program, *xs).reshape(-1).double()
+        allowed = max(tolerance(part.dtype) for _, part in parts)
+        same = answer.numel() == expected.numel()
+        error = (answer - expected.reshape(-1)).abs().max() if same else torch.inf
+        if not error <= allowed * expected.abs().max():
+            raise TraceError(
+                f"the traced network does not answer as {name} does at the input it was traced "
+                f"with ({'one sample' if xs is reading.examples else 'a batch of two'}): it may "
+                "depend on what torch.export does not see"
+            )
 
 
 def _arguments(model: nn.Module, count: int) -> list[str]:
@@ -252,31 +215,13 @@ def _refuse_unknown(program: Program) -> None:
     )
 
 
-def _refuse_unsound(model: nn.Module) -> None:
-    """Refuse weights that are not numbers; infinity may stand in a buffer, as in a mask."""
-    statistics = ("running_mean", "running_var")
-    for kind, tensors in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
-        for name, tensor in tensors():
-            if not tensor.is_floating_point():
-                continue
-            strict = kind == "parameter" or name.rpartition(".")[2] in statistics
-            if not bool((torch.isfinite(tensor) if strict else ~torch.isnan(tensor)).all()):
-                raise TraceError(
-                    f"the {kind} {name} of {type(model).__name__} holds NaN"
-                    f"{' or infinity' if strict else ''}: load weights of a network that works"
-                )
-
-
 def _export(around: Chosen, examples: Sequence[Tensor]) -> Any:
     batch = torch.export.Dim("batch", min=1)
     pairs = tuple(torch.cat([x, x]) for x in examples)
     known = torch.export.default_decompositions()
     name = type(around.network).__name__
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             exported = torch.export.export(
                 around, pairs, dynamic_shapes=(tuple({0: batch} for _ in pairs),)
             )
@@ -285,12 +230,40 @@ def _export(around: Chosen, examples: Sequence[Tensor]) -> Any:
     except TraceError:
         raise
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TraceError(
-            f"torch.export cannot trace {name} with a free batch size: {first}; "
-            "rewrite what depends on the input's values or on a fixed batch size"
-        ) from error
+        raise TraceError(_untraced(name, error)) from error
+
+
+def _untraced(name: str, error: Exception) -> str:
+    """Why torch.export cannot trace a network, in a line."""
+    reason = first_line(error)
+    if type(error).__name__ == "GuardOnDataDependentSymNode":
+        lines = [line.strip() for line in str(error).splitlines()]
+        at = next((i for i, line in enumerate(lines) if line.startswith("File ")), None)
+        code = f" ({lines[at + 1]})" if at is not None and at + 1 < len(lines) else ""
+        return (
+            f"the forward of {name} branches or sizes something by the values of its input{code}: "
+            "a traced network does the same for every input; rewrite that, or explain the part of "
+            "the network that does without"
+        )
+    return (
+        f"torch.export cannot trace {name} with a free batch size: {reason}; rewrite what depends "
+        "on the input's values or on a fixed batch size"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch says of an export to itself, and fused attention out of it."""
+    logger, fast = logging.getLogger("torch"), torch.backends.mha.get_fastpath_enabled()
+    level = logger.level
+    torch.backends.mha.set_fastpath_enabled(False)
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # it prints graphs
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        logger.setLevel(level)
         torch.backends.mha.set_fastpath_enabled(fast)
 
 

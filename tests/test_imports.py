@@ -15,7 +15,7 @@ PACKAGE = Path(nrm_graph.__file__).parent
 
 # Every module imports only from rows above its own (and from its own row, which is one part).
 LEVELS = (
-    ("errors",),
+    ("errors", "boundary"),
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision", "targets", "unit_names"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store", "cluster"),
@@ -23,7 +23,8 @@ LEVELS = (
     # the traced network
     ("batching", "elementwise", "operations", "program", "convolution", "taps", "window"),
     ("execution", "routing", "vetting", "folding", "linear", "naming", "signs"),
-    ("sizes", "fusing", "outputs"),
+    ("sizes", "fusing", "outputs", "modules"),
+    ("readings",),
     ("constants",),
     ("conversion",),
     ("masks",),

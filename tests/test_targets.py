@@ -107,7 +107,7 @@ def network():
     return Tokens().eval().requires_grad_(False)
 
 
-X = torch.linspace(-1, 1, 8).reshape(4, 2)
+X = torch.linspace(-1, 1, 8).reshape(1, 4, 2)
 
 
 def test_a_measure_explains_a_place():
@@ -116,12 +116,12 @@ def test_a_measure_explains_a_place():
     m = ng.measure(net, X, target=(-1, 2), composite="epsilon")
     assert m.target == 11
     assert repr(m).startswith("<Measure of target (3, 2),")
-    assert m.logit == pytest.approx(float(model(X[None])[0, -1, 2]), rel=1e-5)
+    assert m.logit == pytest.approx(float(model(X)[0, -1, 2]), rel=1e-5)
     np.testing.assert_array_equal(
         m.marginal("x"), ng.measure(net, X, target=11, composite="epsilon").marginal("x")
     )
     best = ng.measure(net, X, target=(1, "predicted"), composite="epsilon")
-    assert best.target == 3 + int(model(X[None])[0, 1].argmax())
+    assert best.target == 3 + int(model(X)[0, 1].argmax())
     weights = {(-1, 2): 1.0, (3, 0): -1.0}
     m = ng.measure(net, X, target=weights, composite="epsilon")
     same = ng.measure(net, X, target={11: 1.0, 9: -1.0}, composite="epsilon")
@@ -140,7 +140,7 @@ def test_a_store_speaks_of_places(tmp_path, capsys):
     net = network()
     with ng.extract(net, rows, path, target=targets, **options) as db:
         for i in (0, 1):
-            output = net(rows[i]["input"][None])[0]
+            output = net(rows[i]["input"])[0]
             stored = {
                 t for (t,) in db.sql("SELECT target FROM inputs", inputs=[f"k{i}"]).fetchall()
             }

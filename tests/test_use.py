@@ -464,7 +464,7 @@ def test_networks_without_layers(name):
         "identity": (nn.Identity(), torch.ones(2)),
         "sequential": (nn.Sequential(), torch.ones(2)),
         "relu": (nn.ReLU(), torch.tensor([1.0, -1.0])),
-        "flatten": (nn.Flatten(), torch.ones(2, 2)),
+        "flatten": (nn.Flatten(), torch.ones(1, 2, 2)),
         "pool": (nn.Sequential(nn.MaxPool1d(2), nn.Flatten()), torch.randn(1, 6)),
     }[name]
     m = ng.measure(net, x, target=0, dtype="float64")
