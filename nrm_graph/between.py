@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from nrm_graph.conditioned import arrived
 from nrm_graph.errors import InputError
+from nrm_graph.execution import exact
 from nrm_graph.kernel_edges import Arrival, neuron_blocks, pseudo_block
 from nrm_graph.pruning import select
 from nrm_graph.reach import reach
@@ -117,6 +118,7 @@ def _batch(block: Block, schema: pa.Schema, scale: float) -> pa.RecordBatch:
     return pa.record_batch(columns, schema=schema)
 
 
+@exact
 def neuron_table(asked: Between, limit: Limit, scale: float) -> pa.Table:
     """Collect edges in one table; see :meth:`nrm_graph.exact.Measure.edges`.
 

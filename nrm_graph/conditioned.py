@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from nrm_graph.clauses import Literal
 from nrm_graph.edges import edge_tables
+from nrm_graph.execution import exact
 from nrm_graph.propagate import relevance_pass
 from nrm_graph.reach import reach
 from nrm_graph.states import repeated
@@ -51,7 +51,7 @@ def per_pass(state: State, memory: int, lowest: int = 0, highest: int = -1) -> i
     return max(1, memory // max(one * itemsize, 1))
 
 
-@torch.no_grad()
+@exact
 def values(
     state: State,
     start: Tensor,
@@ -98,7 +98,7 @@ def values(
     return found
 
 
-@torch.no_grad()
+@exact
 def arrived(
     state: State,
     start: Tensor,
@@ -124,7 +124,7 @@ def arrived(
     return found[0]
 
 
-@torch.no_grad()
+@exact
 def certified(
     state: State, start: Tensor, terms: Sequence[tuple[float, Clause]]
 ) -> tuple[float, float, float]:
@@ -147,7 +147,7 @@ def certified(
     return value, size if value or size else 1.0, absorbed
 
 
-@torch.no_grad()
+@exact
 def nodes(
     state: State, start: Tensor, terms: Terms
 ) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
@@ -182,7 +182,7 @@ def nodes(
     return relevance, absorbed
 
 
-@torch.no_grad()
+@exact
 def cut(
     state: State, start: Tensor, terms: Terms, layer_id: int
 ) -> tuple[dict[int, float], dict[int, float]]:

@@ -25,6 +25,7 @@ from nrm_graph.contributions import (
     triple_blocks,
     vector_blocks,
 )
+from nrm_graph.execution import exact
 from nrm_graph.gathered import down_blocks, probe_blocks, set_blocks, up_blocks
 from nrm_graph.linear import Jacobian
 from nrm_graph.plan import mode
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from nrm_graph.states import State
 
 
+@exact
 def edge_tables(
     state: State, start: Tensor, plan: Plan, clause: Clause | None = None
 ) -> list[tuple[pa.Table, pa.Table]]:
@@ -72,12 +74,11 @@ def edge_tables(
         conjunction q is ``q(i|j) h(i) / h(j)`` (see :mod:`nrm_graph.reach`), by which the walks
         of the conjunction go on from j; null where h(j) is 0.
     """
-    with torch.no_grad():
-        tables = Tables(state, start, plan, clause or {})
-        propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
-        for call in tables.later:
-            call()
-        return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])]
+    tables = Tables(state, start, plan, clause or {})
+    propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
+    for call in tables.later:
+        call()
+    return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])]
 
 
 def _is(h: Any, number: float) -> bool:

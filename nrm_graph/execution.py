@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +15,29 @@ from nrm_graph.operations import function
 from nrm_graph.program import Batch, Program, Ref, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from nrm_graph.program import Node
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def exact(function: F) -> F:
+    """Decorate a computation so that it runs without gradients and in its tensors' own dtype.
+
+    A user's ``torch.autocast`` block would compute in half precision otherwise.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            accelerator = torch.accelerator.current_accelerator()
+            if accelerator is None:
+                return function(*args, **kwargs)
+            with torch.autocast(accelerator.type, enabled=False):
+                return function(*args, **kwargs)
+
+    return cast("F", call)
 
 
 def resolve(value: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor], n: int) -> Any:
@@ -47,7 +68,7 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
                 del values[name]
 
 
-@torch.no_grad()
+@exact
 def run(program: Program, *inputs: Tensor) -> Tensor:
     """Output of a program for a batch, as the network gives it (batch axis as it is).
 
@@ -68,7 +89,7 @@ def run(program: Program, *inputs: Tensor) -> Tensor:
     return output
 
 
-@torch.no_grad()
+@exact
 def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
     """Find how each value's batch axis divides into samples, by evaluation.
 

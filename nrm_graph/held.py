@@ -6,8 +6,8 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
+from nrm_graph.execution import exact
 from nrm_graph.marks import plain
 from nrm_graph.program import Ref, Weight
 from nrm_graph.propagate import relevance_pass
@@ -108,7 +108,7 @@ def table(state: State, start: Tensor, terms: Terms, scale: float) -> pa.Table:
     return pa.Table.from_pylist(rows, _CONSTANTS)
 
 
-@torch.no_grad()
+@exact
 def constants(state: State, start: Tensor, terms: Terms) -> dict[tuple[int, str], Tensor]:
     """Relevance that biases and constants hold under an event, by layer id and name.
 

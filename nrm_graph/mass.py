@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph import slices
+from nrm_graph.execution import exact
 from nrm_graph.operations import MAX_POOL, SAME
 from nrm_graph.propagate import only
 from nrm_graph.routing import carry
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nrm_graph.states import State
 
 
-@torch.no_grad()
+@exact
 def mass(state: State, clause: Clause, worth: Tensor, lower: int, upper: int) -> Tensor:
     """Sum |q| over the ways from an upper layer to a lower one.
 
@@ -104,7 +105,7 @@ def _weighed(state: State, name: str, reads: dict[str, Any]) -> Tensor:
     return total
 
 
-@torch.no_grad()
+@exact
 def mass_of_channels(
     state: State, clause: Clause, worth: Tensor, channels: range, lower: int, upper: int
 ) -> Tensor:

@@ -101,6 +101,7 @@ def refuse_unsound(model: nn.Module) -> None:
                     f"{name} is on the meta device, which holds no numbers: load its weights "
                     "first (model.to_empty(device=...) and load_state_dict)"
                 )
+            tensor = tensor.detach()
             if not tensor.is_floating_point():
                 continue
             strict = kind == "parameter" or path.rpartition(".")[2] in statistics

@@ -49,7 +49,7 @@ def chosen(returned: Any, output: Choice) -> list[tuple[str, Tensor]]:
             return found
         if not found:
             raise InputError(
-                f"the network returns a {type(returned).__name__} without a tensor of numbers: "
+                f"the network returns {_kind(returned)}: expected a tensor of floats, or several; "
                 "wrap it in a module that returns the tensor to explain"
             )
         raise InputError(
@@ -71,6 +71,12 @@ def chosen(returned: Any, output: Choice) -> list[tuple[str, Tensor]]:
     if several and (not names or len({name for name, _ in result}) < len(names)):
         raise InputError(f"output must name different outputs, found {output!r}")
     return result
+
+
+def _kind(returned: Any) -> str:
+    if isinstance(returned, Tensor):
+        return f"a tensor of {str(returned.dtype).removeprefix('torch.')}"
+    return "nothing" if returned is None else f"a {type(returned).__name__} without floats"
 
 
 class Chosen(nn.Module):

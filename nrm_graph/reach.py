@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrm_graph.execution import exact
 from nrm_graph.propagate import lowest_pass, only
 from nrm_graph.routing import carry
 from nrm_graph.states import flow
@@ -79,7 +80,7 @@ class Reach:
         return self.last < 0 or layer_id <= self.last
 
 
-@torch.no_grad()
+@exact
 def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
     """Compute h of every value above the lowest literal.
 

@@ -64,45 +64,59 @@ def read(model: Chosen, xs: tuple[Tensor, ...]) -> Reading:
         If the network answers for a batch of one otherwise than for larger ones, or differently
         each time.
     """
-    leading = {x.shape[0] if x.ndim else None for x in xs}
-    single, flat = leading == {1}, all(x.ndim == 1 for x in xs)
+    sizes = {x.shape[0] if x.ndim else None for x in xs}
+    single, flat = sizes == {1}, all(x.ndim == 1 for x in xs)
     given = _answer(model, xs)
-    if not isinstance(given, str) and not flat:
-        if single:
-            batched = _reading(model, xs, given)
-            if isinstance(batched, Reading):
-                return batched
-        _refuse_several(model, xs, given)
+    batched: Reading | str = "it lacks a batch axis of 1"
+    if not isinstance(given, str):
+        batched = _reading(model, xs, given) if single else batched
+        # A vector is rather one sample: token ids, features.
+        if isinstance(batched, Reading) and not flat:
+            return batched
+        if not flat:
+            _refuse_several(model, xs, given)
     with_axis = tuple(x.unsqueeze(0) for x in xs)
     alone = _answer(model, with_axis)
     unbatched = alone if isinstance(alone, str) else _reading(model, with_axis, alone)
-    if isinstance(unbatched, Reading):
-        if not isinstance(given, str) and not _same(given, unbatched.alone):
-            raise InputError(
-                f"the network reads an input of {_shapes(xs)} in two ways: as it is it answers "
-                f"{_shown(given)}, as one sample in a batch of one, of {_shapes(with_axis)}, "
-                f"{_shown(unbatched.alone)}; give it with the batch axis of 1 that is meant"
-            )
+    if isinstance(unbatched, Reading) and (isinstance(given, str) or _same(given, unbatched.alone)):
         return unbatched
-    if not isinstance(given, str) and flat:
-        _refuse_several(model, xs, given)
-        batched = _reading(model, xs, given) if single else unbatched
-        if isinstance(batched, Reading):
-            return batched
-    if isinstance(given, str) and isinstance(alone, str):
+    if isinstance(batched, Reading):
+        return batched
+    if isinstance(given, str) and not isinstance(unbatched, Reading):
+        if not isinstance(alone, str):
+            raise TraceError(unbatched)
         reason = given if single or given == alone else f"{given}; and: {alone}"
         raise InputError(
             f"the model does not accept {'an input' if len(xs) == 1 else 'inputs'} of "
             f"{_shapes(xs)}, as given or with a batch axis in front: {reason}"
         )
-    raise TraceError(batched if single and not isinstance(given, str) else unbatched)
+    assert not isinstance(given, str)
+    if isinstance(unbatched, Reading):
+        raise InputError(
+            f"the network reads an input of {_shapes(xs)} in two ways: as it is it answers "
+            f"{_shown(given)}, as one sample in a batch of one, of {_shapes(with_axis)}, "
+            f"{_shown(unbatched.alone)}; give it with the batch axis of 1 that is meant"
+        )
+    if flat:
+        _refuse_several(model, xs, given)
+    if single:
+        raise TraceError(batched)
+    if len(sizes) > 1:
+        raise InputError(
+            f"the network answers for inputs of {_shapes(xs)} as given, but not as one sample: "
+            "give all of them with a batch axis of 1, or none"
+        )
+    raise TraceError(
+        f"{type(model.network).__name__} answers for an input of {_shapes(xs)} as given, but its "
+        f"first axis is not that of the batch, and it takes none in front ({unbatched}): give it "
+        "to a module whose forward moves the batch from the front to its place"
+    )
 
 
 def _answer(model: Chosen, xs: tuple[Tensor, ...]) -> Parts | str:
     """Return the outputs for a batch, or why there are none; forward may change its inputs."""
     try:
-        with torch.no_grad():
-            return [(n, out.clone()) for n, out in model.parts(*(x.clone() for x in xs))]
+        return [(n, out.clone()) for n, out in model.parts(*(x.clone() for x in xs))]
     except NrmError:
         raise
     except Exception as error:  # a network's own code can raise anything

@@ -11,7 +11,7 @@ import torch
 
 from nrm_graph import signs
 from nrm_graph.errors import InputError
-from nrm_graph.execution import resolve
+from nrm_graph.execution import exact, resolve
 from nrm_graph.forms import fitting
 from nrm_graph.layers import Layout, layout
 from nrm_graph.linear import Moving
@@ -179,7 +179,7 @@ def _resolve(value: Any, state: State, n: int) -> Any:
     return resolve(value, state.values, state.network.program.weights, n)
 
 
-@torch.no_grad()
+@exact
 def forward(net: Network, x: Inputs) -> State:
     """Run the network on a batch and keep what the rules read.
 

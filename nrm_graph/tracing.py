@@ -25,7 +25,7 @@ from nrm_graph.axes import axes
 from nrm_graph.boundary import translated
 from nrm_graph.conversion import Converter
 from nrm_graph.errors import InputError, TraceError, first_line
-from nrm_graph.execution import run, settle_batches
+from nrm_graph.execution import exact, run, settle_batches
 from nrm_graph.folding import fold_batch_norm, prune
 from nrm_graph.fusing import fuse
 from nrm_graph.layers import layout
@@ -74,6 +74,7 @@ MAX_STEPS = 2_000
 
 
 @translated("tracing", TraceError)
+@exact
 def trace(
     model: nn.Module,
     example: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor],
@@ -107,6 +108,8 @@ def trace(
     names, examples = _examples(example)
     chosen = Chosen(model, names, output)
     with undisturbed(model):
+        if not any(x.numel() for x in examples):
+            raise InputError("the input has a size of 0: there is nothing to explain")
         with _passed_through(model) as same:
             reading = read(chosen, examples)
         _refuse_empty(reading)
@@ -203,13 +206,13 @@ def _refuse_unknown(program: Program) -> None:
                 paths.append(node.module)
     if not found:
         return
-    lines = []
+    listed = []
     for op, paths in found.items():
         shown = ", ".join(path or "the model itself" for path in paths[:5])
         more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-        lines.append(f"{op} in {shown}{more}")
+        listed.append(f"{op} in {shown}{more}")
     raise TraceError(
-        "operations without a rule:\n  " + ";\n  ".join(lines) + ".\nRegister them "
+        f"operations without a rule: {'; '.join(listed)}. Register them "
         "(nrm_graph.register_operation), replace them by supported ones, or explain a part of the "
         "network that does without"
     )
@@ -221,7 +224,7 @@ def _export(around: Chosen, examples: Sequence[Tensor]) -> Any:
     known = torch.export.default_decompositions()
     name = type(around.network).__name__
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet():
             exported = torch.export.export(
                 around, pairs, dynamic_shapes=(tuple({0: batch} for _ in pairs),)
             )

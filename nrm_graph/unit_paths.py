@@ -27,6 +27,7 @@ from nrm_graph.answers import Path, Paths
 from nrm_graph.beam import Beam, Level, Outcome, Prefix
 from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.errors import InputError
+from nrm_graph.execution import exact
 from nrm_graph.mass import mass, mass_of_channels
 from nrm_graph.propagate import only, relevance_pass, shares_of
 from nrm_graph.reach import reach
@@ -77,6 +78,7 @@ def cuts(topology: Topology) -> list[LayerInfo]:
     return [layer for layer in reversed(topology.layers) if closed(layer.layer_id)]
 
 
+@exact
 def strongest(
     measure: Measure,
     k: int,

@@ -20,6 +20,7 @@ import numpy as np
 from nrm_graph.answers import Path, Paths
 from nrm_graph.completions import NEGATIVE, POSITIVE, Steps, parts, sweep
 from nrm_graph.errors import EventError, InputError
+from nrm_graph.execution import exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,6 +56,7 @@ _PREFIX = np.dtype(
 )
 
 
+@exact
 def strongest(
     measure: Measure,
     k: int,

@@ -104,7 +104,6 @@ def test_a_batch_of_one_is_preferred_and_needed_axes_are_added(name, shape):
         ("row", (2, 6)),
         ("image", (3, 1, 4, 4)),
         ("series", (2, 5, 8)),
-        ("row", (0, 6)),
     ],
 )
 def test_a_batch_of_several_is_refused(name, shape, tmp_path):
@@ -158,6 +157,13 @@ REFUSED = {
         (4, 3),
         r"shape \(4, 2\), expected a first axis of 2",
     ),
+    "steps and batch": (
+        net(lambda m, x: m[1](m[0](x)[0][-1]), nn.LSTM(3, 5), nn.Linear(5, 2)),
+        (4, 1, 3),
+        "first axis is not that of the batch, and it takes none in front .LSTM: Expected",
+    ),
+    "nothing": (net(lambda m, x: m[0](x), nn.Linear(6, 3)), (0, 6), "a size of 0"),
+    "integers": (net(lambda m, x: m[0](x).argmax(1), nn.Linear(6, 3)), (1, 6), "tensor of int64"),
     "random": (
         net(lambda m, x: m[0](nn.functional.dropout(x)), nn.Linear(6, 3)),
         (1, 6),
@@ -257,3 +263,33 @@ def test_outputs_of_one_number_a_sample(form, output, target, tmp_path):
             "SELECT sum(relevance) FROM nodes WHERE layer_id = 0 OR unit < 0"
         ).fetchall()
         assert total == pytest.approx(1, abs=1e-5)
+
+
+def test_several_inputs_have_their_batch_axes_together():
+    network = net(lambda m, x, y: m[0](x + y), nn.Linear(6, 3))
+    x = torch.randn(1, 6)
+    right = float(network(x, x)[0, 1].detach())
+    for pair in ((x, x), (x[0], x[0])):
+        assert ng.measure(network, pair, target=1, composite="epsilon").logit == pytest.approx(
+            right
+        )
+    with pytest.raises(ng.InputError, match="all of them with a batch axis of 1, or none"):
+        ng.measure(network, (x, x[0]), composite="epsilon")
+    with pytest.raises(ng.InputError, match="found a batch of 3"):
+        ng.measure(network, (x.expand(3, 6), torch.randn(3, 6)), composite="epsilon")
+
+
+def test_numbers_are_the_same_under_autocast_and_in_inference_mode():
+    network, x = image(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(1, 6)
+    some = ng.Layer("0")[2:5]
+
+    def numbers():
+        m = ng.measure(network, x, target=1, composite="epsilon")
+        edges = m.edges("2", "0", by="neuron")["relevance"].to_numpy()
+        return [m.logit, m(some), m(ng.Layer("2")[1], given=some), *m.marginal("0"), *edges]
+
+    right = numbers()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert numbers() == right
+    with torch.inference_mode():
+        assert numbers() == right
