@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
-def exact(function: F) -> F:
-    """Decorate a computation so that it runs without gradients and in its tensors' own dtype.
+def own_precision(function: F) -> F:
+    """Decorate a computation so that it runs in its tensors' own dtype.
 
     A user's ``torch.autocast`` block would compute in half precision otherwise.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):
             accelerator = torch.accelerator.current_accelerator()
             if accelerator is None:
                 return function(*args, **kwargs)
@@ -38,6 +38,11 @@ def exact(function: F) -> F:
                 return function(*args, **kwargs)
 
     return cast("F", call)
+
+
+def exact(function: F) -> F:
+    """Decorate a computation so that it runs without gradients and in its tensors' own dtype."""
+    return own_precision(torch.no_grad()(function))
 
 
 def resolve(value: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor], n: int) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.execution import exact
+from nrm_graph.execution import own_precision
 from nrm_graph.routing import send
 from nrm_graph.states import State, flow
 from nrm_graph.topology import PSEUDO_UNITS
@@ -42,7 +42,7 @@ class Outcome:
     magnitude: Tensor
 
 
-@exact
+@own_precision
 def relevance_pass(
     state: State,
     start: Tensor,
