@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 LOWEST = torch.finfo(torch.float32).min
 """What a masked score is filled with, if it is finite: the same number in every precision."""
 
+HALF = (torch.float16, torch.bfloat16)
+"""Types that networks are stored in; their programs hold float32."""
+
+
+_CASTS = ("aten._to_copy.default", "aten.to.dtype", "aten.type_as.default")
+
 
 @dataclass
 class Constants:
@@ -78,15 +84,17 @@ class Constants:
             module = self.modules.get(name, "")
             stem = next(iter(origins)) if len(origins) == 1 else module or name
             self.names[name] = self._free(f"constant.{stem}")
-        found = self.used[self.names[name]] = _bounded(self.tensor(name))
-        if not self.origins.get(name) and not bool(found.any()):
-            self.zeros.add(self.names[name])
-        return Weight(self.names[name])
+        given = self.names[name]
+        if given not in self.used:
+            self.used[given] = wide(self.tensor(name))
+        if not self.origins.get(name) and not bool(self.used[given].any()):
+            self.zeros.add(given)
+        return Weight(given)
 
     def added(self, stem: str, value: Tensor) -> Weight:
         """Add a constant that a conversion makes."""
         name = self._free(f"constant.{stem}")
-        self.used[name] = _bounded(value)
+        self.used[name] = wide(value)
         return Weight(name)
 
     def _free(self, stem: str) -> str:
@@ -127,11 +135,26 @@ class Constants:
         self.modules[fx.name] = module
         if static:
             self.values[fx.name] = found[0]
+            self._cast(fx)
             return True
         self.grown[fx.name] = tuple(found)
         if isinstance(meta, Tensor):
             self._spread(fx, [affine(d) for d in meta.shape])
         return True
+
+    def _cast(self, fx: Any) -> None:
+        """Let a constant of another precision be the same one, if it fits in."""
+        if str(fx.target) not in _CASTS:
+            return
+        source = fx.args[0].name
+        before, after = self.values[source], self.values[fx.name]
+        floats = before.is_floating_point() and after.is_floating_point()
+        if floats and torch.equal(before.isinf(), after.isinf()):
+            self._alias(fx, source)
+
+    def _alias(self, fx: Any, source: str) -> None:
+        self.weight(source)
+        self.names[fx.name] = self.names[source]
 
     def _spread(self, fx: Any, shape: list[int | Batch]) -> None:
         axes = [d for d, size in enumerate(shape) if isinstance(size, Batch)]
@@ -145,8 +168,7 @@ class Constants:
             kept = self.values.get(source)
             if isinstance(kept, Tensor) and kept.shape == one.shape and torch.equal(kept, one):
                 # Copied for every sample: still the parameter itself.
-                self.weight(source)
-                self.names[fx.name] = self.names[source]
+                self._alias(fx, source)
 
     def _evaluated(self, fx: Any, n: int) -> Any:
         def value(arg: Any) -> Any:
@@ -179,8 +201,14 @@ class _UnknownError(Exception):
     """A value is not known when the graph is converted."""
 
 
-def _bounded(value: Tensor) -> Tensor:
-    """Keep float64's lowest numbers, as masks hold them, within float32."""
+def wide(value: Tensor) -> Tensor:
+    """Bring a tensor to float32 at least, with the lowest numbers of masks brought to one.
+
+    Half precision's lowest becomes float32's, which hides a score in a pass that is computed in
+    float32; float64's lowest is kept within float32.
+    """
+    if value.dtype in HALF:
+        return value.float().masked_fill(value == torch.finfo(value.dtype).min, LOWEST)
     if value.dtype == torch.float64 and bool((value.abs() > -LOWEST).any()):
         infinite = value.isinf()
         value = torch.where(infinite, value, value.clamp(LOWEST, -LOWEST))

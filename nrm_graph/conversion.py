@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.batching import PLAIN
-from nrm_graph.constants import LOWEST, Constants
+from nrm_graph.constants import HALF, LOWEST, Constants
 from nrm_graph.errors import TraceError
 from nrm_graph.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED
 from nrm_graph.program import Batch, Node, Program, Ref, Weight, passivity
@@ -176,6 +176,12 @@ class Converter:
         return name.removeprefix(self.prefix).removeprefix(".")
 
     @cached_property
+    def half(self) -> frozenset[torch.dtype]:
+        """Types of half precision in which the network computes."""
+        values = (node.meta.get("val") for node in self.exported.graph.nodes)
+        return frozenset(v.dtype for v in values if isinstance(v, Tensor) and v.dtype in HALF)
+
+    @cached_property
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
         """Tensors by their names; names of parameters and buffers, and of tensors of the code."""
         signature = self.exported.graph_signature
@@ -261,7 +267,9 @@ class Converter:
         if isinstance(value, torch.memory_format | torch.layout | torch.device | torch.dtype):
             return None
         if isinstance(value, float) and math.isfinite(value):
-            return min(max(value, LOWEST), -LOWEST)  # a float64 mask is one in float32 too
+            # The lowest number of float64, or of half precision, is float32's: a mask's.
+            low = value in {torch.finfo(dtype).min for dtype in self.half}
+            return LOWEST if low else min(max(value, LOWEST), -LOWEST)
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise TraceError(f"an argument of type {type(value).__name__} cannot be stored: {value!r}")

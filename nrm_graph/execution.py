@@ -73,6 +73,21 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
                 del values[name]
 
 
+def _even(
+    program: Program, inputs: Sequence[Tensor]
+) -> tuple[Program, tuple[Tensor, ...]]:
+    """Bring a program and its inputs to one type of floats, as a pass is computed in one."""
+    tensors = [*program.weights.values(), *inputs]
+    double = any(tensor.dtype == torch.float64 for tensor in tensors)
+    kind = torch.float64 if double else torch.float32
+
+    def even(tensor: Tensor) -> Tensor:
+        return tensor.to(kind) if tensor.is_floating_point() else tensor
+
+    weights = {name: even(tensor) for name, tensor in program.weights.items()}
+    return replace(program, weights=weights), tuple(even(x) for x in inputs)
+
+
 @exact
 def run(program: Program, *inputs: Tensor) -> Tensor:
     """Output of a program for a batch, as the network gives it (batch axis as it is).
@@ -84,6 +99,7 @@ def run(program: Program, *inputs: Tensor) -> Tensor:
     inputs : Tensor
         One batch per input of the program.
     """
+    program, inputs = _even(program, inputs)
     output = dict(zip((name for name, _ in program.inputs), inputs, strict=True)).get(
         program.output
     )
@@ -107,13 +123,14 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
     TraceError
         If a sample's value depends on what else is in the batch.
     """
+    given, examples = _even(program, examples)
     pair = [_two(x) for x in examples]
     singles = [[x[i : i + 1] for x in pair] for i in (0, 1)]
     nodes = []
     alone: set[str] = set()  # made from the size of the batch alone, as arange(n) is
     try:
         for (node, both), (_, first), (_, second) in zip(
-            steps(program, *pair), *(steps(program, *x) for x in singles), strict=True
+            steps(given, *pair), *(steps(given, *x) for x in singles), strict=True
         ):
             if all(name in alone for name in node.references()):
                 alone.add(node.name)

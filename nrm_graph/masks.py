@@ -39,10 +39,6 @@ def number_of(c: Converter, value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _low(value: float, dtype: torch.dtype) -> bool:
-    return value <= max(torch.finfo(dtype).min, LOWEST)
-
-
 def hides(c: Converter, step: Step, *values: Any) -> None:
     """Note that a passive value is an additive mask, if one of its alternatives is lowest.
 
@@ -54,7 +50,7 @@ def hides(c: Converter, step: Step, *values: Any) -> None:
             found, zeros = True, zeros and c.masks[value.name]
             continue
         number = number_of(c, value)
-        if number is not None and step.dtype.is_floating_point and _low(number, step.dtype):
+        if number is not None and step.dtype.is_floating_point and number <= LOWEST:
             found = True
         elif number != 0 and not (isinstance(value, Weight) and not bool(tensor(c, value).any())):
             zeros = False
@@ -84,7 +80,7 @@ def fill(
     shape = c.shape(value.name) if at else c.shape_of(step)
     if c.shape(value.name) != shape:
         value = c.add(step, "aten.expand.default", value, shape, at="expanded")
-    low = _low(number, step.dtype)
+    low = number <= LOWEST
     number = LOWEST if low and math.isfinite(number) else float(number)
     if isinstance(hidden, Weight) or low:
         return c.add(step, "aten.masked_fill.Scalar", value, hidden, number, at=at)
@@ -104,7 +100,7 @@ def add_mask(c: Converter, step: Step, value: Ref, mask: Ref | Weight, at: str =
     inner = f"{at}.hidden" if at else "hidden"
     if isinstance(mask, Weight):
         found = tensor(c, mask)
-        low = found <= max(torch.finfo(found.dtype).min, LOWEST)
+        low = found <= LOWEST
         if not bool(low.any()):
             return c.add(step, _ADD, value, mask, at=at)
         number = -math.inf if bool(found[low].isinf().all()) else LOWEST

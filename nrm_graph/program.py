@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from nrm_graph.batching import PLAIN, BatchAxis
 from nrm_graph.errors import StoreError
 from nrm_graph.operations import ENDS, PASSIVE, SAME, WEIGH
@@ -175,7 +177,7 @@ class Program:
         for name in sorted(self.weights):
             tensor = self.weights[name].detach().cpu().contiguous()
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.reshape(-1).numpy().tobytes())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Parts = list[tuple[str, Tensor]]
 
-_FULL, _LOW = 1e-3, 0.1
+FULL, LOW = 1e-3, 0.1
 """Relative difference that the order of sums makes, in full and in half precision."""
 
 
@@ -191,7 +191,7 @@ def _same(some: Parts, others: Parts) -> bool:
 
 def tolerance(dtype: torch.dtype) -> float:
     """Relative difference, against the largest output, that the order of sums makes."""
-    return _LOW if dtype in (torch.float16, torch.bfloat16) else _FULL
+    return LOW if dtype in (torch.float16, torch.bfloat16) else FULL
 
 
 def _shapes(xs: Sequence[Tensor]) -> str:

@@ -100,7 +100,8 @@ class Sizes:
 
     def _run(self, node: Node, weights: Mapping[str, Tensor], n: int) -> Any:
         values = {name: self._empty(name, n) for name in node.references()}
-        used = {name: weights[name].to("meta") for name in weight_names((node.args, node.kwargs))}
+        names = weight_names((node.args, node.kwargs))
+        used = {name: _shaped(weights[name].shape, weights[name].dtype) for name in names}
         args = resolve(node.args, values, used, n)
         kwargs = {k: resolve(v, values, used, n) for k, v in node.kwargs}
         op = node.op.replace("raw.", "aten.")
@@ -118,10 +119,16 @@ class Sizes:
                 return [empty(part) for part in meta]
             sizes = [affine(d) for d in meta.shape]
             shape = [s if isinstance(s, int) else s.scale * n + s.offset for s in sizes]
-            return torch.empty(shape, dtype=meta.dtype, device="meta")
+            return _shaped(shape, meta.dtype)
 
         return empty(self.exported[name].meta["val"])
 
 
 def _one(value: Any) -> Any:
     return value[0] if isinstance(value, list | tuple) else value
+
+
+def _shaped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Tensor without data; floats in one type, as a pass is computed in one."""
+    kind = torch.float32 if dtype.is_floating_point else dtype
+    return torch.empty(shape, dtype=kind, device="meta")

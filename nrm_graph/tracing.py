@@ -32,7 +32,7 @@ from nrm_graph.layers import layout
 from nrm_graph.modules import plain, refuse_unsound, undisturbed, unguarded, unwrapped
 from nrm_graph.outputs import Choice, Chosen
 from nrm_graph.program import passive
-from nrm_graph.readings import read, tolerance
+from nrm_graph.readings import LOW, read, tolerance
 from nrm_graph.rewriting import REWRITES
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def trace(
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, reading.examples)
-    _compare(type(model).__name__, program, reading)
+    _compare(type(model).__name__, program, reading, bool(converter.half))
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
 
@@ -163,7 +163,7 @@ def _refuse_empty(reading: Reading) -> None:
             )
 
 
-def _compare(name: str, program: Program, reading: Reading) -> None:
+def _compare(name: str, program: Program, reading: Reading, half: bool) -> None:
     """Refuse a program that does not answer as the network does, for one sample and for two."""
     pairs = tuple(torch.cat([x, x]) for x in reading.examples)
     for xs, parts in ((reading.examples, reading.alone), (pairs, reading.pair)):
@@ -171,7 +171,7 @@ def _compare(name: str, program: Program, reading: Reading) -> None:
         if not bool(torch.isfinite(expected).all()):
             return  # no input is explained whose output is no number
         answer = run(program, *xs).reshape(-1).double()
-        allowed = max(tolerance(part.dtype) for _, part in parts)
+        allowed = LOW if half else max(tolerance(part.dtype) for _, part in parts)
         same = answer.numel() == expected.numel()
         error = (answer - expected.reshape(-1)).abs().max() if same else torch.inf
         if not error <= allowed * expected.abs().max():
