@@ -24,6 +24,7 @@ from nrm_graph.errors import TraceError
 from nrm_graph.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED
 from nrm_graph.program import Batch, Node, Program, Ref, Weight, passivity
 from nrm_graph.sizes import Sizes, affine, place
+from nrm_graph.spelling import spelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,26 +40,6 @@ _SHAPE_ONLY = {
     "aten.fill.Scalar",
 }
 
-_SAME_AS = {
-    "<built-in function getitem>": "aten.getitem",
-    "aten._native_batch_norm_legit_no_training.default": "aten.batch_norm.default",
-    "aten._softmax.default": "aten.softmax.int",
-    # Memory formats are not kept, so a view may need a copy.
-    "aten.view.default": "aten.reshape.default",
-    "aten._unsafe_view.default": "aten.reshape.default",
-    "aten.unsafe_split.Tensor": "aten.split.Tensor",
-    "aten.add.Scalar": "aten.add.Tensor",
-    "aten.sub.Scalar": "aten.sub.Tensor",
-    "aten.div.Scalar": "aten.div.Tensor",
-    "aten.mul.Scalar": "aten.mul.Tensor",
-    "aten.__and__.Tensor": "aten.bitwise_and.Tensor",
-    "aten.__or__.Tensor": "aten.bitwise_or.Tensor",
-    "aten.__xor__.Tensor": "aten.bitwise_xor.Tensor",
-    "aten.to.dtype": "aten._to_copy.default",
-    "aten.bmm.default": "aten.matmul.default",
-    "aten.mm.default": "aten.matmul.default",
-}
-
 # Constants that are the same for all samples are not broadcast by these.
 _WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {
     "aten.gather.default",
@@ -66,6 +47,8 @@ _WHOLE = (ROUTE - {"aten.masked_fill.Scalar"}) | {
     "aten.select_scatter.default",
     "aten.copy.default",
 }
+
+_VALUES = (Tensor, list, tuple)
 
 _PLACE = {"dtype", "layout", "device", "pin_memory", "memory_format"}
 
@@ -145,9 +128,10 @@ class Converter:
     still: set[str] = field(default_factory=set)
     mixes: set[str] = field(default_factory=set)
     masks: dict[str, bool] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)  # exporter's names, and of all that reads them
     renamed: dict[str, str] = field(default_factory=dict)  # exporter's name -> ours
     output: str = ""
-    _real: Weight | None = None
+    _ones: dict[str, Weight] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=Sizes)
     _calls: dict[str, list[str]] = field(default_factory=dict)  # module path -> calls in order
 
@@ -302,19 +286,23 @@ class Converter:
         return path, "/".join(levels[1:])
 
     def _operation(self, fx: Any) -> None:
-        op = _SAME_AS.get(str(fx.target), str(fx.target))
+        op = spelled(fx)
         module, _ = self.where(fx)
-        sources = [n for n in fx.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list)]
+        sources = [n for n in fx.all_input_nodes if isinstance(n.meta.get("val"), _VALUES)]
         random = torch.Tag.nondeterministic_seeded in getattr(fx.target, "tags", ()) and (
             op not in SUPPORTED and op not in self.rewrites
         )
         known = self.constants.origins
+        if op == "aten.type_as.default":  # of the second nothing but its type is read
+            sources = sources[:1]
         if (
             not random
             and (op in _SHAPE_ONLY or all(n.name in known for n in sources))
             and self.constants.fold(fx, module)
         ):
             return
+        if any(n.name in self.refused for n in fx.all_input_nodes):
+            self.refused.add(fx.name)
         try:
             if random:
                 raise Refused(f"{op} (random numbers)")
@@ -329,13 +317,20 @@ class Converter:
         refs = tuple(Ref(self.renamed.get(name, name)) for name in read)
         module, call = self.where(fx)
         self.sizes.exported[fx.name] = fx
-        numbers = getattr(fx.meta.get("val"), "dtype", torch.int64).is_floating_point
+        # Behind another it may be refused for what that one gives.
+        known = spelled(fx) in SUPPORTED or spelled(fx) in self.rewrites
+        stage = "behind" if known and not self.refused.isdisjoint(read) else "refused"
+        self.refused.add(fx.name)
+        found = fx.meta.get("val")
+        placed = place(self.sizes.shape(fx.name)) if isinstance(found, Tensor) else None
+        shape, batch = placed or ((), PLAIN)
+        numbers = getattr(found, "dtype", torch.int64).is_floating_point
         if refs and not numbers and all(ref.name in self.passive for ref in refs):
             self.passive.add(fx.name)
-        self.nodes.append(Node(fx.name, f"refused.{why}", refs, (), module, call, (), PLAIN))
+        self.nodes.append(Node(fx.name, f"{stage}.{why}", refs, (), module, call, shape, batch))
 
     def _step(self, fx: Any) -> Step:
-        op = _SAME_AS.get(str(fx.target), str(fx.target))
+        op = spelled(fx)
         copied = op in _WHOLE
         args = tuple(self.argument(a, copied) for a in fx.args)
         kwargs = {k: self.argument(v, copied) for k, v in fx.kwargs.items() if k not in _PLACE}
@@ -401,8 +396,16 @@ class Converter:
         self.nodes.append(Node(name, op, args, kept, step.module, step.call, shape, batch))
         return Ref(name)
 
-    def alias(self, step: Step, value: Ref) -> None:
-        """Let a step's value be another."""
+    def alias(self, step: Step, value: Ref | Weight) -> None:
+        """Let a step's value be another.
+
+        Raises
+        ------
+        Refused
+            If that one is no value of a node.
+        """
+        if not isinstance(value, Ref):
+            raise Refused(f"{step.op} of a constant")
         self.renamed[step.fx.name] = value.name
 
     @property
@@ -410,11 +413,13 @@ class Converter:
         """Constants that are 0 as such, by their names in the program."""
         return self.constants.zeros
 
-    def real(self, dtype: torch.dtype) -> Weight:
-        """Return a number of the type that the network computes with."""
-        if self._real is None:
-            self._real = self.constants.added("one", torch.ones((), dtype=dtype))
-        return self._real
+    def one(self, dtype: torch.dtype) -> Weight:
+        """Return a number of the type that the network computes with, or a whole one."""
+        name = "one" if dtype.is_floating_point else "whole"
+        if name not in self._ones:
+            kind = dtype if name == "one" else torch.int64
+            self._ones[name] = self.constants.added(name, torch.ones((), dtype=kind))
+        return self._ones[name]
 
     def dtype(self, value: Ref | Weight) -> torch.dtype:
         """Type of a value."""

@@ -73,9 +73,7 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
                 del values[name]
 
 
-def _even(
-    program: Program, inputs: Sequence[Tensor]
-) -> tuple[Program, tuple[Tensor, ...]]:
+def _even(program: Program, inputs: Sequence[Tensor]) -> tuple[Program, tuple[Tensor, ...]]:
     """Bring a program and its inputs to one type of floats, as a pass is computed in one."""
     tensors = [*program.weights.values(), *inputs]
     double = any(tensor.dtype == torch.float64 for tensor in tensors)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MULTIPLY, _DIVIDE = "nrm.multiply", "raw.div.Tensor"
 _SUM = "aten.sum.dim_IntList"
+_SPREADS = ("raw.linalg_vector_norm.", "raw.var.", "refused.aten.std.")
 
 _SMALL = 1e-6
 """The largest ``eps`` of ``normalize`` that only keeps zero from being divided."""
@@ -45,6 +46,7 @@ def fuse(program: Program) -> Program:
     for node in program.nodes:
         if nodes[node.name].op == _MULTIPLY:
             nodes[node.name] = _gate(nodes[node.name], nodes)
+    _excuse(nodes)
     return replace(program, nodes=tuple(nodes.values()), weights=weights)
 
 
@@ -396,3 +398,29 @@ def _opens(value: Ref, nodes: Mapping[str, Node]) -> int:
             break
         current = nodes.get(next(current.references(), ""))
     return best
+
+
+# --- what may be one of these, were it not for what it reads
+
+
+def _excuse(nodes: dict[str, Node]) -> None:
+    """Rename steps behind what is refused, so that only that is named as unsupported."""
+    behind: set[str] = set()
+    for name, node in nodes.items():
+        stage, _, op = node.op.partition(".")
+        reads = not behind.isdisjoint(node.references()) or _spread(node, nodes)
+        if stage == "raw" and reads:
+            nodes[name] = replace(node, op=f"behind.{op}")
+        if stage in ("refused", "behind") or reads:
+            behind.add(name)
+
+
+def _spread(node: Node, nodes: Mapping[str, Node]) -> bool:
+    """Whether a quotient's divisor comes from a length or variance that has no rule."""
+    divisor = node.args[1] if node.op == _DIVIDE else None
+    current = nodes.get(divisor.name) if isinstance(divisor, Ref) else None
+    while current is not None and (
+        current.op in SAME or current.op in ROUTE or current.op == "aten.add.Tensor"
+    ):
+        current = nodes.get(next(current.references(), ""))
+    return current is not None and current.op.startswith(_SPREADS)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from nrm_graph.constants import LOWEST
 from nrm_graph.conversion import Converter, Refused, Step
 from nrm_graph.program import Ref, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
 _ADD, _MUL = "aten.add.Tensor", "aten.mul.Tensor"
 
@@ -70,7 +70,7 @@ def as_number(c: Converter, step: Step, mask: Ref | Weight, at: str) -> Ref | We
     if isinstance(mask, Weight):
         found = tensor(c, mask).to(step.dtype)
         return c.constants.added(f"{step.module or step.fx.name}.{at}", found)
-    return c.add(step, "aten.type_as.default", mask, c.real(step.dtype), at=at)
+    return c.add(step, "aten.type_as.default", mask, c.one(step.dtype), at=at)
 
 
 def fill(

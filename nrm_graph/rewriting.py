@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.conversion import Converter, Refused, Step
-from nrm_graph.masks import MASKS, add_mask, carries, hides, tensor
+from nrm_graph.masks import MASKS, add_mask, carries, hides, number_of, tensor
 from nrm_graph.program import Batch, Ref, Weight
 from nrm_graph.sizes import SIZES
 
@@ -80,6 +80,20 @@ def _quotient(c: Converter, step: Step) -> None:
         c.add(step, "aten.div.Tensor", a, b)
 
 
+def _extreme(c: Converter, step: Step) -> None:
+    """Bound a value by a number, or take the larger or smaller of two passive ones."""
+    a, b = step.args
+    number = number_of(c, b if carries(c, a) else a)
+    if not step.moving:
+        c.keep(step)
+        hides(c, step, a, b)
+    elif number is None or c.shape(step.moving[0]) != c.shape_of(step):
+        raise Refused(f"{step.op} of two values")
+    else:
+        side = "min" if step.op == "aten.maximum.default" else "max"
+        c.add(step, f"aten.clamp_{side}.default", Ref(step.moving[0]), number)
+
+
 def _raw(c: Converter, step: Step) -> None:
     """Put off what may be a step of an activation."""
     if not step.moving:
@@ -150,18 +164,16 @@ def _addmm(c: Converter, step: Step) -> None:
 
 def _cast(c: Converter, step: Step) -> None:
     (value, *_), before = step.args, step.fx.args[0].meta["val"].dtype
-    if step.moving:
+    if carries(c, value):
         if not step.dtype.is_floating_point:
             raise Refused(f"{step.op} to integers, which relevance cannot pass")
         c.alias(step, value)
     elif step.dtype == torch.bool and before != torch.bool:
         c.add(step, "aten.ne.Scalar", value, 0)
-    elif step.dtype.is_floating_point and not before.is_floating_point:
-        c.add(step, "aten.type_as.default", value, c.real(step.dtype))
-    elif before == torch.bool and step.dtype != torch.bool:
+    elif before == torch.bool and not step.dtype.is_floating_point and step.dtype != torch.bool:
         c.add(step, _MUL, value, 1)
-    elif before.is_floating_point and not step.dtype.is_floating_point:
-        raise Refused(f"{step.op} of numbers to integers")
+    elif before.is_floating_point != step.dtype.is_floating_point:
+        c.add(step, "aten.type_as.default", value, c.one(step.dtype))
     else:
         c.alias(step, value)
 
@@ -240,6 +252,8 @@ REWRITES: dict[str, Callable[[Converter, Step], None]] = {
     "aten.div.Tensor_mode": _quotient,
     "aten.matmul.default": _matmul,
     "aten.addmm.default": _addmm,
+    "aten.maximum.default": _extreme,
+    "aten.minimum.default": _extreme,
     **MASKS,
     "aten._to_copy.default": _cast,
     "aten.type_as.default": _cast,

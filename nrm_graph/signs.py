@@ -96,7 +96,7 @@ def silent(program: Program, layout: Layout, rules: Mapping[int, Rule]) -> froze
     for name in [*(n for n, _ in program.inputs), *(n.name for n in program.nodes)][::-1]:
         if name in rest:
             continue
-        read = readers[name]
+        read = [node for node in readers[name] if node.name not in rest]
         layered = [r for r in read if r.name in layout.weighings]
         others = [r for r in read if r.name not in layout.layer_of]
         vanishing[name] = (

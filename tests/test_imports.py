@@ -23,7 +23,7 @@ LEVELS = (
     # the traced network
     ("batching", "elementwise", "operations", "program", "convolution", "taps", "window"),
     ("execution", "routing", "vetting", "folding", "linear", "naming", "signs"),
-    ("sizes", "fusing", "outputs", "modules"),
+    ("sizes", "fusing", "outputs", "modules", "spelling"),
     ("readings",),
     ("constants",),
     ("conversion",),
