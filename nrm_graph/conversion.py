@@ -11,6 +11,7 @@ until :mod:`nrm_graph.fusing` has found all of it.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -317,14 +318,17 @@ class Converter:
         refs = tuple(Ref(self.renamed.get(name, name)) for name in read)
         module, call = self.where(fx)
         self.sizes.exported[fx.name] = fx
+        op, found = spelled(fx), fx.meta.get("val")
+        numbers = getattr(found, "dtype", torch.int64).is_floating_point
         # Behind another it may be refused for what that one gives.
-        known = spelled(fx) in SUPPORTED or spelled(fx) in self.rewrites
+        known = op in CARRYING or op in self.rewrites or (op in PASSIVE and not numbers)
         stage = "behind" if known and not self.refused.isdisjoint(read) else "refused"
         self.refused.add(fx.name)
-        found = fx.meta.get("val")
-        placed = place(self.sizes.shape(fx.name)) if isinstance(found, Tensor) else None
+        placed = None
+        if isinstance(found, Tensor):
+            with suppress(TraceError):
+                placed = place(self.sizes.shape(fx.name))
         shape, batch = placed or ((), PLAIN)
-        numbers = getattr(found, "dtype", torch.int64).is_floating_point
         if refs and not numbers and all(ref.name in self.passive for ref in refs):
             self.passive.add(fx.name)
         self.nodes.append(Node(fx.name, f"{stage}.{why}", refs, (), module, call, shape, batch))

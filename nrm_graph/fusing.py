@@ -46,7 +46,9 @@ def fuse(program: Program) -> Program:
     for node in program.nodes:
         if nodes[node.name].op == _MULTIPLY:
             nodes[node.name] = _gate(nodes[node.name], nodes)
-    _excuse(nodes)
+    for name, node in nodes.items():
+        if node.op.startswith("raw.") and _excused(node, nodes, weights):
+            nodes[name] = replace(node, op=f"behind.{node.op.removeprefix('raw.')}")
     return replace(program, nodes=tuple(nodes.values()), weights=weights)
 
 
@@ -400,23 +402,16 @@ def _opens(value: Ref, nodes: Mapping[str, Node]) -> int:
     return best
 
 
-# --- what may be one of these, were it not for what it reads
+# --- what would be one of these, were it not for what it reads
 
 
-def _excuse(nodes: dict[str, Node]) -> None:
-    """Rename steps behind what is refused, so that only that is named as unsupported."""
-    behind: set[str] = set()
-    for name, node in nodes.items():
-        stage, _, op = node.op.partition(".")
-        reads = not behind.isdisjoint(node.references()) or _spread(node, nodes)
-        if stage == "raw" and reads:
-            nodes[name] = replace(node, op=f"behind.{op}")
-        if stage in ("refused", "behind") or reads:
-            behind.add(name)
+def _excused(node: Node, nodes: Mapping[str, Node], weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a step has no rule only because what it reads has none."""
+    return _of_spread(node, nodes) or _of_refused(node, nodes, weights)
 
 
-def _spread(node: Node, nodes: Mapping[str, Node]) -> bool:
-    """Whether a quotient's divisor comes from a length or variance that has no rule."""
+def _of_spread(node: Node, nodes: Mapping[str, Node]) -> bool:
+    """Whether a quotient's divisor is a length or a variance that has no rule."""
     divisor = node.args[1] if node.op == _DIVIDE else None
     current = nodes.get(divisor.name) if isinstance(divisor, Ref) else None
     while current is not None and (
@@ -424,3 +419,20 @@ def _spread(node: Node, nodes: Mapping[str, Node]) -> bool:
     ):
         current = nodes.get(next(current.references(), ""))
     return current is not None and current.op.startswith(_SPREADS)
+
+
+def _of_refused(node: Node, nodes: Mapping[str, Node], weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether it would be part of an activation, if what is refused worked neuron by neuron."""
+    place = {name: i for i, name in enumerate(nodes)}
+    frontier, refused = set(node.references()), False
+    while len(frontier) > 1 or (frontier and not refused):
+        current = nodes.get(max(frontier, key=lambda name: place.get(name, -1)))
+        if current is None or (current.shape, current.batch) != (node.shape, node.batch):
+            return False
+        known = current.op == "nrm.elementwise" or _term(current, weights) is not None
+        unknown = current.op.startswith(("refused.", "behind."))
+        refused = refused or unknown
+        if not known and not unknown:
+            return False
+        frontier = (frontier - {current.name}) | set(current.references())
+    return True
