@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ class Constants:
         The program's tensors.
     zeros : set of str
         Those that are 0 all over, and not because a parameter happens to be.
+    half : set of dtype
+        Types of half precision in which the network computes.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Constants:
     names: dict[str, str] = field(default_factory=dict)
     used: dict[str, Tensor] = field(default_factory=dict)
     zeros: set[str] = field(default_factory=set)
+    half: set[torch.dtype] = field(default_factory=set)
     _count: Counter[str] = field(default_factory=Counter)
 
     def __contains__(self, name: str) -> bool:
@@ -64,7 +68,7 @@ class Constants:
 
     def stored(self, name: str, value: Tensor, path: str | None, module: str = "") -> None:
         """Add a parameter or buffer, or (without a path) a tensor of the code."""
-        self.values[name] = value
+        self.values[name] = wide(value)
         self.modules[name] = module
         # Integers say which entries of a table are meant: the table is what is named.
         named = path is not None and value.is_floating_point()
@@ -142,15 +146,21 @@ class Constants:
             self._spread(fx, [affine(d) for d in meta.shape])
         return True
 
+    def number(self, value: float) -> float:
+        """Bring a number to those of float32; the lowest of half precision is its lowest."""
+        if not math.isfinite(value):
+            return value
+        if value in {torch.finfo(dtype).min for dtype in self.half}:
+            return LOWEST
+        return min(max(value, LOWEST), -LOWEST)  # a float64 mask is one in float32 too
+
     def _cast(self, fx: Any) -> None:
-        """Let a constant of another precision be the same one, if it fits in."""
-        if str(fx.target) not in _CASTS:
-            return
-        source = fx.args[0].name
-        before, after = self.values[source], self.values[fx.name]
-        floats = before.is_floating_point() and after.is_floating_point()
-        if floats and torch.equal(before.isinf(), after.isinf()):
-            self._alias(fx, source)
+        """Let a constant that is cast to half precision, or from it, be the same one."""
+        if str(fx.target) in _CASTS:
+            source = fx.args[0].name
+            before, after = self.values[source], self.values[fx.name]
+            if before.dtype == after.dtype and before.is_floating_point():
+                self._alias(fx, source)
 
     def _alias(self, fx: Any, source: str) -> None:
         self.weight(source)
@@ -173,7 +183,7 @@ class Constants:
     def _evaluated(self, fx: Any, n: int) -> Any:
         def value(arg: Any) -> Any:
             if not isinstance(arg, torch.fx.Node):
-                return sized(arg)
+                return literal(arg)
             if arg.name in self.values:
                 return self.values[arg.name]
             if arg.name in self.grown:
@@ -181,10 +191,15 @@ class Constants:
             found = arg.meta.get("val")
             if isinstance(found, Tensor):
                 shape = [sized(d) for d in found.shape]
-                return torch.empty(shape, dtype=found.dtype)
+                return torch.empty(shape, dtype=literal(found.dtype))
             if isinstance(found, int | torch.SymInt):
                 return sized(found)
             raise _UnknownError
+
+        def literal(arg: Any) -> Any:
+            if isinstance(arg, torch.dtype):
+                return torch.float32 if arg in HALF else arg
+            return self.number(arg) if isinstance(arg, float) and self.half else sized(arg)
 
         def sized(arg: Any) -> Any:
             if not isinstance(arg, torch.SymInt):
@@ -192,7 +207,7 @@ class Constants:
             found = affine(arg)
             return found if isinstance(found, int) else found.scale * n + found.offset
 
-        args, kwargs = torch.fx.node.map_arg((fx.args, fx.kwargs), value)
+        args, kwargs = torch.fx.node.map_aggregate((fx.args, fx.kwargs), value)
         with torch.no_grad():
             return fx.target(*args, **kwargs)
 

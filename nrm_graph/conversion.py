@@ -10,7 +10,6 @@ until :mod:`nrm_graph.fusing` has found all of it.
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.batching import PLAIN
-from nrm_graph.constants import HALF, LOWEST, Constants
+from nrm_graph.constants import HALF, Constants
 from nrm_graph.errors import TraceError
 from nrm_graph.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED
 from nrm_graph.program import Batch, Node, Program, Ref, Weight, passivity
@@ -138,6 +137,9 @@ class Converter:
 
     def program(self) -> Program:
         """Convert the whole graph; operations called ``raw`` are still among it."""
+        values = (node.meta.get("val") for node in self.exported.graph.nodes)
+        types = {value.dtype for value in values if isinstance(value, Tensor)}
+        self.constants.half = types.intersection(HALF)
         taken = set(self.input_names)
         for fx in self.exported.graph.nodes:
             if fx.name in taken:  # names of inputs are the network's own
@@ -160,11 +162,10 @@ class Converter:
         """Path inside the network of what the exporter saw inside the module around it."""
         return name.removeprefix(self.prefix).removeprefix(".")
 
-    @cached_property
-    def half(self) -> frozenset[torch.dtype]:
-        """Types of half precision in which the network computes."""
-        values = (node.meta.get("val") for node in self.exported.graph.nodes)
-        return frozenset(v.dtype for v in values if isinstance(v, Tensor) and v.dtype in HALF)
+    @property
+    def half(self) -> bool:
+        """Whether the network computes in half precision somewhere."""
+        return bool(self.constants.half)
 
     @cached_property
     def _stored(self) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
@@ -251,10 +252,8 @@ class Converter:
             return affine(value)
         if isinstance(value, torch.memory_format | torch.layout | torch.device | torch.dtype):
             return None
-        if isinstance(value, float) and math.isfinite(value):
-            # The lowest number of float64, or of half precision, is float32's: a mask's.
-            low = value in {torch.finfo(dtype).min for dtype in self.half}
-            return LOWEST if low else min(max(value, LOWEST), -LOWEST)
+        if isinstance(value, float):
+            return self.constants.number(value)
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise TraceError(f"an argument of type {type(value).__name__} cannot be stored: {value!r}")

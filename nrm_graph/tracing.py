@@ -133,7 +133,7 @@ def trace(
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, reading.examples)
-    _compare(type(model).__name__, program, reading, bool(converter.half))
+    _compare(type(model).__name__, program, reading, converter.half)
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
 
