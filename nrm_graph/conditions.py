@@ -67,7 +67,7 @@ def materialize(
                     f"the condition {name} holds {entry.key!r} as it was before it was deleted: "
                     "compact the store, which removes such rows, and run the same call again"
                 )
-            if not writer.committed(entry.key, entry.target, entry.content):
+            if not writer.committed(entry.key, entry.aim, entry.content):
                 _add(writer, db.measure(identity, device=device), entry, event, form)
             bar.update(1)
 
@@ -144,6 +144,7 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: Form) -> 
             tensor=None,
             nodes=nodes,
             edges=edges,
+            weights=entry.weights,
         )
 
     try:

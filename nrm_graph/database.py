@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph import lookups
 from nrm_graph.circuits.methods import Circuits
 from nrm_graph.errors import InputError, QueryError
 from nrm_graph.store import settings
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.conditions import Condition
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
-    from nrm_graph.targets import Outputs
+    from nrm_graph.targets import Outputs, Sought
     from nrm_graph.units import Partition
     from nrm_graph.verify.report import Report
 
@@ -217,25 +218,10 @@ class Database(Circuits):
             raise InputError(f"there is no input {choice!r} in {self.path}: {hint}")
         return found
 
-    def _pair(self, key: str | int, target: Any = None) -> int:
-        """Input id of a key and target, which need not be named where there is one."""
-        found = self._matching(key)
-        if target is not None:
-            flat = self.outputs.index(target) if isinstance(target, tuple) else target
-            found = tuple(i for i in found if self._snapshot.entries[i].target == flat)
-        if len(found) != 1:
-            targets = sorted(self._snapshot.entries[i].target for i in self._matching(key))
-            listed = ", ".join(self.outputs.text(t) for t in targets)
-            raise InputError(
-                f"input {key!r} has the targets {listed}: name one of them as target; weights such "
-                "as {8: 1.0} (8=1 on the command line) explain any output"
-            )
-        return found[0]
-
     def measure(
         self,
         key: str | int,
-        target: int | tuple[Any, ...] | Mapping[Any, float] | None = None,
+        target: Sought | None = None,
         *,
         dtype: str | None = None,
         scale: str = "unit",
@@ -249,11 +235,12 @@ class Database(Circuits):
         ----------
         key : str or int
             Key or input_id.
-        target : int, tuple, or mapping of int or tuple to float, optional
+        target : int, tuple, mapping of int or tuple to float, or text of weights, optional
             Needed where the key has several targets.  A tuple is a place in an output of several
             axes, such as (position, class); see :func:`nrm_graph.measure`.  Signed weights over
             outputs, such as ``{3: 1, 5: -1}`` for what speaks for 3 and against 5, need not be
-            stored.
+            stored; the text of stored ones, as the column ``weights`` of ``inputs`` holds it, will
+            do.
         dtype, scale, device, memory
             As in :func:`nrm_graph.measure`.
         input : Tensor, or a tuple or mapping of tensors, optional
@@ -276,9 +263,7 @@ class Database(Circuits):
         """
         from nrm_graph.stored import stored_measure
 
-        weights = target if isinstance(target, Mapping) else None
-        # All targets of a key have one input.
-        identity = self._pair(key, target) if weights is None else self._matching(key)[0]
+        identity, weights = lookups.pair_or_weights(self, key, target)
         return stored_measure(
             self,
             identity,

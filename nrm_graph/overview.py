@@ -41,9 +41,9 @@ def facts(db: Database) -> dict[str, str]:
     """
     counts = db.sql(
         "SELECT (SELECT count(*) FROM inputs), (SELECT count(DISTINCT key) FROM inputs), "
-        "(SELECT count(DISTINCT target) FROM inputs), (SELECT count(*) FROM edges), "
-        "(SELECT count(*) FROM failures)"
+        "(SELECT count(*) FROM edges), (SELECT count(*) FROM failures)"
     ).fetchall()[0]
+    counts = (*counts[:2], len({e.aim for e in db._snapshot.entries.values()}), *counts[2:])
     meta = db.meta
     found = {
         name: f"{count:,}"

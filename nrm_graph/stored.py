@@ -130,7 +130,7 @@ def stored_measure(
     kind = kind if dtype is None else getattr(torch, dtype)
     net = network_of(db, kind, place)
     x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
-    wanted = db._snapshot.entries[identity].target if target is None else target
+    wanted = db._snapshot.entries[identity].explained if target is None else target
     with _own(db, given=dtype is not None or target is not None):
         found = from_network(net, x, wanted, db.units(), scale, memory, tokens_of(db, identity))
     _compare(db, identity, found)
@@ -240,9 +240,11 @@ def _compare(db: Database, identity: int, found: Measure) -> None:
     db._compared.add(identity)
     stored = float(db._snapshot.facts(identity)["logit"])
     entry = db._snapshot.entries[identity]
-    output = float(found.state.output[0, entry.target])
-    largest = float(found.state.output.abs().max())
-    if abs(stored - output) > LOGIT_TOLERANCE * largest:
+    weights = entry.explained if isinstance(entry.explained, dict) else {entry.explained: 1.0}
+    row = found.state.output[0].double()
+    output = sum(weight * float(row[index]) for index, weight in weights.items())
+    allowed = LOGIT_TOLERANCE * float(row.abs().max()) * sum(map(abs, weights.values()))
+    if abs(stored - output) > allowed:
         warnings.warn(
             f"input {entry.key!r}: the stored program gives the target's output {output:.6g}, the "
             f"store says {stored:.6g}: the stored tables and this measure may not agree",

@@ -2,28 +2,38 @@
 
 A target is stored as the flat index of an output.  People say it by its place: ``464``, or
 ``(position, class)`` where the output has several axes, with the output's name in front where
-the network returns several.
+the network returns several.  Signed weights of several outputs, which are one target together,
+are stored as the text that :mod:`nrm_graph.weighted` gives them.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nrm_graph import weighted
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
     from nrm_graph.program import Program
+    from nrm_graph.weighted import Aim
 
 PREDICTED = "predicted"
 NAMED = (PREDICTED, "label")
+
+Sought = int | str | tuple[Any, ...] | Mapping[Any, float]
+"""A target of a store: index, place or weights of outputs, or the text of weights."""
+
+SHOWN = 4
+"""Weights of one target that are shown."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class Outputs:
         InputError
             If one is text of another kind.
         """
-        if isinstance(asked, str | int) or self.is_place(asked):
+        if isinstance(asked, str | int | Mapping) or self.is_place(asked):
             return [asked]
         for choice in asked:
             if isinstance(choice, str) and choice not in NAMED:
@@ -144,6 +154,65 @@ class Outputs:
             place[unknown[0]] = int(held[tuple(around)].argmax())
         return first + int(np.ravel_multi_index(place, shape)) if shape else first
 
+    def weights(
+        self, target: Mapping[Any, Any], values: npt.NDArray[Any] | None = None
+    ) -> dict[int, float]:
+        """Weights of a target by flat index, ascending; those of one output are summed.
+
+        Parameters
+        ----------
+        target : mapping of int or tuple to float
+            Weights of outputs, by index or place.
+        values : ndarray, optional
+            All outputs, as for :meth:`index`.
+
+        Raises
+        ------
+        InputError
+            If there is no such output, or nothing is left of the weights.
+
+        Examples
+        --------
+        >>> logits = Outputs((("", (5, 100)),))
+        >>> logits.weights({(-1, 65): -1, (-1, 64): 1})
+        {464: 1.0, 465: -1.0}
+        """
+        found: dict[int, float] = {}
+        for place, weight in weighted.checked(target).items():
+            index = self.index(place, values)
+            found[index] = found.get(index, 0.0) + weight
+        found = {index: weight for index, weight in sorted(found.items()) if weight}
+        if not found or not all(map(math.isfinite, found.values())):
+            raise InputError(f"the weights of target {target!r} cancel, or are not finite in sum")
+        return found
+
+    def aim(self, target: Any, values: npt.NDArray[Any] | None = None) -> Aim:
+        """Flat index of a target, or the text of its weights; see :meth:`index`."""
+        if isinstance(target, Mapping):
+            return weighted.text_of(self.weights(target, values))
+        return self.index(target, values)
+
+    def sought(self, target: Sought) -> Aim:
+        """Flat index, or text of weights, of a target that is looked up in a store.
+
+        An index is taken as it is: there may be no input of it.
+
+        Raises
+        ------
+        InputError
+            If it is no target, or an output that the network has not.
+        """
+        if isinstance(target, str) and target.startswith("{"):
+            target = weighted.weights_of(target)
+        if isinstance(target, Mapping | tuple):
+            return self.aim(target)
+        if isinstance(target, bool) or not isinstance(target, int | np.integer):
+            raise InputError(
+                f"target must be an output's number or place, or weights such as {{3: 1, 5: -1}}, "
+                f"found {repr(target)[:100]}"
+            )
+        return int(target)
+
     def place(self, index: int) -> Any:
         """Place of an output: a number, or a tuple where it takes several to say."""
         first = 0
@@ -158,8 +227,20 @@ class Outputs:
             first += size
         return index
 
-    def text(self, index: int, classes: Sequence[str] | None = None) -> str:
-        """Place of an output in words, with its class where the names are known."""
+    def text(self, index: Aim, classes: Sequence[str] | None = None) -> str:
+        """Place of an output in words, with its class where the names are known; or weights.
+
+        Examples
+        --------
+        >>> Outputs((("", (5, 100)),)).text('{"464":1.0,"465":-1.0}')
+        '{(4, 64): 1, (4, 65): -1}'
+        """
+        if isinstance(index, str):
+            weights = weighted.weights_of(index)
+            parts = [f"{self.text(i, classes)}: {w:g}" for i, w in list(weights.items())[:SHOWN]]
+            if len(weights) > SHOWN:
+                parts.append(f"{len(weights) - SHOWN:,} more")
+            return f"{{{', '.join(parts)}}}"
         place = self.place(index)
         if not isinstance(place, tuple):
             shown, at = str(place), place
@@ -196,20 +277,36 @@ def asked_for(target: Any) -> Any:
     InputError
         If there is nothing to explain, or something of another kind.
     """
-    if isinstance(target, np.integer):
-        return int(target)
-    found = target if isinstance(target, str | int | tuple) else list(target)
-    for choice in [found] if isinstance(found, str | int) else found:
-        named = isinstance(choice, str) and (choice in NAMED or isinstance(found, tuple))
-        number = isinstance(choice, int | np.integer) and not isinstance(choice, bool)
-        if not named and not number and not isinstance(choice, tuple):
-            raise InputError(
-                "target must be 'predicted', 'label', an index or a place such as (position, "
-                f"class), found {choice!r}"
-            )
-    if found in ([], ()):
+    if hasattr(target, "tolist"):  # numbers of NumPy and torch
+        target = target.tolist()
+    if isinstance(target, str | int | Mapping):
+        return _one(target)
+    if isinstance(target, bytes) or not isinstance(target, Iterable):
+        raise _unknown(target)
+    found = [_one(choice, isinstance(target, tuple)) for choice in target]
+    if not found:
         raise InputError("target names nothing to explain: expected at least one")
-    return found
+    return tuple(found) if isinstance(target, tuple) else found
+
+
+def _one(choice: Any, part: bool = False) -> Any:
+    """Check one target; text in a tuple may be the name of an output."""
+    if isinstance(choice, Mapping):
+        return weighted.checked(choice)
+    if isinstance(choice, str) and (part or choice in NAMED):
+        return choice
+    if isinstance(choice, tuple):
+        return choice
+    if isinstance(choice, bool) or not isinstance(choice, int | np.integer):
+        raise _unknown(choice)
+    return int(choice)
+
+
+def _unknown(found: Any) -> InputError:
+    return InputError(
+        "target must be 'predicted', 'label', an index, a place such as (position, class), or "
+        f"weights such as {{3: 1, 5: -1}}, found {repr(found)[:100]}"
+    )
 
 
 def outputs_of(program: Program) -> Outputs:

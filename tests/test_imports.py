@@ -17,7 +17,7 @@ PACKAGE = Path(nrm_graph.__file__).parent
 LEVELS = (
     ("errors", "boundary"),
     # frozen values: no torch
-    ("topology", "units", "events", "blocks", "precision", "targets", "unit_names"),
+    ("topology", "units", "events", "blocks", "precision", "targets", "unit_names", "weighted"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store", "cluster"),
     ("plots",),
     # the traced network
@@ -50,10 +50,12 @@ LEVELS = (
     ("walks", "unit_paths"),
     ("exact",),
     ("prepare",),
+    ("input_labels", "loaders"),
     ("stored", "samples", "described"),
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
-    ("database", "verify", "conditions", "circuits"),
+    ("database", "lookups", "verify", "conditions", "circuits"),
     ("evaluate",),
+    ("numbering",),
     ("runs",),
     ("extraction", "actors"),
     # for people
@@ -70,6 +72,7 @@ LEVELS = (
 )
 LIGHT = (
     "database",
+    "lookups",
     "verify",
     "conditions",
     "writing",

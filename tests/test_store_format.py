@@ -733,6 +733,8 @@ def test_any_record_comes_back(tmp_path_factory, fields, key, target, label, log
                 "target": target,
                 "predicted": target,
                 "logit": logit,
+                "item": None,
+                "weights": None,
                 **fields,
             }
         ]

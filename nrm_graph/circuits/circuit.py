@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.source import Source
     from nrm_graph.database import Database
     from nrm_graph.events import Event
+    from nrm_graph.targets import Sought
 
 
 MOST = 999_999
@@ -46,7 +47,7 @@ def circuit(
     layers: Sequence[str] | None = None,
     weight: str = "unit",
     per_input: bool = False,
-    target: int | tuple[Any, ...] | None = None,
+    target: Sought | None = None,
     mixed_targets: bool = False,
     engine: Engine = local,
 ) -> nx.DiGraph:

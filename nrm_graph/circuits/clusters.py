@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
+    from nrm_graph.targets import Sought
     from nrm_graph.topology import Topology
 
 
@@ -153,7 +154,7 @@ def clusters(
     *,
     k: int | None = None,
     edges: int = 500,
-    target: int | tuple[Any, ...] | None = None,
+    target: Sought | None = None,
     mixed_targets: bool = False,
     seed: int = 0,
 ) -> Clusters:

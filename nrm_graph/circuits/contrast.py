@@ -24,13 +24,16 @@ from nrm_graph.circuits.chosen import (
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import Group, group
 from nrm_graph.errors import InputError
+from nrm_graph.weighted import order
 
 if TYPE_CHECKING:
     import networkx as nx
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
+    from nrm_graph.targets import Sought
     from nrm_graph.topology import Topology
+    from nrm_graph.weighted import Aim
 
 _STATISTICS = ("mean_a", "mean_b", "stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
 
@@ -85,10 +88,9 @@ class Contrast:
     resolutions: tuple[str, ...] = field(repr=False)
 
     @property
-    def targets(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Targets that each group explains."""
-        a, b = (tuple(np.unique(g.targets).tolist()) for g in (self.a, self.b))
-        return a, b
+    def targets(self) -> tuple[tuple[Aim, ...], tuple[Aim, ...]]:
+        """Targets that each group explains, or the texts of their weights."""
+        return _aims(self.a), _aims(self.b)
 
     def graph(self, top: int = 50) -> nx.DiGraph:
         r"""Graph of the strongest differences.
@@ -123,8 +125,8 @@ class Contrast:
             "absorbed_a": self.absorbed[0],
             "absorbed_b": self.absorbed[1],
         }
-        if len({*self.a.targets.tolist(), *self.b.targets.tolist()}) == 1:
-            found.graph["target"] = int(self.a.targets[0])
+        if self.a.target is not None and self.a.target == self.b.target:
+            found.graph["target"] = self.a.target
         return found
 
     def __repr__(self) -> str:
@@ -149,6 +151,10 @@ class Contrast:
         return "\n".join(lines) + ">"
 
 
+def _aims(g: Group) -> tuple[Aim, ...]:
+    return tuple(sorted(set(g.aims), key=order))
+
+
 def _where(g: Group) -> str:
     return "all" if g.where is None else g.where
 
@@ -164,7 +170,7 @@ def contrast(
     *,
     edges: int = 1000,
     weight: str = "logit",
-    target: int | tuple[Any, ...] | None = None,
+    target: Sought | None = None,
     mixed_targets: bool = False,
     adjust: str = "bh",
     draws: int = 10_000,
@@ -186,9 +192,10 @@ def contrast(
         together, so that the choice knows nothing of the labels that are tested.
     weight : "logit" or "unit"
         Compare relevance times logit, or relevance.
-    target : int or tuple, optional
-        Only inputs of this target, in both groups.  Without it the groups may explain different
-        outputs, as those of two classes do, and the answer says so.
+    target : int, tuple, mapping or str, optional
+        Only inputs of this target (index, place, weights or their text), in both groups.  Without
+        it the groups may explain different outputs, as those of two classes do, and the answer says
+        so.
     mixed_targets : bool
         Allow different targets within a group.
     adjust : "bh" or "by"
@@ -275,6 +282,7 @@ def _design(a: Group, b: Group) -> bool:
 def _pooled(a: Group, b: Group) -> Group:
     """Both groups together, each pair once."""
     new = b.take(np.flatnonzero(~np.isin(b.ids, a.ids)))
+    weighted = a.weighted or new.weighted
     both = Group(
         None,
         np.concatenate([a.ids, new.ids]),
@@ -282,6 +290,7 @@ def _pooled(a: Group, b: Group) -> Group:
         a.labels + new.labels,
         np.concatenate([a.targets, new.targets]),
         np.concatenate([a.logits, new.logits]),
+        sum((g.weighted or (None,) * len(g) for g in (a, new)), ()) if weighted else (),
     )
     return both.take(np.argsort(both.ids))
 
@@ -333,9 +342,7 @@ def _notes(db: Database, a: Group, b: Group, sizes: list[int], unknown: int) -> 
     """Say what to know before reading the numbers."""
     notes = []
     if a.target is None or a.target != b.target:
-        said = [
-            ", ".join(db.outputs.text(t) for t in np.unique(g.targets)[:5].tolist()) for g in (a, b)
-        ]
+        said = [", ".join(map(db.outputs.text, _aims(g)[:5])) for g in (a, b)]
         notes.append(
             f"the groups explain different outputs, {said[0]} and {said[1]}: a difference may be "
             "one of the questions; target= fixes one for both"

@@ -10,6 +10,7 @@ import numpy as np
 
 from nrm_graph.errors import InputError
 from nrm_graph.store.statement import chosen_inputs
+from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.database import Database
+    from nrm_graph.targets import Sought
+    from nrm_graph.weighted import Aim
 
 WEIGHTS = ("unit", "logit")
 
@@ -36,9 +39,12 @@ class Group:
     labels : tuple of str or None
         Their labels.
     targets : ndarray of int64, (N,)
-        Flat index of the explained output.
+        Flat index of the explained output; -1 where several are weighed.
     logits : ndarray of float64, (N,)
-        Its value.
+        Its value, or the weighted sum.
+    weighted : tuple of str or None
+        Weights of the explained outputs, as :mod:`nrm_graph.weighted` writes them; empty where no
+        input has any.
     """
 
     where: str | None
@@ -47,6 +53,7 @@ class Group:
     labels: tuple[str | None, ...]
     targets: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float64]
+    weighted: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,9 +63,35 @@ class Group:
         return f"<Group of {len(self):,} inputs, {chosen}>"
 
     @property
-    def target(self) -> int | None:
-        """The one target of all inputs, or None where they differ."""
-        return int(self.targets[0]) if len(np.unique(self.targets)) == 1 else None
+    def aims(self) -> tuple[Aim, ...]:
+        """What is explained of each input: a target, or the text of weights."""
+        targets = self.targets.tolist()
+        if not self.weighted:
+            return tuple(targets)
+        return tuple(t if w is None else w for t, w in zip(targets, self.weighted, strict=True))
+
+    @property
+    def target(self) -> Aim | None:
+        """The one target of all inputs, or the text of their weights; None where they differ."""
+        if not self.weighted:
+            return int(self.targets[0]) if len(np.unique(self.targets)) == 1 else None
+        return self.aims[0] if len(set(self.aims)) == 1 else None
+
+    def explains(self, aim: Aim) -> npt.NDArray[np.bool_]:
+        """Whether a target, or the text of weights, is what is explained of each input, (N,)."""
+        if self.weighted:
+            return np.array([own == aim for own in self.aims], bool)
+        return np.zeros(len(self), bool) if isinstance(aim, str) else self.targets == aim
+
+    def seeds(self, start: int, stop: int, outputs: int) -> npt.NDArray[Any]:
+        """Targets of some inputs, (n,); or where any has weights, those of all, (n, outputs)."""
+        if not self.weighted:
+            return self.targets[start:stop]
+        found = np.zeros((len(self.targets[start:stop]), outputs))
+        for row, aim in zip(found, self.aims[start:stop], strict=True):
+            weights = weights_of(aim) if isinstance(aim, str) else {aim: 1.0}
+            row[list(weights)] = list(weights.values())
+        return found
 
     def take(self, places: npt.NDArray[np.intp]) -> Group:
         """Keep the inputs at some places, in that order."""
@@ -69,6 +102,7 @@ class Group:
             labels=tuple(self.labels[i] for i in places),
             targets=self.targets[places],
             logits=self.logits[places],
+            weighted=tuple(self.weighted[i] for i in places) if self.weighted else (),
         )
 
     def weights(self, weight: str) -> npt.NDArray[np.float64]:
@@ -89,7 +123,7 @@ def group(
     where: str | None = None,
     *,
     inputs: Sequence[str | int] | None = None,
-    target: int | tuple[Any, ...] | None = None,
+    target: Sought | None = None,
     mixed_targets: bool = False,
 ) -> Group:
     """Choose inputs of a store.
@@ -102,8 +136,9 @@ def group(
         SQL condition over ``inputs``; all by default.
     inputs : sequence of key or input_id, optional
         Of the chosen inputs only these.
-    target : int or tuple, optional
-        Keep the pairs of this target: a flat index, or a place such as (position, class).
+    target : int, tuple, mapping or str, optional
+        Keep the pairs of this target: a flat index, a place such as (position, class), or weights
+        of these such as ``{3: 1, 5: -1}``, or their text in ``inputs``.
     mixed_targets : bool
         Allow inputs of which different outputs are explained: their measures speak of different
         questions, and a mixture of them of neither.
@@ -119,26 +154,26 @@ def group(
     if where is not None:
         query += f" WHERE input_id IN ({chosen_inputs(where)})"
     rows = db.sql(f"{query} ORDER BY input_id", inputs=inputs).to_arrow_table()
-    if target is not None:
-        place = db.outputs.index(target) if isinstance(target, tuple) else target
-        if isinstance(place, bool) or not isinstance(place, int | np.integer):
-            raise InputError(f"target must be an output's number or place, found {target!r}")
-        rows = rows.filter(np.asarray(rows["target"]) == place)
-    if not len(rows):
-        raise InputError(
-            f"no input is chosen by {_chosen(where, inputs, target)}: {db.path} holds "
-            f"{len(db):,}; `SELECT key, label, target FROM inputs` lists them"
-        )
+    # Of the manifests: in old stores a user's own field may bear the name of the column.
+    weights = [db._snapshot.entries[i].weights for i in rows["input_id"].to_pylist()]
     found = Group(
         where,
         rows["input_id"].to_numpy(),
         tuple(rows["key"].to_pylist()),
         tuple(rows["label"].to_pylist()),
-        rows["target"].to_numpy().astype(np.int64),
+        rows["target"].fill_null(-1).to_numpy().astype(np.int64),
         rows["logit"].to_numpy().astype(np.float64),
+        tuple(weights) if any(weights) else (),
     )
+    if target is not None:
+        found = found.take(np.flatnonzero(found.explains(db.outputs.sought(target))))
+    if not len(found):
+        raise InputError(
+            f"no input is chosen by {_chosen(where, inputs, target)}: {db.path} holds "
+            f"{len(db):,}; `SELECT key, label, target, weights FROM inputs` lists them"
+        )
     if found.target is None and not mixed_targets:
-        counts = Counter(found.targets.tolist())
+        counts = Counter(found.aims)
         listed = ", ".join(f"{db.outputs.text(t)} ({n:,})" for t, n in counts.most_common(10))
         raise InputError(
             f"the {len(found):,} inputs explain {len(counts)} different targets: {listed}; choose "

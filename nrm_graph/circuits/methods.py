@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.stability import Stability
     from nrm_graph.database import Database
     from nrm_graph.events import Event, NeuronSet
+    from nrm_graph.targets import Sought
 
 
 class Circuits:
@@ -25,7 +26,7 @@ class Circuits:
         return cast("Database", self)
 
     def subgraph(
-        self, key: str | int, target: int | tuple[Any, ...] | None = None, *, top: int = 200
+        self, key: str | int, target: Sought | None = None, *, top: int = 200
     ) -> nx.DiGraph:
         """Return the strongest stored edges of one input as a graph.
 
@@ -36,7 +37,7 @@ class Circuits:
         ----------
         key : str or int
             Key or input_id.
-        target : int or tuple, optional
+        target : int, tuple, mapping or str, optional
             Needed where the key has several targets.
         top : int
             Number of edges.
@@ -54,10 +55,10 @@ class Circuits:
         StoreError
             If the store is damaged.
         """
-        from nrm_graph import graph
+        from nrm_graph import graph, lookups
 
         db = self._database()
-        identity = db._pair(key, target)
+        identity = lookups.pair(db, key, target)
         nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
         return graph.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
 
@@ -71,7 +72,7 @@ class Circuits:
         layers: Sequence[str] | None = None,
         weight: str = "unit",
         per_input: bool = False,
-        target: int | tuple[Any, ...] | None = None,
+        target: Sought | None = None,
         mixed_targets: bool = False,
         engine: str = "local",
     ) -> nx.DiGraph:
@@ -99,8 +100,9 @@ class Circuits:
         per_input : bool
             With ``given``: the mean of the inputs' own conditional measures, over the inputs
             where they are defined.
-        target : int or tuple, optional
-            Only inputs of this target.
+        target : int, tuple, mapping or str, optional
+            Only inputs of this target: a flat index, a place such as (position, class), weights of
+            these such as ``{3: 1, 5: -1}``, or their text in ``inputs``.
         mixed_targets : bool
             Allow a group of which different outputs are explained.
         engine : "local" or "ray"
@@ -162,7 +164,7 @@ class Circuits:
         *,
         edges: int = 1000,
         weight: str = "logit",
-        target: int | tuple[Any, ...] | None = None,
+        target: Sought | None = None,
         mixed_targets: bool = False,
         adjust: str = "bh",
         draws: int = 10_000,
@@ -196,7 +198,7 @@ class Circuits:
         *,
         top: int = 200,
         weight: str = "unit",
-        target: int | tuple[Any, ...] | None = None,
+        target: Sought | None = None,
         mixed_targets: bool = False,
         splits: int = 100,
         draws: int = 1000,
@@ -228,7 +230,7 @@ class Circuits:
         *,
         k: int | None = None,
         edges: int = 500,
-        target: int | tuple[Any, ...] | None = None,
+        target: Sought | None = None,
         mixed_targets: bool = False,
         seed: int = 0,
     ) -> Clusters:
@@ -254,7 +256,7 @@ class Circuits:
         where: str | None = None,
         *,
         k: int = 5,
-        target: int | tuple[Any, ...] | None = None,
+        target: Sought | None = None,
     ) -> pa.Table:
         """Find the inputs nearest to a circuit, and those farthest from it.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
+    from nrm_graph.targets import Sought
 
 
 def prototypes(
@@ -25,7 +26,7 @@ def prototypes(
     where: str | None = None,
     *,
     k: int = 5,
-    target: int | tuple[Any, ...] | None = None,
+    target: Sought | None = None,
 ) -> pa.Table:
     """Find the inputs nearest to a circuit, and those farthest from it.
 
@@ -45,7 +46,7 @@ def prototypes(
         the circuit's inputs.
     k : int
         Number of inputs on each side.
-    target : int or tuple, optional
+    target : int, tuple, mapping or str, optional
         Only explanations of this target; by default every (key, target) pair is a candidate.
 
     Returns
@@ -53,8 +54,8 @@ def prototypes(
     pyarrow.Table
         Columns ``side`` (``nearest``, the best first; ``farthest``, the worst first;
         ``undefined``, up to k inputs without relevance on these edges), ``input_id``, ``key``,
-        ``label``, ``target`` and ``similarity`` (null where undefined).  No input is on two sides:
-        of fewer than 2k the nearer half is ``nearest``.
+        ``label``, ``target`` (null of weights) and ``similarity`` (null where undefined).  No input
+        is on two sides: of fewer than 2k the nearer half is ``nearest``.
 
     Raises
     ------
@@ -103,13 +104,14 @@ def prototypes(
     none = order[len(defined) :][:k]
     places = np.concatenate([near, far, none])
     sides = ["nearest"] * len(near) + ["farthest"] * len(far) + ["undefined"] * len(none)
+    aims = [chosen.aims[i] for i in places.tolist()]
     return pa.table(
         {
             "side": pa.array(sides, pa.string()),
             "input_id": pa.array(chosen.ids[places], pa.int64()),
             "key": pa.array([chosen.keys[i] for i in places.tolist()], pa.string()),
             "label": pa.array([chosen.labels[i] for i in places.tolist()], pa.string()),
-            "target": pa.array(chosen.targets[places], pa.int64()),
+            "target": pa.array([a if isinstance(a, int) else None for a in aims], pa.int64()),
             "similarity": nullable(np.clip(similarity[places], -1, 1)),
         }
     )

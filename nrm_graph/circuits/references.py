@@ -58,12 +58,12 @@ class References:
     share : float or None
         Share of the positive conditional relevance that a box holds at least.
     table : pyarrow.Table
-        One row per input, the first in rank first: ``input_id``, ``key``, ``label``, ``target``,
-        ``relevance`` (of the set, 0 where the store has no row), ``activation`` (mean over the
-        set's neurons), ``box`` (``top``, ``left``, ``bottom``, ``right``: rows top to bottom - 1
-        and columns left to right - 1 of the input), ``held`` (share of the positive conditional
-        relevance inside of the box), ``amplification`` (of rounding, by the condition) and
-        ``reason`` (why there is no box, else null).
+        One row per input, the first in rank first: ``input_id``, ``key``, ``label``, ``target``
+        (null of weights), ``relevance`` (of the set, 0 where the store has no row),
+        ``activation`` (mean over the set's neurons), ``box`` (``top``, ``left``, ``bottom``,
+        ``right``: rows top to bottom - 1 and columns left to right - 1 of the input), ``held``
+        (share of the positive conditional relevance inside of the box), ``amplification`` (of
+        rounding, by the condition) and ``reason`` (why there is no box, else null).
     images : tuple of ndarray or None
         The stored input of each row, (H, W) or (H, W, C), as the network takes it; None where
         it is no image.
@@ -166,13 +166,13 @@ def references(
     relevance = relevance * chosen.weights(weight)
     ranked = _ranked(chosen, relevance if by == "relevance" else activation)
     rows: list[dict[str, Any]] = []
-    images, maps = [], []
+    images, maps, aims = [], [], chosen.aims
     for i in ranked[:k]:
         row: dict[str, Any] = {
             "input_id": int(chosen.ids[i]),
             "key": chosen.keys[i],
             "label": chosen.labels[i],
-            "target": int(chosen.targets[i]),
+            "target": aims[i] if isinstance(aims[i], int) else None,
             "relevance": float(relevance[i]),
             "activation": float(activation[i]),
         }

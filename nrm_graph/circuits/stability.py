@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
+    from nrm_graph.targets import Sought
 
 MEANS_BYTES = 1 << 30
 """Means of all candidate edges in all resamples are kept in at most this."""
@@ -123,7 +124,7 @@ def stability(
     *,
     top: int = 200,
     weight: str = "unit",
-    target: int | tuple[Any, ...] | None = None,
+    target: Sought | None = None,
     mixed_targets: bool = False,
     splits: int = 100,
     draws: int = 1000,

@@ -35,7 +35,7 @@ class Curves:
         ``remove``: a method's strongest parts are ablated; ``keep``: all others of the same layers.
     baseline : str
         ``zero`` or ``mean``: what ablated neurons get.
-    target : int or None
+    target : int, str or None
         The circuit's target; None where targets are mixed and each input has its own.
     where : str or None
         Condition that chose the held-out inputs.
@@ -61,7 +61,7 @@ class Curves:
     by: str
     mode: str
     baseline: str
-    target: int | None
+    target: int | str | None
     where: str | None
     keys: tuple[str, ...]
     trained: int

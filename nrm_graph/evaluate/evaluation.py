@@ -30,8 +30,10 @@ from nrm_graph.evaluate.inputs import (
     batches,
     check_outputs,
     held_out,
+    logits_of,
     network_for,
     once,
+    seeds,
     trained_on,
     unablated,
 )
@@ -165,7 +167,7 @@ def faithfulness(
         raise InputError("reference says what a mean is over: pass baseline='mean' with it")
     own, other = trained_on(db, circuit), held_out(db, circuit, where)
     net = network_for(db, own, device)
-    partitions = db.partitions
+    partitions, outputs = db.partitions, outputs_of(net.program)
     parts = _parts(circuit, net.layout.topology, partitions, by, layers)
     order, sequence = ranking.circuit_order(parts)
     spent = budgets(sequence, fractions)
@@ -174,7 +176,7 @@ def faithfulness(
         start = 0
         for xs in batches(db, net, own, batch_size):
             n = xs[0].shape[0]
-            yield xs, torch.from_numpy(own.targets[start : start + n]).to(xs[0].device)
+            yield xs, seeds(own, start, start + n, outputs.count)
             start += n
 
     below = {key[-1] for key in order}
@@ -189,7 +191,7 @@ def faithfulness(
     held = list(batches(db, net, other, batch_size))
     whole = torch.cat([unablated(net, xs) for xs in held])
     check_outputs(net, other, whole)
-    scored = _Scorer(outputs_of(net.program), other)
+    scored = _Scorer(outputs, other)
 
     def run(chosen: Ranking) -> npt.NDArray[np.float64]:
         if by == "units":
@@ -360,23 +362,26 @@ def _name(topology: Topology, key: Key) -> str:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Logit, probability and margin of every held-out input's target."""
+    """Logit, probability and margin of every held-out input's target; of weights their sum."""
 
     outputs: Outputs
     chosen: Group
 
     def __call__(self, found: Tensor) -> npt.NDArray[np.float64]:
         """``(N, outputs)`` to ``(N, 3)``; NaN where there are no other outputs to compare with."""
+        at = seeds(self.chosen, 0, len(self.chosen), self.outputs.count)
         values = found.double().cpu().numpy()
         scores = np.full((len(values), 3), np.nan)
-        for b, target in enumerate(self.chosen.targets):
-            first, last = _alternatives(self.outputs, int(target))
+        scores[:, 0] = logits_of(found.double(), at).cpu().numpy()
+        for b, target in enumerate(self.chosen.aims):
+            if isinstance(target, str):
+                continue
+            first, last = _alternatives(self.outputs, target)
             row = values[b, first:last]
-            scores[b, 0] = own = row[target - first]
             if last - first > 1:
                 shifted = np.exp(row - row.max())
                 scores[b, 1] = shifted[target - first] / shifted.sum()
-                scores[b, 2] = own - np.delete(row, target - first).max()
+                scores[b, 2] = row[target - first] - np.delete(row, target - first).max()
         return scores
 
 

@@ -112,6 +112,21 @@ def batches(db: Database, net: Network, chosen: Group, size: int) -> Iterator[Ba
         yield xs
 
 
+def seeds(chosen: Group, start: int, stop: int, outputs: int) -> Tensor:
+    """Targets of some inputs, ``(n,)``, or their weights over outputs, ``(n, outputs)``.
+
+    See :meth:`nrm_graph.circuits.group.Group.seeds`.
+    """
+    return torch.from_numpy(chosen.seeds(start, stop, outputs))
+
+
+def logits_of(found: Tensor, at: Tensor) -> Tensor:
+    """Return the outputs ``(N,)`` that targets or weights choose of ``(N, outputs)``."""
+    if at.ndim > 1:
+        return (found * at.to(found)).sum(1)
+    return found.gather(1, at.to(found.device)[:, None])[:, 0]
+
+
 def check_outputs(net: Network, chosen: Group, found: Tensor) -> None:
     """Compare the outputs ``(N, outputs)`` of a run without ablation with the stored logits.
 
@@ -120,9 +135,11 @@ def check_outputs(net: Network, chosen: Group, found: Tensor) -> None:
     StoreError
         If they differ by more than the rounding of a forward run.
     """
-    at = torch.from_numpy(chosen.targets).to(found.device)[:, None]
-    logits = found.gather(1, at)[:, 0].double().cpu().numpy()
+    at = seeds(chosen, 0, len(chosen), found.shape[1])
+    logits = logits_of(found, at).double().cpu().numpy()
     allowed = LOGIT_TOLERANCE * found.abs().amax(1).double().cpu().numpy()
+    if at.ndim > 1:  # weights
+        allowed = allowed * at.abs().sum(1).numpy()
     wrong = np.flatnonzero(~(np.abs(logits - chosen.logits) <= allowed))
     if len(wrong):
         b = wrong[0]

@@ -17,6 +17,7 @@ import torch
 
 from nrm_graph.edges import Tables
 from nrm_graph.evaluate.ablation import execute, outputs, place_of
+from nrm_graph.evaluate.inputs import logits_of
 from nrm_graph.linear import same
 from nrm_graph.plan import plan
 from nrm_graph.rules.base import Group, Part, Rule, Signs
@@ -113,8 +114,8 @@ def at_values(
         The network.
     xs : tuple of Tensor, (N, ...)
         Inputs.
-    targets : Tensor, (N,)
-        Flat index of each input's target.
+    targets : Tensor, (N,) or (N, outputs)
+        Flat index of each input's target, or its weights over outputs.
     names : tuple of str
         Values asked for.
     gradient : bool
@@ -139,7 +140,7 @@ def at_values(
         found = outputs(net, execute(net, xs, hold))
         if not gradient:
             return kept, {}
-        chosen = found.gather(1, targets[:, None]).sum()
+        chosen = logits_of(found, targets).sum()
         slopes = torch.autograd.grad(chosen, [kept[name] for name in names], allow_unused=True)
     return (
         {name: value.detach() for name, value in kept.items()},

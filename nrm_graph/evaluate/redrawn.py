@@ -18,7 +18,7 @@ import torch
 from nrm_graph import states
 from nrm_graph.circuits.chosen import check_circuit, check_count
 from nrm_graph.errors import InputError
-from nrm_graph.evaluate.inputs import batches, network_for, trained_on
+from nrm_graph.evaluate.inputs import batches, logits_of, network_for, seeds, trained_on
 from nrm_graph.evaluate.ranking import by_unit
 from nrm_graph.program import Weight
 from nrm_graph.propagate import relevance_pass
@@ -257,8 +257,8 @@ def _relevance(
     for xs in batches:
         state = states.forward(net, xs)
         n = len(state.output)
-        at = torch.from_numpy(chosen.targets[start : start + n]).to(state.output.device)[:, None]
-        scale = state.output.gather(1, at)[:, 0].double() if weight == "logit" else 1.0
+        at = seeds(chosen, start, start + n, state.output.shape[1]).to(state.output.device)
+        scale = logits_of(state.output, at).double() if weight == "logit" else 1.0
         start += n
 
         def visit(layer: int, relevance: Any, scale: Any = scale) -> None:
@@ -268,7 +268,9 @@ def _relevance(
                 total[layer] = total[layer] + weighed.sum(0).cpu().numpy()
 
         with torch.no_grad():
-            wanted = torch.zeros_like(state.output).scatter(1, at, 1.0)
+            wanted = at.to(state.output)
+            if at.ndim == 1:
+                wanted = torch.zeros_like(state.output).scatter(1, at[:, None], 1.0)
             relevance_pass(state, states.seed(state, wanted), visit=visit)
     # A layer that no walk reaches has no relevance.
     return {

@@ -231,6 +231,8 @@ def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
     target = facts.get("target")
     if target is None:
         text += ", of different targets"
+    elif isinstance(target, str):  # the text of weights
+        text += f", target {target if len(target) <= 60 else target[:56] + ' ...'}"
     else:
         named = classes is not None and 0 <= target < len(classes)
         text += f", target {classes[target]!r}" if classes and named else f", target {target}"

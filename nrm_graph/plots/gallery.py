@@ -200,8 +200,9 @@ def stretched(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 def _caption(i: int, row: dict[str, Any], sign: str, classes: Sequence[str] | None) -> str:
     target = row["target"]
-    named = classes is not None and 0 <= target < len(classes)
+    named = classes is not None and target is not None and 0 <= target < len(classes)
     text = str(classes[target]) if classes is not None and named else f"target {target}"
+    text = "weighted outputs" if target is None else text
     label = row["label"]
     if label is not None:
         text = _words(label) if label == text else f"{label}, explained as {text}"

@@ -7,9 +7,10 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.errors import StoreError
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.files import (
     parse_object,
     publish,
@@ -19,11 +20,21 @@ from nrm_graph.store.files import (
     write_synced,
 )
 from nrm_graph.store.metadata import SQL_TYPES, name_problem
-from nrm_graph.store.schema import FORMAT_VERSION, TABLES, input_id
+from nrm_graph.store.schema import (
+    FORMAT_VERSION,
+    OWN,
+    TABLES,
+    WEIGHTED_VERSION,
+    aim_of,
+    input_id,
+)
+from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from nrm_graph.weighted import Aim
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ERROR = 2000
@@ -44,14 +55,30 @@ class FileInfo:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One (key, target) pair of a shard; ``nodes`` and ``edges`` are (first row group, number)."""
+    """One (key, target) pair of a shard; ``nodes`` and ``edges`` are (first row group, number).
+
+    ``target`` is None of a weighted target, whose ``weights`` stand beside it; ``item`` is None in
+    stores of before.
+    """
 
     input_id: int
     key: str
-    target: int
+    target: int | None
     content: str
     nodes: tuple[int, int]
     edges: tuple[int, int]
+    item: int | None = None
+    weights: str | None = None
+
+    @property
+    def aim(self) -> Aim:
+        """What is explained: flat index of an output, or the text of weights."""
+        return aim_of(self.target, self.weights)
+
+    @property
+    def explained(self) -> int | dict[Any, float]:
+        """The same as a measure takes it."""
+        return weights_of(self.aim) if isinstance(self.aim, str) else self.aim
 
 
 @dataclass(frozen=True)
@@ -68,6 +95,12 @@ class Manifest:
     inputs: tuple[Entry, ...]
     replaces: tuple[str, ...] = ()
     failures: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def foreign(self) -> set[str]:
+        """Fields of a user that bear the name of a column that the format has taken since."""
+        names = {field.casefold() for field in self.metadata} & set(OWN)
+        return {name for name in names if all(getattr(e, name) is None for e in self.inputs)}
 
 
 def is_name(name: str) -> bool:
@@ -103,8 +136,9 @@ def data_name(shard: str, table: str) -> str:
 
 def encode(manifest: Manifest) -> bytes:
     """Serialise a manifest as JSON."""
+    weighted = any(e.weights is not None for e in manifest.inputs)
     content: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": WEIGHTED_VERSION if weighted else FORMAT_VERSION,
         "name": manifest.name,
         "files": {
             table: {"name": f.name, "size": f.size, "sha256": f.sha256, "rows": f.rows}
@@ -119,6 +153,7 @@ def encode(manifest: Manifest) -> bytes:
                 "content": e.content,
                 "nodes": list(e.nodes),
                 "edges": list(e.edges),
+                **{n: getattr(e, n) for n in OWN if getattr(e, n) is not None},
             }
             for e in manifest.inputs
         ],
@@ -138,10 +173,10 @@ def decode(name: str, data: bytes) -> Manifest:
     """
     raw = parse_object(data, f"manifest {name}.json")
     version = raw.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
+    if version not in (FORMAT_VERSION, WEIGHTED_VERSION) or isinstance(version, bool):
         raise StoreError(
             f"manifest {name}.json has format version {version!r}; this release reads "
-            f"{FORMAT_VERSION}: install the release that wrote the store"
+            f"{FORMAT_VERSION} and {WEIGHTED_VERSION}: install the release that wrote the store"
         )
     _expect(raw.get("name") == name, name, "name", f"{name!r}", raw.get("name"))
     metadata = _object(raw, "metadata", name)
@@ -151,7 +186,8 @@ def decode(name: str, data: bytes) -> Manifest:
         _expect(known, name, f"metadata.{field}", f"one of {', '.join(SQL_TYPES)}", kind)
     folded = {field.casefold() for field in metadata}
     _expect(len(folded) == len(metadata), name, "metadata", "names of columns", "one twice")
-    inputs = tuple(_entry(e, name) for e in _list(raw, "inputs", name))
+    weighted = version == WEIGHTED_VERSION
+    inputs = tuple(_entry(e, name, weighted) for e in _list(raw, "inputs", name))
     files = _object(raw, "files", name)
     tables = set(TABLES) if inputs else set()
     _expect(set(files) == tables, name, "files", f"the tables {TABLES}", sorted(files))
@@ -296,14 +332,22 @@ def _file(raw: Any, shard: str, table: str) -> FileInfo:
     return FileInfo(name, raw["size"], raw["sha256"], raw["rows"])
 
 
-def _entry(raw: Any, shard: str) -> Entry:
+def _entry(raw: Any, shard: str, weighted: bool) -> Entry:
     _expect(isinstance(raw, dict), shard, "an input", "an object", raw)
     key, target, content = raw.get("key"), raw.get("target"), raw.get("content")
+    item, weights = raw.get("item"), raw.get("weights")
     _expect(is_text(key), shard, "key", "text", key)
-    _expect(_is_int(target, -(1 << 31), (1 << 31) - 1), shard, "target", "an int32", target)
+    if weights is None or not weighted:
+        _expect(_is_int(target, -(1 << 31), (1 << 31) - 1), shard, "target", "an int32", target)
+        weights = None
+    else:
+        _expect(target is None, shard, f"target of {key!r}", "null beside weights", target)
+        known = isinstance(weights, str) and _is_weights(weights)
+        _expect(known, shard, "weights", "weights of outputs", weights)
+    _expect(item is None or _is_int(item, 0, 1 << 62), shard, "item", "a count or null", item)
     valid = isinstance(content, str) and _SHA256.fullmatch(content) is not None
     _expect(valid, shard, "content", "64 hexadecimal digits", content)
-    expected = input_id(key, target)
+    expected = input_id(key, aim_of(target, weights))
     found = raw.get("input_id")
     matches = _is_int(found, 0, (1 << 63) - 1) and found == expected
     _expect(matches, shard, f"input_id of {key!r}", f"{expected}", found)
@@ -317,4 +361,12 @@ def _entry(raw: Any, shard: str) -> Entry:
         )
         _expect(pair, shard, f"{table} of {key!r}", "[first row group, number]", value)
         groups.append((value[0], value[1]))
-    return Entry(found, key, target, content, groups[0], groups[1])
+    return Entry(found, key, target, content, groups[0], groups[1], item, weights)
+
+
+@lru_cache(maxsize=64)  # mostly one for all inputs
+def _is_weights(text: str) -> bool:
+    try:
+        return bool(weights_of(text))
+    except InputError:
+        return False

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.errors import InputError
-from nrm_graph.store.schema import INPUTS
+from nrm_graph.store.schema import INPUTS, OWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 # "null" is a field that never held a value; its shard has no column for it.
 ARROW_TYPES: Mapping[str, pa.DataType] = {
@@ -37,14 +37,23 @@ RESERVED = frozenset(name.casefold() for name in INPUTS.names)
 _EXACT = 1 << 53  # integers beyond it do not all fit a float column
 
 
-def name_problem(name: object) -> str | None:
-    """Say why a field cannot bear a name, or None if it can."""
+def name_problem(name: object, reserved: Collection[str] = RESERVED) -> str | None:
+    """Say why a field cannot bear a name, or None if it can.
+
+    Parameters
+    ----------
+    name : object
+        The name.
+    reserved : collection of str
+        Names of other columns, in lower case.
+    """
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME:
         return f"a name must be text of 1 to {MAX_NAME} characters"
     if not name.isprintable() or name != name.strip():
         return "a name must be printable, without space at its ends"
-    if name.casefold() in RESERVED:
-        return f"the names {', '.join(INPUTS.names)} are reserved, letter case ignored"
+    if name.casefold() in reserved:
+        listed = ", ".join([*INPUTS.names, *(own for own in OWN if own in reserved)])
+        return f"the names {listed} are reserved, letter case ignored"
     return None
 
 
@@ -142,8 +151,17 @@ class Fields:
         """Return the spelling under which a name is known, or None."""
         return self._names.get(name.casefold())
 
-    def accept(self, metadata: Mapping[str, Any]) -> dict[str, Plain]:
+    def accept(
+        self, metadata: Mapping[str, Any], reserved: Collection[str] = RESERVED
+    ) -> dict[str, Plain]:
         """Check the metadata of one input and fix the types of the fields that are new.
+
+        Parameters
+        ----------
+        metadata : mapping
+            Values by name.
+        reserved : collection of str
+            Names of other columns, in lower case.
 
         Raises
         ------
@@ -153,7 +171,7 @@ class Fields:
         found: dict[str, tuple[str, Plain]] = {}
         seen: dict[str, str] = {}
         for name, raw in metadata.items():
-            problem = name_problem(name)
+            problem = name_problem(name, reserved)
             if problem:
                 raise InputError(f"the metadata name {name!r} cannot be used: {problem}; rename it")
             other = seen.setdefault(name.casefold(), self.spelling(name) or name)
@@ -175,7 +193,7 @@ class Fields:
                     f"{value} exactly: use another name"
                 )
             found[name] = kind, value
-        new = len(self.types) + sum(name not in self.types for name in found)
+        new = len({*self.types, *found} - set(OWN))
         if new > MAX_FIELDS:
             raise InputError(f"expected at most {MAX_FIELDS} metadata fields, found {new}")
         for name, (kind, _) in found.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.store.manifest import Entry, Manifest
+
+
+class Facts(NamedTuple):
+    """What the table ``inputs`` says of a key, whatever is explained of it."""
+
+    predicted: int
+    label: str | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,18 @@ class Snapshot:
     def fields(self) -> Fields:
         """Metadata fields with the types that readers give them."""
         return Fields(m.metadata for m in self.manifests.values())
+
+    @cached_property
+    def foreign(self) -> frozenset[str]:
+        """Names of columns of the format that a user's own fields bear in old shards."""
+        return frozenset(name for m in self.manifests.values() for name in m.foreign)
+
+    @property
+    def items(self) -> dict[str, int]:
+        """Places in the data set by key, where they are known."""
+        if "item" in self.foreign:
+            return {}
+        return {e.key: e.item for e in self.entries.values() if e.item is not None}
 
     @property
     def failures(self) -> pa.Table:
@@ -188,23 +207,26 @@ class Snapshot:
             raise StoreError(f"{path} holds {len(rows)} rows of one input, expected 1")
         return dict(rows[0])
 
-    def predictions(self, shards: Iterable[str] | None = None) -> dict[str, int]:
-        """Strongest output of every key, to know its target before computing.
+    def known(self, shards: Iterable[str] | None = None) -> dict[str, Facts]:
+        """Facts of every key, or of those in some shards, to know them before computing.
 
         Raises
         ------
         StoreError
             If a file is damaged.
         """
-        found: dict[str, int] = {}
+        found: dict[str, Facts] = {}
         for shard in self.manifests if shards is None else shards:
             if self.manifests[shard].inputs:
                 path = self.path(shard, "inputs")
                 with damage(path), pq.ParquetFile(path) as file:
-                    table = file.read(["key", "predicted"])
-                    found |= zip(
-                        table["key"].to_pylist(), table["predicted"].to_pylist(), strict=True
-                    )
+                    table = file.read(["key", "predicted", "label"])
+                keys, predicted, labels = (column.to_pylist() for column in table.columns)
+                for key, *facts in zip(keys, predicted, labels, strict=True):
+                    before = found.get(key)
+                    # A key may have had no label when another of its targets was explained.
+                    if before is None or before.label is None:
+                        found[key] = Facts(*facts)
         return found
 
     def tensors(self, identity: int) -> dict[str, npt.NDArray[Any]]:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from nrm_graph.weighted import Aim
+
 FORMAT_VERSION = 1
+WEIGHTED_VERSION = 2
+"""Of manifests of shards that hold weighted targets, whose pairs format 1 has no form for."""
+
 TABLES = ("inputs", "nodes", "edges", "tensors")
 
 INPUTS = pa.schema(
@@ -24,11 +29,17 @@ INPUTS = pa.schema(
         pa.field("input_id", pa.int64(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
         pa.field("label", pa.string()),
-        pa.field("target", pa.int32(), nullable=False),
+        pa.field("target", pa.int32()),  # null of weights
         pa.field("predicted", pa.int32(), nullable=False),
         pa.field("logit", pa.float32(), nullable=False),
     ]
 )
+OWN: Mapping[str, str] = {"item": "int", "weights": "string"}
+"""Columns of ``inputs`` that a shard holds as metadata, with their types.
+
+Stores of before may hold a user's own field of such a name, which then keeps it.
+"""
+
 NODES = pa.schema(
     [
         pa.field("input_id", pa.int64(), nullable=False),
@@ -121,8 +132,8 @@ class Record:
     ----------
     key : str
         Name of the input; one key has one content.
-    target : int
-        Index of the explained output.
+    target : int or None
+        Index of the explained output; None where ``weights`` say what is explained.
     label : str or None
         True label of the input, if known.
     predicted : int
@@ -139,10 +150,14 @@ class Record:
         Columns layer_id, unit, relevance, activation.
     edges : pyarrow.Table
         Columns dst_layer, dst_unit, src_layer, src_unit, relevance, conditional.
+    item : int or None
+        Place in the data set, counted through all calls of an extraction; None if not known.
+    weights : str or None
+        Weights of the explained outputs, as :mod:`nrm_graph.weighted` writes them.
     """
 
     key: str
-    target: int
+    target: int | None
     label: str | None
     predicted: int
     logit: float
@@ -151,6 +166,8 @@ class Record:
     tensor: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None
     nodes: pa.Table
     edges: pa.Table
+    item: int | None = None
+    weights: str | None = None
 
     @property
     def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
@@ -160,12 +177,29 @@ class Record:
         return self.tensor if isinstance(self.tensor, dict) else {"": self.tensor}  # type: ignore[dict-item]
 
 
-def input_id(key: str, target: int) -> int:
+def aim_of(target: int | None, weights: str | None) -> Aim:
+    """Return what a pair explains: its target, or the text of its weights.
+
+    Raises
+    ------
+    InputError
+        If both are there, or neither.
+    """
+    if target is None and weights is not None:
+        return weights
+    if target is None or weights is not None:
+        raise InputError(
+            f"expected a target or weights, found the target {target!r} and the weights {weights!r}"
+        )
+    return target
+
+
+def input_id(key: str, target: Aim) -> int:
     """Identity of a (key, target) pair: 63 bits of a SHA-256, never negative.
 
     The hash is over the UTF-8 bytes of ``<n>:<key>:<target>`` with n the key's length in bytes,
-    so that no two pairs join to the same bytes; its first 8 bytes, big-endian, lose their lowest
-    bit to fit a signed 64-bit column.
+    so that no two pairs join to the same bytes, and the text of its weights as a weighted target;
+    its first 8 bytes, big-endian, lose their lowest bit to fit a signed 64-bit column.
 
     Raises
     ------
@@ -183,7 +217,8 @@ def input_id(key: str, target: int) -> int:
         raise InputError(
             f"expected a key of valid Unicode, found {key!r}: rename the file or give a key"
         ) from error
-    digest = hashlib.sha256(b"%d:%s:%d" % (len(encoded), encoded, target)).digest()
+    which = str(target).encode()
+    digest = hashlib.sha256(b"%d:%s:%s" % (len(encoded), encoded, which)).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

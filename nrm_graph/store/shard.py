@@ -36,11 +36,13 @@ from nrm_graph.store.schema import (
     TENSOR_DTYPES,
     TENSORS,
     Record,
+    aim_of,
     content_hash,
     input_id,
     parquet_options,
     tensor_bytes,
 )
+from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -75,7 +77,8 @@ def checked(record: Record) -> tuple[pa.Table, pa.Table]:
     """
     check_key(record.key)
     name = f"input {record.key!r}"
-    for what in ("target", "predicted"):
+    _check_aim(record, name)
+    for what in ("predicted",) if record.target is None else ("target", "predicted"):
         value = getattr(record, what)
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or not -(1 << 31) <= value < 1 << 31:
@@ -92,6 +95,20 @@ def checked(record: Record) -> tuple[pa.Table, pa.Table]:
         if tensor.dtype.name not in TENSOR_DTYPES:
             raise InputError(f"{name}: a tensor of type {tensor.dtype} cannot be stored")
     return _typed(record.nodes, "nodes", name), _typed(record.edges, "edges", name)
+
+
+def _check_aim(record: Record, name: str) -> None:
+    """Refuse a pair that explains nothing, and a place that is none."""
+    try:
+        aim = aim_of(record.target, record.weights)
+        if isinstance(aim, str):
+            weights_of(aim)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    item = record.item
+    whole = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 62
+    if item is not None and not whole:
+        raise InputError(f"{name}: expected its item to be a count, found {item!r}")
 
 
 def _typed(table: pa.Table, kind: str, name: str) -> pa.Table:
@@ -195,7 +212,7 @@ class OpenShard:
     def add(
         self, record: Record, fields: dict[str, Any], tables: tuple[pa.Table, pa.Table]
     ) -> None:
-        """Write a checked record; ``fields`` is its metadata as plain values.
+        """Write a checked record; ``fields`` is its metadata as plain values, and ``OWN`` columns.
 
         Raises
         ------
@@ -204,7 +221,7 @@ class OpenShard:
         OSError
             If the disk fails.
         """
-        identity = input_id(record.key, record.target)
+        identity = input_id(record.key, aim_of(record.target, record.weights))
         groups: dict[str, tuple[int, int]] = {}
         for kind, table in zip(("nodes", "edges"), tables, strict=True):
             rows = ordered(table, kind, record.key)
@@ -236,6 +253,8 @@ class OpenShard:
                 record.content,
                 groups["nodes"],
                 groups["edges"],
+                record.item,
+                record.weights,
             )
         )
 

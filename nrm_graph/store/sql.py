@@ -14,7 +14,7 @@ import duckdb
 from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.store.metadata import SQL_TYPES
 from nrm_graph.store.relation import Relation, interruptible
-from nrm_graph.store.schema import CONDITION_FACTS, INPUTS, SCHEMAS, VIEWS
+from nrm_graph.store.schema import CONDITION_FACTS, INPUTS, OWN, SCHEMAS, VIEWS
 from nrm_graph.store.statement import check_statement
 
 if TYPE_CHECKING:
@@ -195,10 +195,9 @@ class Engine:
 
     def _inputs(self, snapshot: Snapshot, parts: Sequence[Part]) -> str:
         """Query of ``inputs``: metadata of all shards, of one type each."""
-        fields = snapshot.fields
+        types = _columns(snapshot)
         if not parts:
-            extra = [f"NULL::{SQL_TYPES[k]} AS {_name(n)}" for n, k in fields.types.items()]
-            return _empty("inputs", extra)
+            return _empty("inputs", [f"NULL::{k} AS {_name(n)}" for n, k in types.items()])
         # Files whose fields are alike are read together; mostly that is all of them.
         groups: dict[tuple[tuple[str, str], ...], list[tuple[str, tuple[int, ...] | None]]] = {}
         for part in parts:
@@ -210,10 +209,10 @@ class Engine:
         for alike, found in groups.items():
             spelled = {name.casefold(): (name, kind) for name, kind in alike}
             columns = list(INPUTS.names)
-            for name, kind in fields.types.items():
+            for name, kind in types.items():
                 own, held = spelled.get(name.casefold(), (name, "null"))
                 value = "NULL" if held == "null" else _name(own)
-                columns.append(f"CAST({value} AS {SQL_TYPES[kind]}) AS {_name(name)}")
+                columns.append(f"CAST({value} AS {kind}) AS {_name(name)}")
             by_ids: dict[tuple[int, ...] | None, list[str]] = {}
             for path, ids in found:
                 by_ids.setdefault(ids, []).append(path)
@@ -223,6 +222,13 @@ class Engine:
                 # filename.
                 queries.append(f"SELECT {', '.join(columns)} FROM {_files(paths)}{where}")
         return " UNION ALL ".join(queries)
+
+
+def _columns(snapshot: Snapshot) -> dict[str, str]:
+    """Columns of ``inputs`` beside the fixed ones, with their types: the format's, the user's."""
+    fields = snapshot.fields
+    found = {fields.spelling(name) or name: SQL_TYPES[kind] for name, kind in OWN.items()}
+    return found | {name: SQL_TYPES[kind] for name, kind in fields.types.items()}
 
 
 def _files(paths: Sequence[str]) -> str:

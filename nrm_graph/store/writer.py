@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.store.manifest import MAX_ERROR, new_name
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.schema import Record, input_id
+from nrm_graph.store.metadata import RESERVED
+from nrm_graph.store.reader import Facts, Snapshot
+from nrm_graph.store.schema import OWN, Record, aim_of, input_id
 from nrm_graph.store.shard import OpenShard, check_key, checked
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pyarrow as pa
+
+    from nrm_graph.weighted import Aim
 
 MAX_FAILURES = 1000
 
@@ -47,6 +51,8 @@ class Writer:
     ----------
     shards : list of (str, int, int)
         What was committed: name of the shard, number of inputs and of failures.
+    items : mapping of str to int
+        Places in the data set of the keys that were there before, where they are known.
 
     Notes
     -----
@@ -72,7 +78,9 @@ class Writer:
         self._fields = snapshot.fields
         self._known = set(snapshot.entries)
         self._contents = {e.key: e.content for e in snapshot.entries.values()}
-        self._predicted: dict[str, int] | None = None
+        self._foreign = snapshot.foreign
+        self.items: dict[str, int] = snapshot.items
+        self._facts: dict[str, Facts] | None = None
         self._count = threads
         self._threads: list[threading.Thread] = []
         self.shards: list[tuple[str, int, int]] = []
@@ -101,8 +109,10 @@ class Writer:
         else:
             self.close()
 
-    def committed(self, key: str, target: int, content: str | None = None) -> bool:
+    def committed(self, key: str, target: Aim, content: str | None = None) -> bool:
         """Whether a pair is in the store or on its way there, so that it need not be computed.
+
+        ``target`` is the flat index of an output, or the text of weights.
 
         Raises
         ------
@@ -124,12 +134,17 @@ class Writer:
 
     def predicted(self, key: str) -> int | None:
         """Strongest output of a key that is in the store, or None; one key has one content."""
+        facts = self.facts(key)
+        return None if facts is None else facts.predicted
+
+    def facts(self, key: str) -> Facts | None:
+        """Label and strongest output of a key that is in the store, or None."""
         if key not in self._contents:
             return None
-        if self._predicted is None:
+        if self._facts is None:
             # What is there now: a compaction may have replaced the files of before.
-            self._predicted = Snapshot(self.folder).predictions()
-        return self._predicted.get(key)
+            self._facts = Snapshot(self.folder).known()
+        return self._facts.get(key)
 
     def add(self, record: Record) -> bool:
         """Hand over a record to be written; False if its pair is there already.
@@ -143,13 +158,18 @@ class Writer:
             If the key is there with another content, or writing failed.
         """
         self._check()
-        if self.committed(record.key, record.target, record.content):
+        aim = aim_of(record.target, record.weights)
+        if self.committed(record.key, aim, record.content):
             return False
         tables = checked(record)
+        if self._foreign:
+            record = self._without(record)
+        own = {name: getattr(record, name) for name in OWN}
         try:
-            fields = self._fields.accept(record.metadata)
+            fields = self._fields.accept(record.metadata, RESERVED | OWN.keys() - self._foreign)
         except InputError as error:
             raise InputError(f"input {record.key!r}: {error}") from error
+        fields = {name: value for name, value in own.items() if value is not None} | fields
         size = sum(table.nbytes for table in tables) + 1024
         size += sum(tensor.nbytes for tensor in record.tensors.values())
         self._start()
@@ -160,13 +180,22 @@ class Writer:
             # One statement after the other that cannot fail: Ctrl-C adds a record or does not.
             self._waiting += size
             self._queue.append((size, record, fields, tables))
-            self._known.add(input_id(record.key, record.target))
+            self._known.add(input_id(record.key, aim))
             self._contents[record.key] = record.content
             self._failures.pop(record.key, None)
-            if self._predicted is not None:
-                self._predicted[record.key] = record.predicted
+            if self._facts is not None:
+                self._facts[record.key] = Facts(record.predicted, record.label)
             self._changed.notify_all()
         return True
+
+    def _without(self, record: Record) -> Record:
+        """Leave out what has no column here: a user's own field bears its name."""
+        if record.weights is not None and "weights" in self._foreign:
+            raise StoreError(
+                f"{self.folder} has a metadata field 'weights' from before weighted targets were "
+                "stored, which would take the column: extract them into another store"
+            )
+        return replace(record, item=None) if "item" in self._foreign else record
 
     def fail(self, key: str, error: str) -> None:
         """Record that an input failed; a later success of the key takes it back.

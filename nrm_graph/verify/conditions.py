@@ -13,7 +13,7 @@ from nrm_graph.store import conditions
 from nrm_graph.topology import PRUNED
 from nrm_graph.verify import conservation
 from nrm_graph.verify.files import BROKEN, check_identities, check_seal, left_over, read_shards
-from nrm_graph.verify.report import Within
+from nrm_graph.verify.report import Within, pair_of
 from nrm_graph.verify.tables import Facts, check_tables
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def check_conditions(
 
 def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], found: Findings) -> None:
     for entry in manifest.inputs:
-        where = {"shard": manifest.name, "key": entry.key, "target": entry.target}
+        where = {"shard": manifest.name, **pair_of(entry)}
         own = entries.get(entry.input_id)
         if own is None:
             found.note(f"the store does not hold this input: {STRAY}", **where)
@@ -97,7 +97,7 @@ def check_condition(held: Held, meta: Mapping[str, Any], done: Callable[[], Any]
         def content(
             nodes: Rows, edges: Rows, where: dict[str, Any], known: dict[Any, Any] = known
         ) -> None:
-            row = known.get((where["key"], where["target"]))
+            row = known.get((where["key"], where["target"], where["weights"]))
             if row is not None:  # else told by the check of the inputs
                 _check_content(facts, row, nodes, edges, held.found, where)
 
@@ -112,7 +112,7 @@ def _facts(folder: Path, manifest: Manifest) -> dict[Any, dict[str, Any]]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             rows = file.read().to_pylist()
-        return {(row["key"], row["target"]): row for row in rows}
+        return {(row["key"], row["target"], row.get("weights")): row for row in rows}
     except BROKEN:
         return {}
 

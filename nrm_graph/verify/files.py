@@ -14,6 +14,7 @@ from nrm_graph.store import conditions, settings
 from nrm_graph.store.files import file_size, parse_object, read_limited, seal, sha256_of
 from nrm_graph.store.manifest import MAX_MANIFEST_BYTES, decode, is_name
 from nrm_graph.store.schema import content_hash
+from nrm_graph.verify.report import pair_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -184,7 +185,7 @@ def check_identities(manifests: list[Manifest], found: Findings) -> None:
     contents: dict[str, tuple[str, str]] = {}
     for manifest in manifests:
         for entry in manifest.inputs:
-            where = {"shard": manifest.name, "key": entry.key, "target": entry.target}
+            where = {"shard": manifest.name, **pair_of(entry)}
             first = pairs.setdefault(entry.input_id, (manifest.name, entry.key))
             if first[0] != manifest.name:
                 found.note(f"the shard {first[0]} holds the same pair, and counts", **where)

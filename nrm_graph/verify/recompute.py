@@ -15,7 +15,7 @@ from nrm_graph.plan import plan
 from nrm_graph.store.conditions import FOLDER
 from nrm_graph.sums import mean_activations
 from nrm_graph.topology import BIAS, REMAINDER, STABILIZER
-from nrm_graph.verify.report import Within
+from nrm_graph.verify.report import Within, pair_of
 from nrm_graph.vetting import PROBLEMS
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def recompute(path: Path, sample: int, found: Findings, hidden: bool | None) -> 
             identity = ids[place]
             entry = db._snapshot.entries[identity]
             shard = db._snapshot.shard_of[identity]
-            where = {"shard": shard, "key": entry.key, "target": entry.target}
+            where = {"shard": shard, **pair_of(entry)}
             done += _one(db, identity, found, where)
         for condition in db._conditions.values():
             _one_condition(db, condition, sample, found, hidden)
@@ -73,7 +73,7 @@ def _one_condition(
     for place in tqdm(places, unit=f" of {condition.name}", disable=hidden):
         identity = ids[place]
         entry = snapshot.entries[identity]
-        where = {"shard": snapshot.shard_of[identity], "key": entry.key, "target": entry.target}
+        where = {"shard": snapshot.shard_of[identity], **pair_of(entry)}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the store's own tables are compared

@@ -10,6 +10,8 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from nrm_graph.store.manifest import Entry
+
 ERROR, NOTE = "error", "note"
 
 
@@ -32,8 +34,8 @@ class Finding:
         ``error`` or ``note``; a store with notes alone is sound.
     problem : str
         What was expected and found.
-    shard, file, key, target, layer
-        Where; None for what does not apply.
+    shard, file, key, target, layer, weights
+        Where; None for what does not apply.  An input has a target or weights.
     """
 
     severity: str
@@ -43,6 +45,7 @@ class Finding:
     key: str | None = None
     target: int | None = None
     layer: str | None = None
+    weights: str | None = None
 
     @property
     def where(self) -> str:
@@ -51,7 +54,8 @@ class Finding:
         if self.file is not None or self.shard is not None:
             parts.append(self.file or f"shard {self.shard}")
         if self.key is not None:
-            target = "" if self.target is None else f" (target {self.target})"
+            aim = self.weights if self.target is None else self.target
+            target = "" if aim is None else f" (target {aim})"
             parts.append(f"input {self.key!r}{target}")
         if self.layer is not None:
             parts.append(f"layer {self.layer}")
@@ -60,6 +64,11 @@ class Finding:
     def __str__(self) -> str:
         place = self.where
         return " ".join(f"{self.severity}: {f'{place}: ' if place else ''}{self.problem}".split())
+
+
+def pair_of(entry: Entry) -> dict[str, Any]:
+    """Return an input as findings name it."""
+    return {"key": entry.key, "target": entry.target, "weights": entry.weights}
 
 
 @dataclass(frozen=True)

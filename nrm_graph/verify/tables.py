@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from nrm_graph.store.settings import inputs_of
 from nrm_graph.topology import BIAS, ENDS, PRUNED, REMAINDER
 from nrm_graph.verify import tensors
 from nrm_graph.verify.files import BROKEN, check_file
+from nrm_graph.verify.report import pair_of
+from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,10 +41,14 @@ Rows = dict[str, Any]  # column name to ndarray; null floats are NaN, see `read_
 
 @dataclass(frozen=True)
 class Facts:
-    """What ``store.json`` says about layers, and whether the tables are those of a condition."""
+    """What ``store.json`` says about layers, and whether the tables are those of a condition.
+
+    ``labels`` collects shard and label of the keys that were seen.
+    """
 
     meta: Mapping[str, Any]
     conditioned: bool = False
+    labels: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
     def name(self, layer_id: int) -> str:
         """Name of a layer, or its number where there is none."""
@@ -150,7 +157,7 @@ def _check_shard(
                 _check_groups(files[table], manifest, table, found)
         for entry in manifest.inputs:
             rows = {}
-            where = {"shard": manifest.name, "key": entry.key, "target": entry.target}
+            where = {"shard": manifest.name, **pair_of(entry)}
             for table, file in files.items():
                 place = where | {"file": manifest.files[table].name}
                 found_rows = None if file is None else read_rows(file, entry, table, found, place)
@@ -206,8 +213,7 @@ def _check_groups(file: Any, manifest: Manifest, table: str, found: Findings) ->
             found.error(
                 f"row groups {first} to {first + number - 1} are its own, but there are {count}",
                 **where,
-                key=entry.key,
-                target=entry.target,
+                **pair_of(entry),
             )
         owners[first : first + number] += 1
     for group in np.flatnonzero(owners != 1)[:5].tolist():
@@ -350,21 +356,28 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: Facts, found: Finding
         except BROKEN as error:
             found.error(f"cannot be read: {error}", **place)
             return
-    listed = {(e.input_id, e.key, e.target) for e in manifest.inputs}
-    held = [(row["input_id"], row["key"], row["target"]) for row in rows]
+    own = "weights" not in manifest.foreign  # else the field is a user's
+    held = [
+        (row["input_id"], row["key"], row["target"], row.get("weights") if own else None)
+        for row in rows
+    ]
+    listed = {(e.input_id, e.key, e.target, e.weights) for e in manifest.inputs}
     for which, text in (
         (listed - set(held), "the manifest lists it, the table does not"),
         (set(held) - listed, "the table holds it, the manifest does not"),
     ):
-        for _, key, target in sorted(which, key=str):
-            found.error(text, **place, key=key, target=target)
+        for _, key, target, weights in sorted(which, key=str):
+            found.error(text, **place, key=key, target=target, weights=weights)
     if len(set(held)) != len(held):
         found.error("the table holds an input twice", **place)
     outputs = math.prod(facts.meta["layers"][-1]["shape"])
-    for row in rows:
-        where = place | {"key": row["key"], "target": row["target"]}
+    items = {} if "item" in manifest.foreign else {e.input_id: e.item for e in manifest.inputs}
+    for row, pair in zip(rows, held, strict=True):
+        identity, key, target, weights = pair
+        where = place | {"key": key, "target": target, "weights": weights}
         for name, value in row.items():
-            if value is None and name in INPUTS.names and name != "label":
+            null = name == "label" or (name == "target" and weights is not None)
+            if value is None and name in INPUTS.names and not null:
                 found.error(f"{name} is null", **where)
             elif isinstance(value, list) and not all(isinstance(text, str) for text in value):
                 found.error(f"{name} lists what is no text", **where)
@@ -373,3 +386,19 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: Facts, found: Finding
         for name in ("target", "predicted"):
             if row[name] is not None and row[name] >= outputs:
                 found.error(f"{name} {row[name]}: the network has {outputs} outputs", **where)
+        if weights is not None and pair in listed and max(weights_of(weights)) >= outputs:
+            found.error(f"weights of outputs that are none: the network has {outputs}", **where)
+        if row.get("item") != items.get(identity, row.get("item")):
+            found.error(f"item is {row.get('item')}, the manifest says {items[identity]}", **where)
+        _check_label(row, manifest.name, facts, found, where)
+
+
+def _check_label(
+    row: Mapping[str, Any], shard: str, facts: Facts, found: Findings, where: dict[str, Any]
+) -> None:
+    """Note a key that has two labels: of one content, one of them is lost or in doubt."""
+    if row["label"] is None or row["key"] is None:
+        return
+    first, label = facts.labels.setdefault(row["key"], (shard, row["label"]))
+    if label != row["label"]:
+        found.note(f"its label is {row['label']!r}, in the shard {first} {label!r}", **where)

@@ -1,0 +1,57 @@
+"""Which stored pair of a key and a target is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import InputError
+from nrm_graph.weighted import order
+
+if TYPE_CHECKING:
+    from nrm_graph.database import Database
+    from nrm_graph.targets import Sought
+
+
+def pair(db: Database, key: str | int, target: Sought | None = None) -> int:
+    """Input id of a key and target, which need not be named where there is one.
+
+    Raises
+    ------
+    InputError
+        If there is no such pair, or several.
+    """
+    found, entries = db._matching(key), db._snapshot.entries
+    if target is not None:
+        aim = db.outputs.sought(target)
+        found = tuple(i for i in found if entries[i].aim == aim)
+    if len(found) != 1:
+        aims = sorted((entries[i].aim for i in db._matching(key)), key=order)
+        listed = ", ".join(map(db.outputs.text, aims))
+        raise InputError(
+            f"input {key!r} has the targets {listed}: name one of them as target; weights such "
+            "as {8: 1.0} (8=1 on the command line) explain any output"
+        )
+    return found[0]
+
+
+def pair_or_weights(
+    db: Database, key: str | int, target: Sought | None
+) -> tuple[int, Mapping[Any, float] | None]:
+    """Input id to measure, and the weights to explain where they are not those of the pair.
+
+    Raises
+    ------
+    InputError
+        As :func:`pair`, but that weights need not be stored.
+    """
+    if not isinstance(target, Mapping):
+        return pair(db, key, target), None
+    found = db._matching(key)
+    try:
+        aim = db.outputs.sought(target)
+    except InputError:  # the measure itself says what is wrong, if anything
+        return found[0], target
+    stored = [i for i in found if db._snapshot.entries[i].aim == aim]
+    # All targets of a key have one input.
+    return (stored[0], None) if stored else (found[0], target)
