@@ -18,6 +18,7 @@ from nrm_graph.plan import plan
 from nrm_graph.runs import Run
 from nrm_graph.samples import items
 from nrm_graph.store.listing import listed
+from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.writer import Writer
 from nrm_graph.stored import form_of, network_of
 
@@ -112,7 +113,7 @@ class Worker:
         run = self._run
         before = len(run.writer.shards)
         try:
-            run.take(self._entries(places), lambda count, seconds=None: None)
+            run.take(self._entries(places), lambda count, seconds=None: None, places.start)
         finally:
             run.writer.flush()
         return run.writer.shards[before:]
@@ -172,13 +173,40 @@ def run(
         pool = _Pool(ray, lambda: remote.remote(folder, task, [shared]), done)
         shards = pool.run(_chunks(count, task.size, workers), workers)
     # A compaction meanwhile may have replaced some.
-    there = {name for m, _ in listed(folder / "shards") for name in (m.name, *m.replaces)}
+    manifests = listed(folder / "shards")
+    there = {name for m, _ in manifests for name in (m.name, *m.replaces)}
     lost = {name for name, *_ in shards} - there
     if lost:
         raise StoreError(
             f"processes committed {len(shards):,} shards, of which {len(lost):,} are not in "
             f"{folder}: the folder must be one that all machines of the cluster share"
         )
+    new = {name for name, *_ in shards}
+    _check_labels(Snapshot(folder, [m for m, by in manifests if m.name in new and not by]))
+
+
+def _check_labels(done: Snapshot) -> None:
+    """Refuse equal inputs that different processes explained, with different labels."""
+    seen: dict[str, dict[str, int | None]] = {}  # by key: item, by shard
+    for name, manifest in done.manifests.items():
+        for entry in manifest.inputs:
+            seen.setdefault(entry.key, {}).setdefault(name, entry.item)
+    several = {key: names for key, names in seen.items() if len(names) > 1}
+    labels: dict[tuple[str, str], str | None] = {}
+    for shard in {name for names in several.values() for name in names}:
+        labels |= {(key, shard): facts.label for key, facts in done.known([shard]).items()}
+    for key, names in several.items():
+        (first, counts), *others = ((labels[key, shard], item) for shard, item in names.items())
+        lost = [(label, item) for label, item in others if label not in (None, first)]
+        if lost:
+            label, item = lost[0]
+            raise InputError(
+                f"item {item} and item {counts} hold the same input with different labels, "
+                f"{label!r} and {'none' if first is None else repr(first)}: the store has the "
+                f"second, under the key {key!r}; an input is known by its content: to keep both "
+                "delete this key, and give each a key of its own (key= in a mapping with 'input' "
+                "and 'label')"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +19,18 @@ from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.forms import form, in_order, precision
+from nrm_graph.loaders import Ended, refusal
 from nrm_graph.modules import plain
+from nrm_graph.numbering import first_item
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits
 from nrm_graph.prepare import device_of, traced
 from nrm_graph.rules import check_registered
-from nrm_graph.runs import Run, Task, labelled
-from nrm_graph.samples import Sample, fields_of, items, sample
+from nrm_graph.runs import Run, Task, entries_of, labelled
+from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
+from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.writer import Writer
 from nrm_graph.targets import asked_for, outputs_of
 
@@ -45,7 +50,7 @@ def extract(
     path: str | os.PathLike[str],
     *,
     composite: str | Composite = "epsilon_gamma",
-    target: str | int | tuple[Any, ...] | Sequence[Any] = "predicted",
+    target: str | int | tuple[Any, ...] | Mapping[Any, float] | Sequence[Any] = "predicted",
     resolution: str | Mapping[str, Any] = "auto",
     coverage: float = 1.0,
     top: int | None = None,
@@ -70,19 +75,25 @@ def extract(
     inputs : iterable
         A data set, data loader or any iterable of tensors, (tensor, label) pairs or mappings
         ``{"input": tensor, "key": ..., "label": ..., **metadata}``; single samples, without
-        batch axis, but for a ``DataLoader``, whose batches are taken apart.  A network of several
+        batch axis, but for a ``DataLoader``, whose batches are taken apart (without batches,
+        ``batch_size=None``, it gives samples).  A tensor or an array is a batch, whose rows are
+        samples; NumPy arrays are taken as tensors of their numbers.  A network of several
         inputs takes a tuple of tensors, or a mapping by the names of forward's arguments, as
         ``"input"``.  A list of text as ``"tokens"`` names the positions of the input, in graphs
-        and pictures.
+        and pictures.  Without a key an input is known by its content: equal inputs are one, and
+        are refused where their labels differ.  A label is kept as text, lists and tensors as
+        JSON (``[1, 0, 1]``).
     path : path
         Folder of the store; one that is there is continued: what is committed is not computed
         again.
     composite, resolution
         As in :func:`nrm_graph.measure`.
-    target : "predicted", "label", class index, place, or a sequence of those
+    target : "predicted", "label", class index, place, mapping, or a sequence of those
         What to explain; each (key, target) pair is one input of the store.  Where the output has
         several axes, a tuple with a number for each is a place in it, as in
-        :func:`nrm_graph.measure`: ``(-1, 464)``, ``(-1, "predicted")`` or ``(-1, "label")``.
+        :func:`nrm_graph.measure`: ``(-1, 464)``, ``(-1, "predicted")`` or ``(-1, "label")``.  A
+        mapping of indices or places to weights, such as ``{3: 1, 5: -1}``, is one target, the
+        weighted sum: in ``inputs`` its ``target`` is null and ``weights`` holds it as text.
     coverage : float
         Per input and pair of layers, keep the fewest edges that hold this share of the sum of
         |relevance|.  What is pruned is stored as the pseudo-unit -3, so that row, column and
@@ -109,7 +120,8 @@ def extract(
         ``db.measure(key, input=tensor)``.
     on_error : "stop" or "skip"
         What to do with an input that cannot be read or explained; ``skip`` records it in the
-        table ``failures``.
+        table ``failures``.  What ends a stream, or hides in a batch of a shuffled loader, cannot
+        be skipped.
     output : str, int, or list of them, optional
         Of a network that returns several tensors, the one to explain; see
         :func:`nrm_graph.measure`.
@@ -131,6 +143,12 @@ def extract(
     NrmError
         If the model, the composite, an input or the store cannot be used.  What was committed
         before stays.
+
+    Notes
+    -----
+    The column ``item`` of ``inputs`` is the place of an input in the data set, from 0; a call with
+    new inputs counts on, one that goes on with a data set keeps its numbers: see
+    :mod:`nrm_graph.numbering`.
     """
     limit = pruning.check(coverage, top)
     check_bits(mantissa_bits)
@@ -173,7 +191,7 @@ def extract(
     if shown:
         print(described.sizes(made), file=sys.stderr)
     bar = tqdm(
-        total=len(inputs) if isinstance(inputs, Sized) else None,
+        total=length(inputs),
         unit=" inputs",
         disable=None if shown else True,
     )
@@ -195,14 +213,23 @@ def extract(
             tqdm.write(_pace(seconds, count, bar.total), sys.stderr)
             told = True
 
+    entries = chain(early, entries)
+    keys = _keys(inputs, first, early[-1][0])
+
+    def sample_of(item: Any, name: str) -> Sample:
+        return sample(item, name, taken, kind)
+
     if engine == "ray":
         from nrm_graph import actors
 
+        _, start = first_item(Snapshot(folder).items, entries, keys, sample_of)
         with bar:
-            actors.run(folder, inputs, task, workers, done)
+            actors.run(folder, inputs, replace(task, start=start), workers, done)
         return Database(folder)
     with Writer(folder, threads=_writers()) as writer, bar:
-        Run(made, task, writer, taken).take(_chain(early, entries), done)
+        ahead, start = first_item(writer.items, entries, keys, sample_of)
+        run = Run(made, replace(task, start=start), writer, taken)
+        run.take(chain(ahead, entries), done)
     return Database(folder)
 
 
@@ -231,7 +258,7 @@ def _check_engine(engine: str, workers: int | None, inputs: Iterable[Any]) -> No
         )
     if engine == "ray":
         cluster.installed()
-        if not hasattr(inputs, "__getitem__") or not hasattr(inputs, "__len__"):
+        if not indexed(inputs):
             raise InputError(
                 "engine='ray' takes inputs with a length and an index (a folder, an array, a data "
                 f"set, a list), found {type(inputs).__name__}: give the data set itself, or a list"
@@ -244,32 +271,32 @@ def _check_range(
     """Refuse a target that no input can have, or the first has not, before a store is made."""
     anything = np.zeros(outputs.count)
     for choice in targets:
-        if "label" in (choice if isinstance(choice, tuple) else (choice,)):
-            if first is None:
-                continue
-            choice = labelled(choice, first, classes)
-        outputs.index(choice, anything)
+        for place in choice if isinstance(choice, Mapping) else [choice]:
+            if "label" in entries_of(place):
+                if first is None:
+                    continue
+                place = labelled(place, first, classes)
+            outputs.index(place, anything)
 
 
 def _first(
     entries: Iterator[tuple[str, Any]], on_error: str
 ) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
     """Return the first input that can be read, which the network is traced with."""
-    early = []
+    early: list[tuple[str, Any]] = []
+    reason: NrmError | None = None
     for name, item in entries:
         early.append((name, item))
         try:
             return early, _readable(item, name)
-        except Exception as error:
-            if isinstance(error, NrmError) and on_error == "stop":
-                raise
-            if on_error == "stop":
-                raise InputError(
-                    f"{name} cannot be read: {type(error).__name__}: {error}"
-                ) from error
-    raise InputError(
-        "there are no inputs to extract" if not early else "no input could be read: see on_error"
-    )
+        except Exception as error:  # a data set's own code can raise anything
+            told = refusal(error, name)
+            if on_error == "stop" or isinstance(error, Ended):
+                raise told from told.__cause__
+            reason = reason or told
+    if reason is None:
+        raise InputError("there are no inputs to extract")
+    raise InputError(f"no input could be read; the first of {len(early):,}: {reason}") from reason
 
 
 def _readable(item: Any, name: str) -> dict[str, Any]:
@@ -282,9 +309,10 @@ def _readable(item: Any, name: str) -> dict[str, Any]:
     return fields
 
 
-def _chain(early: list[tuple[str, Any]], rest: Iterator[tuple[str, Any]]) -> Iterator[Any]:
-    yield from early
-    yield from rest
+def _keys(inputs: Any, first: Mapping[str, Any], name: str) -> Sequence[str] | None:
+    """Keys of all inputs, where a data set names them without reading any."""
+    keys = getattr(inputs, "keys", None)
+    return keys if isinstance(keys, Sequence) and first.get("key") == name else None
 
 
 CPU_NEURONS = 1 << 20

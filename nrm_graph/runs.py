@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,15 @@ from nrm_graph import states
 from nrm_graph.edges import edge_tables
 from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.forms import precision
+from nrm_graph.input_labels import class_index
+from nrm_graph.loaders import Ended, refusal
+from nrm_graph.numbering import Numbering
 from nrm_graph.precision import rounded
-from nrm_graph.prepare import checked_tokens, output_weights, places
-from nrm_graph.samples import Sample, class_index, label_text, sample
+from nrm_graph.prepare import checked_tokens, output_weights
+from nrm_graph.samples import Sample, sample
 from nrm_graph.store.schema import Record
 from nrm_graph.targets import outputs_of
+from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from nrm_graph.plan import Plan
     from nrm_graph.store.writer import Writer
     from nrm_graph.targets import Outputs
+    from nrm_graph.weighted import Aim
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class Task:
         Inputs of a batch.
     device : str
         Where to compute.
+    start : int
+        Item of the first place of the data set; see :mod:`nrm_graph.numbering`.
     """
 
     targets: tuple[Any, ...]
@@ -58,13 +66,40 @@ class Task:
     on_error: str
     size: int
     device: str
+    start: int = 0
+
+
+class Relabelled(InputError):
+    """An input that was there before has another label now."""
 
 
 def labelled(choice: Any, found: Sample, classes: Sequence[str] | None) -> Any:
     """Return a target with the label of a sample in the place of ``label``."""
+    if isinstance(choice, Mapping):
+        weights: dict[Any, float] = {}
+        for place, weight in choice.items():
+            named = labelled(place, found, classes)
+            weights[named] = weights.get(named, 0.0) + weight
+        return weights
     if isinstance(choice, tuple):
-        return tuple(class_index(found, classes) if e == "label" else e for e in choice)
-    return class_index(found, classes) if choice == "label" else choice
+        return tuple(labelled(entry, found, classes) for entry in choice)
+    return class_index(found.label, found.key, classes) if choice == "label" else choice
+
+
+def entries_of(choice: Any) -> list[Any]:
+    """Return what a target is made of: itself, or the entries of its places."""
+    if isinstance(choice, Mapping | tuple):
+        return [entry for part in choice for entry in entries_of(part)]
+    return [choice]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An input of this call."""
+
+    place: int
+    content: str
+    label: str | None
 
 
 @dataclass
@@ -75,13 +110,21 @@ class Run:
     task: Task
     writer: Writer
     taken: Form
+    _seen: dict[str, _Seen] = field(default_factory=dict)
+
+    @cached_property
+    def numbering(self) -> Numbering:
+        """Items of the places of this call."""
+        return Numbering(self.task.start, self.writer.items)
 
     @cached_property
     def outputs(self) -> Outputs:
         """What the network returns."""
         return outputs_of(self.made.network.program)
 
-    def take(self, entries: Iterable[tuple[str, Any]], done: Callable[..., Any]) -> None:
+    def take(
+        self, entries: Iterable[tuple[str, Any]], done: Callable[..., Any], first: int = 0
+    ) -> None:
         """Explain inputs and hand them to the writer, but for those that are stored.
 
         Parameters
@@ -91,28 +134,28 @@ class Run:
         done : callable
             Is told how many inputs are done, and how many seconds they took where they are a whole
             batch.
+        first : int
+            Place of the first one in the data set.
 
         Raises
         ------
         NrmError
             If an input fails that may not be skipped, or the store cannot be written.
         """
-        net = self.made.network
-        kind = precision(net.program)
         batch: list[Sample] = []
-        for name, item in entries:
+        ended: Ended | None = None
+        for place, (name, item) in enumerate(entries, first):
+            if isinstance(item, Ended):
+                ended = item
+                break
             try:
-                found = sample(item, name, self.taken, kind)
-                if isinstance(found.metadata.get("tokens"), list | tuple):
-                    checked_tokens(net, found.metadata["tokens"])
-                stored = self.is_stored(found)
+                found = self._sample(item, name, place)
             except StoreError:
                 raise
             except Exception as error:
                 self._failed(name, item, error)
-                done(1)
-                continue
-            if stored:
+                found = None
+            if found is None:
                 done(1)
                 continue
             batch.append(found)
@@ -124,15 +167,60 @@ class Run:
         if batch:
             self.process(batch)
             done(len(batch))
+        if ended is not None:
+            raise ended
+
+    def _sample(self, item: Any, name: str, place: int) -> Sample | None:
+        """Sample of an item; None where there is nothing to compute."""
+        net = self.made.network
+        found = sample(item, name, self.taken, precision(net.program))
+        if isinstance(found.metadata.get("tokens"), list | tuple):
+            checked_tokens(net, found.metadata["tokens"])
+        before = self._seen.get(found.key)
+        twice = before is not None and before.content == found.content
+        stored = self.is_stored(found)
+        self._check_label(found, name, before if twice else None, stored or twice)
+        if not twice:
+            self._seen[found.key] = _Seen(place, found.content, found.label_text)
+        if twice or stored:
+            return None
+        return replace(found, item=self.numbering.item(found.key, place))
+
+    def _check_label(self, found: Sample, name: str, before: _Seen | None, skipped: bool) -> None:
+        """Refuse an input that was there before with another label.
+
+        One without a label may be any; but a label that would be lost is told.
+        """
+        label, known = found.label_text, None
+        if label is None:
+            return
+        if before is not None:
+            other, known = f"item {before.place}", before.label
+        elif self.writer.content(found.key) == found.content:
+            facts, item = self.writer.facts(found.key), self.writer.items.get(found.key)
+            other = "one that is stored" + ("" if item is None else f" (item {item})")
+            known = None if facts is None else facts.label
+            skipped = skipped and facts is not None
+        else:
+            return
+        if known == label or (known is None and not skipped):
+            return
+        key = "" if found.key == found.content else f" under the key {found.key!r}"
+        has = "none" if known is None else repr(known)
+        raise Relabelled(
+            f"{name} and {other} hold the same input{key} with different labels, {label!r} and "
+            f"{has}: an input is known by its content; to keep both give each a key of its own "
+            "(key= in a mapping with 'input' and 'label')"
+        )
 
     def _failed(self, name: str, item: Any, error: Exception) -> None:
         """Record an input that failed, or stop."""
         if self.task.on_error == "stop":
-            if isinstance(error, NrmError):
-                raise error
-            raise InputError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
-        key = item.get("key") if isinstance(item, dict) else None
-        self.writer.fail(str(key or name), str(error) or type(error).__name__)
+            raise refusal(error, name)
+        # Under the key of an input that is stored the failure would not count.
+        keyed = isinstance(item, Mapping) and not isinstance(error, Relabelled)
+        key = item.get("key") if keyed else None
+        self.writer.fail(str(key or name), str(refusal(error, name)))
 
     def is_stored(self, found: Sample) -> bool:
         """Whether every target of an input is stored, so that nothing need be computed.
@@ -140,13 +228,13 @@ class Run:
         The prediction of a key that is there is known from the store: its content is the same.
         """
         for choice in self.task.targets:
-            target: int | None
+            target: Aim | None
             if choice == "predicted":
                 target = self.writer.predicted(found.key)
-            elif isinstance(choice, tuple) and "predicted" in choice:
+            elif "predicted" in entries_of(choice):
                 target = None  # of one position: not known before the network has run
             else:
-                target = self.outputs.index(labelled(choice, found, self.task.classes))
+                target = self.outputs.aim(labelled(choice, found, self.task.classes))
             # Without a target this checks the content all the same.
             known = -1 if target is None else target
             if not self.writer.committed(found.key, known, found.content):
@@ -184,27 +272,39 @@ class Run:
             raise
         predicted = state.output.argmax(1).tolist()
         for choice in self.task.targets:
-            named = [labelled(choice, found, self.task.classes) for found in batch]
+            unknown = "predicted" in entries_of(choice)
             chosen = [
-                places(one, state.output[i : i + 1], self.outputs)[0] for i, one in enumerate(named)
+                self.outputs.aim(
+                    labelled(choice, found, self.task.classes),
+                    state.output[i].double().cpu().numpy() if unknown else None,
+                )
+                for i, found in enumerate(batch)
             ]
             pairs = zip(batch, chosen, strict=True)
-            if all(self.writer.committed(found.key, t) for found, t in pairs):
+            if all(self.writer.committed(found.key, aim) for found, aim in pairs):
                 continue
+            seeds = [weights_of(aim) if isinstance(aim, str) else aim for aim in chosen]
             weights = torch.cat(
                 [
-                    output_weights(t, state.output[i : i + 1], self.outputs)
-                    for i, t in enumerate(chosen)
+                    output_weights(one, state.output[i : i + 1], self.outputs)
+                    for i, one in enumerate(seeds)
                 ]
             )
             logits = (weights * state.output).sum(1).tolist()
+            for found, aim, logit in zip(batch, chosen, logits, strict=True):
+                if isinstance(aim, str) and not logit:
+                    raise InputError(
+                        f"input {found.key!r}: the weighted sum of the target outputs is zero: "
+                        "shares are undefined"
+                    )
             tables = edge_tables(state, states.seed(state, weights), self.made)
             for i, (found, (nodes, edges)) in enumerate(zip(batch, tables, strict=True)):
+                aim = chosen[i]
                 self.writer.add(
                     Record(
                         found.key,
-                        chosen[i],
-                        label_text(found),
+                        None if isinstance(aim, str) else aim,
+                        found.label_text,
                         predicted[i],
                         logits[i],
                         found.metadata,
@@ -212,5 +312,7 @@ class Run:
                         self._kept(found),
                         nodes,
                         edges if self.task.bits is None else rounded(edges, self.task.bits),
+                        found.item,
+                        aim if isinstance(aim, str) else None,
                     )
                 )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
+from nrm_graph import input_labels, loaders
 from nrm_graph.errors import InputError
 from nrm_graph.forms import arranged
+from nrm_graph.loaders import STREAM, Ended, reason
 from nrm_graph.store.schema import content_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     import numpy.typing as npt
 
     from nrm_graph.forms import Form
@@ -36,9 +37,12 @@ class Sample:
     arrays : tuple of ndarray
         The input without batch axis: an array for each tensor that the network takes.
     label : object
-        A class name or index, or None.
+        A class name or index, or None; or a list or dict, as :func:`nrm_graph.input_labels.plain`
+        gives it.
     metadata : mapping
         Further fields.
+    item : int or None
+        Place in the data set, counted through all calls.
     """
 
     key: str
@@ -46,93 +50,92 @@ class Sample:
     arrays: tuple[npt.NDArray[Any], ...]
     label: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    item: int | None = None
+
+    @property
+    def label_text(self) -> str | None:
+        """Label as it is stored."""
+        return input_labels.text(self.label)
 
 
-def items(inputs: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def length(inputs: Any) -> int | None:
+    """Return the number of inputs, where it is known."""
+    if isinstance(inputs, DataLoader):
+        return loaders.length(inputs)
+    try:
+        return len(inputs)
+    except Exception:  # a data set's own code can raise anything
+        return None
+
+
+def indexed(inputs: Any) -> bool:
+    """Whether inputs have a length and an index, so that each can be read by itself."""
+    others = (DataLoader, IterableDataset, Mapping, str, bytes)
+    known = not isinstance(inputs, others) and hasattr(inputs, "__getitem__")
+    return known and length(inputs) is not None
+
+
+def items(inputs: Any) -> Iterator[tuple[str, Any]]:
     """Raw items of the inputs, each with a name for messages, or an exception in its place.
 
-    A data set (with length and index) goes on behind an item that fails; any other iterable
-    ends with it.
+    Every place has one, so that the nth entry is of the nth item.  A data set (with length and
+    index) goes on behind an item that fails; any other iterable ends with it, and so does a data
+    loader that does not say which one failed: see :func:`nrm_graph.loaders.items_of`.
+
+    Raises
+    ------
+    InputError
+        If the inputs are of another kind.
     """
-    if isinstance(inputs, torch.utils.data.DataLoader):
-        for n, batch in enumerate(inputs):
-            for i, item in enumerate(_apart(batch)):
-                yield f"item {i} of batch {n}", item
+    if isinstance(inputs, DataLoader):
+        yield from loaders.items_of(inputs)
         return
-    if isinstance(inputs, Mapping | str | bytes):
+    arrays = isinstance(inputs, torch.Tensor | np.ndarray)
+    if isinstance(inputs, Mapping | str | bytes | np.generic) or not (
+        hasattr(inputs, "__iter__") or hasattr(inputs, "__getitem__")
+    ):
         raise InputError(
             f"inputs must be a data set, a data loader or an iterable of inputs, found "
             f"{type(inputs).__name__}"
         )
-    indexed = hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__")
-    if not indexed or isinstance(inputs, torch.Tensor):
-        for n, item in enumerate(inputs):
-            yield f"item {n}", item
+    if arrays and inputs.ndim < 2:
+        raise InputError(
+            f"inputs is of shape {tuple(inputs.shape)}: its first axis must count the inputs; put "
+            "one input into a list"
+        )
+    if not indexed(inputs):
+        yield from _stream(inputs)
         return
-    data: Any = inputs
-    keys = getattr(data, "keys", None)
-    for n in range(len(data)):
+    keys = None if arrays else getattr(inputs, "keys", None)
+    for n in range(len(inputs)):
         name = str(keys[n]) if isinstance(keys, Sequence) else f"item {n}"
         try:
-            item = data[n]
+            item = inputs[n]
         except Exception as error:  # a data set's own code can raise anything
             item = error
         yield name, item
 
 
-def _apart(batch: Any) -> Iterator[Any]:
-    """Items of a data loader's batch."""
-    if isinstance(batch, Mapping):
-        yield from _fields_apart(batch)
-    elif isinstance(batch, tuple | list) and len(batch) == 2:
-        pair = {"input": batch[0], "label": batch[1]}
-        if isinstance(batch[0], Mapping) or _collated(batch[0], pair):
-            yield from _fields_apart(pair)
-        else:
-            yield from zip(*batch, strict=True)
-    elif isinstance(batch, torch.Tensor):
-        yield from batch
-    else:
-        yield batch
-
-
-def _fields_apart(batch: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Items of a batch of mappings, as PyTorch collates them."""
-    x: Any = batch.get("input")
-    several = isinstance(x, Mapping) or _collated(x, batch)
-    first = next(iter(x.values()), ()) if isinstance(x, Mapping) else x[0] if several else x
-    size = len(first) if hasattr(first, "__len__") else 0
-
-    def one(name: str, value: Any, i: int) -> Any:
-        if name == "input" and isinstance(value, Mapping):
-            return {k: v[i] for k, v in value.items()}
-        if name == "input" and several:
-            return tuple(v[i] for v in value)
-        lists = isinstance(value, list) and all(isinstance(v, tuple | list) for v in value)
-        if lists and value and isinstance(value[0], tuple) and {len(v) for v in value} == {size}:
-            return [v[i] for v in value]  # lists of text are collated by their positions
-        return value[i] if hasattr(value, "__getitem__") else value
-
-    for i in range(size):
-        yield {name: one(name, value, i) for name, value in batch.items()}
-
-
-def _collated(x: Any, batch: Mapping[str, Any]) -> bool:
-    """Whether a list holds the batches of several inputs, not the inputs of a batch."""
-    if not isinstance(x, list | tuple) or not x or not all(isinstance(v, torch.Tensor) for v in x):
-        return False
-    sizes = {len(v) for v in x if v.ndim}
-    others = {
-        len(value)
-        for name, value in batch.items()
-        if name in ("key", "label") and hasattr(value, "__len__")
-    }
-    alike = len({v.shape for v in x}) == 1  # as the inputs of a batch are
-    return sizes == others and not (alike and others == {len(x)})
+def _stream(inputs: Any) -> Iterator[tuple[str, Any]]:
+    rest = iter(inputs)
+    n = 0
+    while True:
+        name = f"item {n}"
+        try:
+            item = next(rest)
+        except StopIteration:
+            return
+        except Exception as error:  # a generator's own code can raise anything
+            ended = Ended(f"{name} cannot be read: {reason(error)}; {STREAM}")
+            ended.__cause__ = error
+            yield name, ended
+            return
+        yield name, item
+        n += 1
 
 
 def fields_of(item: Any, name: str) -> dict[str, Any]:
-    """Bring an item to a mapping with ``input``.
+    """Bring an item to a mapping with tensors as ``input``.
 
     Raises
     ------
@@ -141,6 +144,8 @@ def fields_of(item: Any, name: str) -> dict[str, Any]:
     """
     if isinstance(item, Exception):
         raise item
+    if "input" in getattr(item, "_fields", ()):
+        item = item._asdict()  # a named tuple
     if isinstance(item, Mapping):
         fields = dict(item)
     elif isinstance(item, tuple | list) and len(item) == 2:
@@ -148,18 +153,49 @@ def fields_of(item: Any, name: str) -> dict[str, Any]:
     else:
         fields = {"input": item}
     x: Any = fields.get("input")
-    parts: Any = x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else [x]
-    parts = list(parts)
+    if isinstance(x, Mapping):
+        x = {k: tensor_of(part, name) for k, part in x.items()}
+    else:
+        parts = x if isinstance(x, tuple | list) else [x]
+        parts = [tensor_of(part, name) for part in parts]
+        x = tuple(parts) if isinstance(x, tuple | list) else parts[0]
+    parts = list(x.values()) if isinstance(x, Mapping) else x if isinstance(x, tuple) else [x]
     if not parts or not all(isinstance(part, torch.Tensor) for part in parts):
         raise InputError(
             f"{name}: an input must be a tensor, a (tensor, label) pair or a mapping with a "
             "tensor as 'input' (a tuple or mapping of tensors for a network of several inputs), "
-            f"found {type(x if isinstance(item, Mapping) else item).__name__}"
+            f"found {_shown(item, fields)}"
         )
     for part in parts:
         if part.is_complex():
             raise InputError(f"{name}: expected real numbers, found {part.dtype}")
-    return fields
+    return fields | {"input": x}
+
+
+def _shown(item: Any, fields: Mapping[str, Any]) -> str:
+    if isinstance(item, Mapping) and "input" not in item:
+        return f"a mapping with {', '.join(map(str, item)) or 'nothing'}"
+    return type(fields["input"] if isinstance(item, Mapping) else item).__name__
+
+
+def tensor_of(value: Any, name: str) -> Any:
+    """Return a NumPy array as the tensor of its numbers; anything else as it is.
+
+    Raises
+    ------
+    InputError
+        If the array holds what is no number that a network takes.
+    """
+    if not isinstance(value, np.ndarray):
+        return value
+    kind = value.dtype
+    if kind.kind not in "fiub" or kind.itemsize > 8:
+        raise InputError(f"{name}: expected numbers, found an array of {kind}")
+    if kind.kind in "iu" and kind != np.uint8:
+        if value.size and int(value.max()) >= 1 << 63:
+            raise InputError(f"{name}: whole numbers must fit 64 bits, found {value.max()}")
+        kind = np.dtype(np.int64)
+    return torch.from_numpy(np.array(value, kind.newbyteorder("="), order="C"))
 
 
 def sample(item: Any, name: str, form: Form, dtype: torch.dtype) -> Sample:
@@ -182,18 +218,22 @@ def sample(item: Any, name: str, form: Form, dtype: torch.dtype) -> Sample:
         If it is something else, has another shape, or holds NaN or infinity.
     """
     fields = fields_of(item, name)
-    key = _text(fields.get("key"))
+    key = _key(fields.get("key"), name)
+    shown = key or name
     arrays = []
-    for k, tensor in enumerate(arranged(fields["input"], form.names, key or name)):
+    for k, tensor in enumerate(arranged(fields["input"], form.names, shown)):
         array = form.cast(k, tensor.detach().cpu(), dtype).contiguous().numpy()
-        shape = form.shapes[k]
-        if array.shape == (1, *shape):  # a batch of one
+        if array.shape == (1, *form.shapes[k]):  # a batch of one
             array = array[0]
         arrays.append(array)
-    content = content_of(dict(zip(form.names, arrays, strict=True)))
-    key = key or content
     for array, shape, which in zip(arrays, form.shapes, form.names, strict=True):
-        one = f"input {key!r}" if len(arrays) == 1 else f"{which!r} of input {key!r}"
+        one = f"input {shown!r}" if len(arrays) == 1 else f"{which!r} of input {shown!r}"
+        if array.shape[1:] == shape and array.ndim == len(shape) + 1:
+            raise InputError(
+                f"{one} has shape {array.shape}: a batch of {len(array)}, expected one input of "
+                f"shape {shape}; give each by itself, or a DataLoader, whose batches are taken "
+                "apart"
+            )
         if array.shape != shape:
             raise InputError(
                 f"{one} has shape {array.shape}, expected {shape}: all inputs of a store have "
@@ -201,39 +241,22 @@ def sample(item: Any, name: str, form: Form, dtype: torch.dtype) -> Sample:
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"{one} holds NaN or infinity")
+    content = content_of(dict(zip(form.names, arrays, strict=True)))
+    label = input_labels.plain(fields.get("label"), f"the label of input {shown!r}")
     extra = {k: v for k, v in fields.items() if k not in _RESERVED}
-    return Sample(key, content, tuple(arrays), fields.get("label"), extra)
+    try:
+        input_labels.text(label)  # whether it can be stored
+    except InputError as error:
+        raise InputError(f"input {shown!r}: {error}") from None
+    return Sample(key or content, content, tuple(arrays), label, extra)
 
 
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return str(value.item()) if isinstance(value, torch.Tensor | np.generic) else str(value)
-
-
-def label_text(sample: Sample) -> str | None:
-    """Label of a sample as it is stored."""
-    return _text(sample.label)
-
-
-def class_index(sample: Sample, classes: Sequence[str] | None) -> int:
-    """Output that a sample's label names.
-
-    Raises
-    ------
-    InputError
-        If there is no label, or it is no class: never a guess.
-    """
-    label = sample.label
-    if isinstance(label, torch.Tensor | np.generic):
-        label = label.item()
-    if isinstance(label, int) and not isinstance(label, bool):
-        return label
-    if label is None:
-        raise InputError(f"target='label', but input {sample.key!r} has no label")
-    if classes is None or label not in classes:
-        raise InputError(
-            f"the label {label!r} of input {sample.key!r} is not a class name: pass classes= "
-            "the names of the outputs in their order"
-        )
-    return list(classes).index(label)
+def _key(value: Any, name: str) -> str | None:
+    """Text of a key."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    if value is None or type(value) is str:
+        return value
+    if isinstance(value, torch.Tensor | np.ndarray | list | dict | bytes):
+        raise InputError(f"{name}: a key must be text or a number, found {type(value).__name__}")
+    return str(value)

@@ -177,9 +177,11 @@ def test_a_data_loader_collates_several_inputs(tmp_path):
         found = [i for _, i in items(torch.utils.data.DataLoader(labelled, batch_size=size))]
         assert [int(item["label"]) for item in found] == list(range(size))
         torch.testing.assert_close(found[1]["input"][1], pair(1)[1])
-    lists = [[[torch.zeros(3), torch.ones(3)], [5, 6]]]  # a collate function of one's own
-    plain = [i for _, i in items(torch.utils.data.DataLoader(lists, batch_size=None))]
-    assert [label for _, label in plain] == [5, 6]
+    pairs = [(torch.zeros(3), 5), (torch.ones(3), 6)]  # a collate function of one's own
+    own = torch.utils.data.DataLoader(
+        pairs, batch_size=2, collate_fn=lambda b: list(zip(*b, strict=True))
+    )
+    assert [item["label"] for _, item in items(own)] == [5, 6]
 
 
 def test_wrong_shapes_of_one_of_several_inputs_name_it(tmp_path):
