@@ -52,6 +52,14 @@ class Broken(interrupted.Images):
         return item | {"input": item["input"] / 0} if n == 5 else item
 
 
+class Twins(interrupted.Images):
+    """Images without keys, the first and the last of which are equal but for their labels."""
+
+    def __getitem__(self, n):
+        item = super().__getitem__(0 if n == len(self) - 1 else n)
+        return {"input": item["input"], "label": n}
+
+
 class Interrupting(interrupted.Images):
     """Images; at one of them, Ctrl-C reaches the process that waits."""
 
@@ -149,6 +157,11 @@ def engines(folder):
             for e, o in (("local", {}), ("ray", {"workers": 1}))
         ]
         assert told[0] == told[1], told
+        with ng.open(more) as db:
+            assert db.sql("SELECT count(*) FROM inputs WHERE item <> n").fetchall() == [(0,)]
+        kind, text = raised(folder / "twins.nrm", Twins(COUNT))
+        assert kind in ("InputError", "Relabelled")
+        assert "hold the same input with different labels, '23' and '0'" in text, text
         kind, text = raised(folder / "unsent.nrm", Unsent(COUNT))
         assert kind == "InputError"
         assert "cannot be sent to other processes: TypeError: not for others" in text, text

@@ -1,15 +1,17 @@
 """One small network, traced once, to extract the data of many tests with."""
 
+import functools
+
 import torch
 from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import extraction
+from nrm_graph.tracing import trace
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).eval().requires_grad_(False)
 X = torch.randn(12, 8)
-_TRACED = {}
 
 
 def extract(path, inputs, **options):
@@ -19,9 +21,7 @@ def extract(path, inputs, **options):
     def traced(model, names, xs, output):
         if xs[0].shape != (8,):
             return plain(model, names, xs, output)
-        if not _TRACED:
-            _TRACED["found"] = plain(model, names, xs, output)[0]
-        return _TRACED["found"], (xs[0][None],)
+        return program(), (xs[0][None],)
 
     extraction.traced = traced
     try:
@@ -30,6 +30,12 @@ def extract(path, inputs, **options):
         )
     finally:
         extraction.traced = plain
+
+
+@functools.cache
+def program():
+    """Trace the network."""
+    return trace(NET, X[:1])
 
 
 def rows(db, columns="item, label", order="item"):

@@ -66,9 +66,12 @@ def test_targets_and_duplicates_share_a_number(tmp_path):
         assert values(db) == {0: 0, 1: 1, 3: 2}
 
 
-@pytest.mark.parametrize("before", [[0], [0, 1, 2], [4, 5], [1, 7], [11]])
-@pytest.mark.parametrize("kind", ["list", "stream", "keys"])
-def test_a_call_that_goes_on_is_numbered_as_if_it_had_never_stopped(tmp_path, before, kind):
+@pytest.mark.parametrize(
+    ("kind", "before"),
+    [("list", [0, 1, 2]), ("list", [4, 5]), ("stream", [11]), ("keys", [1, 7])],
+    ids=str,
+)
+def test_a_call_that_goes_on_is_numbered_as_if_it_had_never_stopped(tmp_path, kind, before):
     """Whichever shards were committed when a run was killed."""
 
     def given():

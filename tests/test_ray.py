@@ -22,6 +22,7 @@ import nrm_graph as ng
 from nrm_graph import actors, cluster
 from nrm_graph.circuits.tasks import partial, pieces
 from nrm_graph.samples import items
+from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.writer import Writer
 
 
@@ -119,6 +120,22 @@ def test_a_part_names_its_inputs_as_the_whole_does(data):
     assert len(list(part)) == len(part) == 2
     named = SimpleNamespace(keys=["a", "b", "c"])
     assert actors.Part(named, range(1, 3)).keys == ["b", "c"]
+
+
+def test_equal_inputs_with_other_labels_are_refused_across_processes(tmp_path):
+    path = make(tmp_path / "s.nrm")
+    for item, label in enumerate(("cat", None, "cat", "dog")):
+        with Writer(path) as writer:
+            # Each began before the others committed.
+            writer._known.clear()
+            writer.add(record(0, label=label, item=item))
+        found = Snapshot(path)
+        assert len(found.manifests) == item + 1
+        if label == "dog":
+            with pytest.raises(ng.InputError, match=r"item 3 and item 0 hold .* 'dog' and 'cat'"):
+                actors._check_labels(found)
+        else:
+            actors._check_labels(found)
 
 
 class Died(Exception):

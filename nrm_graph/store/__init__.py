@@ -44,8 +44,10 @@ overwritten.
 ``files`` (for each of inputs, nodes, edges, tensors: ``name``, ``size``, ``sha256``, ``rows``; it
 MUST be empty exactly where ``inputs`` is), ``metadata`` (field name to one of bool, int, float,
 string, strings, null; a reader MUST refuse others), ``inputs`` (each: ``input_id``, ``key``,
-``target``, ``content``, ``nodes`` and ``edges`` as [first row group, number of row groups]),
-``replaces`` (names of shards whose manifests MUST be ignored; cycles are an error), and it MAY hold
+``target``, ``content``, ``nodes`` and ``edges`` as [first row group, number of row groups]; it MAY
+hold ``item``, a count or null, and of a weighted target it MUST hold ``weights``, ``target`` being
+null: then ``format_version`` is 2, and 1 everywhere else, so that a reader of format 1 alone
+refuses what it has no form for and reads the rest), ``replaces`` (names of shards whose manifests MUST be ignored; cycles are an error), and it MAY hold
 ``failures`` (each: ``key``, ``error``), inputs that could not be extracted.  A failure does not
 count where a shard of a greater name holds the key. File names MUST be ``<shard>.<table>.parquet``:
 plain names of the same folder.  A reader MUST check sizes when it opens the store, and SHOULD check
@@ -73,11 +75,14 @@ in front keeps two pairs from joining to the same bytes.  It is never negative. 
 SHA-256 of ``<dtype>|<d0,d1,...>|`` followed by the tensor's bytes (C order, little-endian); of
 several tensors it is the SHA-256 of the UTF-8 text ``<name>:<content>;``, one such for each in the
 order of ``inputs``, where content is that of the tensor alone.  ``target`` is the flat index of an
-output.  When two manifests that are not replaced hold the same pair, the one with the smaller shard
+output; of a weighted target it is null, and the identity is hashed over the text ``weights`` in its
+place: JSON of the flat indices, ascending, and their weights as floats that are finite and not
+zero, such as ``{"0":1.0,"1":-1.0}``, without spaces; readers MUST refuse any other text.  When two manifests that are not replaced hold the same pair, the one with the smaller shard
 name counts, and readers MUST NOT see the rows of the other.  One key SHOULD have one content.
 
-**Tables.** ``inputs``: input_id int64, key string, label string (nullable), target int32, predicted
-int32, logit float32, then one nullable column per metadata field of the shard that holds a value.
+**Tables.** ``inputs``: input_id int64, key string, label string (nullable), target int32 (null
+where there are weights), predicted int32, logit float32 (of weights the weighted sum), then one
+nullable column per metadata field of the shard that holds a value.
 ``nodes``: input_id int64, layer_id int16, unit int32, relevance float32, activation float32
 (nullable).  ``edges``: input_id int64, dst_layer int16, dst_unit int32, src_layer int16, src_unit
 int32, relevance float32, conditional float32 (nullable).  ``tensors``: key string, content string,
@@ -101,7 +106,12 @@ but for floats in an int field, which make it float from that shard on, and ints
 in a float field.  Where shards disagree (a field was widened, or two writers met it at the same
 moment), readers MUST read int with float as float and anything else as string; a field that no
 shard holds a value of is a string.  Names are printable, of at most 200 characters, and one field
-whatever their letter case; those of the columns of ``inputs`` are reserved.
+whatever their letter case; those of the columns of ``inputs`` are reserved, and ``item`` and
+``weights``.  These two are fields of the format's own, ``item`` an int (the place of the input in
+the data set, from 0, counted through all calls) and ``weights`` a string: where a shard holds a
+field of such a name and none of its ``inputs`` in the manifest does, it is a user's, from before
+the names were reserved.  It keeps the name: readers show it, and writers MUST NOT add to it.  The
+table ``inputs`` that SQL sees has both columns always, null where no shard holds them.
 
 **Conditions.** ``conditions`` MAY hold folders, each of one condition; a reader of format 1 that
 does not know them MUST ignore it. A folder without ``condition.json`` is none. ``condition.json``
