@@ -47,11 +47,12 @@ string, strings, null; a reader MUST refuse others), ``inputs`` (each: ``input_i
 ``target``, ``content``, ``nodes`` and ``edges`` as [first row group, number of row groups]; it MAY
 hold ``item``, a count or null, and of a weighted target it MUST hold ``weights``, ``target`` being
 null: then ``format_version`` is 2, and 1 everywhere else, so that a reader of format 1 alone
-refuses what it has no form for and reads the rest), ``replaces`` (names of shards whose manifests MUST be ignored; cycles are an error), and it MAY hold
-``failures`` (each: ``key``, ``error``), inputs that could not be extracted.  A failure does not
-count where a shard of a greater name holds the key. File names MUST be ``<shard>.<table>.parquet``:
-plain names of the same folder.  A reader MUST check sizes when it opens the store, and SHOULD check
-page checksums when it reads one input for exact inference.
+refuses what it has no form for, and reads stores without it), ``replaces`` (names of shards whose
+manifests MUST be ignored; cycles are an error), and it MAY hold ``failures`` (each: ``key``,
+``error``), inputs that could not be extracted. A failure does not count where a shard of a greater
+name holds the key. File names MUST be ``<shard>.<table>.parquet``: plain names of the same folder.
+A reader MUST check sizes when it opens the store, and SHOULD check page checksums when it reads one
+input for exact inference.
 
 **Replacement.** From the moment that a manifest is in place, the shards that it ``replaces`` do not
 count.  What counts of them MUST stand in this shard or in others that count, but for keys that are
@@ -71,14 +72,15 @@ JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Rea
 
 **Identity.** ``input_id`` is the first 64 bits, big-endian, of SHA-256 over the UTF-8 bytes of
 ``<n>:<key>:<target>``, shifted right by one, where n is the length of the key in bytes; the length
-in front keeps two pairs from joining to the same bytes.  It is never negative.  ``content`` is the
+in front keeps two pairs from joining to the same bytes. It is never negative. ``content`` is the
 SHA-256 of ``<dtype>|<d0,d1,...>|`` followed by the tensor's bytes (C order, little-endian); of
 several tensors it is the SHA-256 of the UTF-8 text ``<name>:<content>;``, one such for each in the
-order of ``inputs``, where content is that of the tensor alone.  ``target`` is the flat index of an
+order of ``inputs``, where content is that of the tensor alone. ``target`` is the flat index of an
 output; of a weighted target it is null, and the identity is hashed over the text ``weights`` in its
 place: JSON of the flat indices, ascending, and their weights as floats that are finite and not
-zero, such as ``{"0":1.0,"1":-1.0}``, without spaces; readers MUST refuse any other text.  When two manifests that are not replaced hold the same pair, the one with the smaller shard
-name counts, and readers MUST NOT see the rows of the other.  One key SHOULD have one content.
+zero, such as ``{"0":1.0,"1":-1.0}``, without spaces; readers MUST refuse any other text. When two
+manifests that are not replaced hold the same pair, the one with the smaller shard name counts, and
+readers MUST NOT see the rows of the other. One key SHOULD have one content.
 
 **Tables.** ``inputs``: input_id int64, key string, label string (nullable), target int32 (null
 where there are weights), predicted int32, logit float32 (of weights the weighted sum), then one
@@ -128,7 +130,8 @@ a writer may leave that a deletion overtook, readers SHOULD NOT see the rows, an
 drop them); no tensors are stored; and ``metadata`` has the fields ``relevance`` (R(event)),
 ``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))), ``absorbed``
 (share of the conditioned measure that biases, stabilizers and remainders hold), all float,
-``status`` and ``reason`` (string), of any of which the type is null where a shard holds no value.
+``status`` and ``reason`` (string), of any of which the type is null where a shard holds no value,
+and ``weights`` (string) where a shard holds weighted targets.
 ``status`` is ``defined`` or ``undefined``; an undefined input has no nodes and edges, no
 amplification and absorbed, and a reason. Relevances are R(node and event) / R(event) and R(step and
 event) / R(event); ``conditional`` is q under the event, or null where walks of the event do not go
