@@ -25,12 +25,16 @@ Item = tuple[str, Any]
 
 
 STREAM = (
-    "a stream ends with an item that fails, so it cannot be skipped: give a data set with length "
-    "and index"
+    "a stream ends with an item that fails, so it cannot be skipped, and what was stored before "
+    "stays: give a data set with length and index"
 )
 
 
-class Ended(InputError):
+class Marked(InputError):
+    """An error that this package tells from others, and raises as an InputError."""
+
+
+class Ended(Marked):
     """An item failed that nothing can be read behind, so that it cannot be skipped."""
 
 
@@ -44,10 +48,14 @@ def reason(error: BaseException) -> str:
 
 def refusal(error: Exception, name: str) -> NrmError:
     """Return what to raise where an item failed: one line, with the item's name."""
-    if isinstance(error, NrmError) and not _in_worker(error):
+    if isinstance(error, Marked):
+        found = InputError(str(error))
+        found.__cause__ = error.__cause__
+    elif isinstance(error, NrmError) and not _in_worker(error):
         return error
-    found = InputError(f"{name} cannot be read: {reason(error)}")
-    found.__cause__ = error
+    else:
+        found = InputError(f"{name} cannot be read: {reason(error)}")
+        found.__cause__ = error
     return found
 
 
@@ -58,16 +66,16 @@ def _in_worker(error: BaseException) -> bool:
 
 def length(loader: DataLoader[Any]) -> int | None:
     """Return the number of items that a loader gives, where it can tell."""
-    try:
-        size = loader.batch_size
-        if isinstance(loader.dataset, IterableDataset):
+    size = loader.batch_size
+    if isinstance(loader.dataset, IterableDataset):
+        try:
             return len(loader.dataset)  # type: ignore[arg-type]
-        count = len(loader.sampler)  # type: ignore[arg-type]
-        if loader.batch_sampler is None:
-            return count
-        return None if size is None else min(count, len(loader) * size)
-    except Exception:  # a data set's own code can raise anything
-        return None
+        except Exception:  # a data set's own code can raise anything
+            return None
+    count = _sampled(loader)
+    if loader.batch_sampler is None or count is None:
+        return count
+    return None if size is None else min(count, len(loader) * size)
 
 
 def items_of(loader: DataLoader[Any]) -> Iterator[Item]:
@@ -117,9 +125,11 @@ def _failed(
     what = _name(loader, number, place) if alone else f"batch {number} (from item {place} on)"
     text = f"{what} cannot be read: {reason(error)}"
     advice = "give the data set itself, or a list, as inputs"
+    count = _sampled(loader)
+    died = loader.num_workers and not _in_worker(error)  # a process ended, or took too long
     if isinstance(loader.dataset, IterableDataset):
         text += f"; {STREAM}"
-    elif loader.num_workers and not _in_worker(error):  # a process ended, or took too long
+    elif died or count is None or place >= count:
         text += f"; the loader cannot go on: {advice}"
     elif _in_order(loader):
         return _one_by_one(loader, place)
@@ -140,6 +150,14 @@ def _in_order(loader: DataLoader[Any]) -> bool:
     sampler = loader.batch_sampler
     own = type(sampler) is BatchSampler and sampler.sampler is loader.sampler
     return (sampler is None or own) and type(loader.sampler) is SequentialSampler
+
+
+def _sampled(loader: DataLoader[Any]) -> int | None:
+    """Return the number of items that a loader's sampler gives, where it can tell."""
+    try:
+        return len(loader.sampler)  # type: ignore[arg-type]
+    except Exception:  # the user's own code can raise anything
+        return None
 
 
 def _one_by_one(loader: DataLoader[Any], place: int) -> Iterator[Any]:
@@ -204,9 +222,10 @@ def _at(value: Any, i: int) -> Any:
 def _expected(loader: DataLoader[Any], number: int) -> int | None:
     """Return the number of items in a batch, where the loader tells it."""
     size = loader.batch_size
-    if size is None or isinstance(loader.dataset, IterableDataset):
+    count = _sampled(loader)
+    if size is None or count is None or isinstance(loader.dataset, IterableDataset):
         return None
-    return min(size, len(loader.sampler) - number * size)  # type: ignore[arg-type]
+    return min(size, count - number * size)
 
 
 def _own_apart(batch: Any, what: str, expected: int | None) -> list[Any]:

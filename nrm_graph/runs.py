@@ -16,7 +16,7 @@ from nrm_graph.edges import edge_tables
 from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.forms import precision
 from nrm_graph.input_labels import class_index
-from nrm_graph.loaders import Ended, refusal
+from nrm_graph.loaders import Ended, Marked, refusal
 from nrm_graph.numbering import Numbering
 from nrm_graph.precision import rounded
 from nrm_graph.prepare import checked_tokens, output_weights
@@ -69,7 +69,7 @@ class Task:
     start: int = 0
 
 
-class Relabelled(InputError):
+class Relabelled(Marked):
     """An input that was there before has another label now."""
 
 
@@ -111,6 +111,10 @@ class Run:
     writer: Writer
     taken: Form
     _seen: dict[str, _Seen] = field(default_factory=dict)
+
+    @cached_property
+    def _kind(self) -> torch.dtype:
+        return precision(self.made.network.program)
 
     @cached_property
     def numbering(self) -> Numbering:
@@ -168,16 +172,21 @@ class Run:
             self.process(batch)
             done(len(batch))
         if ended is not None:
-            raise ended
+            raise refusal(ended, "")
 
     def _sample(self, item: Any, name: str, place: int) -> Sample | None:
         """Sample of an item; None where there is nothing to compute."""
         net = self.made.network
-        found = sample(item, name, self.taken, precision(net.program))
+        found = sample(item, name, self.taken, self._kind)
         if isinstance(found.metadata.get("tokens"), list | tuple):
             checked_tokens(net, found.metadata["tokens"])
         before = self._seen.get(found.key)
-        twice = before is not None and before.content == found.content
+        if before is not None and before.content != found.content:
+            raise StoreError(
+                f"{name} has the key {found.key!r} of item {before.place}, but another content: "
+                "give it another key"
+            )
+        twice = before is not None
         stored = self.is_stored(found)
         self._check_label(found, name, before if twice else None, stored or twice)
         if not twice:

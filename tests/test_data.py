@@ -234,7 +234,7 @@ def test_lengths_that_a_bar_shows():
         (DataLoader(Sized(), batch_size=2), 5),
         (DataLoader(PAIRS, batch_sampler=[[0, 1, 2], [3]]), None),
     ):
-        assert samples.length(inputs) == count
+        assert samples.length(inputs) == count, inputs
     assert samples.indexed(PAIRS)
     assert samples.indexed(X)
     for inputs in (Sized(), DataLoader(PAIRS), iter(PAIRS), {"a": 1}, {1, 2}):
@@ -277,6 +277,40 @@ def test_in_a_loader_too_an_item_that_fails_is_skipped_alone(tmp_path, size):
         assert [name.split(" (")[0] for name in names] == ["item 1", "item 4"]
 
 
+class NoLength(Dataset):
+    def __getitem__(self, i):
+        return X[range(3)[i]]
+
+
+class Stuck:
+    """A sampler that fails for ever."""
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        raise ValueError("no more")
+
+    def __len__(self):
+        return 2
+
+
+def test_loaders_that_cannot_go_on_end(tmp_path):
+    for n, (loader, what) in enumerate(
+        (
+            (DataLoader(NoLength(), batch_size=2), "TypeError: object of type 'NoLength' has no"),
+            (DataLoader(PAIRS, batch_size=1, sampler=Stuck()), "ValueError: no more"),
+            (DataLoader(PAIRS, batch_size=None, sampler=Stuck()), "ValueError: no more"),
+        )
+    ):
+        for on_error in ("stop", "skip"):
+            with pytest.raises(ng.InputError, match=f"cannot be read: {what}"):
+                extract(tmp_path / f"{n}.nrm", loader, on_error=on_error)
+    found, failed = read(NoLength())
+    assert plain(found) == [(0, None), (1, None), (2, None)]
+    assert not failed
+
+
 def test_a_batch_that_cannot_be_stacked_is_read_one_by_one(tmp_path):
     data = [(X[0], None), (X[1], 1), (X[2, :5], 2), (X[3], "text")]
     loader = DataLoader(data, batch_size=2)
@@ -299,7 +333,9 @@ def test_the_users_own_function_collates_what_is_read_one_by_one(tmp_path):
 def test_what_cannot_be_skipped_is_said_and_what_is_committed_stays(tmp_path):
     for n, inputs in enumerate((Stream(fails=3), DataLoader(Stream(fails=4), batch_size=3))):
         path = tmp_path / f"{n}.nrm"
-        with pytest.raises(ng.InputError, match="so it cannot be skipped: give a data set with"):
+        with pytest.raises(
+            ng.InputError, match="so it cannot be skipped, and what was stored before stays"
+        ):
             extract(path, inputs, on_error="skip", batch_size=2)
         with ng.open(path) as db:
             assert rows(db) == [(0, "0"), (1, "1"), (2, "2")]
@@ -493,4 +529,5 @@ def test_reasons_in_one_line():
     assert loaders.reason(RuntimeError(text)) == "KeyError: 'x'"
     own = ng.StoreError("full")
     assert loaders.refusal(own, "item 3") is own
+    assert type(loaders.refusal(loaders.Ended("x"), "item 3")) is ng.InputError
     assert small.NET is NET
