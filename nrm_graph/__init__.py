@@ -18,7 +18,7 @@ from nrm_graph.errors import (
 from nrm_graph.events import Edge, Event, Layer, stay
 
 if TYPE_CHECKING:
-    from nrm_graph import composites, evaluate, rules
+    from nrm_graph import circuits, composites, evaluate, plots, rules
     from nrm_graph.database import Database, open
     from nrm_graph.event_json import from_json as event_from_json
     from nrm_graph.event_json import to_json as event_to_json
@@ -46,17 +46,22 @@ _LAZY = {
     "measure": ("nrm_graph.prepare", "measure"),
     "trace": ("nrm_graph.tracing", "trace"),
 }
-_MODULES = {"composites", "evaluate", "rules"}
+_MODULES = {"circuits", "composites", "evaluate", "plots", "rules"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for."""
+    """Import what needs torch or matplotlib when it is first asked for."""
     if name in _LAZY:
         module, attribute = _LAZY[name]
         return getattr(importlib.import_module(module), attribute)
     if name in _MODULES:
         return importlib.import_module(f"nrm_graph.{name}")
     raise AttributeError(f"module 'nrm_graph' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Name what is public, imported already or not: for completion."""
+    return sorted(__all__)
 
 
 __all__ = [
@@ -73,6 +78,7 @@ __all__ = [
     "StoreError",
     "TraceError",
     "UndefinedConditional",
+    "circuits",
     "compact",
     "composites",
     "delete",
@@ -82,6 +88,7 @@ __all__ = [
     "extract",
     "measure",
     "open",
+    "plots",
     "register_operation",
     "rules",
     "stay",

@@ -29,6 +29,28 @@ if TYPE_CHECKING:
     from nrm_graph.rules.base import Rule
     from nrm_graph.topology import LayerInfo, Topology
 
+__all__ = [
+    "NAMED",
+    "Composite",
+    "attn_lrp",
+    "composite",
+    "cp_lrp",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "excitation_backprop",
+    "from_json",
+    "get",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
 
 @dataclass(frozen=True)
 class Composite:

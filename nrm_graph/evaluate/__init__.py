@@ -11,3 +11,7 @@ from nrm_graph.evaluate.evaluation import RIVALS, faithfulness
 from nrm_graph.evaluate.redrawn import Randomization, randomization
 
 __all__ = ["RIVALS", "SCORES", "Curves", "Randomization", "faithfulness", "randomization"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -28,3 +28,7 @@ __all__ = [
     "plot_subgraph",
     "save_subgraph",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

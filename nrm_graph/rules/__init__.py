@@ -40,6 +40,10 @@ __all__ = [
     "register",
 ]
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 RULES: dict[str, type[Rule]] = {
     rule.__name__: rule
     for rule in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,7 @@ class Relation:
         if not callable(found):
             return found
 
+        @functools.wraps(found)
         def method(*args: Any, **kwargs: Any) -> Any:
             plain = [a.relation if isinstance(a, Relation) else a for a in args]
             value = interruptible(self._con, lambda: found(*plain, **kwargs))
@@ -101,6 +103,10 @@ class Relation:
             return value
 
         return method
+
+    def __dir__(self) -> list[str]:
+        public = (name for name in dir(self.relation) if not name.startswith("_"))
+        return sorted({*super().__dir__(), *public})
 
     def __len__(self) -> int:
         return int(interruptible(self._con, lambda: len(self.relation)))
