@@ -40,6 +40,7 @@ __all__ = [
     "register",
 ]
 
+
 def __dir__() -> list[str]:
     return sorted(__all__)
 
