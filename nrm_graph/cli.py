@@ -9,6 +9,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph import arguments
+from nrm_graph.carets import inline
 from nrm_graph.command_parser import parser
 from nrm_graph.errors import NrmError
 from nrm_graph.export import one_line
@@ -69,7 +70,7 @@ def _drop_output() -> None:
 
 def _say(message: str, code: int) -> int:
     """Print a message on one line, without what would steer a terminal; return the exit code."""
-    print(f"nrm-graph: {one_line(message)}", file=sys.stderr)
+    print(f"nrm-graph: {one_line(inline(message))}", file=sys.stderr)
     return code
 
 

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from nrm_graph.carets import pointed
 from nrm_graph.errors import EventError
 from nrm_graph.events import Combined, Edge, Event, Layer, NeuronSet
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 MAX_LENGTH = 10_000
 MAX_DEPTH = 100
 _MAX_DIGITS = 18  # beyond this an index does not fit a 64-bit integer
-_WINDOW = 60
 
 _TOKEN = re.compile(
     r"""(?P<space>\s+)
@@ -123,16 +123,8 @@ class _Parser:
     def fail(self, problem: str, position: int | None = None) -> NoReturn:
         if position is None:
             position = self.tokens[self.at].position
-        start = max(0, position - _WINDOW // 2)
-        stop = start + _WINDOW
-        excerpt = "".join(c if c.isprintable() else " " for c in self.text[start:stop])
-        before = "... " if start else ""
-        after = " ..." if stop < len(self.text) else ""
-        raise EventError(
-            f"cannot read the expression at character {position + 1}: {problem}\n"
-            f"  {before}{excerpt}{after}\n"
-            f"  {' ' * (len(before) + position - start)}^"
-        )
+        problem = f"cannot read the expression at character {position + 1}: {problem}"
+        raise EventError(pointed(problem, self.text, position))
 
     @property
     def token(self) -> _Token:

@@ -15,7 +15,7 @@ PACKAGE = Path(nrm_graph.__file__).parent
 
 # Every module imports only from rows above its own (and from its own row, which is one part).
 LEVELS = (
-    ("errors", "boundary"),
+    ("errors", "boundary", "carets"),
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision", "targets", "unit_names", "weighted"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store", "cluster"),

@@ -132,6 +132,8 @@ def test_tables_in_sql(path):
                     for r in (db.sql(f"SELECT * FROM {t}") for t in (table, f"{name}_{table}"))
                 ]
                 assert kinds[0] == kinds[1]
+        listed = {name for (name,) in db.sql("SHOW TABLES").fetchall()}
+        assert {f"first_{table}" for table in ("inputs", "nodes", "edges")} < listed
         facts = db.sql("SELECT * FROM first_inputs")
         assert facts.columns == [
             *("input_id", "relevance", "amplification", "absorbed", "status", "reason")

@@ -240,6 +240,61 @@ def test_queries_of_analysts_run(db, query):
     db.sql(query).fetchall()
 
 
+STORED = ["edges", "failures", "flows", "inputs", "layers", "nodes"]
+
+
+def test_tables_are_listed(db, tmp_path):
+    assert db.sql("SHOW TABLES").fetchall() == [(name,) for name in STORED]
+    more = {"more": pa.table({"key": ["a"]})}
+    listed = db.sql("SELECT name FROM (SHOW TABLES) JOIN inputs ON true", tables=more).fetchall()
+    assert {name for (name,) in listed} == {*STORED, "more"}
+    assert len(listed) == 8 * 7
+    for query in ("SHOW ALL TABLES", "DESCRIBE", "SHOW", "show all tables"):
+        described = db.sql(query).to_arrow_table()
+        rows = {row["name"]: row for row in described.to_pylist()}
+        assert sorted(rows) == STORED
+        for name, row in rows.items():  # as a look at each shows it
+            for ask in (
+                f"DESCRIBE {name}",
+                f"SHOW {name.upper()}",
+                f"DESCRIBE SELECT * FROM {name}",
+            ):
+                columns = db.sql(ask).fetchall()
+                assert [c[:2] for c in columns] == list(
+                    zip(row["column_names"], row["column_types"], strict=True)
+                )
+    with ng.open(make(tmp_path / "empty.nrm")) as empty:
+        assert empty.sql("SHOW TABLES").fetchall() == [(name,) for name in STORED]
+        assert empty.sql("DESCRIBE nodes").fetchall() == db.sql("DESCRIBE nodes").fetchall()
+
+
+def test_tables_are_listed_without_a_look_into_files(tmp_path):
+    path = write(make(tmp_path / "s.nrm"), [record(0)])
+    with ng.open(path) as db:
+        for file in (path / "shards").glob("*.parquet"):
+            file.write_bytes(bytes(file.stat().st_size))
+        assert db.sql("SHOW TABLES").fetchall() == [(name,) for name in STORED]
+        with pytest.raises(ng.QueryError):
+            db.sql("SELECT * FROM nodes")
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("SHOW DATABASES", "SHOW databases is not allowed: SHOW TABLES, DESCRIBE and SUMMARIZE"),
+        ("SHOW TABLES FROM main", "SHOW TABLES FROM is not allowed: SHOW TABLES, DESCRIBE"),
+        ("SHOW edgse", "there is no table 'edgse' in a store: expected one of edges, failures"),
+        ("DESCRIBE edgse", "there is no table 'edgse' in a store: expected one of edges, failures"),
+        ("SELECT abss(1)", r"there is no function abss\(\): did you mean abs"),
+        ("SELECT nextval('s')", r"nextval\(\) is not allowed in a query: it does more than comp"),
+        ("DROP TABLE edges", "only a single SELECT is allowed .*: nothing that writes, sets or op"),
+    ],
+)
+def test_what_is_refused_is_said_as_it_is(db, query, words):
+    with pytest.raises(ng.QueryError, match=words):
+        db.sql(query)
+
+
 def test_the_check_names_the_tables_that_are_read():
     views = {"inputs", "edges", "flows"}
     assert check_statement("SELECT * FROM Edges JOIN inputs USING (input_id)", views) == {

@@ -15,7 +15,7 @@ from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.store.metadata import SQL_TYPES
 from nrm_graph.store.relation import Relation, interruptible
 from nrm_graph.store.schema import CONDITION_FACTS, INPUTS, OWN, SCHEMAS, VIEWS
-from nrm_graph.store.statement import check_statement
+from nrm_graph.store.statement import EVERY, check_statement
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -152,14 +152,15 @@ class Engine:
                     f"the table {name!r} must be an Arrow table or reader, or a data frame, "
                     f"found {type(data).__name__}"
                 ) from None
-        needed = used & {"inputs", "nodes", "edges", *self._conditions} | (
-            {"inputs", "edges"} if "flows" in used else set()
-        )
+        views = {"inputs", "nodes", "edges", *self._conditions}
+        needed = used & views | ({"inputs", "edges"} if "flows" in used else set())
+        # What is listed alone needs columns, not files.
+        sources = dict.fromkeys(views if EVERY in used else (), ()) | dict.fromkeys(needed, ids)
 
         def run() -> Any:
-            for table in sorted(needed):
-                con.execute(f"CREATE TEMP VIEW {table} AS {self._source(table, ids)}")
-            if "flows" in used:
+            for table, of in sources.items():
+                con.execute(f"CREATE TEMP VIEW {table} AS {self._source(table, of)}")
+            if used & {"flows", EVERY}:
                 con.execute(f"CREATE TEMP VIEW flows AS {FLOWS}")
             return con.sql(sql, params=params) if params is not None else con.sql(sql)
 

@@ -7,12 +7,14 @@ what is allowed: a new statement, table function or setting of a later DuckDB is
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from nrm_graph.carets import pointed
 from nrm_graph.errors import QueryError
 
 if TYPE_CHECKING:
@@ -45,6 +47,10 @@ _CLOSED = {
     *("txid_current", "nextval", "currval", "setval", "setseed", "stats", "sleep_ms", "write_log"),
     *("json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"),
 }
+_LISTS = {"tables", "__show_tables_expanded"}  # SHOW TABLES; SHOW ALL TABLES, SHOW and DESCRIBE
+EVERY = "*"
+"""Stands for the names of all tables, where they are listed."""
+
 _TOO_LONG = 1_000_000
 _CHOOSE = "SELECT input_id FROM inputs WHERE {}"
 
@@ -59,8 +65,8 @@ def _parser() -> duckdb.DuckDBPyConnection:
 
 
 @functools.cache
-def _functions() -> frozenset[str]:
-    """Names of the functions that depend on their arguments alone."""
+def _functions() -> tuple[frozenset[str], frozenset[str]]:
+    """Names of the functions that depend on their arguments alone, and of all."""
     rows = (
         _parser()
         .cursor()
@@ -68,14 +74,15 @@ def _functions() -> frozenset[str]:
             "SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions()"
         )
     )
+    listed = rows.fetchall()
     pure = {
         name
-        for name, kind, stability in rows.fetchall()
+        for name, kind, stability in listed
         if kind == "macro"
         or (kind in ("scalar", "aggregate", "window") and stability == "CONSISTENT")
     }
     closed = {name for name in pure if name.startswith((*_OF_THE_SERVER, "__internal"))}
-    return frozenset((pure - closed - _CLOSED) | _PLAIN)
+    return frozenset((pure - closed - _CLOSED) | _PLAIN), frozenset(name for name, _, _ in listed)
 
 
 def check_statement(sql: str, tables: Collection[str]) -> set[str]:
@@ -91,7 +98,7 @@ def check_statement(sql: str, tables: Collection[str]) -> set[str]:
     Returns
     -------
     set of str
-        Those of them that it reads.
+        Those of them that it reads, and ``EVERY`` if it lists them.
 
     Raises
     ------
@@ -99,7 +106,7 @@ def check_statement(sql: str, tables: Collection[str]) -> set[str]:
         If the text is not exactly one such query, names another table or file, or calls a
         function that does more than compute.
     """
-    statement = _statement(sql)
+    statement = _only(_parsed(sql))
     used: set[str] = set()
     try:
         node = statement.get("node")
@@ -130,37 +137,59 @@ def chosen_inputs(where: str) -> str:
         raise QueryError(f"expected a SQL condition as text, found {type(where).__name__}")
     # As the argument of a function: text that closes the parenthesis, or holds no expression or
     # several, gives another tree than one argument does.
-    trees = [_statement(_CHOOSE.format(f"abs(\n{text}\n)")) for text in (where, "true")]
+    shown = where if len(where) <= 100 else f"{where[:97]}..."
+    refusal = QueryError(f"expected where to be one SQL condition over inputs, found {shown!r}")
+    try:
+        parsed = [_parsed(_CHOOSE.format(f"abs(\n{text}\n)")) for text in (where, "true")]
+    except QueryError:
+        _parsed(where, _CHOOSE.format("\n"))  # whose errors know nothing of a parenthesis
+        raise refusal from None
+    trees = [_only(statements) for statements in parsed]
     calls = [tree["node"].get("where_clause") or {} for tree in trees]
     given = [call.pop("arguments", call.pop("children", ())) for call in calls]  # DuckDB 2.0, 1.5
     for call in calls:
         call.pop("query_location_length", None)
     if trees[0] != trees[1] or len(given[0]) != 1:
-        shown = where if len(where) <= 100 else f"{where[:97]}..."
-        raise QueryError(f"expected where to be one SQL condition over inputs, found {shown!r}")
+        raise refusal
     return _CHOOSE.format(f"(\n{where}\n)")
 
 
-def _statement(sql: str) -> dict[str, Any]:
-    """Parse a text that holds one statement; nothing of it is run."""
+def _only(statements: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(statements) != 1:
+        raise QueryError(f"expected one statement, found {len(statements)}")
+    return statements[0]
+
+
+def _parsed(sql: str, begin: str = "") -> list[dict[str, Any]]:
+    """Parse statements, or a condition after the beginning of one; nothing of it is run."""
     if len(sql) > _TOO_LONG:
         raise QueryError(f"the query has {len(sql)} characters, at most {_TOO_LONG} are allowed")
     try:
         # As a parameter, and on a cursor of its own: the text itself is not run here.
-        rows = _parser().cursor().execute("SELECT json_serialize_sql(?)", [sql]).fetchall()
+        rows = _parser().cursor().execute("SELECT json_serialize_sql(?)", [begin + sql]).fetchall()
         tree = json.loads(rows[0][0])
     except (duckdb.Error, ValueError, RecursionError) as error:
         raise QueryError(f"the query cannot be parsed: {error}") from None
     if tree.get("error"):
-        message = str(tree.get("error_message"))
         if tree.get("error_type") == "parser":
-            raise QueryError(f"the query cannot be parsed: {message}")
-        raise QueryError(f"only a single SELECT is allowed: {message}")
-    statements = tree.get("statements") or []
-    if len(statements) != 1:
-        raise QueryError(f"expected one statement, found {len(statements)}")
-    statement: dict[str, Any] = statements[0]
-    return statement
+            what = "where" if begin else "the query"
+            problem = f"{what} cannot be parsed: {' '.join(str(tree['error_message']).split())}"
+            raise QueryError(_pointed(problem, sql, begin, tree))
+        raise QueryError(
+            "only a single SELECT is allowed (or SHOW TABLES, DESCRIBE, SUMMARIZE): nothing that "
+            "writes, sets or opens anything"
+        )
+    return list(tree.get("statements") or ())
+
+
+def _pointed(problem: str, sql: str, begin: str, tree: dict[str, Any]) -> str:
+    """Point at the place of a parse error: DuckDB 2.0 counts bytes up to it, 1.5 characters."""
+    if "position" not in tree:
+        return problem
+    place = int(tree["position"])
+    if "location" in tree:
+        place = len((begin + sql).encode()[:place].decode(errors="ignore"))
+    return pointed(problem, sql, min(max(0, place - len(begin)), len(sql)))
 
 
 def _walk(node: Any, ctes: frozenset[str], tables: frozenset[str], used: set[str]) -> None:
@@ -178,11 +207,8 @@ def _walk(node: Any, ctes: frozenset[str], tables: frozenset[str], used: set[str
             _reference(node, kind, ctes, tables, used)
     name = str(node.get("function_name") or "").lower()
     # The function of a TABLE_FUNCTION was checked with it; this is one inside an expression.
-    if name and name not in _functions() and not node.get("checked"):
-        raise QueryError(
-            f"the function {name}() is not allowed in a query: it is unknown, or does more than "
-            "compute from its arguments"
-        )
+    if name and name not in _functions()[0] and not node.get("checked"):
+        raise _no_function(name)
     inside = ctes
     if kind in ("CTE_NODE", "RECURSIVE_CTE_NODE"):
         inside |= {str(node.get(k)).lower() for k in ("cte_name", "ctename") if node.get(k)}
@@ -200,6 +226,18 @@ def _walk(node: Any, ctes: frozenset[str], tables: frozenset[str], used: set[str
             _walk(value, inside, tables, used)
 
 
+def _no_function(name: str) -> QueryError:
+    pure, known = _functions()
+    if name in known:
+        return QueryError(
+            f"the function {name}() is not allowed in a query: it does more than compute from its "
+            "arguments"
+        )
+    close = difflib.get_close_matches(name, pure, n=3, cutoff=0.75)
+    hint = f": did you mean {', '.join(close)}?" if close else ""
+    return QueryError(f"there is no function {name}(){hint}")
+
+
 def _reference(
     node: dict[str, Any], kind: str, ctes: frozenset[str], tables: frozenset[str], used: set[str]
 ) -> None:
@@ -214,8 +252,17 @@ def _reference(
         function["checked"] = True
     elif kind == "SHOW_REF":
         shown = str(node.get("table_name") or "").strip('"').lower()
-        if node.get("query") is None and shown not in ("tables", *tables):
-            raise QueryError(f"SHOW {shown} is not allowed: SHOW TABLES and DESCRIBE are")
+        if node.get("query") is not None:
+            return  # DESCRIBE or SUMMARIZE of a query, which is checked as such
+        if shown in _LISTS:
+            used.add(EVERY)
+        elif node.get("show_type") != "SHOW":
+            raise QueryError(
+                f"SHOW {shown or 'TABLES FROM'} is not allowed: SHOW TABLES, DESCRIBE and "
+                "SUMMARIZE are"
+            )
+        else:
+            used.add(_known(shown, tables))
     elif kind == "BASE_TABLE":
         name = str(node.get("table_name") or "").lower()
         qualified = [str(node[k]) for k in ("catalog_name", "schema_name") if node.get(k)]
@@ -226,9 +273,13 @@ def _reference(
             )
         if name in ctes:
             return
-        if name not in tables:
-            raise QueryError(
-                f"there is no table {name!r} in a store: expected one of "
-                f"{', '.join(sorted(tables))}; files cannot be read, pass Arrow tables as tables="
-            )
-        used.add(name)
+        used.add(_known(name, tables))
+
+
+def _known(name: str, tables: Collection[str]) -> str:
+    if name not in tables:
+        raise QueryError(
+            f"there is no table {name!r} in a store: expected one of {', '.join(sorted(tables))}; "
+            "files cannot be read, pass Arrow tables as tables="
+        )
+    return name
