@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nrm_graph.targets import Outputs
 
 MAX_EVENT_BYTES = 64 << 20
+_DIGITS = 4000  # Python reads no longer numbers
 
 
 def positive(text: str) -> int:
@@ -32,7 +33,7 @@ def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {_short(text)}") from None
     if value < least:
         raise argparse.ArgumentTypeError(f"expected at least {least}, found {value}")
     return value
@@ -55,14 +56,18 @@ def _target(text: str) -> Any:
             entries.append(int(part))
         else:
             raise argparse.ArgumentTypeError(
-                f"expected predicted, label, a number or POSITION:CLASS, found {text!r}"
+                f"expected predicted, label, a number or POSITION:CLASS, found {_short(text)}"
             )
     return entries[0] if len(entries) == 1 else tuple(entries)
 
 
 def _is_number(text: str) -> bool:
     number = text.removeprefix("-")
-    return number.isascii() and number.isdigit()
+    return number.isascii() and number.isdigit() and len(number) < _DIGITS
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:97]}...")
 
 
 def joined(argv: Sequence[str]) -> list[str]:
@@ -80,10 +85,13 @@ def resolution(text: str) -> str | dict[str, str]:
     """Read a resolution, or one by layer."""
     if "=" not in text:
         return text
-    pairs = [part.rpartition("=") for part in text.split(",")]
+    pairs = [[side.strip() for side in part.rpartition("=")] for part in text.split(",")]
     if not all(name and how for name, _, how in pairs):
-        raise argparse.ArgumentTypeError(f"expected LAYER=RESOLUTION,..., found {text!r}")
-    return {name.strip(): how.strip() for name, _, how in pairs}
+        raise argparse.ArgumentTypeError(f"expected LAYER=RESOLUTION,..., found {_short(text)}")
+    chosen = {name: how for name, _, how in pairs}
+    if len(chosen) < len(pairs):
+        raise argparse.ArgumentTypeError(f"a layer is named twice in {_short(text)}")
+    return chosen
 
 
 def lines(path: str) -> list[str]:
@@ -92,13 +100,17 @@ def lines(path: str) -> list[str]:
     Raises
     ------
     InputError
-        If it cannot be read.
+        If it cannot be read, or holds nothing.
     """
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
-            return [line.strip() for line in file if line.strip()]
+            found = [line.strip() for line in file if line.strip()]
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the classes in {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the classes in {path!r}: {reason}") from None
+    if not found:
+        raise InputError(f"the file of classes {path!r} is empty: expected a name a line")
+    return found
 
 
 def names(text: str) -> list[str]:
@@ -150,11 +162,14 @@ def which(text: str | None, classes: Sequence[str] | None, outputs: Outputs) -> 
             value = float(weight)
         except ValueError:
             output = None
-        if output is None or output in weights:
+        if output in weights:
+            raise InputError(f"--target {_short(text)} names the output {name.strip()} twice")
+        if output is None:
             place = ", a place such as -1:464" if isinstance(outputs.place(0), tuple) else ""
+            named = ", the name of a class" if known else ""
             raise InputError(
-                f"--target {text!r}: expected a number{', the name of a class' if known else ''}"
-                f"{place} or weights such as 3=1,5=-1"
+                f"--target {_short(text)}: expected a number{named}{place} or weights such as "
+                "3=1,5=-1"
             )
         weights[output] = value
     return weights
@@ -179,7 +194,8 @@ def event(text: str) -> Event:
         with path.open("rb") as file:
             data = file.read(MAX_EVENT_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the event in {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the event in {text[1:]!r}: {reason}") from None
     if len(data) > MAX_EVENT_BYTES:
         raise EventError(f"the event in {path} has more than {MAX_EVENT_BYTES:,} bytes")
     try:

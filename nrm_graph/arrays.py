@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.errors import InputError
+from nrm_graph.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,5 +128,4 @@ def arrays_of(path: Path) -> Arrays:
 
 
 def _unreadable(path: Any, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-    return InputError(f"cannot read the array {path}: {reason}")
+    return InputError(f"cannot read the array {path}: {first_line(error)}")

@@ -56,9 +56,11 @@ def _run(args: argparse.Namespace) -> int:
         _drop_output()
         return 0
     except OSError as error:
-        # The library turns its own into NrmError: this is standard output.
-        _drop_output()
-        return _say(f"cannot write the output: {error.strerror or error}", 1)
+        reason = error.strerror or str(error)
+        if error.filename is not None:
+            return _say(f"cannot use {os.fsdecode(error.filename)}: {reason}", 1)
+        _drop_output()  # no file of its own: this is standard output
+        return _say(f"cannot write the output: {reason}", 1)
     return 0
 
 

@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         type=arguments.names,
         help="of a network that returns several tensors, the one to explain, or several with "
-        "commas, by name or position",
+        "commas, by name; those of a tuple by their numbers from 0",
     )
     extract.add_argument(
         "--resolution",

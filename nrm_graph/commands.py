@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph import arguments
@@ -12,15 +12,16 @@ from nrm_graph.export import (
     graph_path,
     one_line,
     print_facts,
+    table_format,
     write_graph,
     write_json,
     write_table,
 )
+from nrm_graph.writing import in_folder
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
     import networkx as nx
 
@@ -37,11 +38,7 @@ def demo(args: argparse.Namespace) -> None:
 
 def extract(args: argparse.Namespace) -> None:
     """Extract a store or continue it."""
-    from nrm_graph.store.files import local_path
-
-    if os.path.lexists(local_path(args.store)) and not local_path(args.store).is_dir():
-        raise InputError(f"--store {args.store} is a file: expected a store or a new name")
-    names = None if args.classes is None else arguments.lines(args.classes)
+    names = _checked_options(args)
 
     from nrm_graph import models, sources
 
@@ -76,11 +73,39 @@ def extract(args: argparse.Namespace) -> None:
         print(f"{args.store} holds {len(db):,} inputs{failures}; next: nrm-graph info {args.store}")
 
 
+def _checked_options(args: argparse.Namespace) -> list[str] | None:
+    """Refuse what is wrong whatever the network is, before one is loaded; return the classes."""
+    from nrm_graph import cluster, precision, pruning, units
+    from nrm_graph.store.files import local_path
+    from nrm_graph.store.place import check_place
+
+    check_place(local_path(args.store))
+    pruning.check(args.coverage, args.top)
+    precision.check_bits(args.mantissa_bits)
+    units.check(args.resolution)
+    if args.engine == "ray":
+        cluster.installed()
+    elif args.workers is not None:
+        raise InputError(f"--workers {args.workers} goes with --engine ray: leave one of them out")
+    names = None if args.classes is None else arguments.lines(args.classes)
+
+    from nrm_graph import composites, models, sources
+    from nrm_graph.prepare import device_of
+
+    composites.get(args.composite)
+    device_of(args.device)
+    models.check_model(args.model)
+    sources.located(args.inputs)
+    return names
+
+
 SHOWN_FAILURES = 10
 
 
 def info(args: argparse.Namespace) -> None:
     """Show what a store holds."""
+    table_format(args.format, args.output)
+
     import nrm_graph as ng
     from nrm_graph import overview
 
@@ -105,6 +130,8 @@ def info(args: argparse.Namespace) -> None:
 
 def sql(args: argparse.Namespace) -> None:
     """Run a query."""
+    table_format(args.format, args.output)
+
     import nrm_graph as ng
 
     with ng.open(args.store) as db:
@@ -113,6 +140,9 @@ def sql(args: argparse.Namespace) -> None:
 
 def relevance(args: argparse.Namespace) -> None:
     """Show the relevance of an event."""
+    table_format(args.format, args.output)
+    if args.save_event is not None:
+        in_folder(Path(args.save_event))
     event = arguments.event(args.expression)
     given = None if args.given is None else arguments.event(args.given)
 
@@ -158,6 +188,7 @@ def _measure(db: Database, args: argparse.Namespace) -> Measure:
 
 def paths(args: argparse.Namespace) -> None:
     """Show the strongest paths of an input, and how strong a missed one may be."""
+    table_format(args.format, args.output)
     given = None if args.given is None else arguments.event(args.given)
 
     import nrm_graph as ng
@@ -227,6 +258,7 @@ def subgraph(args: argparse.Namespace) -> None:
 def circuit(args: argparse.Namespace) -> None:
     """Write or show the strongest edges of a group of inputs."""
     path = None if args.output is None else graph_path(args.output)
+    table_format(args.format, None)
     if path is not None and args.format is not None:
         raise InputError(
             f"--format {args.format} is of printed edges: leave it out, for the suffix of --output "
@@ -263,6 +295,8 @@ def circuit(args: argparse.Namespace) -> None:
 
 def contrast(args: argparse.Namespace) -> None:
     """Compare two groups of inputs."""
+    table_format(args.format, args.output)
+
     import nrm_graph as ng
 
     with ng.open(args.store) as db:
@@ -300,11 +334,13 @@ def delete(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """Check a store."""
+    table_format(args.format, args.output)
+
     from nrm_graph.verify import verify
     from nrm_graph.verify.report import counted
 
     report = verify(args.store, sample=args.sample, progress=True)
-    if args.format or args.output:
+    if args.format is not None or args.output is not None:
         write_table(report.to_table(), args.format, args.output)
     else:
         for finding in report.findings:

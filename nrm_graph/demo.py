@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nrm_graph.export import graph_path, text_table, write_graph
+from nrm_graph.store.files import local_path
+from nrm_graph.store.place import check_place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,6 +54,7 @@ def run(
         Picture of the strongest flows of one image (``.png``, ``.svg``, ...).
     """
     picture = graph_path(picture_path)
+    check_place(local_path(store_path))
 
     import nrm_graph as ng
     from nrm_graph.demo_network import CLASSES, load_demo

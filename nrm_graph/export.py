@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.errors import InputError
+from nrm_graph.errors import InputError, first_line
 from nrm_graph.graph_files import graph_path as graph_path
 from nrm_graph.graph_files import write_graph as write_graph
 from nrm_graph.writing import in_folder, plain
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterable, Mapping
 
     import pyarrow as pa
@@ -25,10 +25,35 @@ _WIDEST = 60
 
 
 def table_format(form: str | None, output: str | os.PathLike[str] | None) -> str:
-    """Choose the format of a table: what was asked, else by the suffix of the output."""
-    if form is not None:
-        return form
-    return "table" if output is None else _TABLE_SUFFIXES.get(Path(output).suffix.lower(), "table")
+    """Choose the format of a table, and check that it can be written, before it is computed.
+
+    Parameters
+    ----------
+    form : str or None
+        What was asked for; by default what the suffix of the output names.
+    output : path-like, optional
+        File to write, else standard output.
+
+    Raises
+    ------
+    InputError
+        If the suffix is not known and no format was asked for, the file cannot be written, or
+        Parquet is to be shown in a terminal.
+    """
+    if output is None:
+        if form == "parquet" and sys.stdout is not None and sys.stdout.isatty():
+            raise InputError(
+                "Parquet is not for a terminal: give --output FILE or redirect the output"
+            )
+        return form or "table"
+    named = _TABLE_SUFFIXES.get(Path(output).suffix.lower())
+    if form is None and named is None:
+        raise InputError(
+            f"cannot write a table to {os.fspath(output)!r}: expected a name that ends in "
+            f"{', '.join(_TABLE_SUFFIXES)}, or --format"
+        )
+    in_folder(Path(output))
+    return form or str(named)
 
 
 def write_table(
@@ -49,15 +74,15 @@ def write_table(
     Raises
     ------
     InputError
-        If the file cannot be written, or Parquet is to be shown in a terminal.
+        If the file cannot be written, its suffix is not known, Parquet is to be shown in a
+        terminal, or the format cannot hold a value.
     """
     form = table_format(form, output)
-    if output is None and form == "parquet" and sys.stdout.isatty():
-        raise InputError("Parquet is not for a terminal: give --output FILE or redirect the output")
+    shown = SHOWN_ROWS if output is None else None
+    data = encode_table(table, form, shown)
     if output is None and form == "table":
-        print(text_table(table, SHOWN_ROWS))
+        print(data.decode(), end="")
         return
-    data = encode_table(table, form)
     if output is None:
         sys.stdout.flush()
         if hasattr(sys.stdout, "buffer"):
@@ -66,7 +91,7 @@ def write_table(
         else:
             sys.stdout.write(data.decode())
         return
-    path = in_folder(Path(output))
+    path = Path(output)
     try:
         path.write_bytes(data)
     except OSError as error:
@@ -104,13 +129,38 @@ def print_facts(facts: Mapping[str, Any]) -> None:
         print(f"{name:<{width}}  {one_line(shown)}")
 
 
-def encode_table(table: pa.Table, form: str) -> bytes:
-    """Encode a table as CSV, JSON records, Parquet or aligned text."""
+def encode_table(table: pa.Table, form: str, limit: int | None = None) -> bytes:
+    """Encode a table as CSV, JSON records, Parquet or aligned text of at most so many rows.
+
+    Raises
+    ------
+    InputError
+        If the format cannot hold a value.
+    """
+    import pyarrow as pa
+
+    try:
+        return _encoded(table, form, limit)
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise InputError(
+            f"cannot write these values as {form} ({first_line(error)}): CAST them to VARCHAR in "
+            "the query, or choose another --format"
+        ) from error
+
+
+def _encoded(table: pa.Table, form: str, limit: int | None) -> bytes:
     import pyarrow as pa
 
     if form == "table":
-        return (text_table(table) + "\n").encode()
+        return (text_table(table, limit) + "\n").encode()
     if form == "json":
+        names = table.column_names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"cannot write these columns as json: two are named {twice!r}; give one another "
+                "name in the query (AS), or choose another --format"
+            )
         rows = [{k: plain(v) for k, v in row.items()} for row in table.to_pylist()]
         lines = ",\n".join(json.dumps(row, allow_nan=False, default=str) for row in rows)
         return f"[\n{lines}\n]\n".encode() if rows else b"[]\n"

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
+import stat
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from nrm_graph.errors import InputError
-
-if TYPE_CHECKING:
-    import os
+from nrm_graph.errors import InputError, first_line
 
 Preprocessing = Callable[[Any], torch.Tensor]
 Loaded = tuple[torch.nn.Module, Preprocessing | None, tuple[str, ...] | None]
@@ -53,38 +52,62 @@ def load_model(spec: str) -> Loaded:
     InputError
         If there is no such model, or it cannot be loaded.
     """
-    if "://" in spec:
-        raise InputError(f"MODEL {spec} is an address: download the file and name it here")
+    check_model(spec)
     if spec.startswith("torchvision:"):
         return _torchvision(spec.removeprefix("torchvision:"))
     if spec.endswith(".pt2"):
-        return _archive(_existing(spec)), None, None
-    module, colon, function = spec.partition(":")
-    if not colon or not module or not function:
-        raise InputError(f"cannot tell what model {spec!r} is: expected {_FORMS}")
+        return _archive(Path(spec)), None, None
+    module, _, function = spec.partition(":")
     return _function(spec, module, function)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+def check_model(spec: str) -> None:
+    """Refuse a MODEL that names nothing, before any is loaded and code is run.
+
+    Raises
+    ------
+    InputError
+        Naming what is missing.
+    """
+    if "://" in spec:
+        raise InputError(f"MODEL {spec} is an address: download the file and name it here")
+    if spec.startswith("torchvision:"):
+        name, _, source = spec.removeprefix("torchvision:").partition("@")
+        from torchvision import models
+
+        known = models.list_models(module=models)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else "torchvision.models lists them"
+            raise InputError(f"torchvision has no classification model {name!r}: {hint}")
+        seed = source.removeprefix("random:")
+        if seed != source:
+            if not seed.isascii() or not seed.isdigit() or len(seed) > 19 or int(seed) >= 2**63:
+                raise InputError(
+                    f"the seed of random weights is an integer from 0 to 2**63 - 1, found {seed!r}"
+                )
+        elif source:
+            _refuse_missing(source)
+    elif spec.endswith(".pt2"):
+        _refuse_missing(spec)
+    elif not all(spec.partition(":")):
+        raise InputError(f"cannot tell what model {spec!r} is: expected {_FORMS}")
 
 
-def _existing(path: str | os.PathLike[str]) -> Path:
-    found = Path(path)
-    if not found.exists():
-        raise InputError(f"there is no file or folder {found}")
-    return found
+def _refuse_missing(path: str) -> None:
+    try:
+        folder = stat.S_ISDIR(Path(path).stat().st_mode)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"there is no file {path!r} ({reason})") from None
+    if folder:
+        raise InputError(f"{path} is a folder: expected a file")
 
 
 def _torchvision(spec: str) -> Loaded:
     from torchvision import models
 
     name, _, source = spec.partition("@")
-    known = models.list_models(module=models)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "torchvision.models lists them"
-        raise InputError(f"torchvision has no classification model {name!r}: {hint}")
     weights = models.get_model_weights(name).DEFAULT
     preprocessing = weights.transforms()
     classes = tuple(str(c) for c in weights.meta["categories"])
@@ -93,16 +116,14 @@ def _torchvision(spec: str) -> Loaded:
             return models.get_model(name, weights=weights), preprocessing, classes
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"cannot get the pretrained weights of {name} ({_first_line(error)}); without a "
+                f"cannot get the pretrained weights of {name} ({first_line(error)}); without a "
                 f"network give a file, torchvision:{name}@weights.pt, or random weights, "
                 f"torchvision:{name}@random:0"
             ) from None
     if source.startswith("random:"):
-        seed = source.removeprefix("random:")
-        if not seed.isascii() or not seed.isdigit() or int(seed) >= 2**63:
-            raise InputError(f"the seed of random weights is an integer, found {seed!r}")
-        return _woken(_build(name, seed=int(seed)), int(seed)), preprocessing, None
-    state = _state_dict(_existing(source))
+        seed = int(source.removeprefix("random:"))
+        return _woken(_build(name, seed=seed), seed), preprocessing, None
+    state = _state_dict(Path(source))
     model = _build(name)
     head = [key for key in model.state_dict() if key.endswith(".bias")][-1]
     outputs = int(state[head].shape[0]) if head in state and state[head].ndim == 1 else None
@@ -148,9 +169,12 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are not weights
+        reason = first_line(error)
+        if " " not in reason:  # the text of a KeyError is a key
+            reason = f"it is damaged, or of another kind ({type(error).__name__})"
         raise InputError(
             f"cannot read weights from {path}, expected a state dict of tensors saved by "
-            f"torch.save: {_first_line(error)}"
+            f"torch.save or safetensors: {reason}"
         ) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
@@ -164,13 +188,17 @@ def _state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _archive(path: Path) -> torch.nn.Module:
+    told = logging.getLogger("torch.export")
+    level = told.level
+    told.setLevel(logging.CRITICAL)  # what it writes of its own, traceback and all
     try:
         model: torch.nn.Module = torch.export.load(path).module()
     except Exception as error:  # an archive can fail in any way: it is code
         raise InputError(
-            f"cannot load {path}, expected a file written by torch.export.save: "
-            f"{_first_line(error)}"
+            f"cannot load {path}, expected a file written by torch.export.save: {first_line(error)}"
         ) from None
+    finally:
+        told.setLevel(level)
     # An exported program is in one mode for good, and torch refuses to be told so.
     model.eval = lambda: model  # type: ignore[method-assign]
     for module in model.modules():
@@ -188,21 +216,25 @@ def _function(spec: str, module: str, function: str) -> Loaded:
         for part in function.split("."):
             target = getattr(target, part)
         found = target if isinstance(target, torch.nn.Module) else target()
-    except Exception as error:  # the user's code can raise anything
+    except (Exception, SystemExit) as error:  # the user's code can raise anything
         raise InputError(
-            f"cannot load the model {spec}: {type(error).__name__}: {_first_line(error)}"
+            f"cannot load the model {spec}: {type(error).__name__}: {first_line(error)}"
         ) from error
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
-    model, preprocessing, classes = (
-        (*found, None, None)[:3] if isinstance(found, tuple) else (found, None, None)
+    given = found if isinstance(found, tuple) else (found,)
+    model, preprocessing, classes = (*given, None, None, None)[:3]
+    fitting = (
+        0 < len(given) <= 3
+        and isinstance(model, torch.nn.Module)
+        and (preprocessing is None or callable(preprocessing))
+        and (classes is None or (isinstance(classes, Iterable) and not isinstance(classes, str)))
     )
-    if not isinstance(model, torch.nn.Module) or not (
-        preprocessing is None or callable(preprocessing)
-    ):
+    if not fitting:
+        kinds = ", ".join(type(part).__name__ for part in given[:4]) or "nothing"
         raise InputError(
             f"{spec} must give a torch.nn.Module, alone or in a tuple with a preprocessing and "
-            f"the class names, found {type(model).__name__}"
+            f"the class names, found {kinds}"
         )
     return model, preprocessing, None if classes is None else tuple(str(c) for c in classes)

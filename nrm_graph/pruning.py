@@ -27,6 +27,7 @@ GROUP_BUDGET = 2_000_000
 """``auto`` keeps every edge of a group of layers that has at most this many."""
 
 AUTO_COVERAGE = 0.99
+MAX_TOP = 1 << 62
 
 _SHIFT = 12  # a bucket is an exponent and the first 11 bits of a float32's mantissa
 
@@ -66,6 +67,8 @@ def check(coverage: float, top: int | None) -> Limit:
         raise InputError(f"coverage must be above 0 and at most 1, found {coverage}")
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
         raise InputError(f"top must be a positive number of edges, found {top!r}")
+    if top is not None and top > MAX_TOP:
+        raise InputError(f"top must be at most {MAX_TOP:,}, found {top:,}: leave it out for all")
     return Limit(float(coverage), top)
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from nrm_graph.arrays import arrays_of
-from nrm_graph.errors import InputError
+from nrm_graph.errors import InputError, first_line
 
 Preprocessing = Callable[[Any], torch.Tensor]
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
+_ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 PIXELS = "pixels / 255"
 AS_GIVEN = "floats as they stand in the file"
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -115,29 +116,48 @@ def load_inputs(path: str | os.PathLike[str], preprocessing: Preprocessing | Non
     and folders whose names begin with a dot are left out, links are followed, and what is no
     Unicode in a file's name stands escaped in its key.
     """
+    place = located(path)
+    if place.is_dir():
+        return _folder(place, preprocessing)
+    if place.suffix.lower() in _ARRAY_SUFFIXES:
+        return _array(place, preprocessing)
+    return Inputs(
+        [_unicode(place.name)], lambda _: _image(place, preprocessing), None, words(preprocessing)
+    )
+
+
+def located(path: str | os.PathLike[str]) -> Path:
+    """Return where INPUTS are, if they are of a kind that is read; nothing is opened.
+
+    Raises
+    ------
+    InputError
+        If something is missing, or of another kind.
+    """
     text = os.fspath(path)
+    if not text:
+        raise InputError("INPUTS is empty: expected a folder of images, an image, .npy or .npz")
     if "://" in text:
         raise InputError(f"INPUTS {text} is an address: download the files and name the folder")
-    path = Path(text)
+    place = Path(text)
     try:
-        mode = path.stat().st_mode
+        mode = place.stat().st_mode
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"there is no file or folder {text!r} ({reason})") from None
-    suffix = path.suffix.lower()
     if stat.S_ISDIR(mode):
-        return _folder(path, preprocessing)
+        if next(_files(place, (), ()), None) is None:
+            raise InputError(
+                f"the folder {place} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            )
+        return place
     if not stat.S_ISREG(mode):
         raise InputError(f"{text} is no plain file: expected a folder of images, an image or array")
-    if suffix in (".npy", ".npz"):
-        return _array(path, preprocessing)
-    if suffix in IMAGE_SUFFIXES:
-        return Inputs(
-            [_unicode(path.name)], lambda _: _image(path, preprocessing), None, words(preprocessing)
+    if place.suffix.lower() not in IMAGE_SUFFIXES | _ARRAY_SUFFIXES:
+        raise InputError(
+            f"cannot read inputs from {place}: expected a folder of images, an image, .npy or .npz"
         )
-    raise InputError(
-        f"cannot read inputs from {path}: expected a folder of images, an image, .npy or .npz"
-    )
+    return place
 
 
 def words(preprocessing: Preprocessing | None) -> str:
@@ -158,8 +178,6 @@ def _unicode(name: str) -> str:
 
 def _folder(path: Path, preprocessing: Preprocessing | None) -> Inputs:
     found = sorted(_files(path, (), ()))
-    if not found:
-        raise InputError(f"the folder {path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     keys = [_unicode("/".join(parts)) for parts in found]
     labels = [_unicode(parts[0]) if len(parts) > 1 else None for parts in found]
 
@@ -219,7 +237,7 @@ def _image(path: Path, preprocessing: Preprocessing | None) -> torch.Tensor:
             f"expected at most {Image.MAX_IMAGE_PIXELS}: make it smaller"
         ) from None
     except Exception as error:  # decoders of damaged files raise anything
-        reason = getattr(error, "strerror", None) or _first_line(error)
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"cannot read the image {path}: {reason}") from None
     return _prepared(picture, preprocessing, str(path))
 
@@ -246,10 +264,6 @@ def _eight_bits(image: Any, colour: bool) -> Any:
     return image.convert("L" if grey else "RGB")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-
-
 def _prepared(picture: Any, preprocessing: Preprocessing | None, name: str) -> torch.Tensor:
     if preprocessing is None:
         pixels = np.asarray(picture)
@@ -259,7 +273,7 @@ def _prepared(picture: Any, preprocessing: Preprocessing | None, name: str) -> t
         value = preprocessing(picture)
     except Exception as error:  # the user's code can raise anything
         raise InputError(
-            f"the preprocessing of {name} failed: {type(error).__name__}: {_first_line(error)}"
+            f"the preprocessing of {name} failed: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not isinstance(value, torch.Tensor):
         raise InputError(

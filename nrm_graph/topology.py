@@ -107,7 +107,10 @@ class Topology:
         found = self._by_name.get(name)
         if found is None:
             close = difflib.get_close_matches(name, self._by_name, n=3)
-            near = f"did you mean {', '.join(close)}?" if close else "`nrm-graph info` lists them"
+            names = [layer.name for layer in self.layers]
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            near = f"the network has {', '.join(names[:8])}{more}"
+            near = f"did you mean {', '.join(close)}?" if close else near
             raise EventError(f"there is no layer {name!r}: {near}")
         return found
 

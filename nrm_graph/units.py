@@ -105,6 +105,30 @@ def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
     return Partition("custom", _contiguous(labels), len(found))
 
 
+def check(resolution: object) -> None:
+    """Refuse what no network can have, before one is known.
+
+    Raises
+    ------
+    InputError
+        Naming what is expected.
+    """
+    known = (*RESOLUTIONS, "auto")
+    if not isinstance(resolution, str | Mapping):
+        raise InputError(
+            f"resolution must be one of {', '.join(RESOLUTIONS)} or auto, or a mapping of layer "
+            f"name to resolution or array, found {resolution!r}"
+        )
+    chosen = {"": resolution} if isinstance(resolution, str) else resolution
+    for name, how in chosen.items():
+        if isinstance(how, str) and how not in known:
+            layer = f" for layer {name}" if name else ""
+            raise InputError(
+                f"unknown resolution {how!r}{layer}: expected one of {', '.join(known)}, or an "
+                "integer array of the layer's shape"
+            )
+
+
 def _contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     # NumPy gives a layer of one neuron without axes an axis.
     return np.ascontiguousarray(labels, dtype=np.int32).reshape(labels.shape)
@@ -167,17 +191,21 @@ def resolve(
     tuple of Partition
         One per layer, by ``layer_id``.
     """
+    check(resolution)
     chosen: dict[int, Any] = {}
     if isinstance(resolution, str):
         if resolution != "auto":
             chosen = {layer.layer_id: resolution for layer in topology.layers}
-    elif not isinstance(resolution, Mapping):
-        raise InputError(
-            f"resolution must be one of {', '.join(RESOLUTIONS)} or auto, or a mapping of layer "
-            f"name to resolution or array, found {resolution!r}"
-        )
     else:
-        chosen = {topology.layer(name).layer_id: how for name, how in resolution.items()}
+        names: dict[int, str] = {}
+        for name, how in resolution.items():
+            layer_id = topology.layer(name).layer_id
+            if layer_id in names:
+                raise InputError(
+                    f"resolution names the layer {topology.layers[layer_id].name} twice, as "
+                    f"{names[layer_id]!r} and as {name!r}"
+                )
+            names[layer_id], chosen[layer_id] = name, how
     small = sum(group.dense_edges for group in topology.groups) <= NEURON_BUDGET
     usual = automatic(topology)
     parts = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +21,33 @@ def in_folder(path: Path) -> Path:
     Raises
     ------
     InputError
-        If its folder does not exist, or it is a folder itself.
+        If its folder does not exist, it is a folder itself, or neither may be written to.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}, create it first")
-    if path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
+    try:
+        if not path.parent.is_dir():
+            raise InputError(
+                f"cannot write {path}: there is no folder {path.parent}, create it first"
+            )
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+        refusal = refused(path if os.path.lexists(path) else path.parent)
+        if refusal is not None:
+            raise InputError(f"cannot write {path}: {refusal}")
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or no name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {str(path)!r:.200}: {reason}") from error
     return path
+
+
+def refused(path: Path) -> str | None:
+    """Say why the system lets nothing be written to a file or into a folder, or None."""
+    if os.access(path, os.W_OK):
+        return None
+    read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+    return os.strerror(errno.EROFS if read_only else errno.EACCES)
 
 
 def plain(value: Any) -> Any:

@@ -76,12 +76,16 @@ def test_usage_errors(
     assert not printed.out
 
 
-def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def stop(spec: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models, "load_model", stop)
-    assert cli.main(["extract", "m", "i", "--store", "never.nrm"]) == 130
+    np.save(tmp_path / "i.npy", np.ones((1, 2)))
+    argv = ["extract", "m:f", str(tmp_path / "i.npy"), "--store", str(tmp_path / "never.nrm")]
+    assert cli.main(argv) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
@@ -332,7 +336,7 @@ def test_messages_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_there_is_too_little_memory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(spec: str) -> None:
         raise errors[0]
@@ -343,7 +347,9 @@ def test_there_is_too_little_memory(
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
     ]
     monkeypatch.setattr(models, "load_model", fails)
+    np.save(tmp_path / "i.npy", np.ones((1, 2)))
+    argv = ["extract", "m:f", str(tmp_path / "i.npy"), "--store", str(tmp_path / "never.nrm")]
     while errors:
-        assert cli.main(["extract", "m", "i", "--store", "never.nrm"]) == 1
+        assert cli.main(argv) == 1
         assert "not enough memory" in capsys.readouterr().err
         del errors[0]

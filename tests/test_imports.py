@@ -15,7 +15,7 @@ PACKAGE = Path(nrm_graph.__file__).parent
 
 # Every module imports only from rows above its own (and from its own row, which is one part).
 LEVELS = (
-    ("errors", "boundary", "carets"),
+    ("errors", "boundary", "carets", "writing"),
     # frozen values: no torch
     ("topology", "units", "events", "blocks", "precision", "targets", "unit_names", "weighted"),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store", "cluster"),
@@ -60,7 +60,7 @@ LEVELS = (
     ("extraction", "actors"),
     # for people
     ("arrays",),
-    ("demo_network", "models", "sources", "writing"),
+    ("demo_network", "models", "sources"),
     ("graph_files",),
     ("overview",),
     ("export",),
@@ -75,7 +75,6 @@ LIGHT = (
     "lookups",
     "verify",
     "conditions",
-    "writing",
     "graph_files",
     "circuits",
     "export",

@@ -359,7 +359,9 @@ def test_ctrl_c_of_the_command(tmp_path, whole, monkeypatch, capsys):
     monkeypatch.setattr(models, "load_model", lambda spec: (interrupted.network(), None, None))
     monkeypatch.setattr(sources, "load_inputs", lambda *_: data)
     path = tmp_path / "s.nrm"
-    command = ["extract", "m", "i", "--store", str(path), "--composite", "epsilon", "--quiet"]
+    (tmp_path / "i.png").touch()
+    command = ["extract", "m:f", str(tmp_path / "i.png"), "--store", str(path), "--quiet"]
+    command += ["--composite", "epsilon"]
     command += ["--target", "predicted,1", "--batch-size", "2"]
     assert cli.main(command) == 130
     assert capsys.readouterr().err == "nrm-graph: interrupted; what is in the store stays valid\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from nrm_graph.errors import InputError
 from nrm_graph.writing import in_folder, plain
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     import networkx as nx
@@ -39,10 +39,11 @@ def graph_path(path: str | os.PathLike[str]) -> Path:
     InputError
         If the suffix is not known or the folder does not exist.
     """
-    path = Path(path)
+    text = os.fspath(path)
+    path = Path(text)
     if _suffix(path) is None:
         raise InputError(
-            f"cannot write a graph to {path}: expected a name that ends in "
+            f"cannot write a graph to {text!r}: expected a name that ends in "
             f"{', '.join(GRAPH_SUFFIXES)}"
         )
     return in_folder(path)

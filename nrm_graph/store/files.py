@@ -29,15 +29,34 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     StoreError
-        If `path` is a URL: DuckDB and the commit protocol need a local file system.
+        If `path` is a URL, for DuckDB and the commit protocol need a local file system; or empty,
+        no UTF-8, which DuckDB needs, or none that the system can look up.
     """
-    text = os.fspath(path)
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise StoreError(f"a store is a folder, by its path: found {path!r:.80}") from None
+    if not text:
+        raise StoreError("the path of the store is empty: expected the name of a folder")
     if _URL.match(text):
         raise StoreError(
             f"a store is a local folder, found the URL {text!r}; "
             "copy the store to a local disk and open the copy"
         )
-    return Path(text).expanduser().absolute()
+    try:
+        folder = Path(text).expanduser().absolute()
+        str(folder).encode("utf-8")
+        folder.stat()
+    except UnicodeEncodeError:
+        raise StoreError(
+            f"the path {text!r} of the store is no UTF-8, which SQL needs: rename it"
+        ) from None
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # a store that is still to be made, or missing
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StoreError(f"there can be no store at {text!r:.200}: {reason}") from error
+    return folder
 
 
 def file_size(path: Path) -> int:

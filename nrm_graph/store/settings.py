@@ -20,6 +20,7 @@ from nrm_graph.store.files import (
     sha256_of,
 )
 from nrm_graph.store.manifest import is_text
+from nrm_graph.store.place import refuse_foreign
 from nrm_graph.store.schema import FORMAT_VERSION, MAX_TENSORS
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ INPUT_DTYPES = ("float", "int64", "bool")
 PROGRAM_FILES = ("program.json", "weights.safetensors")
 UNITS_FILE = "units.safetensors"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_UNFINISHED = re.compile(r"(program\.json|(weights|units)\.safetensors)(\.[0-9a-f]+\.tmp)?|shards")
 
 
 def create(
@@ -92,14 +92,7 @@ def create(
         raise InputError(f"these settings cannot be stored: {reason}") from error
     try:
         path.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(p.name for p in path.iterdir() if not _UNFINISHED.fullmatch(p.name))
-        if foreign and not (path / "store.json").exists():
-            foreign = [name for name in foreign if not name.startswith("store.json")]
-            if foreign:
-                raise StoreError(
-                    f"{path} exists and is no store (it holds {foreign[0]}): choose an empty or "
-                    "new folder"
-                )
+        refuse_foreign(path)
         (path / "shards").mkdir(exist_ok=True)
         for name, data in files.items():
             if not create_once(path / name, data):

@@ -171,6 +171,8 @@ def _parsed(sql: str, begin: str = "") -> list[dict[str, Any]]:
     except (duckdb.Error, ValueError, RecursionError) as error:
         raise QueryError(f"the query cannot be parsed: {error}") from None
     if tree.get("error"):
+        if "max_expression_depth" in str(tree.get("error_message")):  # no setting of the user's
+            raise QueryError("the query is nested too deeply: it has more than 1,000 levels")
         if tree.get("error_type") == "parser":
             what = "where" if begin else "the query"
             problem = f"{what} cannot be parsed: {' '.join(str(tree['error_message']).split())}"
