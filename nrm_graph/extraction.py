@@ -30,6 +30,8 @@ from nrm_graph.runs import Run, Task, entries_of, labelled
 from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
+from nrm_graph.store.manifest import is_text
+from nrm_graph.store.place import check_place
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.writer import Writer
 from nrm_graph.targets import asked_for, outputs_of
@@ -152,10 +154,13 @@ def extract(
     """
     limit = pruning.check(coverage, top)
     check_bits(mantissa_bits)
-    _check_options(batch_size, tensors, preprocessing, on_error)
+    _check_options(batch_size, tensors, preprocessing, on_error, classes)
     _check_engine(engine, workers, inputs)
     asked = asked_for(target)
+    rules = composites.get(composite)
+    units.check(resolution)
     folder = local_path(path)
+    check_place(folder)
     where = device_of(device)
     entries = items(inputs)
     early, first = _first(entries, on_error)
@@ -167,7 +172,7 @@ def extract(
     targets = outputs.targets(asked)
     known = sample(first, early[-1][0], taken, kind) if on_error == "stop" else None
     _check_range(targets, outputs, known, classes)
-    net = states.network(program, composites.get(composite), kind, where)
+    net = states.network(program, rules, kind, where)
     check_registered(net.rules)
     topology = net.layout.topology
     parts = units.resolve(topology, resolution)
@@ -233,7 +238,9 @@ def extract(
     return Database(folder)
 
 
-def _check_options(batch_size: int, tensors: str, preprocessing: object, on_error: str) -> None:
+def _check_options(
+    batch_size: int, tensors: str, preprocessing: object, on_error: str, classes: Any
+) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be at least 1, found {batch_size!r}")
     for name, value, known in (
@@ -242,8 +249,10 @@ def _check_options(batch_size: int, tensors: str, preprocessing: object, on_erro
     ):
         if value not in known:
             raise InputError(f"{name} must be {' or '.join(map(repr, known))}, found {value!r}")
-    if preprocessing is not None and not isinstance(preprocessing, str):
-        raise InputError(f"preprocessing must be text, found {type(preprocessing).__name__}")
+    if preprocessing is not None and not is_text(preprocessing):
+        raise InputError(f"preprocessing must be text in UTF-8, found {preprocessing!r:.80}")
+    if classes is not None and (isinstance(classes, str) or not all(map(is_text, classes))):
+        raise InputError(f"classes must be a list of names in UTF-8, found {classes!r:.80}")
 
 
 def _check_engine(engine: str, workers: int | None, inputs: Iterable[Any]) -> None:
