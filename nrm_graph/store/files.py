@@ -46,13 +46,12 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     try:
         folder = Path(text).expanduser().absolute()
         str(folder).encode("utf-8")
-        folder.stat()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # still to be made
+            folder.stat()
     except UnicodeEncodeError:
         raise StoreError(
             f"the path {text!r} of the store is no UTF-8, which SQL needs: rename it"
         ) from None
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # a store that is still to be made, or missing
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise StoreError(f"there can be no store at {text!r:.200}: {reason}") from error
