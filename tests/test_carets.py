@@ -76,6 +76,7 @@ QUERIES = {
     "SELECT " + "1 + 1, " * 40 + ")": ")",
     "SELECT 'abc": "'abc",
     "SELECT 'é' || ) || ''": ") || ''",
+    "SELECT 'a\udcff'": " '",
 }
 
 

@@ -164,17 +164,22 @@ def _parsed(sql: str, begin: str = "") -> list[dict[str, Any]]:
     """Parse statements, or a condition after the beginning of one; nothing of it is run."""
     if len(sql) > _TOO_LONG:
         raise QueryError(f"the query has {len(sql)} characters, at most {_TOO_LONG} are allowed")
+    what = "where" if begin else "the query"
+    try:
+        sql.encode("utf-8")
+    except UnicodeEncodeError as error:
+        problem = f"{what} cannot be parsed: it holds what is no UTF-8"
+        raise QueryError(pointed(problem, sql, error.start)) from None
     try:
         # As a parameter, and on a cursor of its own: the text itself is not run here.
         rows = _parser().cursor().execute("SELECT json_serialize_sql(?)", [begin + sql]).fetchall()
         tree = json.loads(rows[0][0])
     except (duckdb.Error, ValueError, RecursionError) as error:
-        raise QueryError(f"the query cannot be parsed: {error}") from None
+        raise QueryError(f"{what} cannot be parsed: {error}") from None
     if tree.get("error"):
         if "max_expression_depth" in str(tree.get("error_message")):  # no setting of the user's
             raise QueryError("the query is nested too deeply: it has more than 1,000 levels")
         if tree.get("error_type") == "parser":
-            what = "where" if begin else "the query"
             problem = f"{what} cannot be parsed: {' '.join(str(tree['error_message']).split())}"
             raise QueryError(_pointed(problem, sql, begin, tree))
         raise QueryError(
