@@ -225,7 +225,7 @@ class Tokens(nn.Module):
 def test_places_and_what_each_input_has_of_its_own(tmp_path):
     torch.manual_seed(1)
     net = Tokens().eval()
-    data = [{"input": X[i].reshape(4, 2), "key": f"k{i}", "label": i} for i in range(3)]
+    data = [{"input": X[i].reshape(1, 4, 2), "key": f"k{i}", "label": i} for i in range(3)]
     targets = [
         {(-1, 2): 1.0, (0, 0): -0.5},
         {(-1, "predicted"): 1.0, (1, 0): -2.0},
@@ -234,7 +234,7 @@ def test_places_and_what_each_input_has_of_its_own(tmp_path):
     options = {"composite": "epsilon", "progress": False}
     with ng.extract(net, data, tmp_path / "s.nrm", target=targets, **options) as db:
         for i, row in enumerate(data):
-            best = 9 + int(net(row["input"][None])[0, 3].argmax())
+            best = 9 + int(net(row["input"])[0, 3].argmax())
             wanted = {
                 '{"0":-0.5,"11":1.0}',
                 weighted.text_of({3: -2.0, best: 1.0}),
