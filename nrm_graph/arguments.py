@@ -40,8 +40,15 @@ def _whole(text: str, least: int) -> int:
 
 
 def target(text: str) -> Any:
-    """Read a target, or several with commas; ``-1:464`` is class 464 at the last position."""
-    found = [_target(part.strip()) for part in text.split(",")]
+    """Read a target, or several with commas; ``-1:464`` is class 464 at the last position.
+
+    ``3=1,5=-1`` is one target, of weighted outputs.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if all("=" in part for part in parts):
+        pairs = [part.rpartition("=") for part in parts]
+        return {_target(name): _weight(weight) for name, _, weight in pairs}
+    found = [_target(part) for part in parts]
     # A place stays in a list: alone, one of a wrong length would be taken for several targets.
     return found[0] if len(found) == 1 and not isinstance(found[0], tuple) else found
 
@@ -59,6 +66,13 @@ def _target(text: str) -> Any:
                 f"expected predicted, label, a number or POSITION:CLASS, found {_short(text)}"
             )
     return entries[0] if len(entries) == 1 else tuple(entries)
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a weight, found {_short(text)}") from None
 
 
 def _is_number(text: str) -> bool:

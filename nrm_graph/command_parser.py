@@ -92,7 +92,8 @@ def parser() -> argparse.ArgumentParser:
         default="predicted",
         type=arguments.target,
         help="predicted, label, an output's number, POSITION:CLASS (-1:464 or -1:predicted) of an "
-        "output of several axes, NAME:... of several outputs; or several with commas (predicted)",
+        "output of several axes, NAME:... of several outputs; several with commas; or weights of "
+        "outputs, 3=1,5=-1 (predicted)",
     )
     extract.add_argument(
         "--output",

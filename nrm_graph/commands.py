@@ -173,10 +173,7 @@ def relevance(args: argparse.Namespace) -> None:
 
 def _target(db: Database, text: str | None) -> Any:
     """Read the target of a group of inputs."""
-    found = None if text is None else arguments.which(text, db.meta["classes"], db.outputs)
-    if isinstance(found, dict):
-        raise InputError(f"--target {text} weighs several outputs: a group has one target")
-    return found
+    return None if text is None else arguments.which(text, db.meta["classes"], db.outputs)
 
 
 def _measure(db: Database, args: argparse.Namespace) -> Measure:

@@ -98,7 +98,7 @@ def test_circuit_as_a_file(store, tmp_path, capsys):
     [
         ((), 3, "explain 2 different targets: 0 (10), 1 (10)"),
         (("--target", "cow"), 3, "no input is chosen"),
-        (("--target", "1=1,0=-1"), 3, "weighs several outputs"),
+        (("--target", "1=1,0=-1"), 3, "no input is chosen"),
         (("--where", "label"), 7, "Conversion Error"),
         (("--where", "true) OR (true"), 7, "one SQL condition over inputs"),
         (("--target", "1", "--layers", "nix"), 5, "there is no layer 'nix'"),

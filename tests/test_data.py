@@ -435,7 +435,7 @@ def test_labels_of_any_kind_have_a_text(label, text):
         (Silent(), "the label of input 'item 0' is a Silent, which has no text of its own"),
         (torch.zeros(512, 512), "too long to be stored"),
     ],
-    ids=str,
+    ids=range(3),
 )
 def test_labels_without_a_text_are_refused(tmp_path, label, message):
     with pytest.raises(ng.InputError, match=message):

@@ -1,5 +1,6 @@
 """Signed weights of outputs as one target: what is stored, found again, aggregated and verified."""
 
+import argparse
 import json
 import types
 from fractions import Fraction
@@ -79,7 +80,6 @@ def db(store):
         ({1.0: 1}, "target weighs 1.0"),
         (dict.fromkeys(range(1001), 1), "weighs 1,001 outputs: expected at most 1,000"),
     ],
-    ids=str,
 )
 def test_targets_that_mean_nothing_are_refused_before_anything_is_traced(tmp_path, target, message):
     with pytest.raises(ng.InputError, match=message) as caught:
@@ -432,3 +432,14 @@ def test_plain_stores_stay_as_they_were(tmp_path):
         assert db.measure("a.png", target=0).target == 0
         assert db.measure("a.png", target={0: 1, 1: -1}).target is None
     assert small.NET is NET
+
+
+def test_weights_on_the_command_line():
+    from nrm_graph import arguments
+
+    assert arguments.target("3=1,5=-1") == {3: 1.0, 5: -1.0}
+    assert arguments.target("-1:464=2") == {(-1, 464): 2.0}
+    assert arguments.target("3,5") == [3, 5]
+    for wrong in ("3=x", "3=1,5", "cat=1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+            arguments.target(wrong)
