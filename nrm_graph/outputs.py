@@ -43,7 +43,7 @@ def chosen(returned: Any, output: Choice) -> list[tuple[str, Tensor]]:
         If the choice is not among them, or is needed and not made.
     """
     found = [(name, t) for name, t in leaves(returned) if t.is_floating_point()]
-    listed = ", ".join(f"{name} {tuple(t.shape[1:])}" for name, t in found) or "none"
+    listed = ", ".join(f"{name} of shape {tuple(t.shape)}" for name, t in found) or "none"
     if output is None:
         if len(found) == 1:
             return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +54,28 @@ def output_weights(target: Any, output: Tensor, outputs: Outputs) -> Tensor:
     weights = torch.zeros_like(output)
     if isinstance(target, str) and target == "predicted":
         return weights.scatter(1, output.argmax(1, keepdim=True), 1.0)
+    for index, weight in weighed(target):
+        if abs(weight) > torch.finfo(output.dtype).max:
+            raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
+        for row, flat in enumerate(places(index, output, outputs)):
+            weights[row, flat] += weight
+    return weights
+
+
+def weighed(target: Any) -> list[tuple[Any, float]]:
+    """Return the outputs that a target names, with their weights; their places are not looked at.
+
+    Raises
+    ------
+    InputError
+        If it is no target of any network.
+    """
+    if isinstance(target, str) and target == "predicted":
+        return [(target, 1.0)]
     if isinstance(target, Mapping) and not target:
         raise InputError("target is an empty mapping: expected weights of outputs, such as {3: 1}")
     pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
+    weights = []
     for index, weight in pairs:
         if isinstance(index, bool) or not isinstance(index, int | np.integer | tuple):
             raise InputError(
@@ -63,10 +83,9 @@ def output_weights(target: Any, output: Tensor, outputs: Outputs) -> Tensor:
                 f"a mapping of these to weights, found {target!r}"
             )
         size: Any = abs(weight) if isinstance(weight, Real) else math.nan
-        if not size <= torch.finfo(output.dtype).max:
+        if not size <= sys.float_info.max:
             raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
-        for row, flat in enumerate(places(index, output, outputs)):
-            weights[row, flat] += float(weight)
+        weights.append((index, float(weight)))
     return weights
 
 
@@ -141,6 +160,13 @@ def measure(
     >>> round(m(A) + m(~A), 9)
     1.0
     """
+    check_options(dtype, scale, memory)
+    weighed(target)
+    if tokens is not None:
+        _check_text(tokens)
+    rules = composites.get(composite)
+    units.check(resolution)
+    place = device_of(device)
     if isinstance(model, Program):
         if output is not None:
             raise InputError(
@@ -151,13 +177,11 @@ def measure(
     else:
         network = plain(model)
         program, xs = traced(network, *in_order(network, x), output)
-    check_options(dtype, scale, memory)
     kind = precision(program) if dtype is None else getattr(torch, dtype)
     if dtype is None and any(t.is_floating_point() for t in xs):
         # The caller's own, whatever the program was stored in.
         kind = torch.float64 if any(t.dtype == torch.float64 for t in xs) else torch.float32
-    place = device_of(device)
-    net = states.network(program, composites.get(composite), kind, place)
+    net = states.network(program, rules, kind, place)
     one = tuple(t.detach().to(place).contiguous() for t in form(program).samples(xs, kind))
     return from_network(net, one, target, resolution, scale, memory, checked_tokens(net, tokens))
 
@@ -172,14 +196,19 @@ def checked_tokens(net: Network, tokens: Any) -> tuple[str, ...] | None:
     """
     if tokens is None:
         return None
-    if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
-        raise InputError("tokens must be a list of text, one for each position of the input")
+    _check_text(tokens)
     if not unit_names.fits(net.layout.topology, len(tokens)):
         raise InputError(
             f"tokens names {len(tokens)} positions, but no layer has as many: expected one text "
             "for each position of the input, padding and special tokens included"
         )
     return tuple(tokens)
+
+
+def _check_text(tokens: Any) -> None:
+    listed = isinstance(tokens, Iterable) and not isinstance(tokens, str)
+    if not listed or not all(isinstance(token, str) for token in tokens):
+        raise InputError("tokens must be a list of text, one for each position of the input")
 
 
 def traced(

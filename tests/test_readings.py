@@ -293,3 +293,24 @@ def test_numbers_are_the_same_under_autocast_and_in_inference_mode():
         assert numbers() == right
     with torch.inference_mode():
         assert numbers() == right
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"target": None},
+        {"target": {}},
+        {"target": {1: float("nan")}},
+        {"target": [1]},
+        {"composite": "nix"},
+        {"resolution": 3},
+        {"device": "nix"},
+        {"dtype": "int8"},
+        {"tokens": "abc"},
+    ],
+    ids=str,
+)
+def test_cheap_mistakes_are_found_before_anything_is_traced(option, monkeypatch):
+    monkeypatch.setattr("nrm_graph.prepare.trace", lambda *_: pytest.fail("it was traced"))
+    with pytest.raises(ng.NrmError):
+        ng.measure(ONE_SAMPLE["row"][0], torch.ones(1, 6), **option)

@@ -373,13 +373,14 @@ def test_all_that_is_not_supported_is_listed_at_once():
 
     with pytest.raises(ng.TraceError) as error:
         trace(build(how, parts=parts, fc=fc(4)), rows(4)[:1])
-    lines = str(error.value).splitlines()
+    listed = str(error.value)
+    assert "\n" not in listed
     assert (
-        "  aten.sin.default in parts.0.1, parts.1.1, parts.2.1, parts.3.1, parts.4.1 and 2 more;"
-        in lines
+        "aten.sin.default in parts.0.1, parts.1.1, parts.2.1, parts.3.1, parts.4.1 and 2 more; "
+        in listed
     )
-    assert any(line.startswith("  aten.cumprod.default in the model itself") for line in lines)
-    assert any(line.startswith("  aten.div.Tensor (a quotient of two values") for line in lines)
+    assert "; aten.cumprod.default in the model itself" in listed
+    assert "; aten.div.Tensor (a quotient of two values" in listed
 
 
 def test_integers_carry_no_relevance():
