@@ -130,18 +130,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     registered: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (mapping, dict(mapping))
         for module in modules
-        for mapping in (module._modules, module._parameters)
+        for mapping in (module._modules, module._parameters, module._buffers)
     ]
     buffers = [
-        (module._buffers, name, buffer, None if buffer is None else buffer.clone())
+        (buffer, buffer._version, buffer.clone())
         for module in modules
-        for name, buffer in module._buffers.items()
+        for buffer in module._buffers.values()
+        if buffer is not None and not buffer.is_inference()
     ]
-    named = [(module._buffers, set(module._buffers)) for module in modules]
     try:
         _evaluate(model)
         for module in modules:
             _eager(module)
+            _ordinary(module)
             if isinstance(module, nn.Embedding) and module.max_norm is not None:
                 _clip(module)
         yield
@@ -152,12 +153,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for mapping, before in registered:
             mapping.clear()
             mapping.update(before)
-        for mapping, names in named:
-            for name in set(mapping) - names:
-                del mapping[name]
-        for mapping, name, buffer, copy in buffers:
-            mapping[name] = buffer
-            if buffer is not None and copy is not None and not torch.equal(buffer, copy):
+        for buffer, version, copy in buffers:
+            if buffer._version != version:
                 buffer.copy_(copy)
 
 
@@ -175,6 +172,16 @@ def _eager(module: nn.Module) -> None:
         original = None if child is None else child._modules.get(_COMPILED)
         if original is not None:
             module._modules[name] = original
+
+
+def _ordinary(module: nn.Module) -> None:
+    """Put copies in the place of tensors that were made in inference mode: none can be traced."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None and parameter.is_inference():
+            module._parameters[name] = nn.Parameter(parameter.clone(), requires_grad=False)
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.is_inference():
+            module._buffers[name] = buffer.clone()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from typing import Any
 
 _SAME_AS = {
     "<built-in function getitem>": "aten.getitem",
+    "aten.detach.default": "aten.alias.default",
     "aten._native_batch_norm_legit_no_training.default": "aten.batch_norm.default",
     "aten._softmax.default": "aten.softmax.int",
     # Memory formats are not kept, so a view may need a copy.

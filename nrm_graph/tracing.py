@@ -249,8 +249,8 @@ def _untraced(name: str, error: Exception) -> str:
             "the network that does without"
         )
     return (
-        f"torch.export cannot trace {name} with a free batch size: {reason}; rewrite what depends "
-        "on the input's values or on a fixed batch size"
+        f"torch.export cannot trace {name} with a free batch size: {reason}; what depends on the "
+        "input's values, on a fixed batch size or leaves torch cannot be traced"
     )
 
 

@@ -233,6 +233,27 @@ def test_modules_that_cannot_be_explained(make, words, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_networks_made_in_inference_mode_and_detached_values():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.register_buffer("scale", torch.full((3,), 2.0))
+
+        def forward(self, x):
+            return self.b(self.a(x.detach()).relu().detach()) * self.scale
+
+    right = float(Detached()(X)[0, 1].detach())
+    with torch.inference_mode():
+        inferred = Detached()
+    for net in (Detached(), inferred):
+        m = ng.measure(net, X, target=1, composite="epsilon")
+        assert m.logit == pytest.approx(right, rel=1e-6)
+        assert [layer.name for layer in m.topology.layers][:3] == ["x", "a", "b"]
+    assert inferred.a.weight.is_inference()
+
+
 def test_what_other_libraries_raise_becomes_an_error_of_this_package():
     import duckdb
     import pyarrow as pa
