@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from nrm_graph import conditioned
-from nrm_graph.answers import Conditional
+from nrm_graph import conditioned, rounding_errors
+from nrm_graph.answers import Conditional, Estimate
 from nrm_graph.clauses import expand
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events import Event, checked
 from nrm_graph.targets import outputs_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
     from torch import Tensor
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from nrm_graph.targets import Outputs
     from nrm_graph.topology import LayerInfo, Topology
     from nrm_graph.units import Partition
-
-ROUNDING = 32
-"""R(B) counts as vanished below this many machine epsilons of the sum of |R| it is made of."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,6 +40,7 @@ class Algebra:
     state: State
     partitions: tuple[Partition, ...]
     start: Tensor
+    weights: Tensor
     target: int | None
     logit: float
     predicted: int
@@ -50,7 +48,9 @@ class Algebra:
     memory: int = conditioned.MEMORY
     condition: Event | None = None
     condition_relevance: float = 1.0
+    condition_error: float = 0.0
     amplification: float = 1.0
+    error: float = 0.0
     terms: conditioned.Terms = ((1.0, {}),)
     tokens: tuple[str, ...] | None = None
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -80,8 +80,6 @@ class Algebra:
     @property
     def absorbed(self) -> float:
         """Share of the measure that pseudo-neurons of any layer hold."""
-        if self.condition is not None:
-            return float(self._cache["absorbed"])
         return sum(float(part.double().sum()) for part in self._nodes()[1].values())
 
     @property
@@ -121,10 +119,11 @@ class Algebra:
         """
         if given is not None:
             return self.given(given)(event)
-        (value,) = self.many([event]).tolist()
         if self.condition is None:
+            (value,) = self.many([event]).tolist()
             return value  # type: ignore[no-any-return]
-        return Conditional(value, self.amplification, self.absorbed)
+        value = self._evaluated(event)
+        return Conditional(float(value), value.error, self.amplification, self.absorbed)
 
     def many(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
         """Relevance of many events, which share the activations and, where alike, passes."""
@@ -132,8 +131,37 @@ class Algebra:
             raise EventError(f"many takes a list of events, found {events!r}")
         return self._values(list(events)) / self.condition_relevance * self.scale
 
+    def _evaluated(self, event: Event) -> Estimate:
+        """R(event | condition) with its error, on the unit scale."""
+        whole = checked(event) if self.condition is None else self.condition & checked(event)
+        terms = expand(whole, self.topology, self.partitions)
+        joint = rounding_errors.evaluate(self._precisions, terms)
+        value = joint.value / self.condition_relevance
+        own = joint.error / abs(self.condition_relevance)
+        share = self._condition_uncertainty
+        return Estimate(value, own * (1 + share) + abs(value) * share)
+
+    @property
+    def _condition_uncertainty(self) -> float:
+        """Largest relative error of what is divided by R(condition), on its account."""
+        return self.condition_error / (abs(self.condition_relevance) - self.condition_error)
+
+    @property
+    def _precisions(self) -> rounding_errors.Precisions:
+        """The measure without its condition in float64 and in float32, made at first use."""
+        if "precisions" not in self._cache:
+            self._cache["precisions"] = rounding_errors.precisions(self._own, self.weights)
+        return self._cache["precisions"]  # type: ignore[no-any-return]
+
+    @property
+    def _own(self) -> rounding_errors.Run:
+        """The measure without its condition, in its own precision."""
+        if "own" not in self._cache:
+            self._cache["own"] = rounding_errors.Run(self.state, self.start)
+        return self._cache["own"]  # type: ignore[no-any-return]
+
     def _values(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
-        """R(event & condition) of events, on the unit scale."""
+        """R(event & condition) of events, on the unit scale, in float64."""
         owners, coefficients, clauses = [], [], []
         for number, event in enumerate(events):
             whole = checked(event) if self.condition is None else self.condition & checked(event)
@@ -141,32 +169,13 @@ class Algebra:
                 owners.append(number)
                 coefficients.append(coefficient)
                 clauses.append(clause)
-        known = self._root_relevance if len(clauses) > 2 else self._known
-        found = conditioned.values(self.state, self.start, clauses, known, self.memory)
+        run = self._precisions.double
+        known = run.relevance if len(clauses) > 2 else run.known
+        found = conditioned.values(run.state, run.start, clauses, known, self.memory)
         total = np.zeros(len(events))
         weights = np.array(coefficients, np.float64)
         np.add.at(total, np.array(owners, np.int64), found * weights)
         return total
-
-    @property
-    def _known(self) -> Callable[[int], Tensor] | None:
-        """Relevance of layers without the condition, if it was computed before."""
-        there = "root" in self._cache or (self.condition is None and "nodes" in self._cache)
-        return self._root_relevance if there else None
-
-    def _root_relevance(self, layer_id: int) -> Tensor:
-        """Relevance of a layer ``(1, *shape)`` without the condition."""
-        if "root" not in self._cache:
-            whole: conditioned.Terms = ((1.0, {}),)
-            found = (
-                self._nodes()
-                if self.condition is None
-                else conditioned.nodes(self.state, self.start, whole)
-            )
-            self._cache["root"] = found[0]
-        found = self._cache["root"].get(layer_id)
-        shape = self.topology.layers[layer_id].shape
-        return self.start.new_zeros(1, *shape) if found is None else found[None]
 
     def given(self, event: Event) -> Self:
         """Return the measure conditioned on an event: R(. & event) / R(event).
@@ -191,36 +200,42 @@ class Algebra:
             return known[1]  # type: ignore[no-any-return]
         both = event if self.condition is None else self.condition & event
         terms = expand(both, self.topology, self.partitions)
-        value, size, absorbed = conditioned.certified(self.state, self.start, terms)
-        kind = torch.finfo(self.start.dtype)
-        if abs(value) <= ROUNDING * kind.eps * size:
+        runs = self._precisions
+        joint = rounding_errors.evaluate(runs, terms)
+        value = joint.value
+        if abs(value) <= joint.error:
             raise UndefinedConditional(
-                f"R({both!r}) is {value:.3g}, below rounding ({ROUNDING} eps times "
-                f"{size:.3g}): the conditional is undefined; condition on a set whose "
-                "relevance does not cancel"
+                f"R({both!r}) is {value:.3g}, below rounding (its error is up to "
+                f"{joint.error:.3g}, it is summed from {joint.size:.3g}): the conditional is "
+                "undefined; condition on a set whose relevance does not cancel"
             )
         # Passes begin with the inverse; what cancels on the way is larger, by 1 / eps at most.
+        kind = torch.finfo(self.start.dtype)
         if not abs(value) * kind.max * kind.eps > 1:
             raise UndefinedConditional(
                 f"R({both!r}) is {value:.3g}, too small for its inverse in "
                 f"{str(self.start.dtype).removeprefix('torch.')}"
             )
-        shares = tuple((coefficient / value, clause) for coefficient, clause in terms)
-        cache = {"absorbed": absorbed / value}
-        if self._known is not None:
-            self._root_relevance(0)
-            cache["root"] = self._cache["root"]
-        found = replace(
+        # Tables are made of single neurons: in float32, unless what it loses there shows.
+        rough = rounding_errors.SAFETY_SINGLE * joint.difference / abs(value)
+        single = self.start.dtype == torch.float32 and rough <= rounding_errors.TRUSTED
+        run = runs.single if single else runs.double
+        conditioned_measure = replace(
             self,
+            network=run.state.network,
+            state=run.state,
+            start=run.start,
             scale=1.0,
             condition=both,
             condition_relevance=value,
-            amplification=size / abs(value),
-            terms=shares,
-            _cache=cache,
+            condition_error=joint.error,
+            amplification=joint.size / abs(value),
+            error=rough if single else joint.error / abs(value),
+            terms=tuple((coefficient / value, clause) for coefficient, clause in terms),
+            _cache={"precisions": runs, "own": run},
         )
-        self._cache["given"] = (event, found)
-        return found
+        self._cache["given"] = (event, conditioned_measure)
+        return conditioned_measure
 
     def _joint_terms(self, event: Event) -> conditioned.Terms:
         """Conjunctions of an event of this measure, not divided by its relevance."""
@@ -233,20 +248,23 @@ class Algebra:
     def extent(self, event: Event) -> tuple[float, float]:
         """R(event) and the size of what it is summed from, on the unit scale.
 
-        R(event) counts as vanished where it is below 32 machine epsilons of the second number,
-        the sum of |R| over the neurons of the event's sets.
+        The size is the sum of |R| over the neurons of the event's sets; how far that of R(event)
+        may be off, ``m.given(event).condition_error`` says.
         """
-        value, size, _ = conditioned.certified(self.state, self.start, self._joint_terms(event))
-        return value, size
+        joint = rounding_errors.evaluate(self._precisions, self._joint_terms(event))
+        return joint.value, joint.size
 
-    def interaction(self, a: Event, b: Event) -> float:
+    def interaction(self, a: Event, b: Event) -> Estimate:
         """R(a & b) - R(a) R(b): how far two events are from independent, on the unit scale."""
         a, b = checked(a), checked(b)
-        both, left, right = self._values([a & b, a, b]) / self.condition_relevance
-        return float(both - left * right)
+        both, left, right = (self._evaluated(event) for event in (a & b, a, b))
+        error = both.error + abs(left) * right.error + abs(right) * left.error
+        return Estimate(both - left * right, error + left.error * right.error)
 
     def _nodes(self) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
         """Relevance and absorbed shares of every layer."""
+        if self.condition is None:
+            return self._own.nodes()
         if "nodes" not in self._cache:
             self._cache["nodes"] = conditioned.nodes(self.state, self.start, self.terms)
         return self._cache["nodes"]  # type: ignore[no-any-return]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
@@ -16,11 +16,34 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Conditional(float):
+class Estimate(float):
+    """A number that knows how far rounding may have taken it from the exact one.
+
+    Attributes
+    ----------
+    error : float
+        Bound of the absolute error, see :mod:`nrm_graph.rounding_errors`.
+    """
+
+    error: float
+
+    def __new__(cls, value: float, error: float) -> Self:
+        """Attach its error to a value."""
+        estimate = super().__new__(cls, value)
+        estimate.error = error
+        return estimate
+
+    def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]
+        return float(self), self.error
+
+
+class Conditional(Estimate):
     """A conditional relevance: a float that knows what it rests on.
 
     Attributes
     ----------
+    error : float
+        Bound of the absolute error.
     amplification : float
         Sum of |R| over the condition's neurons, over |R(condition)|: how far rounding may have
         been amplified.
@@ -31,15 +54,17 @@ class Conditional(float):
     amplification: float
     absorbed: float
 
-    def __new__(cls, value: float, amplification: float, absorbed: float) -> Conditional:
+    def __new__(
+        cls, value: float, error: float, amplification: float, absorbed: float
+    ) -> Conditional:
         """Attach what it rests on to a value."""
-        made = super().__new__(cls, value)
-        made.amplification = amplification
-        made.absorbed = absorbed
-        return made
+        conditional = super().__new__(cls, value, error)
+        conditional.amplification = amplification
+        conditional.absorbed = absorbed
+        return conditional
 
-    def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]
-        return float(self), self.amplification, self.absorbed
+    def __getnewargs__(self) -> tuple[float, float, float, float]:  # type: ignore[override]
+        return float(self), self.error, self.amplification, self.absorbed
 
 
 @dataclass(frozen=True)
@@ -101,11 +126,14 @@ class Matrix:
         ``R(row & column)``, of the measure that was asked.
     rows, columns : Side
         Layer and units.
+    error : float
+        Bound of the absolute error of every value.
     """
 
     values: npt.NDArray[Any]
     rows: Side
     columns: Side
+    error: float = 0.0
 
     def __repr__(self) -> str:
         return f"<joint relevance of {self.rows.layer} x {self.columns.layer}, {self.values.shape}>"

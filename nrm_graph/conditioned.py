@@ -125,29 +125,6 @@ def arrived(
 
 
 @exact
-def certified(
-    state: State, start: Tensor, terms: Sequence[tuple[float, Clause]]
-) -> tuple[float, float, float]:
-    """Value of an event, the size of what was summed for it, and what of it was absorbed.
-
-    One complete relevance pass for each conjunction.
-    """
-    value, size, absorbed = 0.0, 0.0, 0.0
-    for coefficient, clause in terms:
-        lost: list[float] = []
-        outcome = relevance_pass(
-            state,
-            start,
-            clause,
-            absorb=lambda i, kind, r, lost=lost: lost.append(float(r.double().sum())),  # type: ignore[misc]
-        )
-        value += coefficient * float(outcome.value)
-        size += abs(coefficient) * (float(outcome.magnitude) if clause else 1.0)
-        absorbed += coefficient * sum(lost)
-    return value, size if value or size else 1.0, absorbed
-
-
-@exact
 def nodes(
     state: State, start: Tensor, terms: Terms
 ) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import conditioned, held, unit_paths, walks
+from nrm_graph import conditioned, held, rounding_errors, unit_paths, walks
 from nrm_graph.algebra import Algebra
 from nrm_graph.answers import Cut, Matrix, Side
 from nrm_graph.between import Between, neuron_batches, neuron_table
 from nrm_graph.errors import EventError, InputError
 from nrm_graph.events import Event, Layer, NeuronSet
-from nrm_graph.joint import Groups, joint
+from nrm_graph.joint import Groups
 from nrm_graph.plan import plan
 from nrm_graph.pruning import check
 from nrm_graph.units import partition
@@ -47,17 +47,27 @@ class Measure(Algebra):
         The largest output.
     condition : Event or None
         What the measure is conditioned on.
-    condition_relevance : float
-        R(condition), on the unit scale; 1 without a condition.
+    condition_relevance, condition_error : float
+        R(condition), on the unit scale, and a bound of its error; 1 and 0 without a condition.
     amplification : float
         Sum of |R| over the condition's neurons, over |R(condition)|: how far rounding may have
         been amplified.  Of a union over layers, the same of every conjunction that it is summed
-        from.  What cancels inside single neurons, between the routes that lead to them, it does
-        not see: compare with ``dtype="float64"``.
+        from.
+    error : float
+        Of a conditioned measure, how far its tables and marginals as a whole may be off: the sum
+        of the errors of a layer is about this share of its sum of |R|.  They are computed in
+        float64 where float32 loses too much.
     memory : int
         Bytes that events of one batch may hold.
     tokens : tuple of str, or None
         Text of every position of the input, where it is known.
+
+    Notes
+    -----
+    Single events, conditionals and joint matrices are computed in float64 whatever the dtype of
+    the pass, with its decisions (winners of pools, signs that rules branch on), and conditionals
+    state their ``error`` (see :mod:`nrm_graph.rounding_errors`); marginals and tables are computed
+    in the dtype of the pass.
     """
 
     def marginal(self, layer: str, by: Any = "unit") -> npt.NDArray[Any]:
@@ -116,8 +126,8 @@ class Measure(Algebra):
         Returns
         -------
         Matrix
-            ``values[i, j]`` is R(row i & column j) of this measure; units without a neuron in the
-            set asked for are left out.
+            ``values[i, j]`` is R(row i & column j) of this measure, in float64; units without a
+            neuron in the set asked for are left out.  ``error`` bounds the error of every value.
 
         Notes
         -----
@@ -129,11 +139,14 @@ class Measure(Algebra):
             raise InputError(f"by takes one resolution or a pair, found {len(pair)}")
         sides = [self._side(s, how) for s, how in zip((rows, columns), pair, strict=True)]
         upper, lower = sorted((group for group, _ in sides), key=lambda g: -g.layer_id)
-        values = joint(self.state, self.start, self.terms, upper, lower, self.memory, self._known)
+        values, error = rounding_errors.evaluate_joint(
+            self._precisions, self.terms, upper, lower, self.memory
+        )
         if upper is not sides[0][0]:
             values = values.T
-        kind = self.start.cpu().numpy().dtype
-        return Matrix((values * self.scale).astype(kind), sides[0][1], sides[1][1])
+        # Of a conditioned measure, R(condition) may be off as well.
+        error += np.abs(values).max(initial=0.0) * self._condition_uncertainty
+        return Matrix(values * self.scale, sides[0][1], sides[1][1], float(error) * abs(self.scale))
 
     def _side(self, asked: str | NeuronSet, by: Any) -> tuple[Groups, Side]:
         """Return the groups of neurons of one side of a joint matrix."""
@@ -318,7 +331,7 @@ class Measure(Algebra):
             below.layer_id,
             dst=masks[0],
             src=masks[1],
-            known=self._root_relevance,
+            known=self._own.relevance,
         )
 
     def _pair(self, upper: str, lower: str) -> tuple[LayerInfo, LayerInfo]:

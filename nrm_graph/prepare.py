@@ -296,9 +296,9 @@ def from_network(
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
     state = states.forward(net, x)
-    weights = output_weights(target, state.output, outputs_of(net.program))
-    start = states.seed(state, weights)
-    logit = float((weights * state.output).sum())
+    weights = output_weights(target, state.output.cpu().double(), outputs_of(net.program))
+    start = states.seed(state, weights.to(state.output))
+    logit = float((weights.to(state.output) * state.output).sum())
     if not math.isfinite(logit):
         raise InputError(f"the weighted sum of the target outputs is {logit}: smaller weights do")
     chosen = weights[0].nonzero().flatten().tolist()
@@ -308,6 +308,7 @@ def from_network(
         state,
         partitions,
         start,
+        weights,
         chosen[0] if single else None,
         logit,
         int(state.output.argmax()),

@@ -18,7 +18,7 @@ from nrm_graph.linear import Moving
 from nrm_graph.marks import track
 from nrm_graph.operations import MAX_POOL, function
 from nrm_graph.program import Weight, passive
-from nrm_graph.rules.base import Flow, Signs, evaluated
+from nrm_graph.rules.base import Decisions, Flow, Signs, evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,6 +43,8 @@ class Network:
         Layers that receive no relevance where they are not positive.
     groups : dict
         Groups of every layer's rule, made at first use (see :mod:`nrm_graph.rules`).
+    others : dict of dtype to Network
+        The same network in other precisions, made when asked for.
     """
 
     program: Program
@@ -51,6 +53,7 @@ class Network:
     rules: tuple[Rule | None, ...]
     silent: frozenset[str] = frozenset()
     groups: dict[tuple[str, Signs], tuple[Group, ...]] = field(default_factory=dict, repr=False)
+    others: dict[torch.dtype, Network] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -109,6 +112,15 @@ class Network:
                 found.add(name)
         return frozenset(found)
 
+    def in_precision(self, dtype: torch.dtype) -> Network:
+        """Return the same network in another precision, made once."""
+        if dtype not in self.others:
+            place = next(iter(self.program.weights.values()), torch.empty(0)).device
+            if place.type == "mps" and dtype == torch.float64:
+                place = torch.device("cpu")
+            self.others[dtype] = network(self.program, self.composite, dtype, place)
+        return self.others[dtype]
+
 
 def network(
     program: Program,
@@ -151,6 +163,9 @@ class State:
         Mean activations by unit, filled when tables are made.
     single : State or None
         Where this is a batch of copies (see :func:`repeated`), the state of the one sample.
+    decided : State or None
+        The same batch in another precision, whose decisions are kept: winners of pools, signs that
+        rules branch on (see :func:`in_precision`).
     """
 
     network: Network
@@ -162,6 +177,7 @@ class State:
     flows: dict[str, Flow] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     single: State | None = None
+    decided: State | None = None
 
     @property
     def output(self) -> Tensor:
@@ -180,7 +196,7 @@ def _resolve(value: Any, state: State, n: int) -> Any:
 
 
 @exact
-def forward(net: Network, x: Inputs) -> State:
+def forward(net: Network, x: Inputs, decided: State | None = None) -> State:
     """Run the network on a batch and keep what the rules read.
 
     Parameters
@@ -189,6 +205,8 @@ def forward(net: Network, x: Inputs) -> State:
         The network.
     x : Tensor, (N, ...), or a sequence or mapping of them by the names of the inputs
         Inputs, on the network's device; floats in its dtype, whole numbers as int64 or bool.
+    decided : State, optional
+        Keep the decisions of this one.
 
     Raises
     ------
@@ -197,13 +215,17 @@ def forward(net: Network, x: Inputs) -> State:
     """
     xs = fitting(net.program, x)
     floats = [t for name, t in xs.items() if name not in net.program.integers]
-    state = State(net, dict(xs), bool(floats) and all(bool((t >= 0).all()) for t in floats))
+    positive = bool(floats) and all(bool((t >= 0).all()) for t in floats)
+    state = State(net, dict(xs), positive, decided=decided)
     n = next(iter(xs.values())).shape[0]
     for node in net.program.nodes:
         args = _resolve(node.args, state, n)
         kwargs = {key: _resolve(value, state, n) for key, value in node.kwargs}
         try:
-            if node.op in MAX_POOL:
+            if node.op in MAX_POOL and decided is not None:
+                winners = state.winners[node.name] = decided.winners[node.name].to(args[0].device)
+                value = _chosen(args[0], winners, MAX_POOL[node.op])
+            elif node.op in MAX_POOL:
                 value, state.winners[node.name] = max_pool(node.op, args)
             else:
                 value = function(node.op)(*args, **kwargs)
@@ -228,6 +250,27 @@ def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
     return pool(args[0], args[1], return_indices=True, **options)  # type: ignore[no-any-return]
 
 
+def _chosen(values: Tensor, winners: Tensor, spatial: int) -> Tensor:
+    """Return what a pool selects, where that is known."""
+    chosen = values.flatten(-spatial).gather(-1, winners.flatten(-spatial))
+    return chosen.reshape(winners.shape)
+
+
+def in_precision(state: State, dtype: torch.dtype) -> State:
+    """Run the network on the same batch in another precision, with the same decisions.
+
+    Both states then speak of one measure, which differs by rounding alone.  Where the device has
+    no such type (Apple's have no float64) the CPU computes.
+    """
+    net = state.network.in_precision(dtype)
+    place = next(iter(net.program.weights.values()), torch.empty(0)).device
+    xs = {
+        name: state.values[name].to(place, dtype if value.is_floating_point() else None)
+        for name, value in ((name, state.values[name]) for name, _ in state.network.program.inputs)
+    }
+    return forward(net, xs, state)
+
+
 def repeated(state: State, n: int) -> State:
     """Return the state of one sample as that of n copies, which share its memory.
 
@@ -250,6 +293,7 @@ def repeated(state: State, n: int) -> State:
         {name: copies(name, value) for name, value in state.winners.items()},
         {name: copies(name, value) for name, value in state.constant.items()},
         single=state,
+        decided=None if state.decided is None else repeated(state.decided, n),
     )
 
 
@@ -313,7 +357,15 @@ def flow(state: State, name: str) -> Flow:
                 groups = rule.groups(whole, at)
                 if not op.moving:  # weights that depend on the input are made for every batch
                     net.groups[name, at] = groups
-            found = evaluated(groups, op, xs, z, _unplaced(state, name, rule.unplaced(z, at)))
+            decisions = None
+            if state.decided is not None:
+                kernel = flow(state.decided, name)
+                decided_z = state.decided.values[name].to(z.device)
+                denominators = tuple(share.d.to(z.device) for share in kernel.shares)
+                decisions = Decisions(decided_z, denominators)
+            unplaced = rule.unplaced(z if decisions is None else decisions.z.to(z.dtype), at)
+            unplaced = _unplaced(state, name, unplaced)
+            found = evaluated(groups, op, xs, z, unplaced, decisions)
             lost = rule.remainder(op if whole is None else whole, xs, z)
             found = found._replace(held=_held(state, op, found), remainder=lost)
         state.flows[name] = found
@@ -365,7 +417,8 @@ def awake(state: State, name: str) -> Tensor | None:
     """
     if name not in state.network.silent:
         return None
-    return state.samples(name, state.values[name]) > 0
+    decisive = state if state.decided is None else state.decided
+    return state.samples(name, decisive.values[name].to(state.values[name].device)) > 0
 
 
 def seed(state: State, weights: Tensor) -> Tensor:

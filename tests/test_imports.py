@@ -43,8 +43,9 @@ LEVELS = (
     ("edges",),
     # answers
     ("answers", "conditioned", "held"),
-    ("joint", "kernel_edges", "between", "algebra"),
-    ("slices", "beam"),
+    ("joint", "kernel_edges", "between"),
+    ("slices", "beam", "rounding_errors"),
+    ("algebra",),
     ("mass", "maxplus"),
     ("completions",),
     ("walks", "unit_paths"),

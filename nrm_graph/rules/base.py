@@ -199,15 +199,36 @@ class Rule:
         return {"rule": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
 
 
+class Decisions(NamedTuple):
+    """What a rule decided at the same batch in another precision.
+
+    Attributes
+    ----------
+    z : Tensor
+        Output there, whose signs say which group serves a neuron.
+    denominators : tuple of Tensor
+        ``stab(d)`` there of every share.
+    """
+
+    z: Tensor
+    denominators: tuple[Tensor, ...]
+
+
 def evaluated(
     groups: Sequence[Group],
     op: Weighing,
     xs: Sequence[Tensor],
     z: Tensor,
     unplaced: Tensor | None = None,
+    decisions: Decisions | None = None,
 ) -> Flow:
-    """Evaluate groups at the operands ``xs`` and the output ``z`` of one batch."""
-    shares = []
+    """Evaluate groups at the operands ``xs`` and the output ``z`` of one batch.
+
+    With ``decisions`` the signs are those, so that rounding alone tells both precisions apart; but
+    a denominator beyond half its stabilizer keeps its own.
+    """
+    shares: list[Share] = []
+    decisive = z if decisions is None else decisions.z
     for group in groups:
         terms = tuple(Term(p.operand, p.transform(xs[p.operand]), p.weight) for p in group.parts)
         if not terms:
@@ -220,18 +241,23 @@ def evaluated(
         if group.sign > 0 and not group.plain:
             d.abs_()  # -0.0, or what rounding makes of a sum of non-negative numbers
         eps = torch.full((), group.eps, dtype=d.dtype, device=d.device)
-        stabilised = torch.copysign(eps, d).add_(d)
+        signed = d
+        if decisions is not None:
+            other = decisions.denominators[len(shares)].to(d.dtype)
+            signed = torch.where(d.abs() <= group.eps / 2, other, d)
+        stabilised = torch.copysign(eps, signed).add_(d)
         if not group.eps:  # nothing stabilises d = 0: what is there cannot be placed
             empty = d == 0
             if group.where:
-                empty = empty & ((z > 0) if group.where > 0 else (z < 0))
+                empty = empty & ((decisive > 0) if group.where > 0 else (decisive < 0))
             stabilised.masked_fill_(empty, torch.inf)
             lost = group.scale * empty.to(d.dtype)
             unplaced = lost if unplaced is None else unplaced + lost
         if group.where:
             if stabilised.shape != z.shape:  # without its bias, d may be smaller
                 stabilised = stabilised.expand_as(z).clone()
-            stabilised.masked_fill_((z <= 0) if group.where > 0 else (z >= 0), torch.inf)
+            unserved = (decisive <= 0) if group.where > 0 else (decisive >= 0)
+            stabilised.masked_fill_(unserved, torch.inf)
         shares.append(Share(terms, stabilised, group.bias, group.eps, group.scale, group.sign))
     return Flow(tuple(shares), unplaced)
 
