@@ -159,7 +159,8 @@ def relevance(args: argparse.Namespace) -> None:
             target = m.outputs.text(m.target)
         row = {"input": args.input, "target": target, "logit": m.logit, "event": repr(event)}
         if given is not None:
-            row |= {"given": repr(given), "amplification": getattr(value, "amplification", None)}
+            row |= {"given": repr(given)}
+            row |= {name: getattr(value, name, None) for name in ("error", "amplification")}
         row["relevance"] = float(value)
         row["absorbed"] = float(getattr(value, "absorbed", m.absorbed))
         if args.save_event is not None:

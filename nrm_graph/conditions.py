@@ -155,6 +155,7 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: Form) -> 
     nodes, edges = form.stored(*given.tables())
     facts = {
         "relevance": float(given.condition_relevance),
+        "error": float(given.condition_error),
         "amplification": float(given.amplification),
         "absorbed": float(given.absorbed),
         "status": "defined",
@@ -173,6 +174,7 @@ def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:
     relevance = float(m(event))
     return {
         "relevance": relevance if math.isfinite(relevance) else None,
+        "error": None,
         "amplification": None,
         "absorbed": None,
         "status": "undefined",

@@ -289,8 +289,8 @@ class Database(Circuits):
 
         They become ``<name>_nodes`` and ``<name>_edges``, with the columns of ``nodes`` and
         ``edges``, where a relevance is R(node and event) / R(event); and ``<name>_inputs``, with
-        ``input_id``, ``relevance`` (R(event)), ``amplification``, ``absorbed``, ``status``
-        (``defined`` or ``undefined``) and ``reason``.  Inputs of which R(event) is below
+        ``input_id``, ``relevance`` (R(event)), its ``error``, ``amplification``, ``absorbed``,
+        ``status`` (``defined`` or ``undefined``) and ``reason``.  Inputs of which R(event) is below
         rounding are undefined: they have no nodes and edges, and ``reason`` says why.
 
         The same call again goes on where the last one stopped, and adds inputs that were

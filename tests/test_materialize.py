@@ -63,7 +63,7 @@ def test_rows_are_those_of_the_conditioned_measures(path, event):
         assert set(listed) == set(db._snapshot.entries)
         for identity in db._snapshot.entries:
             m = db.measure(identity)
-            relevance, amplification, absorbed, status, reason = listed[identity]
+            relevance, bound, amplification, absorbed, status, reason = listed[identity]
             found = {
                 table: db.sql(f"SELECT * FROM B_{table} WHERE input_id = {identity}")
                 .to_arrow_table()
@@ -75,13 +75,14 @@ def test_rows_are_those_of_the_conditioned_measures(path, event):
                 given = m.given(event)
             except ng.UndefinedConditional as error:
                 told = str(error)
-                assert (amplification, absorbed, status) == (None, None, "undefined")
+                assert (bound, amplification, absorbed, status) == (None, None, None, "undefined")
                 assert reason == told
                 assert not len(found["nodes"])
                 assert not len(found["edges"])
                 continue
             assert (status, reason) == ("defined", None)
             assert amplification == given.amplification >= 1
+            assert bound == np.float32(given.condition_error)
             assert absorbed == pytest.approx(given.absorbed)
             for table, expected in zip(("nodes", "edges"), given.tables(), strict=True):
                 assert sorted_rows(found[table]) == sorted_rows(
@@ -136,7 +137,7 @@ def test_tables_in_sql(path):
         assert {f"first_{table}" for table in ("inputs", "nodes", "edges")} < listed
         facts = db.sql("SELECT * FROM first_inputs")
         assert facts.columns == [
-            *("input_id", "relevance", "amplification", "absorbed", "status", "reason")
+            *("input_id", "relevance", "error", "amplification", "absorbed", "status", "reason")
         ]
         joined = db.sql(
             "SELECT key, target, status, sum(n.relevance) FROM inputs "
@@ -354,8 +355,8 @@ def test_numbers_that_float32_cannot_hold_are_listed(path, monkeypatch):
     with ng.open(path) as db:
         db.materialize(CHANNEL, name="B", inputs=["k0"], progress=False)
         found = rows(db, "B")
-        assert {row[4] for row in found["inputs"]} == {"undefined"}
-        assert all("expected finite numbers" in row[5] for row in found["inputs"])
+        assert {row[5] for row in found["inputs"]} == {"undefined"}
+        assert all("expected finite numbers" in row[6] for row in found["inputs"])
         assert not found["nodes"]
         assert not found["edges"]
 

@@ -121,7 +121,7 @@ def test_heatmap_of_a_conditioned_measure(conv):
     ax = plot_heatmap(m)
     assert ax.get_title().replace("\n", " ") == "relevance of input, target 1, given 2[1] & 0[2]"
     note = ax.get_xlabel().replace("\n", " ")
-    assert f"Amplification of rounding: {m.amplification:.3g}." in note
+    assert f"rounding amplified {m.amplification:.3g} times" in note
     expected = [[conv(A & ng.Layer("input")[:, r, c]) for c in range(6)] for r in range(6)]
     np.testing.assert_allclose(
         ax.images[0].get_array(), np.array(expected) / conv(A), rtol=1e-9, atol=1e-12
@@ -347,7 +347,7 @@ def test_flow_shows_maps_and_rings_the_condition(conv):
     in_second = len([u for u in circles(ax, "unit") if u[0] == 2])
     assert len(black) == 1 + in_second
     assert "given 0[1]" in ax.get_title()
-    assert f"Amplification of rounding: {m.amplification:.3g}." in ax.get_xlabel()
+    assert f"rounding amplified {m.amplification:.3g} times" in ax.get_xlabel()
 
 
 def test_fine_maps_are_shown_as_sums_over_blocks(conv):

@@ -117,7 +117,7 @@ def amplified(m: Measure) -> str:
     """Sentence on the rounding of a conditioned measure; empty for others."""
     if m.condition is None:
         return ""
-    return f"Amplification of rounding: {m.amplification:.3g}."
+    return f"Relative error up to {m.error:.2g} (rounding amplified {m.amplification:.3g} times)."
 
 
 def report_rows(source: Any) -> list[dict[str, Any]]:

@@ -128,11 +128,12 @@ bears it in lower case. A reader MUST refuse another program or store, and a wri
 ``input_id``, ``key``, ``target`` and ``content`` are those of inputs of the store (of others, which
 a writer may leave that a deletion overtook, readers SHOULD NOT see the rows, and who replaces MAY
 drop them); no tensors are stored; and ``metadata`` has the fields ``relevance`` (R(event)),
-``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))), ``absorbed``
-(share of the conditioned measure that biases, stabilizers and remainders hold), all float,
+``error`` (a bound of its error; shards of before it was stated lack the field, and readers MUST
+give null), ``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))),
+``absorbed`` (share of the conditioned measure that biases, stabilizers and remainders hold), all float,
 ``status`` and ``reason`` (string), of any of which the type is null where a shard holds no value,
 and ``weights`` (string) where a shard holds weighted targets.
-``status`` is ``defined`` or ``undefined``; an undefined input has no nodes and edges, no
+``status`` is ``defined`` or ``undefined``; an undefined input has no nodes and edges, no error,
 amplification and absorbed, and a reason. Relevances are R(node and event) / R(event) and R(step and
 event) / R(event); ``conditional`` is q under the event, or null where walks of the event do not go
 on independently of where they came from. Units, ``pruned`` pairs and mantissa bits are those of the

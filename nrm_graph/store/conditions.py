@@ -275,8 +275,9 @@ def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 def facts_problem(manifest: Manifest) -> str | None:
     """Say how the columns of a shard's inputs are not those of a condition, or None if they are."""
     held = {field: kind for field, kind in manifest.metadata.items() if field != "weights"}
-    fits = set(held) == set(CONDITION_FACTS) and all(
-        held[field] in (kind, "null") for field, kind in CONDITION_FACTS.items()
+    # Shards of before errors were stated lack them.
+    fits = {*held, "error"} == set(CONDITION_FACTS) and all(
+        held[field] in (kind, "null") for field, kind in CONDITION_FACTS.items() if field in held
     )
     if fits or not manifest.inputs:
         return None

@@ -102,6 +102,7 @@ VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "failures")
 
 CONDITION_FACTS: Mapping[str, str] = {
     "relevance": "float",
+    "error": "float",
     "amplification": "float",
     "absorbed": "float",
     "status": "string",

@@ -191,7 +191,10 @@ class Engine:
         kinds = [(name, SQL_TYPES[kind]) for name, kind in CONDITION_FACTS.items()]
         if not parts:
             return f"SELECT {', '.join(f'NULL::{k} AS {n}' for n, k in _IDS + kinds)} WHERE false"
-        columns = ", ".join(f"CAST({name} AS {kind}) AS {name}" for name, kind in kinds)
+        held = {name.casefold() for name in snapshot.fields.types}
+        columns = ", ".join(
+            f"CAST({name if name in held else 'NULL'} AS {kind}) AS {name}" for name, kind in kinds
+        )
         return f"SELECT input_id, {columns} FROM ({self._inputs(snapshot, parts)})"
 
     def _inputs(self, snapshot: Snapshot, parts: Sequence[Part]) -> str:
