@@ -14,10 +14,12 @@ import numpy as np
 import torch
 
 from nrm_graph import conditioned, rounding_errors
+from nrm_graph.added import added_up
 from nrm_graph.answers import Conditional, Estimate
 from nrm_graph.clauses import expand
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events import Event, checked
+from nrm_graph.flags import SHORT, flags_of, meaning
 from nrm_graph.targets import outputs_of
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from nrm_graph.flags import Flag
     from nrm_graph.states import Network, State
     from nrm_graph.targets import Outputs
     from nrm_graph.topology import LayerInfo, Topology
@@ -59,7 +62,8 @@ class Algebra:
         target = self.target_text()
         given = "" if self.condition is None else f" given {self.condition!r}"
         layers = len(self.topology.layers)
-        return f"<Measure of {target}{given}, logit {self.logit:.4g}: {layers} layers>"
+        flagged = "".join(f"{', ' if i else '; '}{SHORT[f.name]}" for i, f in enumerate(self.flags))
+        return f"<Measure of {target}{given}, logit {self.logit:.4g}: {layers} layers{flagged}>"
 
     @property
     def outputs(self) -> Outputs:
@@ -83,26 +87,28 @@ class Algebra:
         return sum(float(part.double().sum()) for part in self._nodes()[1].values())
 
     @property
-    def flags(self) -> tuple[str, ...]:
-        """What a reader must know before trusting signs and sizes."""
-        found = []
-        if self.logit < 0:
-            found.append(
-                f"the target's logit is negative ({self.logit:.4g}): positive relevance speaks "
-                "against the target"
+    def flags(self) -> tuple[Flag, ...]:
+        """What a reader must know before trusting signs and sizes: sentences with a ``name``."""
+        if "flags" not in self._cache:
+            sizes = {i: float(r.double().abs().sum()) for i, r in self._nodes()[0].items()}
+            largest = max(sizes, key=lambda i: sizes[i])
+            self._cache["flags"] = flags_of(
+                self.logit,
+                float(added_up(self.state, self.weights)),
+                sizes[largest],
+                self.absorbed,
+                scaled=self.scale != 1.0,
+                layer=f"layer {self.topology.layers[largest].name}",
+                condition=None if self.condition is None else self.condition_relevance,
+                amplification=self.amplification,
             )
-        spread = float(self.state.output.abs().max())
-        if abs(self.logit) < 0.05 * spread:
-            found.append(
-                f"the target's logit ({self.logit:.4g}) is small beside the largest output "
-                f"({spread:.4g}): relevances may be very large"
-            )
-        if self.amplification > 100:
-            found.append(
-                f"the condition's relevance nearly cancels: rounding is amplified "
-                f"{self.amplification:.3g} times"
-            )
-        return tuple(found)
+        return self._cache["flags"]  # type: ignore[no-any-return]
+
+    @property
+    def meaning(self) -> str:
+        """What a positive number of this measure speaks for, in words."""
+        given = None if self.condition is None else self.condition_relevance
+        return meaning(self.logit, scaled=self.scale != 1.0, condition=given)
 
     def __call__(self, event: Event, given: Event | None = None) -> float:
         """Relevance of an event, or conditional relevance R(event | given).

@@ -38,6 +38,7 @@ from nrm_graph.topology import BIAS, PRUNED, REMAINDER, STABILIZER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import numpy.typing as npt
     import pyarrow as pa
     from torch import Tensor
 
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from nrm_graph.states import State
 
 
-@exact
 def edge_tables(
     state: State, start: Tensor, plan: Plan, clause: Clause | None = None
 ) -> list[tuple[pa.Table, pa.Table]]:
@@ -74,11 +74,20 @@ def edge_tables(
         conjunction q is ``q(i|j) h(i) / h(j)`` (see :mod:`nrm_graph.reach`), by which the walks
         of the conjunction go on from j; null where h(j) is 0.
     """
+    return tables_and_variation(state, start, plan, clause)[0]
+
+
+@exact
+def tables_and_variation(
+    state: State, start: Tensor, plan: Plan, clause: Clause | None = None
+) -> tuple[list[tuple[pa.Table, pa.Table]], npt.NDArray[np.float64]]:
+    """Return the tables of :func:`edge_tables`, and the largest sum of |R| over a layer, (N,)."""
     tables = Tables(state, start, plan, clause or {})
     propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
     for call in tables.later:
         call()
-    return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])]
+    variation = tables.variation.double().cpu().numpy()
+    return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])], variation
 
 
 def _is(h: Any, number: float) -> bool:
@@ -109,6 +118,7 @@ class Tables:
         self.pruned: list[dict[int, float]] = [defaultdict(float) for _ in range(self.n)]
         self.labels = [plan.sample_labels(state, b) for b in range(self.n)]
         self.later: list[Callable[[], None]] = []
+        self.variation = start.new_zeros(self.n)
 
     def _do(self, call: Callable[[], None]) -> None:
         if _on_host(self.start):
@@ -118,6 +128,8 @@ class Tables:
 
     def visit(self, layer_id: int, relevance: Tensor) -> None:
         """Keep a layer's relevance by unit."""
+        size = relevance.abs().reshape(self.n, -1).sum(1)
+        self.variation = torch.maximum(self.variation, size)
         arrived = unit_sums(self.plan, layer_id, relevance)
         onward = self.below.times(self.state, layer_id, relevance)
         kept = arrived if onward is relevance else unit_sums(self.plan, layer_id, onward)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.topology import BIAS, REMAINDER, STABILIZER
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -76,3 +78,9 @@ def node_rows(columns: list[tuple[Any, ...]], kind: npt.DTypeLike) -> pa.Table:
             "activation": pa.array(means.astype(kind), mask=unit < 0),
         }
     )
+
+
+def absorbed(nodes: pa.Table) -> float:
+    """Share of a measure that biases, stabilizers and remainders hold, from its node table."""
+    lost = np.isin(nodes["unit"].to_numpy(), (BIAS, STABILIZER, REMAINDER))
+    return float(nodes["relevance"].to_numpy()[lost].sum(dtype=np.float64))

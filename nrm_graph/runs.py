@@ -12,14 +12,17 @@ import numpy as np
 import torch
 
 from nrm_graph import states
-from nrm_graph.edges import edge_tables
+from nrm_graph.added import added_up
+from nrm_graph.edges import tables_and_variation
 from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.flags import flags_of
 from nrm_graph.forms import precision
 from nrm_graph.input_labels import class_index
 from nrm_graph.loaders import Ended, Marked, refusal
 from nrm_graph.numbering import Numbering
 from nrm_graph.precision import rounded
 from nrm_graph.prepare import checked_tokens, output_weights
+from nrm_graph.rows import absorbed
 from nrm_graph.samples import Sample, sample
 from nrm_graph.store.schema import Record
 from nrm_graph.targets import outputs_of
@@ -306,9 +309,12 @@ class Run:
                         f"input {found.key!r}: the weighted sum of the target outputs is zero: "
                         "shares are undefined"
                     )
-            tables = edge_tables(state, states.seed(state, weights), self.made)
+            tables, variation = tables_and_variation(state, states.seed(state, weights), self.made)
+            added = added_up(state, weights).tolist()
             for i, (found, (nodes, edges)) in enumerate(zip(batch, tables, strict=True)):
                 aim = chosen[i]
+                lost = absorbed(nodes)
+                flags = flags_of(logits[i], added[i], float(variation[i]), lost)
                 self.writer.add(
                     Record(
                         found.key,
@@ -323,5 +329,6 @@ class Run:
                         edges if self.task.bits is None else rounded(edges, self.task.bits),
                         found.item,
                         aim if isinstance(aim, str) else None,
+                        tuple(flag.name for flag in flags),
                     )
                 )

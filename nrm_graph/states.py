@@ -349,11 +349,11 @@ def flow(state: State, name: str) -> Flow:
         at = Signs(tuple(operand in known for operand in op.operands), name in net.silent)
         z = state.values[name]
         with torch.no_grad():
-            xs = [_bounded(state, operand) for operand in op.operands]
-            whole = _resolved(state, name) if op.moving else None
+            xs = [bounded(state, operand) for operand in op.operands]
+            whole = resolved(state, name) if op.moving else None
             groups = net.groups.get((name, at))
             if groups is None:
-                whole = _resolved(state, name) if whole is None else whole
+                whole = resolved(state, name) if whole is None else whole
                 groups = rule.groups(whole, at)
                 if not op.moving:  # weights that depend on the input are made for every batch
                     net.groups[name, at] = groups
@@ -372,13 +372,13 @@ def flow(state: State, name: str) -> Flow:
     return found
 
 
-def _bounded(state: State, name: str) -> Tensor:
+def bounded(state: State, name: str) -> Tensor:
     """Value of an operand, 0 where scores are hidden by -inf."""
     value: Tensor = state.values[name]
     return value.masked_fill(value.isinf(), 0.0) if name in state.network.unbounded else value
 
 
-def _resolved(state: State, name: str) -> Weighing:
+def resolved(state: State, name: str) -> Weighing:
     """Give an operation's weights their values; a mask that is added hides and holds nothing."""
     found = state.network.layout.weighings[name].resolved(state.values[name], state.values)
     if name not in state.network.unbounded or found.shift is None:

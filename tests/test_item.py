@@ -168,19 +168,21 @@ def test_several_writer_threads_and_compaction_keep_numbers(tmp_path, monkeypatc
 # --- reserved names, and stores of before -----------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["item", "Item", "weights", "WEIGHTS"])
+@pytest.mark.parametrize("name", ["item", "Item", "weights", "WEIGHTS", "flags"])
 def test_the_names_are_reserved_in_new_stores(tmp_path, name):
-    with pytest.raises(ng.InputError, match=rf"{name}' cannot be used: .*logit, item, weights are"):
+    with pytest.raises(ng.InputError, match=rf"{name}' cannot be used: .*item, weights, flags are"):
         extract(tmp_path / "s.nrm", [{"input": X[0], name: 3}])
 
 
 def test_the_store_of_format_1_answers_with_nulls():
     with ng.open(FORMAT1) as db:
         found = db.sql("SELECT * FROM inputs ORDER BY key, target").to_arrow_table()
-        assert found.column_names[:8] == [
-            *("input_id", "key", "label", "target", "predicted", "logit", "item", "weights")
+        assert found.column_names[:9] == [
+            *("input_id", "key", "label", "target", "predicted", "logit"),
+            *("item", "weights", "flags"),
         ]
-        assert found["item"].null_count == found["weights"].null_count == 4
+        for name in ("item", "weights", "flags"):
+            assert found[name].null_count == 4
         assert db.verify().sound
 
 
@@ -200,18 +202,20 @@ def old(path, *records):
     """A store of before: a user's field bears the name of a column."""
     tiny_stores.make(path)
     with Writer(path) as writer:
-        writer._foreign = frozenset(("item", "weights"))  # so that the names are free
+        writer._foreign = frozenset(("item", "weights", "flags"))  # so that the names are free
         for item in records:
             writer.add(item)
     return path
 
 
 def test_a_field_of_that_name_wins_in_old_stores(tmp_path):
-    metadata = {"item": "left", "weights": 3}
+    metadata = {"item": "left", "weights": 3, "flags": ["red"]}
     path = old(tmp_path / "s.nrm", tiny_stores.record(0, metadata=metadata))
     (file,) = (path / "shards").glob("*.json")
     assert "item" not in json.loads(file.read_text())["inputs"][0]
-    more = tiny_stores.record(1, metadata={"item": "right", "weights": 4}, item=7)
+    more = tiny_stores.record(
+        1, metadata={"item": "right", "weights": 4}, item=7, flags=("absorbed",)
+    )
     weighted = tiny_stores.record(2)
     weighted = replace(weighted, target=None, weights='{"0":1.0}')
     with Writer(path) as writer:
@@ -221,8 +225,9 @@ def test_a_field_of_that_name_wins_in_old_stores(tmp_path):
             writer.add(weighted)
     for _ in range(2):
         with ng.open(path) as db:
-            assert rows(db, "item, weights", "key") == [("left", 3), ("right", 4)]
-            assert db._snapshot.foreign == {"item", "weights"}
+            told = rows(db, "item, weights, flags", "key")
+            assert told == [("left", 3, ["red"]), ("right", 4, None)]
+            assert db._snapshot.foreign == {"item", "weights", "flags"}
             # Rows made by hand conserve nothing.
             told = [f for f in db.verify(sample=0).findings if f.layer is None]
             assert not [f for f in told if "replaced" not in f.problem]

@@ -735,6 +735,7 @@ def test_any_record_comes_back(tmp_path_factory, fields, key, target, label, log
                 "logit": logit,
                 "item": None,
                 "weights": None,
+                "flags": None,
                 **fields,
             }
         ]

@@ -45,7 +45,7 @@ overwritten.
 MUST be empty exactly where ``inputs`` is), ``metadata`` (field name to one of bool, int, float,
 string, strings, null; a reader MUST refuse others), ``inputs`` (each: ``input_id``, ``key``,
 ``target``, ``content``, ``nodes`` and ``edges`` as [first row group, number of row groups]; it MAY
-hold ``item``, a count or null, and of a weighted target it MUST hold ``weights``, ``target`` being
+hold ``item``, a count or null, and ``flags``, at most 100 names or null, and of a weighted target it MUST hold ``weights``, ``target`` being
 null: then ``format_version`` is 2, and 1 everywhere else, so that a reader of format 1 alone
 refuses what it has no form for, and reads stores without it), ``replaces`` (names of shards whose
 manifests MUST be ignored; cycles are an error), and it MAY hold ``failures`` (each: ``key``,
@@ -108,12 +108,15 @@ but for floats in an int field, which make it float from that shard on, and ints
 in a float field.  Where shards disagree (a field was widened, or two writers met it at the same
 moment), readers MUST read int with float as float and anything else as string; a field that no
 shard holds a value of is a string.  Names are printable, of at most 200 characters, and one field
-whatever their letter case; those of the columns of ``inputs`` are reserved, and ``item`` and
-``weights``.  These two are fields of the format's own, ``item`` an int (the place of the input in
-the data set, from 0, counted through all calls) and ``weights`` a string: where a shard holds a
+whatever their letter case; those of the columns of ``inputs`` are reserved, and ``item``,
+``weights`` and ``flags``.  These are fields of the format's own, ``item`` an int (the place of the
+input in the data set, from 0, counted through all calls), ``weights`` a string and ``flags``
+strings, each a lower-case letter and up to 99 of lower-case letters, digits and underscores (names
+of what a reader must know, see :mod:`nrm_graph.flags`, of which later writers MAY have others;
+none is known of an input without them, and an empty list says that there are none): where a shard holds a
 field of such a name and none of its ``inputs`` in the manifest does, it is a user's, from before
 the names were reserved.  It keeps the name: readers show it, and writers MUST NOT add to it.  The
-table ``inputs`` that SQL sees has both columns always, null where no shard holds them.
+table ``inputs`` that SQL sees has these columns always, null where no shard holds them.
 
 **Conditions.** ``conditions`` MAY hold folders, each of one condition; a reader of format 1 that
 does not know them MUST ignore it. A folder without ``condition.json`` is none. ``condition.json``
@@ -130,8 +133,8 @@ a writer may leave that a deletion overtook, readers SHOULD NOT see the rows, an
 drop them); no tensors are stored; and ``metadata`` has the fields ``relevance`` (R(event)),
 ``error`` (a bound of its error; shards of before it was stated lack the field, and readers MUST
 give null), ``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))),
-``absorbed`` (share of the conditioned measure that biases, stabilizers and remainders hold), all float,
-``status`` and ``reason`` (string), of any of which the type is null where a shard holds no value,
+``absorbed`` (share of the conditioned measure that biases, stabilizers and remainders hold), all
+float, ``status`` and ``reason`` (string), of any of which the type is null where a shard holds no value,
 and ``weights`` (string) where a shard holds weighted targets.
 ``status`` is ``defined`` or ``undefined``; an undefined input has no nodes and edges, no error,
 amplification and absorbed, and a reason. Relevances are R(node and event) / R(event) and R(step and

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ERROR = 2000
+MAX_FLAGS = 100
+_FLAG = re.compile(r"[a-z][a-z0-9_]{0,99}")
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
 _OWN_NAME = re.compile(r"[0-8][0-9]{18}-[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -57,8 +59,8 @@ class FileInfo:
 class Entry:
     """One (key, target) pair of a shard; ``nodes`` and ``edges`` are (first row group, number).
 
-    ``target`` is None of a weighted target, whose ``weights`` stand beside it; ``item`` is None in
-    stores of before.
+    ``target`` is None of a weighted target, whose ``weights`` stand beside it; ``item`` and
+    ``flags`` are None in stores of before.
     """
 
     input_id: int
@@ -69,6 +71,7 @@ class Entry:
     edges: tuple[int, int]
     item: int | None = None
     weights: str | None = None
+    flags: tuple[str, ...] | None = None
 
     @property
     def aim(self) -> Aim:
@@ -335,7 +338,7 @@ def _file(raw: Any, shard: str, table: str) -> FileInfo:
 def _entry(raw: Any, shard: str, weighted: bool) -> Entry:
     _expect(isinstance(raw, dict), shard, "an input", "an object", raw)
     key, target, content = raw.get("key"), raw.get("target"), raw.get("content")
-    item, weights = raw.get("item"), raw.get("weights")
+    item, weights, flags = raw.get("item"), raw.get("weights"), raw.get("flags")
     _expect(is_text(key), shard, "key", "text", key)
     if weights is None or not weighted:
         _expect(_is_int(target, -(1 << 31), (1 << 31) - 1), shard, "target", "an int32", target)
@@ -345,6 +348,8 @@ def _entry(raw: Any, shard: str, weighted: bool) -> Entry:
         known = isinstance(weights, str) and _is_weights(weights)
         _expect(known, shard, "weights", "weights of outputs", weights)
     _expect(item is None or _is_int(item, 0, 1 << 62), shard, "item", "a count or null", item)
+    _expect(flags is None or are_flags(flags), shard, "flags", "a list of names or null", flags)
+    flags = None if flags is None else tuple(flags)
     valid = isinstance(content, str) and _SHA256.fullmatch(content) is not None
     _expect(valid, shard, "content", "64 hexadecimal digits", content)
     expected = input_id(key, aim_of(target, weights))
@@ -361,7 +366,13 @@ def _entry(raw: Any, shard: str, weighted: bool) -> Entry:
         )
         _expect(pair, shard, f"{table} of {key!r}", "[first row group, number]", value)
         groups.append((value[0], value[1]))
-    return Entry(found, key, target, content, groups[0], groups[1], item, weights)
+    return Entry(found, key, target, content, groups[0], groups[1], item, weights, flags)
+
+
+def are_flags(value: object) -> bool:
+    """Whether a value is a short list of names; those of later releases may be others."""
+    few = isinstance(value, list | tuple) and len(value) <= MAX_FLAGS
+    return few and all(isinstance(name, str) and _FLAG.fullmatch(name) for name in value)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=64)  # mostly one for all inputs

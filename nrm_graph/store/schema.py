@@ -34,7 +34,7 @@ INPUTS = pa.schema(
         pa.field("logit", pa.float32(), nullable=False),
     ]
 )
-OWN: Mapping[str, str] = {"item": "int", "weights": "string"}
+OWN: Mapping[str, str] = {"item": "int", "weights": "string", "flags": "strings"}
 """Columns of ``inputs`` that a shard holds as metadata, with their types.
 
 Stores of before may hold a user's own field of such a name, which then keeps it.
@@ -155,6 +155,8 @@ class Record:
         Place in the data set, counted through all calls of an extraction; None if not known.
     weights : str or None
         Weights of the explained outputs, as :mod:`nrm_graph.weighted` writes them.
+    flags : tuple of str or None
+        Names of what a reader must know, see :mod:`nrm_graph.flags`; None if not known.
     """
 
     key: str
@@ -169,6 +171,7 @@ class Record:
     edges: pa.Table
     item: int | None = None
     weights: str | None = None
+    flags: tuple[str, ...] | None = None
 
     @property
     def tensors(self) -> Mapping[str, npt.NDArray[Any]]:

@@ -21,6 +21,7 @@ from nrm_graph.store.manifest import (
     Entry,
     FileInfo,
     Manifest,
+    are_flags,
     commit,
     data_name,
     is_text,
@@ -77,7 +78,7 @@ def checked(record: Record) -> tuple[pa.Table, pa.Table]:
     """
     check_key(record.key)
     name = f"input {record.key!r}"
-    _check_aim(record, name)
+    _check_own(record, name)
     for what in ("predicted",) if record.target is None else ("target", "predicted"):
         value = getattr(record, what)
         whole = isinstance(value, int) and not isinstance(value, bool)
@@ -97,8 +98,8 @@ def checked(record: Record) -> tuple[pa.Table, pa.Table]:
     return _typed(record.nodes, "nodes", name), _typed(record.edges, "edges", name)
 
 
-def _check_aim(record: Record, name: str) -> None:
-    """Refuse a pair that explains nothing, and a place that is none."""
+def _check_own(record: Record, name: str) -> None:
+    """Refuse a pair that explains nothing, a place that is none, and flags that are no names."""
     try:
         aim = aim_of(record.target, record.weights)
         if isinstance(aim, str):
@@ -109,6 +110,8 @@ def _check_aim(record: Record, name: str) -> None:
     whole = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 62
     if item is not None and not whole:
         raise InputError(f"{name}: expected its item to be a count, found {item!r}")
+    if record.flags is not None and not are_flags(record.flags):
+        raise InputError(f"{name}: expected its flags to be names, found {record.flags!r:.80}")
 
 
 def _typed(table: pa.Table, kind: str, name: str) -> pa.Table:
@@ -255,6 +258,7 @@ class OpenShard:
                 groups["edges"],
                 record.item,
                 record.weights,
+                record.flags,
             )
         )
 

@@ -195,7 +195,8 @@ class Writer:
                 f"{self.folder} has a metadata field 'weights' from before weighted targets were "
                 "stored, which would take the column: extract them into another store"
             )
-        return replace(record, item=None) if "item" in self._foreign else record
+        plain = {name: None for name in ("item", "flags") if name in self._foreign}
+        return replace(record, **plain)  # type: ignore[arg-type]
 
     def fail(self, key: str, error: str) -> None:
         """Record that an input failed; a later success of the key takes it back.

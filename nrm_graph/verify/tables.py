@@ -371,7 +371,11 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: Facts, found: Finding
     if len(set(held)) != len(held):
         found.error("the table holds an input twice", **place)
     outputs = math.prod(facts.meta["layers"][-1]["shape"])
-    items = {} if "item" in manifest.foreign else {e.input_id: e.item for e in manifest.inputs}
+    listed_own = {
+        name: {e.input_id: getattr(e, name) for e in manifest.inputs}
+        for name in ("item", "flags")
+        if name not in manifest.foreign
+    }
     for row, pair in zip(rows, held, strict=True):
         identity, key, target, weights = pair
         where = place | {"key": key, "target": target, "weights": weights}
@@ -388,8 +392,11 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: Facts, found: Finding
                 found.error(f"{name} {row[name]}: the network has {outputs} outputs", **where)
         if weights is not None and pair in listed and max(weights_of(weights)) >= outputs:
             found.error(f"weights of outputs that are none: the network has {outputs}", **where)
-        if row.get("item") != items.get(identity, row.get("item")):
-            found.error(f"item is {row.get('item')}, the manifest says {items[identity]}", **where)
+        for name, values in listed_own.items():
+            value = tuple(row[name]) if isinstance(row.get(name), list) else row.get(name)
+            said = values.get(identity, value)
+            if value != said:
+                found.error(f"{name} is {value}, the manifest says {said}", **where)
         _check_label(row, manifest.name, facts, found, where)
 
 

@@ -1,0 +1,65 @@
+"""What the layer of a target adds up: how large a logit could be, did nothing cancel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from nrm_graph.execution import exact
+from nrm_graph.propagate import relevance_pass
+from nrm_graph.states import bounded, resolved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from nrm_graph.states import State
+
+
+@exact
+def added_up(state: State, weights: Tensor) -> Tensor:
+    """Sum of |contributions| to a target, ``(N,)``: of inputs times weights, and of biases.
+
+    They are those of the network, not of a rule.  Where several outputs are weighed, those of each
+    count by its |weight|: what cancels between outputs is counted too.  What only selects adds up
+    nothing, and the layer that it selects from is looked at; a function behind that layer (a
+    sigmoid) changes the scale, which is the target's.
+
+    Parameters
+    ----------
+    state : State
+        Activations of a batch of N.
+    weights : Tensor, (N, outputs)
+        Weights of the outputs.
+    """
+    n = weights.shape[0]
+    weights = weights.to(state.output)
+    size, net = weights.new_zeros(n), weights.new_zeros(n)
+
+    def weigh(name: str, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
+        nonlocal size, net
+        op = state.network.layout.weighings[name]
+        if op.kind == "output":
+            yield op.operands[0], chosen
+            return
+        op, value = resolved(state, name), state.values[name]
+        terms = list(zip(op.maps, op.operands, op.tensors, strict=True))
+        parts = torch.zeros_like(value)
+        for kind, operand, weight in terms:
+            parts = parts + kind.apply(bounded(state, operand).abs(), weight.abs())
+        if op.shift is not None:
+            parts = parts + op.shift.abs()
+        if op.kind == "softmax":  # which is not the sum of what it reads
+            value = sum(kind.apply(bounded(state, x), weight) for kind, x, weight in terms)
+        size = size + _total(state.samples(name, chosen.abs() * parts))
+        net = net + _total(state.samples(name, chosen * value))
+
+    relevance_pass(state, weights, weigh=weigh)
+    scale = ((weights * state.output).sum(1) / net).abs()
+    return torch.where(scale.isfinite() & (scale > 0), size * scale, size)
+
+
+def _total(values: Tensor) -> Tensor:
+    return values.reshape(values.shape[0], -1).sum(1)
