@@ -46,6 +46,7 @@ def extract(args: argparse.Namespace) -> None:
     inputs = sources.load_inputs(args.inputs, preprocessing)
 
     import nrm_graph as ng
+    from nrm_graph import overview
 
     with ng.extract(
         model,
@@ -71,6 +72,9 @@ def extract(args: argparse.Namespace) -> None:
         ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
         failures = f", {failed:,} failed" if failed else ""
         print(f"{args.store} holds {len(db):,} inputs{failures}; next: nrm-graph info {args.store}")
+        flagged = overview.flagged(db)
+        if flagged != "none":
+            _notes([f"flags of the inputs, as the column flags of inputs holds them: {flagged}"])
 
 
 def _checked_options(args: argparse.Namespace) -> list[str] | None:
@@ -289,6 +293,7 @@ def circuit(args: argparse.Namespace) -> None:
             write_table(overview.circuit_edges(graph), "table")
         else:
             write_table(overview.circuit_edges(graph), args.format)
+        _notes(graph.graph["flags"])
 
 
 def contrast(args: argparse.Namespace) -> None:

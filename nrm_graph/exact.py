@@ -346,12 +346,18 @@ class Measure(Algebra):
         return above, below
 
     def subgraph(self, top: int = 200) -> nx.DiGraph:
-        """Return the strongest ``top`` edges as a graph; see :func:`nrm_graph.graph.subgraph`."""
+        """Return the strongest ``top`` edges as a graph; see :func:`nrm_graph.graph.subgraph`.
+
+        ``graph["meaning"]`` says what a positive number speaks for, and ``graph["flags"]`` what
+        else to know (:attr:`flags`).
+        """
         from nrm_graph.graph import subgraph
 
         nodes, edges = self.tables()
         kinds = [part.resolution for part in self.partitions]
-        return subgraph(self.topology, nodes, edges, top, self.scale, kinds, self.tokens)
+        found = subgraph(self.topology, nodes, edges, top, self.scale, kinds, self.tokens)
+        found.graph |= {"meaning": self.meaning, "flags": tuple(map(str, self.flags))}
+        return found
 
     def paths(
         self,

@@ -126,8 +126,8 @@ def flags_of(
     if abs(absorbed) > MOSTLY:
         flag(
             "absorbed",
-            f"biases, stabilizer and remainder hold {absorbed:.3g} of the measure, which is 1 in "
-            f"all: inputs hold {1 - absorbed:.3g}",
+            f"biases, stabilizer and remainder hold {_percent(absorbed)} of the measure, and inputs "
+            f"{_percent(1 - absorbed)}",
         )
     if amplification > AMPLIFIED:
         flag(
@@ -136,6 +136,10 @@ def flags_of(
             f"{amplification:.3g} times",
         )
     return tuple(found)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:{',.0f' if abs(share) >= 1 else '.3g'}} %"
 
 
 def vanished(logit: float, added: float) -> bool:
@@ -159,6 +163,17 @@ def meaning(logit: float, *, scaled: bool = False, condition: float | None = Non
     if scaled:
         return "positive relevance, multiplied by the logit, speaks for the target"
     return f"positive relevance speaks {'for' if logit >= 0 else 'against'} the target"
+
+
+def sentences(sense: str, flags: Sequence[str]) -> str:
+    """Write what stands under a picture: what a positive number speaks for, and flags.
+
+    >>> sentences("positive relevance speaks for the target", ["relevances cancel"])
+    'Positive relevance speaks for the target. Relevances cancel.'
+    """
+    told = not sense or any(sense in flag for flag in flags)
+    texts = [*([] if told else [sense]), *flags]
+    return " ".join(f"{text[:1].upper()}{text[1:]}." for text in texts)
 
 
 def counted(flags: Iterable[Sequence[str] | None]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.flags import counted, listed
 from nrm_graph.store.schema import LAYERS, TABLES
 from nrm_graph.topology import PSEUDO_UNITS
 from nrm_graph.unit_names import unit_name
@@ -52,6 +53,7 @@ def facts(db: Database) -> dict[str, str]:
         )
     }
     found |= {
+        "flags": flagged(db),
         "network": f"{len(meta['layers'])} layers, program {meta['program_hash'][:12]}",
         **_ends(db),
         "composite": _composite(meta),
@@ -64,6 +66,18 @@ def facts(db: Database) -> dict[str, str]:
         "format": str(meta["format_version"]),
     }
     return found | _sizes(db, counts[3])
+
+
+def flagged(db: Database) -> str:
+    """Say how many inputs are flagged, by flag; see :mod:`nrm_graph.flags`."""
+    every = [entry.flags for entry in db._snapshot.entries.values()]
+    counts = listed(counted(every)) or "none"
+    unknown = every.count(None)
+    if unknown:
+        counts = (
+            f"not known of {unknown:,}" if counts == "none" else f"{counts}, {unknown:,} unknown"
+        )
+    return counts
 
 
 def layers(db: Database) -> pa.Table:
@@ -101,7 +115,7 @@ def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
             "amplification": facts["amplification"],
         }
     shown |= {"weight": facts["weight"], "share kept": facts["share"]}
-    shown |= {"absorbed": facts["absorbed"]}
+    shown |= {"absorbed": facts["absorbed"], "signs": facts["meaning"]}
     return shown | ({"pruned": facts["pruned"]} if facts["pruned"] else {})
 
 

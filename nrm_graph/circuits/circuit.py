@@ -11,7 +11,7 @@ from nrm_graph import graph as graphs
 from nrm_graph import pruning
 from nrm_graph.circuits.chosen import checked_layers, ends_of
 from nrm_graph.circuits.engines import local
-from nrm_graph.circuits.group import group
+from nrm_graph.circuits.group import facts_of, group
 from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, edge_sums
 from nrm_graph.circuits.source import source
 from nrm_graph.errors import InputError
@@ -81,6 +81,7 @@ def circuit(
         "weight": weight,
         "top": top,
     }
+    found.graph |= facts_of(db, rows.group, weight, given is not None)
     found.graph |= {} if rows.group.target is None else {"target": rows.group.target}
     found.graph |= {} if where is None else {"where": where}
     found.graph |= {} if layers is None else {"layers": tuple(layers)}

@@ -22,11 +22,13 @@ from nrm_graph.circuits.chosen import (
     with_names,
 )
 from nrm_graph.circuits.flows import edge_values
-from nrm_graph.circuits.group import Group, group
+from nrm_graph.circuits.group import Group, group, notes_of
 from nrm_graph.errors import InputError
 from nrm_graph.weighted import order
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import networkx as nx
     from numpy.typing import NDArray
 
@@ -92,6 +94,16 @@ class Contrast:
         """Targets that each group explains, or the texts of their weights."""
         return _aims(self.a), _aims(self.b)
 
+    @property
+    def meaning(self) -> str:
+        """What a positive difference speaks for, in words."""
+        logits = [*self.a.logits.tolist(), *self.b.logits.tolist()]
+        if self.weight == "logit" or min(logits) >= 0:
+            return "a positive difference speaks more for the target in the first group"
+        if max(logits) < 0:
+            return "a positive difference speaks more against the target in the first group"
+        return "a positive difference is of shares, whose sign turns with that of an input's logit"
+
     def graph(self, top: int = 50) -> nx.DiGraph:
         r"""Graph of the strongest differences.
 
@@ -124,6 +136,8 @@ class Contrast:
             "where": f"({_where(self.a)}) minus ({_where(self.b)})",
             "absorbed_a": self.absorbed[0],
             "absorbed_b": self.absorbed[1],
+            "meaning": self.meaning,
+            "flags": self.notes,
         }
         if self.a.target is not None and self.a.target == self.b.target:
             found.graph["target"] = self.a.target
@@ -146,6 +160,7 @@ class Contrast:
                 + ("" if row["stderr"] is None else f" +- {row['stderr']:.2g}")
                 for row in self.table.slice(0, 5).to_pylist()
             ),
+            f"  {self.meaning}",
             *(f"  note: {note}" for note in self.notes),
         ]
         return "\n".join(lines) + ">"
@@ -260,7 +275,7 @@ def contrast(
         exact,
         (absorbed_share(db, first), absorbed_share(db, second)),
         unknown,
-        tuple(_notes(db, first, second, sizes, unknown)),
+        (*_notes(db, first, second, sizes, unknown), *_flagged(db, first, second, weight)),
         db.topology,
         db.resolutions,
     )
@@ -336,6 +351,12 @@ def _node_differences(db: Database, a: Group, b: Group, edges: pa.Table, weight:
     ids = np.concatenate([a.ids, b.ids])
     shares = [key_shares(a.keys) * a.weights(weight), -key_shares(b.keys) * b.weights(weight)]
     return node_sums(db, edges, ids, np.concatenate(shares))
+
+
+def _flagged(db: Database, a: Group, b: Group, weight: str) -> Iterator[str]:
+    """Say how many inputs of each group are flagged."""
+    for g, name in ((a, "first"), (b, "second")):
+        yield from notes_of(db, g, weight, f"inputs of the {name} group")
 
 
 def _notes(db: Database, a: Group, b: Group, sizes: list[int], unknown: int) -> list[str]:

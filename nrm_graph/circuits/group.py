@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nrm_graph import flags
 from nrm_graph.errors import InputError
 from nrm_graph.store.statement import chosen_inputs
 from nrm_graph.weighted import weights_of
@@ -180,6 +181,20 @@ def group(
             "one with target=, or pass mixed_targets=True if their mixture is what you mean"
         )
     return found
+
+
+def notes_of(db: Database, chosen: Group, weight: str, of: str = "inputs") -> tuple[str, ...]:
+    """Say how many inputs of a group are flagged; see :mod:`nrm_graph.flags`."""
+    names = [db._snapshot.entries[i].flags for i in chosen.ids.tolist()]
+    return flags.group_notes(chosen.logits.tolist(), names, weight, of)
+
+
+def facts_of(db: Database, chosen: Group, weight: str, given: bool = False) -> dict[str, Any]:
+    """Attributes of a graph: what a positive number speaks for, and how many inputs are flagged."""
+    sense = flags.group_meaning(chosen.logits.tolist(), weight)
+    if given:
+        sense = "positive relevance has the sign of the condition's own"
+    return {"meaning": sense, "flags": notes_of(db, chosen, weight)}
 
 
 def _chosen(where: str | None, inputs: object, target: object) -> str:

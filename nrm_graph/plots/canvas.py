@@ -20,6 +20,7 @@ from nrm_graph.plots.common import (
     add_legend,
     colour,
     percent,
+    room_for,
     size_in_points,
     wrapped,
 )
@@ -227,8 +228,10 @@ def thumbnail(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return sums
 
 
-def label(ax: Axes, columns: list[Column], whole: float, title: str, note: str) -> None:
-    """Write everything that stands outside of the axes."""
+def label(
+    ax: Axes, columns: list[Column], whole: float, title: str, note: str, grows: bool
+) -> None:
+    """Write everything that stands outside of the axes; the figure grows with it, if it may."""
     width = size_in_points(ax)[0]
     ax.xaxis.tick_top()
     names = [f"{column.layer.name}\n{percent(column.sum / whole)}" for column in columns]
@@ -242,7 +245,10 @@ def label(ax: Axes, columns: list[Column], whole: float, title: str, note: str) 
         "input (left) to output; areas: |relevance|, link widths: root of |joint relevance|\n"
         "a column's circles add up to the share at its top"
     )
-    ax.set_xlabel(wrapped(f"{text}\n{note}".strip(), 1.2 * width, 7.0), fontsize=7, color=TEXT)
+    text = f"{wrapped(text, 1.2 * width, 7.0)}\n{wrapped(note, 1.05 * width, 7.0)}"
+    ax.set_xlabel(text, fontsize=7, color=TEXT)
+    if grows:
+        room_for(ax, max(0, ax.get_xlabel().count("\n") - 1), 7.0)
     mark: dict[str, Any] = {"linestyle": "", "markersize": 6}
     handles = [
         Line2D([], [], color=POSITIVE, marker="o", label="positive", **mark),

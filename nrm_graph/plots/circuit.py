@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from nrm_graph.errors import InputError
-from nrm_graph.plots.common import NEUTRAL, TEXT, colour, percent, wrapped
+from nrm_graph.plots.common import NEUTRAL, TEXT, colour, graph_notes, percent, wrapped
 from nrm_graph.plots.subgraph import checked, doubtful, layer_name, plot_subgraph, unit_text
 from nrm_graph.topology import PSEUDO_UNITS
 
@@ -93,11 +93,13 @@ def plot_circuit(
     maps = any(len(shape) == 3 for shape in graph.graph.get("shapes", {}).values())
     left = min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
     height = max(left, 0.9 + 0.17 * rows + 0.42 * len(pairs))
-    figure = Figure(figsize=(width + _WIDTH, height + 0.75), layout="constrained")
+    title, note = _title(graph, classes), f"{_note(graph)}\n{graph_notes(graph.graph)}".strip()
+    note = _wrapped(note, width + _WIDTH, 7.5)
+    height += 0.75 + 0.13 * note.count("\n")
+    figure = Figure(figsize=(width + _WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
-    title, note = _title(graph, classes), _note(graph)
     figure.suptitle(_wrapped(title, width + _WIDTH, 10.0), fontsize=10)
-    figure.supxlabel(_wrapped(note, width + _WIDTH, 7.5), fontsize=7.5, color=TEXT)
+    figure.supxlabel(note, fontsize=7.5, color=TEXT)
     if not pairs:
         plot_subgraph(_untitled(graph), figure.subplots(), image=image)
         return figure
@@ -127,7 +129,8 @@ def save_subgraph(
 
 def _untitled(graph: nx.DiGraph) -> nx.DiGraph:
     view = graph.copy(as_view=True)
-    view.graph = {name: value for name, value in graph.graph.items() if name != "title"}
+    told = ("title", "meaning", "flags")  # which the whole picture says
+    view.graph = {name: value for name, value in graph.graph.items() if name not in told}
     return view
 
 

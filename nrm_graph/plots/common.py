@@ -10,12 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.transforms import ScaledTranslation
 
 from nrm_graph.errors import InputError
+from nrm_graph.flags import sentences
 from nrm_graph.topology import ENDS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     from matplotlib.axes import Axes
@@ -92,11 +94,16 @@ def wrapped(text: str, points: float, font: float) -> str:
 
 def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
     """Put a legend so many points below the axes, in as many columns as there is room for."""
-    width, height = size_in_points(ax)
+    width = size_in_points(ax)[0]
+    # In points, whatever height the layout will leave to the axes.
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    lower = ScaledTranslation(0.0, -below / 72.0, figure.dpi_scale_trans)
     ax.legend(
         handles=handles,
         loc="upper center",
-        bbox_to_anchor=(0.5, -below / height),
+        bbox_to_anchor=(0.5, 0.0),
+        bbox_transform=ax.transAxes + lower,
         ncols=min(len(handles), max(1, int(1.2 * width / 80.0))),
         fontsize=7,
         frameon=False,
@@ -113,11 +120,27 @@ def heading(m: Measure, what: str) -> str:
     return text
 
 
-def amplified(m: Measure) -> str:
-    """Sentence on the rounding of a conditioned measure; empty for others."""
+def notes(m: Measure) -> str:
+    """What stands under every picture of a measure: what its signs mean, flags and rounding."""
+    text = sentences(m.meaning, [flag for flag in m.flags if flag.name != "amplified"])
     if m.condition is None:
-        return ""
-    return f"Relative error up to {m.error:.2g} (rounding amplified {m.amplification:.3g} times)."
+        return text
+    return (
+        f"{text} Relative error up to {m.error:.2g} (rounding amplified {m.amplification:.3g} "
+        "times)."
+    )
+
+
+def graph_notes(facts: Mapping[str, Any]) -> str:
+    """Write the same of a graph, from its attributes."""
+    return sentences(str(facts.get("meaning", "")), [str(flag) for flag in facts.get("flags", ())])
+
+
+def room_for(ax: Axes, lines: int, font: float) -> None:
+    """Make a figure taller by so many lines of text."""
+    figure = ax.get_figure(root=True)
+    if figure is not None:
+        figure.set_figheight(figure.get_figheight() + 1.3 * font / 72.0 * lines)
 
 
 def report_rows(source: Any) -> list[dict[str, Any]]:

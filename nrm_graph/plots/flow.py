@@ -11,7 +11,7 @@ import numpy as np
 from nrm_graph.errors import InputError
 from nrm_graph.events import And, Layer, NeuronSet
 from nrm_graph.plots.canvas import Canvas, Column, label
-from nrm_graph.plots.common import absorbed, amplified, heading, new_axes, report_rows, total
+from nrm_graph.plots.common import absorbed, heading, new_axes, notes, report_rows, total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,11 +101,12 @@ def plot_flow(
     maps = _images(m, columns, images)
     floor = 0.65 if maps else 1.2
     _arrange(columns, links, floor)
+    own = ax is None
     if ax is None:
         height = max(len(column.heights) + (column.more > 0) for column in columns)
         step = 0.8 if maps else 0.4
         ax = new_axes(1.1 + 1.25 * max(len(columns), 3), 1.9 + step * max(height, 3))
-    label(ax, columns, whole, heading(m, "flow of relevance"), amplified(m))
+    label(ax, columns, whole, heading(m, "flow of relevance"), notes(m), own)
     canvas = Canvas(ax, columns, whole, maps, links)
     canvas.draw_links()
     canvas.draw_units(m, _conditioned(m, columns))

@@ -19,12 +19,13 @@ from nrm_graph.plots.common import (
     SIGNED,
     TEXT,
     absorbed,
-    amplified,
     grey,
     heading,
     new_axes,
+    notes,
     percent,
     report_rows,
+    room_for,
     size_in_points,
     total,
     wrapped,
@@ -140,12 +141,10 @@ def plot_heatmap(
     else:
         _draw_bars(ax, shown, bound)
     ax.set_title(wrapped(heading(m, f"relevance of {info.name}"), width, 9.0), fontsize=9)
-    note = f"{_whereabouts(m, info.layer_id)} {amplified(m)}".strip()
-    ax.set_xlabel(wrapped(note, width, 7.0), fontsize=7, color=TEXT)
-    figure = ax.get_figure(root=True)
-    if own and figure is not None:
-        lines = ax.get_title().count("\n") + ax.get_xlabel().count("\n")
-        figure.set_figheight(figure.get_figheight() + 0.15 * lines)
+    note = f"{_whereabouts(m, info.layer_id)} {notes(m)}"
+    ax.set_xlabel(wrapped(note, 0.9 * width, 7.0), fontsize=7, color=TEXT)
+    if own:
+        room_for(ax, ax.get_title().count("\n") + ax.get_xlabel().count("\n"), 8.0)
     return ax
 
 
@@ -157,16 +156,17 @@ def _strip(
     values = np.asarray(m.marginal(info.name, by="neuron"), dtype=np.float64)
     values = np.moveaxis(values, axis, 0).reshape(len(m.tokens), -1).sum(1)
     bound, beyond = _limit(values, limit)
+    note = f"{_whereabouts(m, info.layer_id)} {notes(m)}"
     if ax is None:
         room = strip.height(m.tokens, 72.0 * 4.4)  # the colour bar takes some of the width
-        ax = new_axes(5.4, min(40.0, max(1.1, room / 72.0)) + 0.8)
+        lines = wrapped(note, 72.0 * 4.4, 7.0).count("\n") + 1
+        ax = new_axes(5.4, min(40.0, max(1.1, room / 72.0)) + 0.55 + 0.125 * lines)
     width = size_in_points(ax)[0]
     if colorbar:
         _draw_colorbar(ax, bound, beyond, False)
         ax.figure.canvas.draw()  # lays out, so that the axes have their size
     strip.draw(ax, m.tokens, np.clip(values, -bound, bound), bound)
     ax.set_title(wrapped(heading(m, f"relevance of {info.name}"), width, 9.0), fontsize=9)
-    note = f"{_whereabouts(m, info.layer_id)} {amplified(m)}".strip()
     ax.text(
         0.0,
         strip.height(m.tokens, size_in_points(ax)[0]) + 3.0,

@@ -16,11 +16,12 @@ from nrm_graph.plots.common import (
     TEXT,
     absorbed,
     add_legend,
-    amplified,
     heading,
     new_axes,
+    notes,
     percent,
     report_rows,
+    room_for,
     size_in_points,
     total,
     wrapped,
@@ -88,14 +89,14 @@ def plot_report(m: Measure | pa.Table, ax: Axes | None = None) -> Axes:
     """
     rows = report_rows(m)
     whole = total(rows)
-    count = len(rows)
+    count, own = len(rows), ax is None
     if ax is None:
         ax = new_axes(6.6, min(12.0, 1.5 + max(0.16, 0.34 - 0.004 * count) * max(count, 3)))
     _limits(ax, rows, whole)
     _draw_bars(ax, rows)
     left = whole - np.cumsum([0.0, *(absorbed(row) for row in rows)])[:-1]
     _draw_left(ax, left)
-    _label(ax, m, rows, left, whole)
+    _label(ax, m, rows, left, whole, own)
     _name_constants(ax, m, rows)
     return ax
 
@@ -219,7 +220,9 @@ def _name_constants(ax: Axes, m: Any, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def _label(ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float) -> None:
+def _label(
+    ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float, own: bool
+) -> None:
     width, height = size_in_points(ax)
     font = min(7.5, max(4.0, 0.8 * height / len(rows)))
     ax.set_yticks(range(len(rows)), [str(row["layer"]) for row in rows], fontsize=font)
@@ -256,10 +259,13 @@ def _label(ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float
     text = "relevance" if abs(whole - 1.0) < 1e-3 else f"relevance ({whole:.4g} in all)"
     if ax.get_xscale() == "symlog":
         text += f"; linear from -{abs(whole):.3g} to {abs(whole):.3g}, logarithmic beyond"
-    ax.set_xlabel(wrapped(text, 1.2 * width, 8.0), fontsize=8)
     if hasattr(m, "report"):
-        note = "\n".join(filter(None, [heading(m, "relevance by layer"), amplified(m)]))
-        ax.set_title(wrapped(note, width, 9.0), fontsize=9, pad=12)
+        text += f"\n{notes(m)}"
+        ax.set_title(wrapped(heading(m, "relevance by layer"), width, 9.0), fontsize=9, pad=12)
+    # Layout keeps columns and names beside the axes, but not what is wider than they are.
+    ax.set_xlabel(wrapped(text, 0.9 * width, 7.5), fontsize=7.5)
+    if own:
+        room_for(ax, ax.get_xlabel().count("\n"), 8.0)
     handles: list[Any] = [
         Patch(color=POSITIVE, label="positive"),
         Patch(color=NEGATIVE, label="negative"),

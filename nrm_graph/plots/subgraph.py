@@ -19,7 +19,12 @@ from nrm_graph.plots.common import (
     POSITIVE,
     SIGNED,
     TEXT,
+    add_legend,
+    graph_notes,
     new_axes,
+    room_for,
+    size_in_points,
+    wrapped,
 )
 from nrm_graph.plots.strip import drawable
 from nrm_graph.topology import PSEUDO_UNITS, REMAINDER
@@ -68,7 +73,9 @@ def plot_subgraph(
     those of which the mean is less than two standard errors from 0 are dotted.  Pseudo-units,
     which absorb relevance, are grey squares at the bottom.  Where nodes have a ``position``
     (channel, row, column), a map below their layer shows them at row and column.
-    ``graph.graph["title"]``, if there, is the title.
+    ``graph.graph["title"]``, if there, is the title; ``graph.graph["meaning"]`` (what a positive
+    number speaks for) and ``graph.graph["flags"]`` (what to know before trusting signs and sizes)
+    stand below.
 
     Examples
     --------
@@ -85,14 +92,18 @@ def plot_subgraph(
     places = _places(graph, columns)
     busiest = max(len(column) for column in columns.values())
     maps = _mapped(graph, columns)
+    own = ax is None
     if ax is None:
         column = 1.25 if len(columns) <= 12 else 0.9
         height = min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
         ax = new_axes(max(5.0, 1.5 + column * len(columns)), height)
+    note = _note(ax, graph, bool(maps))
+    if own:
+        room_for(ax, max(0, note.count("\n") - 1), 7.0)
     bottom = _limits(ax, graph, columns, bool(maps))
     _draw_edges(ax, graph, places)
     _draw_nodes(ax, graph, places, busiest)
-    _label(ax, graph, columns, bool(maps))
+    _label(ax, graph, columns, note)
     _draw_maps(ax, graph, maps, bottom, image)
     return ax
 
@@ -335,7 +346,20 @@ def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], map
     return bottom
 
 
-def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps: bool) -> None:
+def _note(ax: Axes, graph: nx.DiGraph, maps: bool) -> str:
+    """Write what stands below the axes."""
+    note = f"input → output; {graph.number_of_edges():,} edges"
+    if "share" in graph.graph:
+        mean = "mean " if "inputs" in graph.graph else ""
+        note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |{mean}relevance|"
+    if any("stderr" in data for *_, data in graph.edges(data=True)):
+        note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
+    if maps:
+        note += "\nneurons: channel: row,column; below, at their rows and columns"
+    return f"{note}\n{wrapped(graph_notes(graph.graph), size_in_points(ax)[0], 7.0)}".strip()
+
+
+def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note: str) -> None:
     names = list(columns)
     floor = any(graph.nodes[node]["unit"] < 0 for node in graph)
     ax.xaxis.tick_top()
@@ -361,16 +385,7 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps
         side.set_visible(False)
     if "title" in graph.graph:
         ax.set_title(str(graph.graph["title"]), fontsize=9, pad=12)
-    note = f"input → output; {graph.number_of_edges():,} edges"
-    if "share" in graph.graph:
-        mean = "mean " if "inputs" in graph.graph else ""
-        note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |{mean}relevance|"
-    if any("stderr" in data for *_, data in graph.edges(data=True)):
-        note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
-    if maps:
-        note += "\nneurons: channel: row,column; below, at their rows and columns"
     ax.set_xlabel(note, fontsize=7, color="#444444")
-    height = ax.bbox.height / ax.figure.dpi
     kinds = [("positive", POSITIVE, "o"), ("negative", NEGATIVE, "o")]
     if floor:
         rest = any(graph.nodes[node]["unit"] == REMAINDER for node in graph)
@@ -380,11 +395,4 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
         for text, colour, marker in kinds
     ]
-    ax.legend(
-        handles=handles,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -(18.0 + 10.0 * note.count("\n")) / 72 / height),
-        ncols=3,
-        fontsize=7,
-        frameon=False,
-    )
+    add_legend(ax, handles, 18.0 + 10.0 * note.count("\n"))

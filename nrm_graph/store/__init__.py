@@ -134,8 +134,8 @@ drop them); no tensors are stored; and ``metadata`` has the fields ``relevance``
 ``error`` (a bound of its error; shards of before it was stated lack the field, and readers MUST
 give null), ``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))),
 ``absorbed`` (share of the conditioned measure that biases, stabilizers and remainders hold), all
-float, ``status`` and ``reason`` (string), of any of which the type is null where a shard holds no value,
-and ``weights`` (string) where a shard holds weighted targets.
+float, ``status`` and ``reason`` (string), of any of which the type is null where a shard holds no
+value, and ``weights`` (string) where a shard holds weighted targets.
 ``status`` is ``defined`` or ``undefined``; an undefined input has no nodes and edges, no error,
 amplification and absorbed, and a reason. Relevances are R(node and event) / R(event) and R(step and
 event) / R(event); ``conditional`` is q under the event, or null where walks of the event do not go
