@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits
 from nrm_graph.prepare import device_of, traced
 from nrm_graph.rules import check_registered
-from nrm_graph.runs import Run, Task, entries_of, labelled
+from nrm_graph.runs import Run, Task, entries_of, labelled, warn_vanished
 from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
@@ -146,11 +147,18 @@ def extract(
         If the model, the composite, an input or the store cannot be used.  What was committed
         before stays.
 
+    Warns
+    -----
+    UserWarning
+        If nothing of a target of the first input is left to explain: its logit is 0, or tiny beside
+        what its layer adds up, as where a network's head was never trained.
+
     Notes
     -----
-    The column ``item`` of ``inputs`` is the place of an input in the data set, from 0; a call with
-    new inputs counts on, one that goes on with a data set keeps its numbers: see
-    :mod:`nrm_graph.numbering`.
+    The column ``flags`` of ``inputs`` names what to know before trusting the signs and sizes of an
+    input, as ``m.flags`` says it: see :mod:`nrm_graph.flags`. The column ``item`` of ``inputs`` is
+    the place of an input in the data set, from 0; a call with new inputs counts on, one that goes
+    on with a data set keeps its numbers: see :mod:`nrm_graph.numbering`.
     """
     limit = pruning.check(coverage, top)
     check_bits(mantissa_bits)
@@ -209,6 +217,8 @@ def extract(
         _per_pass(batch_size, net, where),
         str(where),
     )
+    with contextlib.suppress(InputError):  # of an input that may be skipped
+        warn_vanished(net, known or sample(first, early[-1][0], taken, kind), task)
     told = False
 
     def done(count: int, seconds: float | None = None) -> None:

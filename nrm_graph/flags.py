@@ -121,13 +121,14 @@ def flags_of(
     if variation > EXTREME:
         flag(
             "total_variation",
-            f"relevances cancel: the sum of |R| over {layer} is {variation:,.3g} times the whole",
+            f"relevances cancel: the sum of |R| over {layer} is {_number(variation)} times the "
+            "whole",
         )
     if abs(absorbed) > MOSTLY:
         flag(
             "absorbed",
-            f"biases, stabilizer and remainder hold {_percent(absorbed)} of the measure, and inputs "
-            f"{_percent(1 - absorbed)}",
+            f"biases, stabilizer and remainder hold {_percent(absorbed)} of the measure, and "
+            f"inputs {_percent(1 - absorbed)}",
         )
     if amplification > AMPLIFIED:
         flag(
@@ -138,8 +139,12 @@ def flags_of(
     return tuple(found)
 
 
+def _number(value: float) -> str:
+    return f"{value:{',.0f' if 100 <= abs(value) < 1e7 else '.3g'}}"
+
+
 def _percent(share: float) -> str:
-    return f"{100 * share:{',.0f' if abs(share) >= 1 else '.3g'}} %"
+    return f"{_number(100 * share)} %"
 
 
 def vanished(logit: float, added: float) -> bool:

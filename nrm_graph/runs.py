@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +16,7 @@ from nrm_graph import states
 from nrm_graph.added import added_up
 from nrm_graph.edges import tables_and_variation
 from nrm_graph.errors import InputError, NrmError, StoreError
-from nrm_graph.flags import flags_of
+from nrm_graph.flags import flags_of, vanished
 from nrm_graph.forms import precision
 from nrm_graph.input_labels import class_index
 from nrm_graph.loaders import Ended, Marked, refusal
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.forms import Form
     from nrm_graph.plan import Plan
+    from nrm_graph.states import Network
     from nrm_graph.store.writer import Writer
     from nrm_graph.targets import Outputs
     from nrm_graph.weighted import Aim
@@ -94,6 +96,33 @@ def entries_of(choice: Any) -> list[Any]:
     if isinstance(choice, Mapping | tuple):
         return [entry for part in choice for entry in entries_of(part)]
     return [choice]
+
+
+def warn_vanished(net: Network, found: Sample, task: Task) -> None:
+    """Say before an extraction that the first input's target leaves nothing to explain.
+
+    What cannot be computed is left to the extraction itself.
+    """
+    outputs = outputs_of(net.program)
+    try:
+        state = states.forward(
+            net, tuple(torch.from_numpy(x)[None].to(task.device) for x in found.arrays)
+        )
+        values = state.output[0].double().cpu().numpy()
+        aims = [outputs.aim(labelled(c, found, task.classes), values) for c in task.targets]
+    except InputError:
+        return
+    for aim in aims:
+        entries = weights_of(aim) if isinstance(aim, str) else aim
+        weights = output_weights(entries, state.output, outputs)
+        logit, added = float((weights * state.output).sum()), float(added_up(state, weights))
+        if vanished(logit, added):
+            (flag,) = (f for f in flags_of(logit, added, 0.0, 0.0) if f.name == "small_logit")
+            warnings.warn(
+                f"input {found.key!r}, target {outputs.text(aim, task.classes)}: {flag}",
+                UserWarning,
+                stacklevel=4,  # of the caller of extract, which is decorated
+            )
 
 
 @dataclass(frozen=True)

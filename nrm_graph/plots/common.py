@@ -121,7 +121,7 @@ def heading(m: Measure, what: str) -> str:
 
 
 def notes(m: Measure) -> str:
-    """What stands under every picture of a measure: what its signs mean, flags and rounding."""
+    """Write what stands under every picture of a measure: what signs mean, flags and rounding."""
     text = sentences(m.meaning, [flag for flag in m.flags if flag.name != "amplified"])
     if m.condition is None:
         return text

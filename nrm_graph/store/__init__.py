@@ -45,14 +45,14 @@ overwritten.
 MUST be empty exactly where ``inputs`` is), ``metadata`` (field name to one of bool, int, float,
 string, strings, null; a reader MUST refuse others), ``inputs`` (each: ``input_id``, ``key``,
 ``target``, ``content``, ``nodes`` and ``edges`` as [first row group, number of row groups]; it MAY
-hold ``item``, a count or null, and ``flags``, at most 100 names or null, and of a weighted target it MUST hold ``weights``, ``target`` being
-null: then ``format_version`` is 2, and 1 everywhere else, so that a reader of format 1 alone
-refuses what it has no form for, and reads stores without it), ``replaces`` (names of shards whose
-manifests MUST be ignored; cycles are an error), and it MAY hold ``failures`` (each: ``key``,
-``error``), inputs that could not be extracted. A failure does not count where a shard of a greater
-name holds the key. File names MUST be ``<shard>.<table>.parquet``: plain names of the same folder.
-A reader MUST check sizes when it opens the store, and SHOULD check page checksums when it reads one
-input for exact inference.
+hold ``item``, a count or null, and ``flags``, at most 100 names or null, and of a weighted target
+it MUST hold ``weights``, ``target`` being null: then ``format_version`` is 2, and 1 everywhere
+else, so that a reader of format 1 alone refuses what it has no form for, and reads stores without
+it), ``replaces`` (names of shards whose manifests MUST be ignored; cycles are an error), and it MAY
+hold ``failures`` (each: ``key``, ``error``), inputs that could not be extracted. A failure does not
+count where a shard of a greater name holds the key. File names MUST be ``<shard>.<table>.parquet``:
+plain names of the same folder. A reader MUST check sizes when it opens the store, and SHOULD check
+page checksums when it reads one input for exact inference.
 
 **Replacement.** From the moment that a manifest is in place, the shards that it ``replaces`` do not
 count.  What counts of them MUST stand in this shard or in others that count, but for keys that are
@@ -105,17 +105,17 @@ MUST NOT be written anywhere: non-finite statistics make query engines drop rows
 
 **Metadata.** A field's type is fixed at first sight: a writer MUST refuse a value of another type,
 but for floats in an int field, which make it float from that shard on, and ints of at most 53 bits
-in a float field.  Where shards disagree (a field was widened, or two writers met it at the same
+in a float field. Where shards disagree (a field was widened, or two writers met it at the same
 moment), readers MUST read int with float as float and anything else as string; a field that no
-shard holds a value of is a string.  Names are printable, of at most 200 characters, and one field
+shard holds a value of is a string. Names are printable, of at most 200 characters, and one field
 whatever their letter case; those of the columns of ``inputs`` are reserved, and ``item``,
-``weights`` and ``flags``.  These are fields of the format's own, ``item`` an int (the place of the
+``weights`` and ``flags``. These are fields of the format's own, ``item`` an int (the place of the
 input in the data set, from 0, counted through all calls), ``weights`` a string and ``flags``
 strings, each a lower-case letter and up to 99 of lower-case letters, digits and underscores (names
-of what a reader must know, see :mod:`nrm_graph.flags`, of which later writers MAY have others;
-none is known of an input without them, and an empty list says that there are none): where a shard holds a
-field of such a name and none of its ``inputs`` in the manifest does, it is a user's, from before
-the names were reserved.  It keeps the name: readers show it, and writers MUST NOT add to it.  The
+of what a reader must know, see :mod:`nrm_graph.flags`, of which later writers MAY have others; none
+is known of an input without them, and an empty list says that there are none): where a shard holds
+a field of such a name and none of its ``inputs`` in the manifest does, it is a user's, from before
+the names were reserved. It keeps the name: readers show it, and writers MUST NOT add to it. The
 table ``inputs`` that SQL sees has these columns always, null where no shard holds them.
 
 **Conditions.** ``conditions`` MAY hold folders, each of one condition; a reader of format 1 that
