@@ -66,7 +66,7 @@ def test_circuit_for_people(store, capsys):
     assert code == 0
     assert "target      1 (dog)" in out
     assert "absorbed" in out
-    assert out.count("\n") == 5 + 1 + 2 + 3  # facts, a blank line, two headings, rows
+    assert out.count("\n") == 6 + 1 + 2 + 3  # facts, a blank line, two headings, rows
 
 
 def test_circuit_under_a_condition(store, capsys):

@@ -102,7 +102,9 @@ def test_a_contrast_is_what_scipy_says_of_dense_arrays(held, weight, adjust):
     assert (np.diff(np.abs(got.difference)) <= 0).all()
     assert found.targets == ((0,), (0,))
     assert not found.paired
-    assert not found.notes
+    negative = [(dense.logits[mask] < 0).any() for mask in (cats, dogs)] if weight == "unit" else []
+    assert len(found.notes) == sum(negative)
+    assert all("negative logit" in note for note in found.notes)
     assert set(found.table["n_a"].to_pylist()) == set(found.table["n_b"].to_pylist()) == {7}
     lost = [i for i, (_, unit) in enumerate(dense.nodes) if unit < 0]
     shares = [dense.held[mask][:, lost].sum() / mask.sum() for mask in (cats, dogs)]

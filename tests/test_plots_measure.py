@@ -105,7 +105,9 @@ def test_heatmap_says_what_is_absorbed(conv, residual):
     text = plot_heatmap(conv).get_xlabel().replace("\n", " ")
     value, rest = text.split(" %", 1)
     assert float(value) == pytest.approx(100 * absorbed, abs=0.5)
-    assert rest == " of it is absorbed by bias and stabilizer, and has no place in the picture."
+    said = " of it is absorbed by bias and stabilizer, and has no place in the picture. "
+    assert rest.startswith(said)
+    assert rest == said + sentences(conv.meaning, conv.flags)
     text = plot_heatmap(conv, layer="0").get_xlabel().replace("\n", " ")
     assert "absorbed in layers above," in text
     text = plot_heatmap(residual, layer="second").get_xlabel().replace("\n", " ")
