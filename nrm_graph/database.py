@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph import lookups
 from nrm_graph.circuits.methods import Circuits
-from nrm_graph.errors import InputError, QueryError
+from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.store import settings
 from nrm_graph.store.conditions import read_conditions
 from nrm_graph.store.files import local_path
@@ -19,7 +20,6 @@ from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
 from nrm_graph.units import resolve
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -51,6 +51,9 @@ def open(path: str | os.PathLike[str]) -> Database:
 class Database(Circuits):
     """A snapshot of a store; a context manager.
 
+    It can be used after a fork, and be pickled and copied: the copy sees the same snapshot, and
+    opens files and prepares networks of its own.
+
     SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges``, ``failures`` (inputs that
     failed and were not stored later) and the view ``flows``, and for every condition that was
     materialized ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``.
@@ -76,11 +79,23 @@ class Database(Circuits):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = local_path(path)
         self.meta = settings.read_settings(self.path)
+        self._begin()
+        self._see(Snapshot(self.path))
+
+    def _begin(self) -> None:
+        """Begin without what only one process can use, or can compute again."""
         self._network: Any = None
         self._compared: set[int] = set()  # inputs whose stored logit was compared
         self._engine: Engine | None = None
         self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
-        self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        left = {"_network", "_compared", "_engine", "_limits", "topology", "partitions"}
+        return {name: value for name, value in vars(self).items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
 
     def refresh(self) -> None:
         """Take a new snapshot of the committed shards.
@@ -88,16 +103,24 @@ class Database(Circuits):
         Raises
         ------
         StoreError
-            If a manifest, its files or a condition are damaged.
+            If the store is no longer there, or another one is; or a manifest, its files or a
+            condition are damaged.  The database goes on with the snapshot that it has.
         """
-        self._snapshot = Snapshot(self.path)
-        self._refresh_conditions()
+        if settings.read_settings(self.path) != self.meta:
+            raise StoreError(
+                f"another store is at {self.path} than the one that was opened: open it anew"
+            )
+        self._see(Snapshot(self.path))
 
     def _refresh_conditions(self) -> None:
         """See what conditions are committed now; the inputs stay those of the snapshot."""
-        self._conditions: dict[str, Condition] = read_conditions(
-            self.path, self.meta, self._snapshot.entries
-        )
+        self._see(self._snapshot)
+
+    def _see(self, snapshot: Snapshot) -> None:
+        """Answer from a snapshot and the conditions that are committed now."""
+        conditions = read_conditions(self.path, self.meta, snapshot.entries)
+        self._snapshot = snapshot
+        self._conditions: dict[str, Condition] = conditions
         self._limits = {}
         # Relations of before keep their own hold on the old engine.
         self._engine = None
@@ -154,6 +177,7 @@ class Database(Circuits):
         inputs: Sequence[str | int] | None = None,
         params: Any = None,
         tables: Mapping[str, pa.Table] | None = None,
+        timeout: float | None = None,
     ) -> Relation:
         """Run one SELECT over the store.
 
@@ -168,26 +192,35 @@ class Database(Circuits):
             Values for ``?`` or ``$name``.
         tables : mapping of name to pyarrow.Table, optional
             Further tables for this call.
+        timeout : float, optional
+            Seconds that this call may take, and then each that fetches rows of what it returns.
 
         Returns
         -------
         Relation
             With the methods of ``duckdb.DuckDBPyRelation``: ``fetchall``, ``to_arrow_table``,
-            ``df``, ...; Ctrl-C stops them.
+            ``df``, ...; Ctrl-C stops them, and ``cancel`` does from another thread.
 
         Raises
         ------
         QueryError
-            If the query is refused or fails, now or when its rows are fetched.
+            If the query is refused or fails, takes too long or is cancelled, now or when its rows
+            are fetched.
         InputError
-            If an input is not there, or a further table cannot bear its name.
+            If an input is not there, a further table cannot bear its name, or the timeout is no
+            number of seconds.
+
+        Notes
+        -----
+        A process that was forked since, such as a worker of a data loader, answers from the same
+        snapshot.  Relations stay with the process that made them.
         """
         if not isinstance(query, str):
             raise QueryError(f"expected SQL text, found {type(query).__name__}")
         ids = None
         if inputs is not None:
             ids = self._identities(inputs)
-        if self._engine is None:
+        if self._engine is None or self._engine.process != os.getpid():
             from nrm_graph.store.sql import Engine
 
             self._engine = Engine(
@@ -195,7 +228,16 @@ class Database(Circuits):
                 layers_table(self.meta["layers"]),
                 {name: condition.snapshot for name, condition in self._conditions.items()},
             )
-        return self._engine.query(query, params, ids, tables)
+        return self._engine.query(query, params, ids, tables, timeout)
+
+    def cancel(self) -> None:
+        """Stop every query that runs on this database now, in other threads.
+
+        The calls there raise :class:`QueryError`, those of circuits and statistics too; later ones
+        are not affected.  ``cancel`` of a relation stops its own calls alone.
+        """
+        if self._engine is not None:
+            self._engine.cancel()
 
     def _identities(self, inputs: Sequence[str | int]) -> list[int]:
         """Input ids of several choices, each once."""

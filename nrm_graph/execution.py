@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
+_process = os.getpid()
+
+
+def settle_threads() -> None:
+    """Compute with one thread after a fork: torch would wait for its parent's threads forever."""
+    global _process
+    if _process != os.getpid():
+        torch.set_num_threads(1)
+        _process = os.getpid()
+
 
 def own_precision(function: F) -> F:
     """Decorate a computation so that it runs in its tensors' own dtype.
@@ -30,6 +41,7 @@ def own_precision(function: F) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        settle_threads()
         with torch.autocast("cpu", enabled=False):
             accelerator = torch.accelerator.current_accelerator()
             if accelerator is None:

@@ -12,6 +12,7 @@ import torch
 from nrm_graph import composites, states
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.execution import settle_threads
 from nrm_graph.forms import Form, precision
 from nrm_graph.prepare import check_options, device_of, from_network
 from nrm_graph.program import Program, from_json
@@ -145,6 +146,7 @@ def network_of(db: Database, kind: torch.dtype | None, place: torch.device) -> N
     StoreError
         If the store is damaged.
     """
+    settle_threads()
     cache = db._network or {}
     if (kind, place) not in cache:
         with _own(db):

@@ -39,12 +39,10 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 def read_manifests(folder: Path) -> tuple[Manifest, ...]:
     """Manifests of a folder in the order of their names, without the replaced ones.
 
-    A folder that is missing holds none.
-
     Raises
     ------
     StoreError
-        If the folder is a link, a manifest is not valid, a file is missing or of another size, or
+        If the folder is missing or a link, a manifest is not valid, a file is missing or of another size, or
         manifests replace each other in a circle.
     """
     return tuple(m for m, replaced_by in listed(folder) if not replaced_by)
@@ -64,8 +62,11 @@ def listed(folder: Path) -> list[tuple[Manifest, tuple[str, ...]]]:
         raise StoreError(
             f"expected {folder} to be a folder, found a symbolic link; do not trust it"
         )
-    if not folder.exists():
-        return []
+    if not folder.is_dir():
+        raise StoreError(
+            f"expected the folder {folder}, which holds all tables, found none: copy the store "
+            "again or extract anew"
+        )
     known: dict[str, Manifest] = {}
     found: list[tuple[Manifest, tuple[str, ...]]] = []
     before: list[str] | None = None

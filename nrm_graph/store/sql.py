@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import tempfile
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from nrm_graph.errors import InputError, QueryError, StoreError
+from nrm_graph.store.calls import Cursor, check_timeout
+from nrm_graph.store.forks import connect
 from nrm_graph.store.metadata import SQL_TYPES
-from nrm_graph.store.relation import Relation, interruptible
+from nrm_graph.store.relation import Relation
 from nrm_graph.store.schema import CONDITION_FACTS, INPUTS, OWN, SCHEMAS, VIEWS
 from nrm_graph.store.statement import EVERY, check_statement
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from nrm_graph.store.calls import Call
     from nrm_graph.store.reader import Part, Snapshot
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -71,7 +75,9 @@ class Engine:
             for name, found in (conditions or {}).items()
             for table in ("inputs", "nodes", "edges")
         }
-        self._con = duckdb.connect()
+        self.process = os.getpid()
+        self._running: set[Call] = set()
+        self._con = connect()
         # Unique: DuckDB makes it when it spills and removes it at the end.
         spill = Path(tempfile.gettempdir()) / f"nrm_graph_{secrets.token_hex(8)}"
         allowed = [
@@ -105,8 +111,14 @@ class Engine:
         self._con.unregister("__arrow")
 
     def close(self) -> None:
-        """Release the connection; relations made from it end."""
-        self._con.close()
+        """Release the connection; relations made from it end.  A parent's goes on after a fork."""
+        if self.process == os.getpid():
+            self._con.close()
+
+    def cancel(self) -> None:
+        """Stop all queries that run now."""
+        for call in list(self._running):
+            call.cancel()
 
     def query(
         self,
@@ -114,6 +126,7 @@ class Engine:
         params: Any = None,
         ids: Collection[int] | None = None,
         tables: Mapping[str, pa.Table] | None = None,
+        timeout: float | None = None,
     ) -> Relation:
         """Run one checked query.
 
@@ -127,14 +140,17 @@ class Engine:
             See these inputs only.
         tables : mapping of name to pyarrow.Table, optional
             Further tables.
+        timeout : float, optional
+            Seconds that the query may take, and each fetch of its rows.
 
         Raises
         ------
         QueryError
             If the query is refused or fails.
         InputError
-            If a further table cannot bear its name.
+            If a further table cannot bear its name, or the timeout is no number of seconds.
         """
+        check_timeout(timeout)
         if tables is not None and not isinstance(tables, Mapping):
             raise InputError(f"tables must be a mapping of name to table, found {tables!r}")
         further, own = dict(tables or {}), {*VIEWS, *self._conditions}
@@ -164,10 +180,11 @@ class Engine:
                 con.execute(f"CREATE TEMP VIEW flows AS {FLOWS}")
             return con.sql(sql, params=params) if params is not None else con.sql(sql)
 
-        relation = interruptible(con, run)
+        cursor = Cursor(con, timeout, self._running)
+        relation = cursor.call(run)
         if relation is None:
             raise QueryError("the query has no result: expected a SELECT")
-        return Relation(con, relation)
+        return Relation(cursor, relation)
 
     def _source(self, table: str, ids: Collection[int] | None) -> str:
         snapshot = self._snapshot

@@ -10,12 +10,14 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from nrm_graph.carets import pointed
 from nrm_graph.errors import QueryError
+from nrm_graph.store.forks import connect
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -55,10 +57,15 @@ _TOO_LONG = 1_000_000
 _CHOOSE = "SELECT input_id FROM inputs WHERE {}"
 
 
-@functools.cache
 def _parser() -> duckdb.DuckDBPyConnection:
     """Return a connection that parses and reads nothing."""
-    con = duckdb.connect(config={"threads": 1})  # no threads that a fork would lose
+    return _parser_of(os.getpid())
+
+
+@functools.cache
+def _parser_of(process: int) -> duckdb.DuckDBPyConnection:
+    """Parser of a process: that of its parent may be locked by a thread that is gone."""
+    con = connect(config={"threads": 1})
     for setting in ("enable_external_access = false", "lock_configuration = true"):
         con.execute(f"SET {setting}")
     return con
