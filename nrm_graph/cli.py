@@ -13,6 +13,7 @@ from nrm_graph.carets import inline
 from nrm_graph.command_parser import parser
 from nrm_graph.errors import NrmError
 from nrm_graph.export import one_line
+from nrm_graph.signals import Terminated, ending_in_order
 
 if TYPE_CHECKING:
     import argparse
@@ -41,13 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        args.command(args)
+        with ending_in_order():
+            args.command(args)
         if sys.stdout is not None:
             sys.stdout.flush()
     except NrmError as error:
         return _say(" ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
     except KeyboardInterrupt:
         return _say("interrupted; what is in the store stays valid", 130)
+    except Terminated as ended:
+        return _say(f"{ended}; what is in the store stays valid", 128 + ended.signal)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "allocate" not in str(error):
             raise  # a bug, not what torch says where memory ends
@@ -72,7 +76,8 @@ def _drop_output() -> None:
 
 def _say(message: str, code: int) -> int:
     """Print a message on one line, without what would steer a terminal; return the exit code."""
-    print(f"nrm-graph: {one_line(inline(message))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that hung up is gone
+        print(f"nrm-graph: {one_line(inline(message))}", file=sys.stderr)
     return code
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
+from nrm_graph.signals import keeping_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,11 +66,13 @@ def started(workers: int | None = None) -> Iterator[Any]:
         "include_dashboard": False,
     }
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        else:
-            with _search_path():
-                ray.init(address="local", num_cpus=max(os.cpu_count() or 1, workers or 1), **quiet)
+        with keeping_handlers():  # Ray's would end its processes before they commit
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(log_to_driver=False, logging_level="ERROR")
+            else:
+                cores = max(os.cpu_count() or 1, workers or 1)
+                with _search_path():
+                    ray.init(address="local", num_cpus=cores, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"Ray cannot be started: {str(error).splitlines()[0]}") from error
     try:

@@ -13,7 +13,7 @@ exit codes:
   0 done                    5 an expression does not parse or fit, or a conditional is undefined
   1 other known failure     6 the store is missing, damaged or in conflict
   2 wrong usage             7 the SQL query was refused or failed
-  3 an input is not right   130 interrupted
+  3 an input is not right   130 interrupted, 143 by SIGTERM, 129 by SIGHUP
   4 the model or composite cannot be used"""
 
 EXPRESSIONS = """\

@@ -17,6 +17,7 @@ from nrm_graph.clauses import expand
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events import Event, checked
 from nrm_graph.precision import rounded
+from nrm_graph.signals import ending_in_order
 from nrm_graph.store import conditions
 from nrm_graph.store.manifest import MAX_ERROR
 from nrm_graph.store.schema import EDGES, NODES, Record
@@ -59,7 +60,7 @@ def materialize(
         desc=name,
         disable=None if progress and sys.stderr.isatty() else True,
     )
-    with Writer(folder) as writer, bar:
+    with ending_in_order(), Writer(folder) as writer, bar:
         for identity in chosen:
             entry = db._snapshot.entries[identity]
             if writer.content(entry.key) not in (None, entry.content):

@@ -29,6 +29,7 @@ from nrm_graph.prepare import device_of, traced
 from nrm_graph.rules import check_registered
 from nrm_graph.runs import Run, Task, entries_of, labelled, warn_vanished
 from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
+from nrm_graph.signals import ending_in_order
 from nrm_graph.store import settings as store_settings
 from nrm_graph.store.files import local_path
 from nrm_graph.store.manifest import is_text
@@ -159,6 +160,10 @@ def extract(
     input, as ``m.flags`` says it: see :mod:`nrm_graph.flags`. The column ``item`` of ``inputs`` is
     the place of an input in the data set, from 0; a call with new inputs counts on, one that goes
     on with a data set keeps its numbers: see :mod:`nrm_graph.numbering`.
+
+    What is computed is committed at least every minute, and when the call ends in whichever way:
+    by an error, Ctrl-C, SIGTERM or SIGHUP.  The two signals raise ``SystemExit``, and a second one
+    ends the process at once; in a thread that is not the main one they do what they do anyway.
     """
     limit = pruning.check(coverage, top)
     check_bits(mantissa_bits)
@@ -238,10 +243,10 @@ def extract(
         from nrm_graph import actors
 
         _, start = first_item(Snapshot(folder).items, entries, keys, sample_of)
-        with bar:
+        with ending_in_order(), bar:
             actors.run(folder, inputs, replace(task, start=start), workers, done)
         return Database(folder)
-    with Writer(folder, threads=_writers()) as writer, bar:
+    with ending_in_order(), Writer(folder, threads=_writers()) as writer, bar:
         ahead, start = first_item(writer.items, entries, keys, sample_of)
         run = Run(made, replace(task, start=start), writer, taken)
         run.take(chain(ahead, entries), done)

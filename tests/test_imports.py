@@ -15,7 +15,7 @@ PACKAGE = Path(nrm_graph.__file__).parent
 
 # Every module imports only from rows above its own (and from its own row, which is one part).
 LEVELS = (
-    ("errors", "boundary", "carets", "writing"),
+    ("errors", "boundary", "carets", "writing", "signals"),
     # frozen values: no torch
     (
         "topology",

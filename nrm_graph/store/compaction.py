@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.signals import ending_in_order
 from nrm_graph.store import settings
 from nrm_graph.store.conditions import condition_folders
 from nrm_graph.store.files import alone, local_path, remove_abandoned, sync_folder
@@ -159,7 +160,7 @@ def compact(
     store = local_path(path)
     settings.read_settings(store)
     limit = _Load(shard_inputs, shard_bytes, GROUPS_PER_FILE, MAX_MANIFEST_BYTES // 2)
-    with alone(store / "shards", AT_WORK):
+    with ending_in_order(), alone(store / "shards", AT_WORK):
         # The store last: what a condition holds of it was there before.
         folders = [*condition_folders(store), store]
         held = [shards_of(folder) for folder in folders]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from nrm_graph.errors import InputError
+from nrm_graph.signals import ending_in_order
 from nrm_graph.store import settings
 from nrm_graph.store.compaction import AT_WORK, counted
 from nrm_graph.store.conditions import condition_folders
@@ -96,7 +97,7 @@ def delete(
     store = local_path(path)
     asked = _asked(keys)
     settings.read_settings(store)
-    with alone(store / "shards", AT_WORK):
+    with ending_in_order(), alone(store / "shards", AT_WORK):
         # Conditions first: none may hold an input that the store has not.
         folders = [shards_of(folder) for folder in (*condition_folders(store), store)]
         _check_known(store, asked, folders)

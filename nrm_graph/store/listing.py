@@ -42,8 +42,8 @@ def read_manifests(folder: Path) -> tuple[Manifest, ...]:
     Raises
     ------
     StoreError
-        If the folder is missing or a link, a manifest is not valid, a file is missing or of another size, or
-        manifests replace each other in a circle.
+        If the folder is missing or a link, a manifest is not valid, a file is missing or of another
+        size, or manifests replace each other in a circle.
     """
     return tuple(m for m, replaced_by in listed(folder) if not replaced_by)
 

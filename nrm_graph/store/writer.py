@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
+import time
 from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -28,8 +31,8 @@ MAX_FAILURES = 1000
 class Writer:
     """Write records to a store; a context manager.
 
-    Shards are committed as they fill, at ``flush`` and at the end of the block, also when an
-    error or Ctrl-C ends it: what was added completely is committed then.
+    Shards are committed as they fill, after a time, at ``flush`` and at the end of the block, also
+    when an error or Ctrl-C ends it: what was added completely is committed then.
 
     Parameters
     ----------
@@ -41,6 +44,9 @@ class Writer:
         A shard is committed when it holds so many inputs or (about) so many bytes.
     queue_bytes : int
         ``add`` waits while more than this waits to be written, so that memory stays bounded.
+    seconds : float
+        What was added is committed after so long, however little it is: within a minute, for the
+        commit itself takes time too.
 
     Raises
     ------
@@ -57,7 +63,7 @@ class Writer:
     Notes
     -----
     One Writer belongs to one thread of its user.  Any number of processes may each write to the
-    same store with a Writer of their own.
+    same store with a Writer of their own; one that was forked refuses to use its parent's.
     """
 
     def __init__(
@@ -68,11 +74,14 @@ class Writer:
         shard_inputs: int = 100,
         shard_bytes: int = 256 << 20,
         queue_bytes: int = 256 << 20,
+        seconds: float = 50.0,
     ) -> None:
         if min(threads, shard_inputs, shard_bytes, queue_bytes) < 1:
             raise InputError("expected threads, shard and queue sizes of at least 1")
         self.folder = folder
+        self._process = os.getpid()
         self._limits = shard_inputs, shard_bytes
+        self._seconds = seconds
         self._queue_bytes = queue_bytes
         snapshot = Snapshot(folder)
         self._fields = snapshot.fields
@@ -88,6 +97,7 @@ class Writer:
         self._queue: deque[tuple[int, Record, dict[str, Any], tuple[pa.Table, pa.Table]]] = deque()
         self._waiting = 0  # bytes in the queue or being written
         self._failures: dict[str, str] = {}
+        self._failing = math.inf  # when the first of them came
         self._asked = 0  # flushes asked for
         self._flushed: dict[int, int] = {}  # flushes done, by thread
         self._closing = False
@@ -214,7 +224,9 @@ class Writer:
         with self._changed:
             # Text of others may hold anything; what UTF-8 cannot hold is escaped.
             self._failures[key] = error.encode("utf-8", "backslashreplace").decode()[:MAX_ERROR]
+            self._failing = min(self._failing, time.monotonic())
             many = len(self._failures) >= MAX_FAILURES
+            self._changed.notify_all()
         if many:
             self.flush()
 
@@ -226,6 +238,7 @@ class Writer:
         StoreError
             If writing failed.
         """
+        self._check()
         with self._changed:
             if self._threads:
                 self._asked += 1
@@ -242,7 +255,7 @@ class Writer:
         StoreError
             If writing failed.
         """
-        if self._closing:
+        if self._closing or self._process != os.getpid():  # what is on its way the parent commits
             return
         try:
             self.flush()
@@ -250,6 +263,8 @@ class Writer:
             self._stop()
 
     def _stop(self) -> None:
+        if self._process != os.getpid():
+            return
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -259,6 +274,11 @@ class Writer:
 
     def _check(self) -> None:
         """Raise the error of a background thread, if there is one."""
+        if self._process != os.getpid():
+            raise StoreError(
+                f"this writer belongs to the process {self._process}, from which this one was "
+                "forked: write from there, or open another writer here"
+            )
         error = self._error
         if error is None:
             if self._closing:
@@ -289,6 +309,7 @@ class Writer:
     def _run(self, number: int) -> None:
         """Write what is queued; the loop of a background thread."""
         shard: OpenShard | None = None
+        began = math.inf  # when the first record of the shard came
         try:
             while True:
                 item = None
@@ -299,13 +320,16 @@ class Writer:
                         or self._error
                         or self._flushed[number] < self._asked
                     ):
-                        self._changed.wait()
+                        left = min(began, self._failing) + self._seconds - time.monotonic()
+                        if left <= 0:
+                            break
+                        self._changed.wait(min(left, threading.TIMEOUT_MAX))
                     if self._queue and not self._error:
                         item = self._queue.popleft()
                     asked, ends = self._asked, self._closing or self._error is not None
                 if item is None:
                     if shard is not None or self._failures:
-                        shard, opened = None, shard
+                        shard, opened, began = None, shard, math.inf
                         self._commit(opened)
                     with self._changed:
                         self._flushed[number] = asked
@@ -314,11 +338,13 @@ class Writer:
                         return
                     continue
                 size, record, fields, tables = item
-                shard = shard or OpenShard(self.folder / "shards")
+                if shard is None:
+                    shard, began = OpenShard(self.folder / "shards"), time.monotonic()
                 shard.add(record, fields, tables)
                 inputs, limit = self._limits
-                if len(shard) >= inputs or shard.size >= limit or shard.full:
-                    shard, opened = None, shard
+                late = time.monotonic() - min(began, self._failing) >= self._seconds
+                if late or len(shard) >= inputs or shard.size >= limit or shard.full:
+                    shard, opened, began = None, shard, math.inf
                     self._commit(opened)
                 with self._changed:
                     self._waiting -= size
@@ -336,7 +362,7 @@ class Writer:
         with self._changed:
             # Named when committed, not when opened: a later commit never wins over an earlier one.
             name = self._last_name = new_name(after=self._last_name)
-            failures, self._failures = self._failures, {}
+            failures, self._failures, self._failing = self._failures, {}, math.inf
         if shard is not None or failures:
             shard = shard or OpenShard(self.folder / "shards")
             made = shard.commit(name, tuple(sorted(failures.items())))
