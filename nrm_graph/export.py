@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.errors import InputError, first_line
 from nrm_graph.graph_files import graph_path as graph_path
 from nrm_graph.graph_files import write_graph as write_graph
+from nrm_graph.whole_files import write_files
 from nrm_graph.writing import in_folder, plain
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def write_table(
     InputError
         If the file cannot be written, its suffix is not known, Parquet is to be shown in a
         terminal, or the format cannot hold a value.
+    NrmError
+        If the disk is full or fails.  A file that was there before is as it was.
     """
     form = table_format(form, output)
     shown = SHOWN_ROWS if output is None else None
@@ -91,11 +94,7 @@ def write_table(
         else:
             sys.stdout.write(data.decode())
         return
-    path = Path(output)
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    write_files({Path(output): data})
 
 
 def write_json(value: Any, path: str | os.PathLike[str]) -> None:
@@ -105,12 +104,10 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> None:
     ------
     InputError
         If the file cannot be written.
+    NrmError
+        If the disk is full or fails.  A file that was there before is as it was.
     """
-    path = in_folder(Path(path))
-    try:
-        path.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    write_files({Path(path): (json.dumps(value, allow_nan=False) + "\n").encode()})
 
 
 def one_line(text: str) -> str:

@@ -1,7 +1,10 @@
 """What holds for every test."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +27,25 @@ def _interruptible():
 def _one_writer(monkeypatch):
     """One shard per extraction, however many cores the machine has."""
     monkeypatch.setattr("nrm_graph.extraction._writers", lambda: 1)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Return a function that mounts a small disk of memory; skips where that is not allowed."""
+    if sys.platform != "linux" or shutil.which("mount") is None:
+        pytest.skip("needs mount")
+    where = tmp_path / "disk"
+    where.mkdir()
+    mounted = []
+
+    def mount(options):
+        argv = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"may not mount: {done.stderr.strip()}")
+        mounted.append(where)
+        return where
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", str(path)], check=True)

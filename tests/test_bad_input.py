@@ -532,28 +532,6 @@ def test_disks_that_refuse(place, capsys, monkeypatch, number, at):
             ng.extract(Net(), rows(), place / "new.nrm", **SAME)
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """Return a function that mounts a small disk of memory; skips where that is not allowed."""
-    if sys.platform != "linux" or shutil.which("mount") is None:
-        pytest.skip("needs mount")
-    where = tmp_path / "disk"
-    where.mkdir()
-    mounted = []
-
-    def mount(options):
-        argv = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(where)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"may not mount: {done.stderr.strip()}")
-        mounted.append(where)
-        return where
-
-    yield mount
-    for path in mounted:
-        subprocess.run(["umount", str(path)], check=True)
-
-
 def test_a_full_disk(place, disk, capsys):
     path = disk("size=256k") / "s.nrm"
     shutil.copytree(place / "s.nrm", path)

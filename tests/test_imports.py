@@ -29,6 +29,7 @@ LEVELS = (
         "weighted",
     ),
     ("clauses", "expressions", "event_json", "pruning", "rows", "graph", "store", "cluster"),
+    ("whole_files",),
     ("plots",),
     # the traced network
     ("batching", "elementwise", "operations", "program", "convolution", "taps", "window"),

@@ -40,7 +40,7 @@ def before(monkeypatch):
         came.append(number)
 
     old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGHUP)}
-    came_handlers = {number: note for number in old}
+    came_handlers = dict.fromkeys(old, note)
     yield came
     assert {number: signal.getsignal(number) for number in old} == came_handlers
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

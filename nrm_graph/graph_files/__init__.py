@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
+from nrm_graph.whole_files import write_files
 from nrm_graph.writing import in_folder, plain
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def write_graph(
                                      ``NAME.edges.parquet``: :func:`to_arrow`
         ``NAME.neo4j.csv``           ``NAME.nodes.csv``, ``NAME.relationships.csv`` and
                                      ``NAME.graph.csv`` for Neo4j's bulk import:
-                                     :func:`nrm_graph.graph_files.neo4j.write_neo4j`
+                                     :func:`nrm_graph.graph_files.neo4j.neo4j`
         ``.svg``, ``.png``           a picture
         ============================ =======================================================
     image : ndarray, (H, W) or (H, W, 3), optional
@@ -87,6 +88,8 @@ def write_graph(
     ------
     InputError
         If the suffix is not known, the file cannot be written or its format cannot hold a name.
+    NrmError
+        If the disk is full or fails.  Files that were there before are as they were.
 
     Notes
     -----
@@ -95,20 +98,17 @@ def write_graph(
     """
     path = graph_path(path)
     suffix = _suffix(path)
-    try:
-        if suffix in (".svg", ".png"):
-            from nrm_graph.plots import save_subgraph
+    if suffix in (".svg", ".png"):
+        from nrm_graph.plots import save_subgraph
 
-            save_subgraph(graph, path, image=image)
-            return [path]
+        save_subgraph(graph, path, image=image)
+        return [path]
+    try:
         if suffix == ".json":
-            path.write_text(_node_link(graph), encoding="utf-8")
-            return [path]
+            return write_files({path: _node_link(graph).encode()})
         from nrm_graph.graph_files.flat import flat
 
-        return _writer(suffix)(flat(graph), path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        return write_files(_encoder(suffix)(flat(graph), path))
     except UnicodeEncodeError as error:
         text = error.object[error.start : error.end]
         raise InputError(f"cannot write {path}: a name holds {text!r}, which is no text") from None
@@ -163,15 +163,16 @@ def _suffix(path: Path) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def _writer(suffix: str | None) -> Callable[[Any, Path], list[Path]]:
+def _encoder(suffix: str | None) -> Callable[[Any, Path], dict[Path, bytes]]:
+    """Return what encodes a flat graph as the files that a path stands for."""
     from nrm_graph.graph_files import attribution, markup, neo4j, tables
 
     return {
-        ".graphml": markup.write_graphml,
-        ".gexf": markup.write_gexf,
-        ".attribution.json": attribution.write_attribution,
-        ".parquet": tables.write_parquet,
-        ".neo4j.csv": neo4j.write_neo4j,
+        ".graphml": markup.graphml,
+        ".gexf": markup.gexf,
+        ".attribution.json": attribution.attribution,
+        ".parquet": tables.parquet,
+        ".neo4j.csv": neo4j.neo4j,
     }[str(suffix)]
 
 

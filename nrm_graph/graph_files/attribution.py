@@ -19,11 +19,10 @@ ABSORBED, UNITS = "(absorbed)", "(units)"
 """First and last column of the picture, beside those of the input's units."""
 
 
-def write_attribution(graph: Flat, path: Path) -> list[Path]:
-    """Write what :func:`attribution_graph` returns."""
+def attribution(graph: Flat, path: Path) -> dict[Path, bytes]:
+    """Encode what :func:`attribution_graph` returns as JSON."""
     text = json.dumps(attribution_graph(graph), allow_nan=False, indent=1, default=str)
-    path.write_text(text + "\n", encoding="utf-8")
-    return [path]
+    return {path: f"{text}\n".encode()}
 
 
 def attribution_graph(graph: Flat) -> dict[str, Any]:

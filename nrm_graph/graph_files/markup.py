@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_graphml(graph: Flat, path: Path) -> list[Path]:
-    """Write GraphML; read it back with ``networkx.read_graphml``.
+def graphml(graph: Flat, path: Path) -> dict[Path, bytes]:
+    """Encode GraphML; read it back with ``networkx.read_graphml``.
 
     Nodes become ``layer:unit``.  What the graph holds about itself becomes its attributes,
     sequences and mappings as JSON text.
@@ -26,12 +27,13 @@ def write_graphml(graph: Flat, path: Path) -> list[Path]:
     facts = {name: scalar(value) for name, value in graph.facts.items()}
     made.graph.update({name: value for name, value in facts.items() if value is not None})
     _refuse(path, _texts(made))
-    nx.write_graphml(made, path)
-    return [path]
+    sink = io.BytesIO()
+    nx.write_graphml(made, sink)
+    return {path: sink.getvalue()}
 
 
-def write_gexf(graph: Flat, path: Path) -> list[Path]:
-    """Write GEXF 1.2 for Gephi; read it back with ``networkx.read_gexf``.
+def gexf(graph: Flat, path: Path) -> dict[Path, bytes]:
+    """Encode GEXF 1.2 for Gephi; read it back with ``networkx.read_gexf``.
 
     Nodes become ``layer:unit``, with a ``label`` for people; ``weight`` of an edge is
     abs(relevance), by which Gephi draws and lays out, and ``relevance`` bears the sign.  What the
@@ -47,8 +49,7 @@ def write_gexf(graph: Flat, path: Path) -> list[Path]:
     text = "\n".join(nx.generate_gexf(made))
     # NetworkX writes no description; the creator comes before any text of the graph.
     text = text.replace("</creator>", f"</creator>\n<description>{escape(facts)}</description>", 1)
-    path.write_text(f"<?xml version='1.0' encoding='utf-8'?>\n{text}\n", encoding="utf-8")
-    return [path]
+    return {path: f"<?xml version='1.0' encoding='utf-8'?>\n{text}\n".encode()}
 
 
 def _stringified(graph: Flat) -> nx.DiGraph:

@@ -20,8 +20,8 @@ _PLACE = re.compile(r"\d+(, \d+)*")
 _KINDS = {bool: "boolean", int: "long", float: "double", str: "string"}
 
 
-def write_neo4j(graph: Flat, path: Path) -> list[Path]:
-    """Write the files of :func:`parts`, with headers as the importer of Neo4j 4 and 5 wants them.
+def neo4j(graph: Flat, path: Path) -> dict[Path, bytes]:
+    """Encode the files of :func:`parts`, with headers as the importer of Neo4j 4 and 5 wants them.
 
     ``neo4j-admin database import full neo4j --nodes=NAME.nodes.csv --nodes=NAME.graph.csv
     --relationships=NAME.relationships.csv`` reads them; add ``--multiline-fields=true`` where a
@@ -61,12 +61,11 @@ def write_neo4j(graph: Flat, path: Path) -> list[Path]:
     for name, value in graph.facts.items():
         if value is not None:
             facts |= _fact(name, value, path)
-    paths = parts(path)
-    for part, columns in zip(paths, (nodes, edges, facts), strict=True):
+    files = {}
+    for part, columns in zip(parts(path), (nodes, edges, facts), strict=True):
         lines = [",".join(map(_header, columns)), *map(",".join, zip(*columns.values()))]  # noqa: B905
-        with part.open("w", encoding="utf-8", newline="") as stream:
-            stream.write("\n".join(lines) + "\n")
-    return paths
+        files[part] = ("\n".join(lines) + "\n").encode()
+    return files
 
 
 def parts(path: Path) -> list[Path]:

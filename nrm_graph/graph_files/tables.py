@@ -31,12 +31,14 @@ def tables(graph: Flat) -> tuple[pa.Table, pa.Table]:
     return _table(nodes, graph.of_nodes, facts), _table(edges, graph.of_edges, facts)
 
 
-def write_parquet(graph: Flat, path: Path) -> list[Path]:
-    """Write ``NAME.nodes.parquet`` and ``NAME.edges.parquet`` for a path ``NAME.parquet``."""
-    paths = parts(path)
-    for table, part in zip(tables(graph), paths, strict=True):
-        pq.write_table(table, part)
-    return paths
+def parquet(graph: Flat, path: Path) -> dict[Path, bytes]:
+    """Encode ``NAME.nodes.parquet`` and ``NAME.edges.parquet`` for a path ``NAME.parquet``."""
+    files = {}
+    for table, part in zip(tables(graph), parts(path), strict=True):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        files[part] = sink.getvalue().to_pybytes()
+    return files
 
 
 def parts(path: Path) -> list[Path]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from nrm_graph.errors import InputError
 from nrm_graph.plots.common import NEUTRAL, TEXT, colour, graph_notes, percent, wrapped
 from nrm_graph.plots.subgraph import checked, doubtful, layer_name, plot_subgraph, unit_text
 from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.whole_files import write_files
 
 if TYPE_CHECKING:
     import os
@@ -119,12 +122,23 @@ def plot_circuit(
 def save_subgraph(
     graph: nx.DiGraph, path: str | os.PathLike[str], *, image: npt.NDArray[Any] | None = None
 ) -> None:
-    """Write the picture of a subgraph or circuit; the suffix of the path names the format."""
+    """Write the picture of a subgraph or circuit; the suffix of the path names the format.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    NrmError
+        If the disk is full or fails.  A file that was there before is as it was.
+    """
     if "inputs" in graph.graph:
         figure: Any = plot_circuit(graph, image=image)
     else:
         figure = plot_subgraph(graph, image=image).get_figure(root=True)
-    figure.savefig(path, dpi=160, facecolor="white")
+    sink = io.BytesIO()
+    path = Path(path)
+    figure.savefig(sink, dpi=160, facecolor="white", format=path.suffix[1:] or "png")
+    write_files({path: sink.getvalue()})
 
 
 def _untitled(graph: nx.DiGraph) -> nx.DiGraph:
