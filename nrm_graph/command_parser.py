@@ -232,6 +232,13 @@ def parser() -> argparse.ArgumentParser:
         "nrm-graph delete relevance.nrm cat.png dog.png",
         "Their files are deleted by the next compact, once they are old enough.",
     )
+    drop = add(
+        "drop",
+        commands.drop,
+        "Drop a condition, so that its name can be used again.",
+        "nrm-graph drop relevance.nrm given_b",
+        "Its files are deleted by the next compact, once they are old enough.",
+    )
     verify = add(
         "verify",
         commands.verify,
@@ -252,10 +259,17 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--output", metavar="FILE", help="write that table here")
     for sub in (
         *(info, sql, relevance, paths, materialize, subgraph),
-        *(circuit, contrast, compact, delete),
+        *(circuit, contrast, compact, delete, drop),
     ):
         sub.add_argument("store", metavar="STORE")
     sql.add_argument("query", metavar="QUERY")
+    sql.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="stop a query that takes longer, exit code 7 (no limit)",
+    )
+    drop.add_argument("name", metavar="NAME")
     relevance.add_argument("expression", metavar="EXPR")
     relevance.add_argument("--save-event", metavar="FILE", help="write the event as JSON")
     paths.add_argument(

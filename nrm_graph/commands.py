@@ -139,7 +139,8 @@ def sql(args: argparse.Namespace) -> None:
     import nrm_graph as ng
 
     with ng.open(args.store) as db:
-        write_table(db.sql(args.query).to_arrow_table(), args.format, args.output)
+        rows = db.sql(args.query, timeout=args.timeout).to_arrow_table()
+        write_table(rows, args.format, args.output)
 
 
 def relevance(args: argparse.Namespace) -> None:
@@ -326,6 +327,18 @@ def compact(args: argparse.Namespace) -> None:
     from nrm_graph.store.compaction import compact
 
     print(compact(args.store, older_than=args.older_than))
+
+
+def drop(args: argparse.Namespace) -> None:
+    """Drop a condition."""
+    from nrm_graph.store.compaction import counted
+    from nrm_graph.store.dropping import drop
+
+    held = counted(drop(args.store, args.name), "input")
+    print(
+        f"{args.store}: dropped {args.name}, which held {held}; a compaction deletes its files "
+        "once they are old enough"
+    )
 
 
 def delete(args: argparse.Namespace) -> None:

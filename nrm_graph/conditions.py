@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from nrm_graph import pruning
 from nrm_graph.blocks import Block
+from nrm_graph.circuits.group import group
 from nrm_graph.clauses import expand
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events import Event, checked
@@ -21,7 +23,6 @@ from nrm_graph.signals import ending_in_order
 from nrm_graph.store import conditions
 from nrm_graph.store.manifest import MAX_ERROR
 from nrm_graph.store.schema import EDGES, NODES, Record
-from nrm_graph.store.statement import chosen_inputs
 from nrm_graph.store.writer import Writer
 from nrm_graph.topology import PRUNED
 
@@ -53,14 +54,17 @@ def materialize(
     form = stored_form(db)
     if chosen:
         _check_first(db, chosen[0], device)
-    folder = conditions.create(db.path, db.meta, name, event, where)
     bar = tqdm(
         total=len(chosen),
         unit=" inputs",
         desc=name,
         disable=None if progress and sys.stderr.isatty() else True,
     )
-    with ending_in_order(), Writer(folder) as writer, bar:
+    with ending_in_order(), contextlib.ExitStack() as stack:
+        stack.enter_context(conditions.undropped(db.path, name))
+        folder = conditions.create(db.path, db.meta, name, event, where)
+        writer = stack.enter_context(Writer(folder))
+        stack.enter_context(bar)
         for identity in chosen:
             entry = db._snapshot.entries[identity]
             if writer.content(entry.key) not in (None, entry.content):
@@ -107,13 +111,12 @@ _SUMMARY = pa.schema(
 
 
 def _chosen(db: Database, where: str | None, inputs: Sequence[str | int] | None) -> list[int]:
-    """Input ids that are asked for, in the order of the store's shards."""
-    wanted = set(db._snapshot.entries)
-    if where is not None:
-        wanted &= {i for (i,) in db.sql(chosen_inputs(where)).fetchall()}
-    if inputs is not None:
-        wanted.intersection_update(db._identities(inputs))
-    return [i for i in db._snapshot.entries if i in wanted]
+    """Input ids that are asked for, in the order of the store's shards; a choice of none fails."""
+    everything = list(db._snapshot.entries)
+    if where is None and inputs is None:
+        return everything
+    wanted = set(group(db, where, inputs=inputs, mixed_targets=True).ids.tolist())
+    return [i for i in everything if i in wanted]
 
 
 def _check_first(db: Database, identity: int, device: str | torch.device) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph import lookups
 from nrm_graph.circuits.methods import Circuits
+from nrm_graph.condition_methods import Conditions
 from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.store import settings
 from nrm_graph.store.conditions import read_conditions
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from nrm_graph.events import Event
     from nrm_graph.exact import Measure
     from nrm_graph.forms import Inputs
     from nrm_graph.store.conditions import Condition
@@ -48,7 +48,7 @@ def open(path: str | os.PathLike[str]) -> Database:
     return Database(path)
 
 
-class Database(Circuits):
+class Database(Circuits, Conditions):
     """A snapshot of a store; a context manager.
 
     It can be used after a fork, and be pickled and copied: the copy sees the same snapshot, and
@@ -316,81 +316,6 @@ class Database(Circuits):
             memory=memory,
             given=input,
         )
-
-    def materialize(
-        self,
-        event: Event,
-        *,
-        name: str,
-        where: str | None = None,
-        inputs: Sequence[str | int] | None = None,
-        device: str | torch.device = "cpu",
-        progress: bool = True,
-    ) -> None:
-        """Store the tables of many inputs, conditioned on an event, for SQL.
-
-        They become ``<name>_nodes`` and ``<name>_edges``, with the columns of ``nodes`` and
-        ``edges``, where a relevance is R(node and event) / R(event); and ``<name>_inputs``, with
-        ``input_id``, ``relevance`` (R(event)), its ``error``, ``amplification``, ``absorbed``,
-        ``status`` (``defined`` or ``undefined``) and ``reason``.  Inputs of which R(event) is below
-        rounding are undefined: they have no nodes and edges, and ``reason`` says why.
-
-        The same call again goes on where the last one stopped, and adds inputs that were
-        extracted since; several processes may do so at once.
-
-        Parameters
-        ----------
-        event : Event
-            The condition.
-        name : str
-            At most 60 ASCII letters, digits and underscores, a letter first; unlike the names
-            of other conditions, letter case ignored.
-        where : str, optional
-            SQL condition over ``inputs`` that chooses the inputs; all by default.  Part of the
-            condition, as the event is.
-        inputs : sequence of key or input_id, optional
-            Compute only these of the chosen inputs in this call.
-        device : str or torch.device
-            As in :func:`nrm_graph.measure`.
-        progress : bool
-            Show a bar where standard error is a terminal.
-
-        Raises
-        ------
-        InputError
-            If the name cannot be used, an input is not there, or the store keeps no tensors.
-        EventError
-            If the event does not fit the network.
-        QueryError
-            If ``where`` is not one SQL condition over ``inputs``.
-        StoreError
-            If the name has another event or ``where``, or the store is damaged.
-
-        Notes
-        -----
-        Units, pruning and rounding are those of the store: a pair of layers that it prunes is
-        pruned by the same coverage and number of edges, of the conditioned relevance, and the
-        rest stands in rows of the pseudo-unit -3.
-        """
-        from nrm_graph.conditions import materialize
-
-        try:
-            materialize(self, event, name, where, inputs, device, progress)
-        finally:
-            self._refresh_conditions()
-
-    def conditions(self) -> pa.Table:
-        """Conditions that were materialized, one row each.
-
-        Returns
-        -------
-        pyarrow.Table
-            Columns ``name``, ``event``, ``where``, ``inputs`` (their number), ``undefined`` (of
-            how many R(event) is below rounding) and ``mean_relevance`` (of R(event)).
-        """
-        from nrm_graph.conditions import summary
-
-        return summary(self)
 
     def verify(self, *, sample: int = 3, progress: bool = False) -> Report:
         """Check the store's bytes, form and content; see :func:`nrm_graph.verify.verify`.

@@ -65,7 +65,7 @@ LEVELS = (
     ("input_labels", "loaders"),
     ("stored", "samples", "described"),
     # Each calls the others: db.verify(), db.materialize() and the store that they read.
-    ("database", "lookups", "verify", "conditions", "circuits"),
+    ("database", "lookups", "verify", "conditions", "condition_methods", "circuits"),
     ("evaluate",),
     ("numbering",),
     ("runs",),
@@ -87,6 +87,8 @@ LIGHT = (
     "lookups",
     "verify",
     "conditions",
+    "condition_methods",
+    "whole_files",
     "graph_files",
     "circuits",
     "export",

@@ -186,7 +186,22 @@ def test_a_condition_that_is_removed_while_it_is_read(path):
 
 def test_nothing_is_chosen(path):
     with ng.open(path) as db:
-        db.materialize(CHANNEL, name="B", where="key = 'nothing'", progress=False)
+        for options in (
+            {"where": "key = 'nothing'"},
+            {"where": "false"},
+            {"where": "n > NULL"},
+            {"where": "key = 'k1'", "inputs": ["k0", "k2"]},
+            {"inputs": []},
+        ):
+            with pytest.raises(ng.InputError, match=r"^no input is chosen by .+ holds \d+"):
+                db.materialize(CHANNEL, name="B", progress=False, **options)
+    assert not (path / "conditions").exists()
+
+
+def test_a_store_without_inputs_has_empty_conditions(path):
+    ng.delete(path, [f"k{n}" for n in range(COUNT)])
+    with ng.open(path) as db:
+        db.materialize(CHANNEL, name="B", progress=False)
         assert rows(db, "B") == {"inputs": [], "nodes": [], "edges": []}
         (row,) = db.conditions().to_pylist()
         assert (row["inputs"], row["undefined"], row["mean_relevance"]) == (0, 0, None)

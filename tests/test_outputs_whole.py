@@ -204,8 +204,10 @@ def test_standard_output_by_its_name(tmp_path):
     code = "from nrm_graph import cli; import sys; sys.exit(cli.main(sys.argv[1:]))"
     with out.open("wb") as stream:
         subprocess.run(
-            [sys.executable, "-c", code, "sql", str(store), "SELECT 1 AS n", "--format", "csv"]
-            + ["--output", "/dev/stdout"],
+            [
+                *(sys.executable, "-c", code, "sql", str(store), "SELECT 1 AS n"),
+                *("--format", "csv", "--output", "/dev/stdout"),
+            ],
             stdout=stream,
             check=True,
             env={**os.environ, "PYTHONPATH": str(Path(ng.__file__).parents[1])},

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store import settings
-from nrm_graph.store.conditions import condition_folders
+from nrm_graph.store.conditions import condition_folders, dropped_folders
 from nrm_graph.store.files import alone, local_path, remove_abandoned, sync_folder
 from nrm_graph.store.listing import listed
 from nrm_graph.store.manifest import MAX_MANIFEST_BYTES
@@ -175,9 +175,10 @@ def compact(
         with tqdm(total=total, unit=" inputs", desc="compact", disable=hidden) as bar:
             for shards, unit in work:
                 replace_all(shards, [group.members for group in unit], bar.update)
-        deleted = [size for folder in folders for size in _swept(folder, older_than)]
-        after = [listed(folder / "shards") for folder in folders]
-    live = [m for found in after for m, by in found if not by]
+        dropped = dropped_folders(store)
+        deleted = [size for f in (*folders, *dropped) for size in _swept(f, older_than)]
+        after = [listed(folder / "shards") for folder in (*folders, *dropped)]
+    live = [m for found in after[: len(folders)] for m, by in found if not by]
     waiting = [i.size for found in after for m, by in found if by for i in m.files.values()]
     return Compaction(
         store,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,13 +17,14 @@ from nrm_graph.store.files import (
     read_limited,
     seal,
     sync_folder,
+    together,
 )
 from nrm_graph.store.manifest import is_text
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.schema import CONDITION_FACTS, FORMAT_VERSION, VIEWS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from nrm_graph.events import Event
@@ -130,19 +132,9 @@ def create(path: Path, meta: Mapping[str, Any], name: str, event: Event, where: 
             f"an event of {len(text):,} bytes as JSON cannot be stored: the limit is "
             f"{MAX_CONDITION_BYTES:,}"
         )
-    folder = folder_of(path, name)
-    if not os.path.lexists(folder / FILE):
-        try:
-            for made in (folder.parent, folder, folder / "shards"):
-                _no_link(made)
-                made.mkdir(exist_ok=True)
-                sync_folder(made.parent)
-            create_once(folder / FILE, text)
-        except OSError as error:
-            raise StoreError(
-                f"cannot make the condition {name} in {path}: {error.strerror or error}; free "
-                "space or permissions and run the same command again"
-            ) from error
+    folder = _made(path, name)
+    with _making(path, name):
+        create_once(folder / FILE, text)
     found = read_content(folder, meta)
     if found["name"] != name:
         raise InputError(
@@ -159,6 +151,45 @@ def create(path: Path, meta: Mapping[str, Any], name: str, event: Event, where: 
     return folder
 
 
+@contextlib.contextmanager
+def undropped(path: Path, name: str) -> Iterator[None]:
+    """Let no one drop a condition, which need not be there yet, while its shards are written.
+
+    Raises
+    ------
+    InputError
+        If the name cannot be used.
+    StoreError
+        If the condition is being dropped, or the disk fails.
+    """
+    check_name(name)
+    with together(_made(path, name), f"a drop of {name}"):
+        yield
+
+
+def _made(path: Path, name: str) -> Path:
+    """Folder of a condition, which is there with its ``shards``."""
+    folder = folder_of(path, name)
+    with _making(path, name):
+        for made in (folder.parent, folder, folder / "shards"):
+            _no_link(made)
+            if not made.is_dir():
+                made.mkdir(exist_ok=True)
+                sync_folder(made.parent)
+    return folder
+
+
+@contextlib.contextmanager
+def _making(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot make the condition {name} in {path}: {error.strerror or error}; free "
+            "space or permissions and run the same command again"
+        ) from error
+
+
 def read_conditions(
     path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
 ) -> dict[str, Condition]:
@@ -171,11 +202,37 @@ def read_conditions(
     StoreError
         If one is damaged, of another store or not made by this package.
     """
-    return {
-        condition.name: condition
-        for folder in condition_folders(path)
-        for condition in [read_condition(folder, meta, entries)]
-    }
+    found = (_undropped(folder, meta, entries) for folder in condition_folders(path))
+    return {condition.name: condition for condition in found if condition is not None}
+
+
+def _undropped(
+    folder: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
+) -> Condition | None:
+    """Read a condition, or None where it is dropped meanwhile: event and shards are of one."""
+    condition, file = None, _file_of(folder)
+    while file is not None:
+        before = file
+        try:
+            condition = read_condition(folder, meta, entries)
+        except StoreError:
+            file = _file_of(folder)
+            if file == before:
+                raise
+        else:
+            file = _file_of(folder)
+            if file == before:
+                return condition
+    return None
+
+
+def _file_of(folder: Path) -> tuple[int, int] | None:
+    """Which file ``condition.json`` is; None where there is none."""
+    try:
+        found = (folder / FILE).lstat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def condition_folders(path: Path) -> list[Path]:
@@ -186,15 +243,33 @@ def condition_folders(path: Path) -> list[Path]:
     StoreError
         If a folder is a link or cannot be listed.
     """
+    return [entry for entry in _folders(path) if os.path.lexists(entry / FILE)]
+
+
+def dropped_folders(path: Path) -> list[Path]:
+    """Folders of conditions that were dropped: with shards, but without ``condition.json``.
+
+    Raises
+    ------
+    StoreError
+        If a folder is a link or cannot be listed.
+    """
+    return [
+        entry
+        for entry in _folders(path)
+        if not os.path.lexists(entry / FILE) and any((entry / "shards").glob("*.json"))
+    ]
+
+
+def _folders(path: Path) -> list[Path]:
     folder = path / FOLDER
     if not os.path.lexists(folder):
         return []
     _no_link(folder)
     try:
-        entries = sorted(folder.iterdir())
+        return sorted(folder.iterdir())
     except OSError as error:
         raise StoreError(f"cannot list {folder}: {error.strerror or error}") from error
-    return [entry for entry in entries if os.path.lexists(entry / FILE)]
 
 
 def read_condition(

@@ -232,11 +232,30 @@ def alone(folder: Path, other: str) -> Iterator[None]:
     StoreError
         If another process or thread holds it, or the file system has no locks.
     """
+    with _folder_lock(folder, other, fcntl.LOCK_EX):
+        yield
+
+
+@contextlib.contextmanager
+def together(folder: Path, other: str) -> Iterator[None]:
+    """Hold a lock of a folder that others may hold as well, but not where one is :func:`alone`.
+
+    Raises
+    ------
+    StoreError
+        If one is alone there, or the folder cannot be opened.
+    """
+    with _folder_lock(folder, other, fcntl.LOCK_SH):
+        yield
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path, other: str, kind: int) -> Iterator[None]:
     handle = -1
     try:
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(f"{other} is at work in {folder.parent}: wait until it ends") from None
         except OSError as error:

@@ -47,8 +47,9 @@ def check_conditions(
         found.error(str(error), file=conditions.FOLDER)
         return []
     if folders or (path / conditions.FOLDER).is_dir():
+        known = {*folders, *conditions.dropped_folders(path)}
         for other in sorted((path / conditions.FOLDER).iterdir()):
-            if other not in folders:
+            if other not in known:
                 left_over(other, Within(found, conditions.FOLDER))
     held = []
     for folder in folders:
@@ -58,7 +59,8 @@ def check_conditions(
             conditions.read_content(folder, meta)
             check_seal(folder / conditions.FILE, conditions.MAX_CONDITION_BYTES, found, file=file)
         except StoreError as error:
-            found.error(str(error), file=file)
+            if (folder / conditions.FILE).exists():  # else it was dropped just now
+                found.error(str(error), file=file)
             continue
         for other in sorted(folder.iterdir()):
             if other.name not in (conditions.FILE, "shards"):
