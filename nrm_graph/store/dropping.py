@@ -63,10 +63,9 @@ def drop(path: str | os.PathLike[str], name: str) -> int:
             try:
                 # First a shard that holds nothing in place of all: a condition that is made under
                 # this name later must not find them.
-                if shards.snapshot.manifests:
-                    last = max(shards.manifests)
-                    everything = shards.replaced_with(shards.manifests)
-                    OpenShard(shards.folder).commit(name_after(last), (), everything)
+                nothing = name_after(max(shards.manifests, default=""))
+                everything = shards.replaced_with(shards.manifests)
+                OpenShard(shards.folder).commit(nothing, (), everything)
                 (folder / FILE).unlink()
                 sync_folder(folder)
             except OSError as error:
