@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.exact import Measure
     from nrm_graph.forms import Inputs
+    from nrm_graph.store.calls import Call
     from nrm_graph.store.conditions import Condition
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
@@ -87,10 +88,11 @@ class Database(Circuits, Conditions):
         self._network: Any = None
         self._compared: set[int] = set()  # inputs whose stored logit was compared
         self._engine: Engine | None = None
+        self._running: set[Call] = set()  # queries, in any thread
         self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
 
     def __getstate__(self) -> dict[str, Any]:
-        left = {"_network", "_compared", "_engine", "_limits", "topology", "partitions"}
+        left = {"_network", "_compared", "_engine", "_running", "_limits", "topology", "partitions"}
         return {name: value for name, value in vars(self).items() if name not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -227,6 +229,7 @@ class Database(Circuits, Conditions):
                 self._snapshot,
                 layers_table(self.meta["layers"]),
                 {name: condition.snapshot for name, condition in self._conditions.items()},
+                self._running,
             )
         return self._engine.query(query, params, ids, tables, timeout)
 
@@ -236,8 +239,8 @@ class Database(Circuits, Conditions):
         The calls there raise :class:`QueryError`, those of circuits and statistics too; later ones
         are not affected.  ``cancel`` of a relation stops its own calls alone.
         """
-        if self._engine is not None:
-            self._engine.cancel()
+        for call in list(self._running):
+            call.cancel()
 
     def _identities(self, inputs: Sequence[str | int]) -> list[int]:
         """Input ids of several choices, each once."""

@@ -118,12 +118,15 @@ class Call:
 
     def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
         self.con = con
+        self._process = os.getpid()
         self._cancelled = False
         self._woken = threading.Event()
         self._done = threading.Event()
 
     def cancel(self) -> None:
-        """Stop it; nothing happens where it has ended."""
+        """Stop it; nothing happens where it has ended, or in a process that was forked since."""
+        if self._process != os.getpid():
+            return
         self._cancelled = True
         self._woken.set()
 

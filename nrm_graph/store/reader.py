@@ -93,6 +93,9 @@ class Snapshot:
                     self.shard_of[entry.input_id] = name
                     self.entries[entry.input_id] = entry
 
+    def __deepcopy__(self, memo: object) -> Snapshot:
+        return self  # it is never changed
+
     @cached_property
     def by_key(self) -> Mapping[str, tuple[int, ...]]:
         """Input ids by key."""

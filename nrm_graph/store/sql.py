@@ -56,6 +56,8 @@ class Engine:
     conditions : mapping of name to Snapshot, optional
         Shards of conditions, whose tables are ``<name>_inputs``, ``<name>_nodes`` and
         ``<name>_edges``.
+    running : set of Call, optional
+        Where calls of DuckDB stand while they run.
 
     Raises
     ------
@@ -68,6 +70,7 @@ class Engine:
         snapshot: Snapshot,
         layers: pa.Table,
         conditions: Mapping[str, Snapshot] | None = None,
+        running: set[Call] | None = None,
     ) -> None:
         self._snapshot = snapshot
         self._conditions = {
@@ -76,7 +79,7 @@ class Engine:
             for table in ("inputs", "nodes", "edges")
         }
         self.process = os.getpid()
-        self._running: set[Call] = set()
+        self._running = set() if running is None else running
         self._con = connect()
         # Unique: DuckDB makes it when it spills and removes it at the end.
         spill = Path(tempfile.gettempdir()) / f"nrm_graph_{secrets.token_hex(8)}"
@@ -114,11 +117,6 @@ class Engine:
         """Release the connection; relations made from it end.  A parent's goes on after a fork."""
         if self.process == os.getpid():
             self._con.close()
-
-    def cancel(self) -> None:
-        """Stop all queries that run now."""
-        for call in list(self._running):
-            call.cancel()
 
     def query(
         self,
