@@ -61,15 +61,15 @@ class Twins(interrupted.Images):
 
 
 class Interrupting(interrupted.Images):
-    """Images; at one of them, Ctrl-C reaches the process that waits."""
+    """Images; at one of them, Ctrl-C or another signal reaches the process that waits."""
 
-    def __init__(self, count, at):
+    def __init__(self, count, at, number):
         super().__init__(count)
-        self.parent, self.place = os.getpid(), at
+        self.parent, self.place, self.number = os.getpid(), at, number
 
     def __getitem__(self, n):
         if n == self.place:
-            os.kill(self.parent, signal.SIGINT)
+            os.kill(self.parent, self.number)
         return super().__getitem__(n)
 
 
@@ -233,13 +233,24 @@ def killed(folder):
 
 def interrupted_(folder):
     """Ctrl-C: what was completed is there, and the same call goes on."""
+    return stopped_by(folder, signal.SIGINT, KeyboardInterrupt, None)
+
+
+def terminated(folder):
+    """SIGTERM, too, although Ray has a handler of its own."""
+    return stopped_by(folder, signal.SIGTERM, SystemExit, 143)
+
+
+def stopped_by(folder, number, kind, code):
     path = folder / "s.nrm"
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        extract(path, Interrupting(60, 30))
-    except KeyboardInterrupt:
-        stopped = True
+        extract(path, Interrupting(60, 30, number))
+    except kind as error:
+        stopped = getattr(error, "code", None) == code
     else:
         stopped = False
+    assert signal.getsignal(signal.SIGTERM) is before
     held = once(path)
     assert not [p for p in (path / "shards").iterdir() if p.name.endswith(".tmp")]
     assert verify(path, sample=1).sound
@@ -251,5 +262,10 @@ def interrupted_(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    jobs = {"engines": engines, "killed": killed, "interrupted": interrupted_}
+    jobs = {
+        "engines": engines,
+        "killed": killed,
+        "interrupted": interrupted_,
+        "terminated": terminated,
+    }
     print(json.dumps(jobs[sys.argv[1]](Path(sys.argv[2]))))

@@ -27,7 +27,7 @@ from nrm_graph.store.writer import Writer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["engines", "killed", "interrupted"])
+@pytest.mark.parametrize("what", ["engines", "killed", "interrupted", "terminated"])
 def test_runs_of_ray(what, tmp_path):
     """Warnings are errors there, too."""
     pytest.importorskip("ray")
@@ -44,7 +44,7 @@ def test_runs_of_ray(what, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    if what == "interrupted":
+    if what in ("interrupted", "terminated"):
         assert found["stopped"]
         assert 0 < found["held"] < found["all"]
 
