@@ -110,11 +110,11 @@ def in_worker(db):
     return ask(db)
 
 
-def workers(path):
-    """Workers of multiprocessing, by every way to start them."""
+def workers(path, methods=("fork",)):
+    """Workers of multiprocessing."""
     db = ng.open(path)
     ask(db)
-    for method in ("fork", "forkserver", "spawn"):
+    for method in methods:
         with multiprocessing.get_context(method).Pool(2) as pool:
             print(0, *pool.map_async(in_worker, [db, copy.copy(db)]).get(PATIENCE))
 
@@ -159,8 +159,9 @@ def loader(path, methods=("fork",)):
 
 
 def everywhere(path):
-    """As ``loader``, by every way to start workers."""
+    """As ``loader`` and ``workers``, by every way to start them."""
     loader(path, ("fork", "forkserver", "spawn"))
+    workers(path, ("fork", "forkserver", "spawn"))
 
 
 def writer(path):

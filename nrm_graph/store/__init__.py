@@ -140,7 +140,11 @@ value, and ``weights`` (string) where a shard holds weighted targets.
 amplification and absorbed, and a reason. Relevances are R(node and event) / R(event) and R(step and
 event) / R(event); ``conditional`` is q under the event, or null where walks of the event do not go
 on independently of where they came from. Units, ``pruned`` pairs and mantissa bits are those of the
-store.
+store. A writer MUST hold a shared lock of the condition's folder, where the disk has locks, from
+before it makes or reads ``condition.json`` until its last manifest is in place. Who drops a
+condition MUST hold the exclusive locks of the store's folder ``shards`` and of the condition's
+folder; it puts a manifest in place that holds nothing and replaces all others, and then removes
+``condition.json``. The name MAY be used again, and what was replaced is deleted as above.
 
 **Encoding.** Readers MUST accept any Parquet encoding.  Writers SHOULD use DELTA_BINARY_PACKED for
 integers, BYTE_STREAM_SPLIT for floats, no dictionary, zstd level 1, pages of 131,072 rows and page

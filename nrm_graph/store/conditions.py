@@ -19,6 +19,7 @@ from nrm_graph.store.files import (
     sync_folder,
     together,
 )
+from nrm_graph.store.listing import MAX_LOOKS
 from nrm_graph.store.manifest import is_text
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.schema import CONDITION_FACTS, FORMAT_VERSION, VIEWS
@@ -210,9 +211,11 @@ def _undropped(
     folder: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
 ) -> Condition | None:
     """Read a condition, or None where it is dropped meanwhile: event and shards are of one."""
-    condition, file = None, _file_of(folder)
-    while file is not None:
+    file = _file_of(folder)
+    for _ in range(MAX_LOOKS):
         before = file
+        if before is None:
+            return None
         try:
             condition = read_condition(folder, meta, entries)
         except StoreError:
@@ -223,7 +226,7 @@ def _undropped(
             file = _file_of(folder)
             if file == before:
                 return condition
-    return None
+    raise StoreError(f"the condition of {folder} is dropped and made again all the time: try again")
 
 
 def _file_of(folder: Path) -> tuple[int, int] | None:
@@ -257,7 +260,9 @@ def dropped_folders(path: Path) -> list[Path]:
     return [
         entry
         for entry in _folders(path)
-        if not os.path.lexists(entry / FILE) and any((entry / "shards").glob("*.json"))
+        if not entry.is_symlink()
+        and not os.path.lexists(entry / FILE)
+        and any((entry / "shards").glob("*.json"))
     ]
 
 

@@ -259,10 +259,12 @@ def _folder_lock(folder: Path, other: str, kind: int) -> Iterator[None]:
         except BlockingIOError:
             raise StoreError(f"{other} is at work in {folder.parent}: wait until it ends") from None
         except OSError as error:
-            raise StoreError(
-                f"cannot lock {folder}: {error.strerror or error}; the store must be a folder of a "
-                "local disk, and complete"
-            ) from error
+            # Where a disk has no locks no one is alone on it either.
+            if kind == fcntl.LOCK_EX or handle < 0:
+                raise StoreError(
+                    f"cannot lock {folder}: {error.strerror or error}; the store must be a folder "
+                    "of a local disk, and complete"
+                ) from error
         yield
     finally:
         if handle >= 0:
