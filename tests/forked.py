@@ -95,7 +95,7 @@ def busy(path):
     for thread in threads:
         thread.start()
     time.sleep(0.3)
-    for _ in range(6):
+    for _ in range(3):
         print(*child(lambda: ask(db), sys.exit))
     done.set()
     while threads[2].is_alive():

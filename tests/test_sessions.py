@@ -83,7 +83,7 @@ def test_an_open_database_answers_after_a_fork(path):
 
 def test_a_fork_while_threads_are_at_work(path):
     *children, stopped = run("busy", path)
-    assert children == [f"0 {FLOWS}"] * 6
+    assert children == [f"0 {FLOWS}"] * 3
     assert stopped == "0 ['the query was cancelled']"
 
 

@@ -86,8 +86,9 @@ def test_the_command_says_so(tmp_path, before, number, monkeypatch, capsys):
     monkeypatch.setattr(models, "load_model", lambda spec: (interrupted.network(), None, None))
     monkeypatch.setattr(sources, "load_inputs", lambda *_: data)
     path = tmp_path / "s.nrm"
-    command = ["extract", "m", "i", "--store", str(path), "--composite", "epsilon", "--quiet"]
-    command += ["--batch-size", "2"]
+    (tmp_path / "i.png").touch()
+    command = ["extract", "m:f", str(tmp_path / "i.png"), "--store", str(path), "--quiet"]
+    command += ["--composite", "epsilon", "--batch-size", "2"]
     assert cli.main(command) == 128 + number
     name = signal.Signals(number).name
     assert capsys.readouterr().err == (
