@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -69,6 +70,8 @@ _HINTS = {
     "aten.div.Tensor": "a quotient of two values that both depend on the input has no rule",
 }
 
+_EXPORT = threading.RLock()  # torch.export serves one thread at a time
+
 MAX_STEPS = 2_000
 """Steps of recurrent networks that are unrolled."""
 
@@ -107,7 +110,7 @@ def trace(
     refuse_unsound(model)
     names, examples = _examples(example)
     chosen = Chosen(model, names, output)
-    with undisturbed(model):
+    with _EXPORT, undisturbed(model):
         if not any(x.numel() for x in examples):
             raise InputError("the input has a size of 0: there is nothing to explain")
         with _passed_through(model) as same:

@@ -350,7 +350,7 @@ def test_what_has_no_rule_is_refused_when_traced(name):
 
 def test_several_outputs_need_a_choice():
     model = net(lambda m, x: (m.a(x), x), a=nn.Linear(3, 3))
-    with pytest.raises(ng.InputError, match=r'returns 2 tensors: 0 \(3,\), 1 \(3,\);.*output="0"'):
+    with pytest.raises(ng.InputError, match=r"returns 2 tensors: 0 of shape \(1, 3\), 1 "):
         trace(model, image(3)[:1])
 
 
