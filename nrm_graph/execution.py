@@ -136,11 +136,18 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
     given, examples = _even(program, examples)
     pair = [_two(x) for x in examples]
     singles = [[x[i : i + 1] for x in pair] for i in (0, 1)]
-    nodes = []
+    nodes: list[Node] = []
+    ran: list[str] = []
     alone: set[str] = set()  # made from the size of the batch alone, as arange(n) is
+
+    def together() -> Iterator[tuple[Node, Any]]:
+        for node, value in steps(given, *pair):
+            ran.append(node.name)
+            yield node, value
+
     try:
         for (node, both), (_, first), (_, second) in zip(
-            steps(given, *pair), *(steps(given, *x) for x in singles), strict=True
+            together(), *(steps(given, *x) for x in singles), strict=True
         ):
             if all(name in alone for name in node.references()):
                 alone.add(node.name)
@@ -152,8 +159,12 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
                 nodes.append(replace(node, batch=batch))
     except (RuntimeError, IndexError, ValueError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        node = program.nodes[len(nodes)]
+        what = f"{node.op} in {node.module or 'the model itself'}: {first_line}"
+        if len(ran) == len(nodes):  # the two together, as the network was traced
+            raise TraceError(f"the traced network does not run, at {what}") from error
         raise TraceError(
-            f"the traced network does not run for another batch size: {first_line}; squeeze() and "
+            f"the traced network does not run for another batch size, at {what}; squeeze() and "
             "reshapes that depend on the batch being larger than 1 do this: name the axes"
         ) from error
     found = {node.name: node for node in nodes}

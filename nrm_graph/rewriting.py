@@ -94,6 +94,22 @@ def _extreme(c: Converter, step: Step) -> None:
         c.add(step, f"aten.clamp_{side}.default", Ref(step.moving[0]), number)
 
 
+def _clamp(c: Converter, step: Step) -> None:
+    """Clamp between numbers, which may be constants."""
+    value, *bounds = (*step.args, step.kwargs.get("min"), step.kwargs.get("max"))[:3]
+    numbers = [number_of(c, bound) for bound in bounds]
+    if any(n is None and bound is not None for n, bound in zip(numbers, bounds, strict=True)):
+        raise Refused(f"{step.op} between values")
+    c.add(step, "aten.clamp.default", value, *numbers)
+
+
+def _infinite(c: Converter, step: Step) -> None:
+    """No value is infinite that leads to an output that is a number; half precision asks."""
+    if not step.moving or Batch(1, 0) not in c.shape_of(step):
+        raise Refused(step.op)
+    c.constants.cleared(step.fx.name, c.shape_of(step), step.dtype)
+
+
 def _raw(c: Converter, step: Step) -> None:
     """Put off what may be a step of an activation."""
     if not step.moving:
@@ -207,6 +223,15 @@ def _embedding(c: Converter, step: Step) -> None:
     c.add(step, step.op, table, ids)
 
 
+def _squeeze(c: Converter, step: Step) -> None:
+    """Drop all axes of one, but never that of the samples, however many they are."""
+    value = step.args[0]
+    if not isinstance(value, Ref):
+        raise Refused(f"{step.op} of a constant")
+    alone = tuple(d for d, size in enumerate(c.shape(value.name)) if size == 1)
+    c.add(step, "aten.squeeze.dims", value, alone)
+
+
 def _first(count: int) -> Callable[[Converter, Step], None]:
     """Keep the first arguments alone: what follows is a type."""
 
@@ -254,9 +279,13 @@ REWRITES: dict[str, Callable[[Converter, Step], None]] = {
     "aten.addmm.default": _addmm,
     "aten.maximum.default": _extreme,
     "aten.minimum.default": _extreme,
+    "aten.clamp.Tensor": _clamp,
+    "aten.isinf.default": _infinite,
+    "aten.isnan.default": _infinite,
     **MASKS,
     "aten._to_copy.default": _cast,
     "aten.type_as.default": _cast,
+    "aten.squeeze.default": _squeeze,
     "aten.cat.default": _cat,
     "aten.index.Tensor": _index,
     "aten.index_select.default": _index,
