@@ -34,7 +34,7 @@ LEVELS = (
     # the traced network
     ("batching", "elementwise", "operations", "program", "convolution", "taps", "window"),
     ("execution", "routing", "vetting", "folding", "linear", "naming", "signs"),
-    ("sizes", "fusing", "outputs", "modules", "spelling"),
+    ("sizes", "norms", "fusing", "outputs", "modules", "spelling"),
     ("readings",),
     ("constants",),
     ("conversion",),
