@@ -46,6 +46,9 @@ def fuse(program: Program) -> Program:
     for name, node in nodes.items():
         if node.op.startswith("raw.") and _excused(node, nodes, weights):
             nodes[name] = replace(node, op=f"behind.{node.op.removeprefix('raw.')}")
+    if not any(node.op.startswith(("raw.", "refused.")) for node in nodes.values()):
+        for name, node in nodes.items():  # what it stood behind is read no more
+            nodes[name] = replace(node, op=node.op.replace("behind.", "refused."))
     return replace(program, nodes=tuple(nodes.values()), weights=weights)
 
 

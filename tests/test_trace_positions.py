@@ -109,3 +109,19 @@ def test_half_precision_with_a_mask(name, options, implementation, kind):
         expected = model.float()(**x)[output][0, 2, 1]
     assert m.logit == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
     assert m.cut(m.topology.inputs[0].name).total == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("LlamaForCausalLM", SIZES | {"num_key_value_heads": 1}), ("RobertaForMaskedLM", SIZES)],
+)
+def test_embeddings_as_the_input(name, options, kind):
+    model = build(name, kind, **options)
+    x = {"inputs_embeds": model.get_input_embeddings()(IDS).detach()}
+    m = ng.measure(model, x, target=(2, 1), composite="attn_lrp", output="logits")
+    with torch.no_grad():
+        expected = model.float()(inputs_embeds=x["inputs_embeds"].float()).logits[0, 2, 1]
+    assert m.logit == pytest.approx(float(expected), rel=1e-4, abs=1e-5)
+    assert [layer.name for layer in m.topology.inputs] == ["inputs_embeds"]
