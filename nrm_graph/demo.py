@@ -58,7 +58,6 @@ def run(
 
     import nrm_graph as ng
     from nrm_graph.demo_network import CLASSES, load_demo
-    from nrm_graph.graph import subgraph
 
     began = time.perf_counter()
     model, inputs = load_demo()
@@ -98,9 +97,7 @@ def run(
         _title("Per class: the hidden neuron with the largest mean relevance (SQL)")
         print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
 
-        graph = subgraph(
-            m.topology, *m.tables(), top=SHOWN, resolutions=[p.resolution for p in m.partitions]
-        )
+        graph = m.subgraph(top=SHOWN)
         graph.graph["title"] = f"The strongest relevance flows of {key}, target {target!r}"
         write_graph(graph, picture, image=inputs[0]["input"][0].numpy())
 

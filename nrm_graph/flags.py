@@ -147,6 +147,18 @@ def _percent(share: float) -> str:
     return f"{_number(100 * share)} %"
 
 
+def stored(logit: float, absorbed: float, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Write what a store knows of an input's flags: in short where it holds the name alone.
+
+    >>> stored(2.0, 0.75, ["absorbed", "small_logit"])[1:]
+    ('small logit',)
+    """
+    whole = [f for f in flags_of(logit, abs(logit), 0.0, absorbed) if f.name != "small_logit"]
+    known = {flag.name for flag in whole}
+    rest = [SHORT.get(name, name) for name in names or () if name not in known]
+    return (*map(str, whole), *rest)
+
+
 def vanished(logit: float, added: float) -> bool:
     """Whether nothing of a target is left to explain."""
     return logit == 0 or abs(logit) < VANISHED * added

@@ -388,3 +388,15 @@ def test_the_head_of_torchvision_vits(tmp_path):
         ng.extract(
             vit, [x], tmp_path / "v.nrm", target=3, composite="attn_lrp", progress=False
         ).close()
+
+
+def test_stored_graphs_say_them(store):
+    with ng.open(store) as db:
+        negative = db.subgraph("k1.0", target=1).graph
+        assert negative["meaning"] == "positive relevance speaks against the target"
+        assert negative["flags"] == db.measure("k1.0", target=1).subgraph().graph["flags"]
+        assert db.subgraph("k1.0", target=2).graph["flags"] == ("small logit",)
+        held = db.subgraph("k1.0", target=0)
+        assert held.graph["flags"] == db.measure("k1.0", target=0).subgraph().graph["flags"]
+        said = written(plot_subgraph(held).get_figure(root=True))
+        assert "Biases, stabilizer and remainder hold 75 % of the measure" in said

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph import flags
 from nrm_graph.circuits.chosen import (
     blocks,
     check_count,
@@ -116,6 +117,12 @@ class Clusters:
         )
         keys = [r["key"] for r in self.assignment.to_pylist() if r["cluster"] == cluster]
         found.graph |= {"inputs": len(keys), "keys": tuple(keys), "weight": "unit"}
+        own = np.isin(np.array(self.group.keys, object), keys)
+        logits = self.group.logits[own].tolist()
+        found.graph |= {
+            "meaning": flags.group_meaning(logits, "unit"),
+            "flags": flags.group_notes(logits, (), "unit"),
+        }
         found.graph |= {} if self.group.target is None else {"target": self.group.target}
         found.graph |= {} if self.group.where is None else {"where": self.group.where}
         return found

@@ -46,7 +46,8 @@ class Circuits:
         -------
         networkx.DiGraph
             As of :func:`nrm_graph.graph.subgraph`; what was pruned is there as edges of the
-            pseudo-unit -3.
+            pseudo-unit -3.  ``graph["meaning"]`` says what a positive number speaks for, and
+            ``graph["flags"]`` what else to know, in short where the numbers are not stored.
 
         Raises
         ------
@@ -55,12 +56,17 @@ class Circuits:
         StoreError
             If the store is damaged.
         """
-        from nrm_graph import graph, lookups
+        from nrm_graph import flags, graph, lookups
+        from nrm_graph.rows import absorbed
 
         db = self._database()
         identity = lookups.pair(db, key, target)
         nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
-        return graph.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
+        found = graph.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
+        logit = float(db._snapshot.facts(identity)["logit"])
+        told = flags.stored(logit, absorbed(nodes), db._snapshot.entries[identity].flags)
+        found.graph |= {"meaning": flags.meaning(logit), "flags": told}
+        return found
 
     def circuit(
         self,
