@@ -261,13 +261,15 @@ def candidates(xs: Sequence[Tensor], like: Tensor) -> Iterator[tuple[Tensor, ...
     held = {x.dtype for x in xs if not x.is_floating_point()}
     numbers = held - {torch.uint8}
     kept = [set(), numbers, held] if len(xs) == 1 else [numbers, set(), held]
-    for i, keep in enumerate(kept):
-        if keep in kept[:i]:
-            continue
-        yield tuple(
-            whole(x, "x").to(like.device) if x.dtype in keep else x.to(like.device, like.dtype)
-            for x in xs
-        )
+    # A network may keep a parameter in another precision than it takes: the caller's, then.
+    own = next((x.dtype for x in xs if x.is_floating_point()), like.dtype)
+    for kind in dict.fromkeys((like.dtype, own)):
+        for i, keep in enumerate(kept):
+            if keep not in kept[:i]:
+                yield tuple(
+                    whole(x, "x").to(like.device) if x.dtype in keep else x.to(like.device, kind)
+                    for x in xs
+                )
 
 
 def precision(program: Program) -> torch.dtype:

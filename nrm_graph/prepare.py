@@ -14,6 +14,7 @@ import torch
 from nrm_graph import composites, states, unit_names, units
 from nrm_graph.boundary import translated
 from nrm_graph.conditioned import MEMORY
+from nrm_graph.constants import HALF
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
 from nrm_graph.forms import arranged, candidates, form, in_order, precision
@@ -238,7 +239,11 @@ def traced(
         try:
             given: Any = dict(zip(names, example, strict=True)) if names else example
             found = trace(model, given if len(given) > 1 or names else example[0], output)
-            return found, example
+            # A pass in float32 begins with the caller's numbers, not with half precision's.
+            return found, tuple(
+                x.to(e.device, torch.float32) if e.dtype in HALF else e
+                for x, e in zip(xs, example, strict=True)
+            )
         except InputError as error:
             errors.append(error)
     # A lone input of whole numbers was tried as floats first, which tells nothing of token ids.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nrm_graph.constants import HALF
 from nrm_graph.errors import InputError, NrmError, TraceError, first_line
 from nrm_graph.modules import unguarded
 
@@ -191,7 +192,7 @@ def _same(some: Parts, others: Parts) -> bool:
 
 def tolerance(dtype: torch.dtype) -> float:
     """Relative difference, against the largest output, that the order of sums makes."""
-    return LOW if dtype in (torch.float16, torch.bfloat16) else FULL
+    return LOW if dtype in HALF else FULL
 
 
 def _shapes(xs: Sequence[Tensor]) -> str:

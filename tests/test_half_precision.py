@@ -225,3 +225,33 @@ def test_extraction(tmp_path, kind):
         assert again.logit == pytest.approx(m.logit, rel=1e-6)
         np.testing.assert_allclose(again.marginal("0"), m.marginal("0"), atol=1e-6)
         assert db.verify().sound
+
+
+def test_an_input_keeps_its_own_precision(tmp_path):
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval().bfloat16()
+    x = torch.randn(6)
+    wide = copy.deepcopy(net).float()
+    right = float(wide(x)[1].detach())
+    assert right != float(wide(x.bfloat16().float())[1].detach())
+    assert ng.measure(net, x, target=1, composite="epsilon").logit == pytest.approx(right, rel=1e-6)
+    with ng.extract(net, [x], tmp_path / "s", composite="epsilon", target=1, progress=False) as db:
+        ((logit,),) = db.sql("SELECT logit FROM inputs").fetchall()
+    assert logit == pytest.approx(right, rel=1e-6)
+
+
+def test_a_first_parameter_of_another_precision():
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(4)
+            self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3).bfloat16()
+
+        def forward(self, x):
+            if x.dtype != torch.bfloat16:
+                raise TypeError(f"expected bfloat16, found {x.dtype}")
+            return self.head(self.norm(x.float()).to(x.dtype))
+
+    net, x = Normed().eval(), torch.randn(1, 6).bfloat16()
+    m = ng.measure(net, x, target=1, composite="attn_lrp")
+    assert m.logit == pytest.approx(float(net(x)[0, 1].detach()), rel=1e-2)
