@@ -86,7 +86,7 @@ def tables_and_variation(
     propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
     for call in tables.later:
         call()
-    variation = tables.variation.double().cpu().numpy()
+    variation = tables.variation.cpu().double().numpy()
     return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])], variation
 
 
