@@ -222,8 +222,9 @@ def extract(
         _per_pass(batch_size, net, where),
         str(where),
     )
-    with contextlib.suppress(InputError):  # of an input that may be skipped
-        warn_vanished(net, known or sample(first, early[-1][0], taken, kind), task)
+    if not Snapshot(folder).entries:  # else it was said
+        with contextlib.suppress(InputError):  # of an input that may be skipped
+            warn_vanished(net, known or sample(first, early[-1][0], taken, kind), task)
     told = False
 
     def done(count: int, seconds: float | None = None) -> None:
