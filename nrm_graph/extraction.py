@@ -187,6 +187,10 @@ def extract(
     _check_range(targets, outputs, known, classes)
     net = states.network(program, rules, kind, where)
     check_registered(net.rules)
+    if not (folder / "store.json").exists():  # else it was said when the store was made
+        with contextlib.suppress(InputError):  # of an input that may be skipped
+            one = known or sample(first, early[-1][0], taken, kind)
+            warn_vanished(net, one, targets, classes, where)
     topology = net.layout.topology
     parts = units.resolve(topology, resolution)
     auto = not isinstance(resolution, str) or resolution == "auto"
@@ -222,9 +226,6 @@ def extract(
         _per_pass(batch_size, net, where),
         str(where),
     )
-    if not Snapshot(folder).entries:  # else it was said
-        with contextlib.suppress(InputError):  # of an input that may be skipped
-            warn_vanished(net, known or sample(first, early[-1][0], taken, kind), task)
     told = False
 
     def done(count: int, seconds: float | None = None) -> None:

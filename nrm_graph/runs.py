@@ -98,7 +98,13 @@ def entries_of(choice: Any) -> list[Any]:
     return [choice]
 
 
-def warn_vanished(net: Network, found: Sample, task: Task) -> None:
+def warn_vanished(
+    net: Network,
+    found: Sample,
+    targets: Sequence[Any],
+    classes: Sequence[str] | None,
+    device: torch.device,
+) -> None:
     """Say before an extraction that the first input's target leaves nothing to explain.
 
     What cannot be computed is left to the extraction itself.
@@ -106,10 +112,10 @@ def warn_vanished(net: Network, found: Sample, task: Task) -> None:
     outputs = outputs_of(net.program)
     try:
         state = states.forward(
-            net, tuple(torch.from_numpy(x)[None].to(task.device) for x in found.arrays)
+            net, tuple(torch.from_numpy(x)[None].to(device) for x in found.arrays)
         )
         values = state.output[0].double().cpu().numpy()
-        aims = [outputs.aim(labelled(c, found, task.classes), values) for c in task.targets]
+        aims = [outputs.aim(labelled(c, found, classes), values) for c in targets]
     except InputError:
         return
     for aim in aims:
@@ -119,7 +125,7 @@ def warn_vanished(net: Network, found: Sample, task: Task) -> None:
         if vanished(logit, added):
             (flag,) = (f for f in flags_of(logit, added, 0.0, 0.0) if f.name == "small_logit")
             warnings.warn(
-                f"input {found.key!r}, target {outputs.text(aim, task.classes)}: {flag}",
+                f"input {found.key!r}, target {outputs.text(aim, classes)}: {flag}",
                 UserWarning,
                 stacklevel=4,  # of the caller of extract, which is decorated
             )
