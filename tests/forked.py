@@ -53,11 +53,11 @@ def fork(path):
     relation.fetchall()
     for end in (os._exit, sys.exit):
         print(*child(lambda: ask(db), end))
-        print(*child(lambda: (db.close(), ask(db)), end))
-        print(*child(lambda: relation.fetchall(), end))
-        print(*child(lambda: relation.columns, end))
-        print(*child(lambda: (db.refresh(), ask(db)), end))
-        print(*child(lambda: child(lambda: ask(db), sys.exit), end))  # a child of the child
+    print(*child(lambda: (db.close(), ask(db)), end))
+    print(*child(lambda: relation.fetchall(), end))
+    print(*child(lambda: relation.columns, end))
+    print(*child(lambda: (db.refresh(), ask(db)), end))
+    print(*child(lambda: child(lambda: ask(db), sys.exit), end))  # a child of the child
     print(0, relation.fetchall()[0][0])
 
     def forget():

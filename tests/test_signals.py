@@ -23,6 +23,7 @@ from nrm_graph.store.deletion import delete
 from nrm_graph.verify import verify
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+SLOW = pytest.mark.slow
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(Path(ng.__file__).parents[1]),
@@ -164,7 +165,7 @@ def test_nested_uses_are_one():
     assert signal.getsignal(signal.SIGTERM) is note
 
 
-@BOTH
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=SLOW)])
 def test_a_materialization_commits_what_is_computed(tmp_path, before, number, monkeypatch):
     path = tmp_path / "s.nrm"
     event = ng.Layer("0")[1]
@@ -219,7 +220,7 @@ def test_a_query_of_the_command(tmp_path, before, capsys):
     timer.join()
 
 
-SLOW = """
+SLOWLY = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[2])
 from tiny_stores import make, record
@@ -251,9 +252,12 @@ with ending_in_order(), Writer(path) as writer:
 """
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "second",
+    [signal.SIGTERM, *(pytest.param(n, marks=SLOW) for n in (signal.SIGHUP, signal.SIGINT))],
+)
 def test_a_second_signal_ends_at_once(tmp_path, second):
-    command = [sys.executable, "-c", SLOW, str(tmp_path / "s.nrm"), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", SLOWLY, str(tmp_path / "s.nrm"), str(Path(__file__).parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as child:
         assert child.stdout.readline() == f"{-signal.SIGTERM}\n"
         assert child.stdout.readline() == "committing\n"
