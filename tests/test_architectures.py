@@ -25,7 +25,7 @@ TOLERANCE = 1e-10
 
 @functools.cache
 def program(name: str):
-    xs = tuple(x[0] for x in inputs(name))  # (1, 6, 3) might be one input without batch axis
+    xs = inputs(name)
     return ng.trace(network(name), xs if len(xs) > 1 else xs[0])
 
 
