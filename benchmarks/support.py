@@ -155,7 +155,7 @@ def difference(name: str) -> str:
     leaf = transformer_networks.NETWORKS.get(name, ("", ""))[1]
     with torch.no_grad():
         target = int(net(*xs)[0].argmax())
-    single = tuple(x[0] for x in xs)
+    single = xs
     given = single if len(xs) > 1 else single[0]
     program = ng.trace(net, given)  # before the oracle changes the network's activations
     expected = attention_gradients.relevance(net, list(xs), target, (leaf,) if leaf else ())

@@ -271,7 +271,8 @@ def register_operation(op: str, kind: str) -> None:
         ) from error
     if not (isinstance(kind, str) and kind.isidentifier()):
         raise CompositeError(f"kind must be a word such as 'activation', found {kind!r}")
-    if op in SUPPORTED and REGISTERED.get(op) != kind:
+    # What is known of integers alone has no kind yet for values that carry relevance.
+    if op in CARRYING and REGISTERED.get(op) != kind:
         raise CompositeError(
             f"{op} is known already, as a {REGISTERED.get(op) or WEIGH.get(op) or 'routing'}: name "
             "a rule for its kind in a composite"

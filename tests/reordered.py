@@ -206,6 +206,7 @@ def tally(found: Case, sets: int, seed: int = 0) -> Tally:
         result.too_small += error > value.error
         apart = abs(m(event & given) - float(value) * condition.value)
         result.law += apart > joint.error + value.error * abs(condition.value)
-        result.ratios.append(value.error / max(error, 1e-6 * abs(right)))
+        if right or error:  # sets that no walk passes both have exactly 0
+            result.ratios.append(value.error / max(error, 1e-6 * abs(right)))
         result.amplifications.append(value.amplification)
     return result

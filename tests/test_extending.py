@@ -56,6 +56,7 @@ def registered():
     for op in set(operations.REGISTERED) - set(before):
         del operations.REGISTERED[op]
         operations.SUPPORTED.discard(op)
+        operations.CARRYING.discard(op)
         operations.SAME.discard(op)
         operations.WEIGH.pop(op, None)
 

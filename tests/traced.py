@@ -19,7 +19,7 @@ def same(model, inputs, output=None, tolerance=1e-12):
     """
     named = isinstance(inputs, dict)
     batch = tuple(inputs.values()) if named else inputs if isinstance(inputs, tuple) else (inputs,)
-    one = tuple(x[0] for x in batch)
+    one = tuple(x[:1] for x in batch)
     program = trace(model, dict(zip(inputs, one, strict=True)) if named else one, output)
 
     def expected(*xs):
