@@ -89,6 +89,7 @@ def test_a_fork_while_threads_are_at_work(path):
     assert stopped == "0 ['the query was cancelled']"
 
 
+@pytest.mark.slow
 def test_workers_of_a_data_loader(network):
     assert run("loader", network) == ["0 fork 3", "0 True", "0 True"]
 
