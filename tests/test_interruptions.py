@@ -334,7 +334,7 @@ def test_two_writers_and_a_reader(tmp_path, whole):
     assert_whole(path, whole)
 
 
-@pytest.mark.parametrize("at", [pytest.param(3, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("at", [pytest.param(at, marks=pytest.mark.slow) for at in (3, 6)])
 def test_ctrl_c_keeps_what_was_completed(tmp_path, whole, at):
     path = tmp_path / "s.nrm"
     code, told = ended(started(path, 2, "sigint", at))
@@ -376,7 +376,7 @@ def test_ctrl_c_of_the_command(tmp_path, whole, monkeypatch, capsys):
 def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatch):
     """The signal comes while a batch is computed, not while an item is read."""
     calls = []
-    plain = runs.edge_tables
+    plain = runs.tables_and_variation
 
     def tables(*args):
         calls.append(1)
@@ -384,7 +384,7 @@ def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
         return plain(*args)
 
-    monkeypatch.setattr(runs, "edge_tables", tables)
+    monkeypatch.setattr(runs, "tables_and_variation", tables)
     path = tmp_path / "s.nrm"
     with pytest.raises(KeyboardInterrupt):
         extract(path, COUNT, 2)

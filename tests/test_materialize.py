@@ -424,7 +424,7 @@ def stopped():
 STEP = 6
 
 
-@pytest.mark.parametrize("action", [failed, stopped])
+@pytest.mark.parametrize("action", [failed, pytest.param(stopped, marks=pytest.mark.slow)])
 def test_a_fault_at_steps_of_the_commits(plain, tmp_path, monkeypatch, action):
     faults_are_survived(plain, tmp_path, monkeypatch, action, STEP)
 

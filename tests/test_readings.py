@@ -71,7 +71,13 @@ ONE_SAMPLE = {
 }
 
 
-@pytest.mark.parametrize("name", ONE_SAMPLE)
+SELDOM = ("series of one step", "row", "tokens of a vector", "vector by hand", "squeezed pixels")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SELDOM else []) for n in ONE_SAMPLE],
+)
 def test_the_answer_is_the_networks_own(name):
     """Logits, prediction and the relevance of the input, which is input times gradient."""
     network, shape = ONE_SAMPLE[name]
@@ -231,11 +237,11 @@ class Pick(nn.Module):
     [
         ("alone", None, 0),
         ("sum", None, "predicted"),
-        ("largest", None, 0),
-        ("view", None, 0),
-        ("tuple", 1, 0),
+        pytest.param("largest", None, 0, marks=pytest.mark.slow),
+        pytest.param("view", None, 0, marks=pytest.mark.slow),
+        pytest.param("tuple", 1, 0, marks=pytest.mark.slow),
         ("tuple", [0, 1], ("1",)),
-        ("dict", "spread", 0),
+        pytest.param("dict", "spread", 0, marks=pytest.mark.slow),
         ("dict", ["spread", "mean"], 0),
         ("dict", ["all", "mean"], ("all", 2)),
     ],

@@ -75,7 +75,9 @@ EXPRESSIONS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPRESSIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n == "wide" else []) for n in EXPRESSIONS]
+)
 def test_expressions(name, squared):
     expression, message = EXPRESSIONS[name]
     (node,) = (n for n in squared.nodes if n.op == "nrm.elementwise")

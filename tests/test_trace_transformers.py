@@ -79,7 +79,7 @@ def tokens(masked):
     return found
 
 
-QUICK = {(gpt2, "eager", True), (bert, "sdpa", False), (llama, "sdpa", True)}
+QUICK = {(bert, "sdpa", False), (llama, "sdpa", True)}
 ALL = list(product((gpt2, bert, llama), ("eager", "sdpa"), (True, False)))
 
 
