@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.batching import BatchAxis
-from nrm_graph.errors import TraceError
+from nrm_graph.errors import TraceError, first_line
 from nrm_graph.operations import function
 from nrm_graph.program import Batch, Program, Ref, Weight
 
@@ -158,9 +158,8 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
                 batch = _settle(node, both[0], first[0], second[0]).batch
                 nodes.append(replace(node, batch=batch))
     except (RuntimeError, IndexError, ValueError) as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         node = program.nodes[len(nodes)]
-        what = f"{node.op} in {node.module or 'the model itself'}: {first_line}"
+        what = f"{node.op} in {node.module or 'the model itself'}: {first_line(error)}"
         if len(ran) == len(nodes):  # the two together, as the network was traced
             raise TraceError(f"the traced network does not run, at {what}") from error
         raise TraceError(

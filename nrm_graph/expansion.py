@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.errors import CompositeError, TraceError
+from nrm_graph.errors import CompositeError, TraceError, first_line
 from nrm_graph.execution import resolve
 from nrm_graph.linear import MAX_JACOBIAN, Jacobian, Moving, Weighing
 from nrm_graph.operations import WEIGH, function
@@ -61,10 +61,9 @@ def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
                 with torch.enable_grad():
                     found.append(torch.autograd.functional.jacobian(at, own[k]))  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise CompositeError(
                     f"{node.op} in {node.module or 'the model itself'} cannot be differentiated, "
-                    f"which its expansion needs: {first}"
+                    f"which its expansion needs: {first_line(error)}"
                 ) from error
         return torch.stack(found).reshape(len(found), math.prod(z), -1)
 

@@ -11,7 +11,7 @@ import torch
 
 from nrm_graph import composites, states
 from nrm_graph.conditioned import MEMORY
-from nrm_graph.errors import InputError, NrmError, StoreError
+from nrm_graph.errors import InputError, NrmError, StoreError, first_line
 from nrm_graph.execution import settle_threads
 from nrm_graph.forms import Form, precision
 from nrm_graph.prepare import check_options, device_of, from_network
@@ -20,7 +20,7 @@ from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
 from nrm_graph.store.schema import content_of
 from nrm_graph.targets import outputs_of, stored_outputs
-from nrm_graph.vetting import PROBLEMS, first_line, vet
+from nrm_graph.vetting import PROBLEMS, SHOWN, vet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +74,7 @@ def _own(db: Database, *, given: bool = False) -> Iterator[None]:
     except PROBLEMS as error:
         notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
         raise StoreError(
-            f"the program of {db.path} cannot be executed: {first_line(error)}{notes}"
+            f"the program of {db.path} cannot be executed: {first_line(error)[:SHOWN]}{notes}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nrm_graph.errors import NotRegistered, StoreError
+from nrm_graph.errors import NotRegistered, StoreError, first_line
 from nrm_graph.execution import resolve
 from nrm_graph.operations import CARRYING, SUPPORTED, function
 from nrm_graph.program import Weight, passive
@@ -43,10 +43,8 @@ PROBLEMS = (
 )
 """What torch, and code that trusts a program, raise where the program is not sound."""
 
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, cut to a readable length."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+SHOWN = 300
+"""Characters of such an error that are shown."""
 
 
 def vet(program: Program) -> None:
@@ -104,7 +102,7 @@ def vet(program: Program) -> None:
                 found = function(node.op)(*args, **kwargs)
             except PROBLEMS as error:
                 raise StoreError(
-                    f"{name} of the program cannot be executed: {first_line(error)}"
+                    f"{name} of the program cannot be executed: {first_line(error)[:SHOWN]}"
                 ) from error
             for part in found if isinstance(found, tuple | list) else [found]:
                 if not isinstance(part, Tensor):
