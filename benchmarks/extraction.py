@@ -27,7 +27,8 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
-from nrm_graph import composites, edges, states, units
+from nrm_graph import composites, edges, states
+from nrm_graph.network import units
 from nrm_graph.plan import plan
 
 if TYPE_CHECKING:

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.network.topology import BIAS
 from nrm_graph.store import settings
 from nrm_graph.store.schema import EDGES, NODES, Record
 from nrm_graph.store.writer import Writer
-from nrm_graph.topology import BIAS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

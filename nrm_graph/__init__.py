@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from nrm_graph.event_json import to_json as event_to_json
     from nrm_graph.exact import Measure
     from nrm_graph.extraction import extract
-    from nrm_graph.operations import register_operation
+    from nrm_graph.network.ir.operations import register_operation
+    from nrm_graph.network.tracing.trace import trace
     from nrm_graph.prepare import measure
     from nrm_graph.store.compaction import compact
     from nrm_graph.store.deletion import delete
-    from nrm_graph.tracing import trace
 
 __version__ = "0.1.0"
 
@@ -41,10 +41,10 @@ _LAZY = {
     "event_to_json": ("nrm_graph.event_json", "to_json"),
     "extract": ("nrm_graph.extraction", "extract"),
     "open": ("nrm_graph.database", "open"),
-    "register_operation": ("nrm_graph.operations", "register_operation"),
+    "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
     "Measure": ("nrm_graph.exact", "Measure"),
     "measure": ("nrm_graph.prepare", "measure"),
-    "trace": ("nrm_graph.tracing", "trace"),
+    "trace": ("nrm_graph.network.tracing.trace", "trace"),
 }
 _MODULES = {"circuits", "composites", "evaluate", "plots", "rules"}
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph import cluster, pruning, units
+from nrm_graph import cluster, pruning
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.network import units
 from nrm_graph.plan import plan
 from nrm_graph.runs import Run
 from nrm_graph.samples import items

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nrm_graph.execution import exact
+from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagate import relevance_pass
 from nrm_graph.states import bounded, resolved
 

@@ -20,7 +20,7 @@ from nrm_graph.clauses import expand
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events import Event, checked
 from nrm_graph.flags import SHORT, flags_of, meaning
-from nrm_graph.targets import outputs_of
+from nrm_graph.network.targets import outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.flags import Flag
+    from nrm_graph.network.targets import Outputs
+    from nrm_graph.network.topology import LayerInfo, Topology
+    from nrm_graph.network.units import Partition
     from nrm_graph.states import Network, State
-    from nrm_graph.targets import Outputs
-    from nrm_graph.topology import LayerInfo, Topology
-    from nrm_graph.units import Partition
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
-from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     import numpy.typing as npt

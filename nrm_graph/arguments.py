@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nrm_graph.events import Event
-    from nrm_graph.targets import Outputs
+    from nrm_graph.network.targets import Outputs
 
 MAX_EVENT_BYTES = 64 << 20
 _DIGITS = 4000  # Python reads no longer numbers

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.units import partition
+from nrm_graph.network.units import partition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.exact import Measure
-    from nrm_graph.topology import LayerInfo
-    from nrm_graph.units import Partition
+    from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.network.units import Partition
 
     Floats = npt.NDArray[np.float64]
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from nrm_graph.conditioned import arrived
 from nrm_graph.errors import InputError
-from nrm_graph.execution import exact
 from nrm_graph.kernel_edges import Arrival, neuron_blocks, pseudo_block
+from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.pruning import select
 from nrm_graph.reach import reach
 

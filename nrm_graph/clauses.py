@@ -18,8 +18,8 @@ from nrm_graph.events import And, Edge, Event, NeuronSet, Not, Or
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
+    from nrm_graph.network.topology import Topology
+    from nrm_graph.network.units import Partition
 
 MAX_CLAUSES = 4096
 

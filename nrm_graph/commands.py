@@ -79,7 +79,8 @@ def extract(args: argparse.Namespace) -> None:
 
 def _checked_options(args: argparse.Namespace) -> list[str] | None:
     """Refuse what is wrong whatever the network is, before one is loaded; return the classes."""
-    from nrm_graph import cluster, precision, pruning, units
+    from nrm_graph import cluster, precision, pruning
+    from nrm_graph.network import units
     from nrm_graph.store.files import local_path
     from nrm_graph.store.place import check_place
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph import rules
 from nrm_graph.errors import CompositeError, StoreError
-from nrm_graph.operations import WEIGH
+from nrm_graph.network.ir.operations import WEIGH
 from nrm_graph.rules import (
     AlphaBeta,
     Epsilon,
@@ -26,8 +26,8 @@ from nrm_graph.rules import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.rules.base import Rule
-    from nrm_graph.topology import LayerInfo, Topology
 
 __all__ = [
     "NAMED",

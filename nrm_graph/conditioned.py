@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 from nrm_graph.clauses import Literal
 from nrm_graph.edges import edge_tables
-from nrm_graph.execution import exact
+from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.network.topology import ENDS
 from nrm_graph.propagate import relevance_pass
 from nrm_graph.reach import reach
 from nrm_graph.states import repeated
-from nrm_graph.topology import ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,13 +18,13 @@ from nrm_graph.circuits.group import group
 from nrm_graph.clauses import expand
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events import Event, checked
+from nrm_graph.network.topology import PRUNED
 from nrm_graph.precision import rounded
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store import conditions
 from nrm_graph.store.manifest import MAX_ERROR
 from nrm_graph.store.schema import EDGES, NODES, Record
 from nrm_graph.store.writer import Writer
-from nrm_graph.topology import PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from nrm_graph.blocks import Block, merged
-from nrm_graph.convolution import Convolution
 from nrm_graph.errors import InputError
-from nrm_graph.linear import Dense
+from nrm_graph.network.maps.convolution import Convolution
+from nrm_graph.network.maps.linear import Dense
 from nrm_graph.plan import Columns, along, columns
 from nrm_graph.pruning import select
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.convolution import Triples
-    from nrm_graph.linear import Map
+    from nrm_graph.network.maps.convolution import Triples
+    from nrm_graph.network.maps.linear import Map
     from nrm_graph.plan import Plan
 
 MAX_TRIPLES = 60_000_000
@@ -40,7 +40,7 @@ CHUNK = 1 << 22
 class Piece(NamedTuple):
     """A term of one sample: x' and w', ``factor = scale / d``, ``s``, and the transpose of s.
 
-    Tensors are native values of a batch of one (see :mod:`nrm_graph.batching`).
+    Tensors are native values of a batch of one (see :mod:`nrm_graph.network.ir.batch_axis`).
     """
 
     x: Tensor

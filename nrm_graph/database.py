@@ -12,13 +12,13 @@ from nrm_graph import lookups
 from nrm_graph.circuits.methods import Circuits
 from nrm_graph.condition_methods import Conditions
 from nrm_graph.errors import InputError, QueryError, StoreError
+from nrm_graph.network.targets import stored_outputs
+from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
+from nrm_graph.network.units import resolve
 from nrm_graph.store import settings
 from nrm_graph.store.conditions import read_conditions
 from nrm_graph.store.files import local_path
 from nrm_graph.store.reader import Snapshot, layers_table
-from nrm_graph.targets import stored_outputs
-from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
-from nrm_graph.units import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import torch
 
     from nrm_graph.exact import Measure
-    from nrm_graph.forms import Inputs
+    from nrm_graph.network.ir.input_spec import Inputs
+    from nrm_graph.network.targets import Outputs, Sought
+    from nrm_graph.network.units import Partition
     from nrm_graph.store.calls import Call
     from nrm_graph.store.conditions import Condition
     from nrm_graph.store.relation import Relation
     from nrm_graph.store.sql import Engine
-    from nrm_graph.targets import Outputs, Sought
-    from nrm_graph.units import Partition
     from nrm_graph.verify.report import Report
 
 

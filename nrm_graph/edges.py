@@ -25,15 +25,15 @@ from nrm_graph.contributions import (
     triple_blocks,
     vector_blocks,
 )
-from nrm_graph.execution import exact
 from nrm_graph.gathered import down_blocks, probe_blocks, set_blocks, up_blocks
-from nrm_graph.linear import Jacobian
+from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.network.maps.linear import Jacobian
+from nrm_graph.network.topology import BIAS, PRUNED, REMAINDER, STABILIZER
 from nrm_graph.plan import mode
 from nrm_graph.pruning import prune
 from nrm_graph.reach import reach
 from nrm_graph.rows import edge_rows, node_columns, node_rows
 from nrm_graph.sums import mean_activations, regular, unit_sums
-from nrm_graph.topology import BIAS, PRUNED, REMAINDER, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.clauses import Clause
-    from nrm_graph.linear import Weighing
+    from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.plan import Plan
     from nrm_graph.rules.base import Flow
     from nrm_graph.states import State

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.units import Partition
+    from nrm_graph.network.units import Partition
 
 
 class Event:

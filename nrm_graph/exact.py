@@ -15,9 +15,9 @@ from nrm_graph.between import Between, neuron_batches, neuron_table
 from nrm_graph.errors import EventError, InputError
 from nrm_graph.events import Event, Layer, NeuronSet
 from nrm_graph.joint import Groups
+from nrm_graph.network.units import partition
 from nrm_graph.plan import plan
 from nrm_graph.pruning import check
-from nrm_graph.units import partition
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from nrm_graph.answers import Paths
-    from nrm_graph.topology import LayerInfo
-    from nrm_graph.units import Partition
+    from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.network.units import Partition
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +79,7 @@ class Measure(Algebra):
             Name or alias.
         by : str or array_like of int
             ``unit`` sums over the units of the measure's resolution; ``neuron`` gives every
-            neuron; or any resolution or partition, see :func:`nrm_graph.units.partition`.
+            neuron; or any resolution or partition, see :func:`nrm_graph.network.units.partition`.
 
         Returns
         -------

@@ -14,14 +14,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import cluster, composites, described, pruning, states, units
+from nrm_graph import cluster, composites, described, pruning, states
 from nrm_graph.boundary import translated
 from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NrmError
-from nrm_graph.forms import form, in_order, precision
 from nrm_graph.loaders import Ended, refusal
-from nrm_graph.modules import plain
+from nrm_graph.network import units
+from nrm_graph.network.ir.input_spec import form, in_order, precision
+from nrm_graph.network.targets import asked_for, outputs_of
+from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.numbering import first_item
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits
@@ -36,15 +38,14 @@ from nrm_graph.store.manifest import is_text
 from nrm_graph.store.place import check_place
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.writer import Writer
-from nrm_graph.targets import asked_for, outputs_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from nrm_graph.composites import Composite
-    from nrm_graph.outputs import Choice
+    from nrm_graph.network.targets import Outputs
+    from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.states import Network
-    from nrm_graph.targets import Outputs
 
 
 @translated("extracting")

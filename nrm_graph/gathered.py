@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.batching import BatchAxis
     from nrm_graph.blocks import Block
-    from nrm_graph.linear import Map, Spread
+    from nrm_graph.network.ir.batch_axis import BatchAxis
+    from nrm_graph.network.maps.linear import Map, Spread
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

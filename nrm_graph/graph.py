@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import networkx as nx
 import numpy as np
 
-from nrm_graph import unit_names
 from nrm_graph.errors import InputError
-from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.network import unit_names
+from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from nrm_graph.topology import Topology
+    from nrm_graph.network.topology import Topology
 
 
 def check_top(top: object) -> None:

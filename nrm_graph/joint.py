@@ -19,7 +19,7 @@ import torch
 
 from nrm_graph.clauses import Literal
 from nrm_graph.conditioned import arrived, per_pass
-from nrm_graph.execution import exact
+from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagate import relevance_pass
 from nrm_graph.reach import reach
 from nrm_graph.states import repeated

@@ -14,8 +14,8 @@ import torch
 
 from nrm_graph.blocks import Block, merged
 from nrm_graph.contributions import CHUNK
-from nrm_graph.convolution import Convolution
-from nrm_graph.linear import Dense
+from nrm_graph.network.maps.convolution import Convolution
+from nrm_graph.network.maps.linear import Dense
 from nrm_graph.routing import carry
 from nrm_graph.states import awake, flow
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.linear import Weighing
+    from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.reach import Reach
     from nrm_graph.states import Network, State
 

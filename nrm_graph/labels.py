@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from nrm_graph import states
-from nrm_graph.execution import resolve
-from nrm_graph.operations import MAX_POOL
+from nrm_graph.network.ir.interpreter import resolve
+from nrm_graph.network.ir.operations import MAX_POOL
 from nrm_graph.routing import carry
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from nrm_graph.network.units import Partition
     from nrm_graph.states import Network
-    from nrm_graph.units import Partition
 
 
 def offsets(partitions: Sequence[Partition]) -> Any:

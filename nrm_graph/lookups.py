@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
-from nrm_graph.weighted import order
+from nrm_graph.network.weighted_targets import order
 
 if TYPE_CHECKING:
     from nrm_graph.database import Database
-    from nrm_graph.targets import Sought
+    from nrm_graph.network.targets import Sought
 
 
 def pair(db: Database, key: str | int, target: Sought | None = None) -> int:

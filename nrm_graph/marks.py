@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.operations import function
-from nrm_graph.program import Batch, Ref, Weight
+from nrm_graph.network.ir.operations import function
+from nrm_graph.network.ir.program import Batch, Ref, Weight
 from nrm_graph.routing import carry, pads_constant
 
 if TYPE_CHECKING:
-    from nrm_graph.program import Node
+    from nrm_graph.network.ir.program import Node
     from nrm_graph.states import State
 
 PADDING, MASKED, MADE = "padding", "masked", "constant"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph import slices
-from nrm_graph.execution import exact
-from nrm_graph.operations import MAX_POOL, SAME
+from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.network.ir.operations import MAX_POOL, SAME
 from nrm_graph.propagate import only
 from nrm_graph.routing import carry
 from nrm_graph.states import flow, repeated

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nrm_graph.kernel_edges import origins
-from nrm_graph.linear import Dense
+from nrm_graph.network.maps.linear import Dense
 from nrm_graph.slices import sliceable
 from nrm_graph.states import flow
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.convolution import Convolution
+    from nrm_graph.network.maps.convolution import Convolution
     from nrm_graph.states import State
 
 AT_ONCE = 1 << 20

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.flags import counted, listed
+from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.network.unit_names import unit_name
 from nrm_graph.store.schema import LAYERS, TABLES
-from nrm_graph.topology import PSEUDO_UNITS
-from nrm_graph.unit_names import unit_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

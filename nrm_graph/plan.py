@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.convolution import Convolution
 from nrm_graph.labels import offsets, unit_labels
-from nrm_graph.linear import Dense, Jacobian, Left, Right, Scale, Spread
-from nrm_graph.window import Window
+from nrm_graph.network.maps.average_pooling import Window
+from nrm_graph.network.maps.convolution import Convolution
+from nrm_graph.network.maps.linear import Dense, Jacobian, Left, Right, Scale, Spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.linear import Map, Weighing
+    from nrm_graph.network.maps.linear import Map, Weighing
+    from nrm_graph.network.units import Partition
     from nrm_graph.pruning import Limit
     from nrm_graph.states import Network, State
-    from nrm_graph.units import Partition
 
     Labels = npt.NDArray[np.signedinteger[Any]]
     Mode = tuple[str, Labels, Labels] | tuple[str, Labels, Labels, bool] | None

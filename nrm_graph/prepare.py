@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import composites, states, unit_names, units
+from nrm_graph import composites, states
 from nrm_graph.boundary import translated
 from nrm_graph.conditioned import MEMORY
-from nrm_graph.constants import HALF
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
-from nrm_graph.forms import arranged, candidates, form, in_order, precision
-from nrm_graph.modules import plain
-from nrm_graph.program import Program
-from nrm_graph.targets import outputs_of
-from nrm_graph.tracing import trace
+from nrm_graph.network import unit_names, units
+from nrm_graph.network.ir.input_spec import arranged, candidates, form, in_order, precision
+from nrm_graph.network.ir.program import Program
+from nrm_graph.network.targets import outputs_of
+from nrm_graph.network.tracing.constant_folding import HALF
+from nrm_graph.network.tracing.torch_modules import plain
+from nrm_graph.network.tracing.trace import trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.composites import Composite
-    from nrm_graph.forms import Inputs, Names
-    from nrm_graph.outputs import Choice
+    from nrm_graph.network.ir.input_spec import Inputs, Names
+    from nrm_graph.network.targets import Outputs
+    from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.states import Network
-    from nrm_graph.targets import Outputs
 
 
 Target = str | int | tuple[Any, ...] | Mapping[Any, float]
@@ -132,7 +133,8 @@ def measure(
     composite : str or Composite
         Rules, by name or built with :mod:`nrm_graph.composites`.
     resolution : str or mapping
-        Units of the tables, see :func:`nrm_graph.units.resolve`.  Events do not depend on it.
+        Units of the tables, see :func:`nrm_graph.network.units.resolve`.  Events do not depend on
+        it.
     dtype : "float32", "float64" or None
         Precision of the pass; None keeps the model's, or takes float32 below that.
     device : str or torch.device

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.execution import own_precision
+from nrm_graph.network.ir.interpreter import own_precision
+from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.routing import send
 from nrm_graph.states import State, flow
-from nrm_graph.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -79,7 +79,7 @@ def relevance_pass(
         Called like ``visit``; where it answers True, the walks end there (and still count).
     weigh : callable, optional
         Takes the place of the step through a weighing operation: given its name and relevance
-        (laid out as the network does, see :mod:`nrm_graph.batching`),
+        (laid out as the network does, see :mod:`nrm_graph.network.ir.batch_axis`),
         it yields operands and their relevance.  Absorbed shares are left to it, and are no
         part of the outcome.
     """

@@ -15,13 +15,13 @@ import numpy as np
 
 from nrm_graph.blocks import Block, merged
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.topology import PRUNED
+from nrm_graph.network.topology import PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from nrm_graph.topology import EdgeGroup, Topology
-    from nrm_graph.units import Partition
+    from nrm_graph.network.topology import EdgeGroup, Topology
+    from nrm_graph.network.units import Partition
 
 GROUP_BUDGET = 2_000_000
 """``auto`` keeps every edge of a group of layers that has at most this many."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.execution import exact
+from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagate import lowest_pass, only
 from nrm_graph.routing import carry
 from nrm_graph.states import flow

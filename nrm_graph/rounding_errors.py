@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from nrm_graph.conditioned import nodes
-from nrm_graph.execution import exact
 from nrm_graph.joint import Groups, joint
+from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagate import lowest_pass, relevance_pass
 from nrm_graph.states import in_precision, seed
 

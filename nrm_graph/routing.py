@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.execution import resolve
-from nrm_graph.operations import MAX_POOL, SAME, function
-from nrm_graph.program import Batch, Ref, Weight
+from nrm_graph.network.ir.interpreter import resolve
+from nrm_graph.network.ir.operations import MAX_POOL, SAME, function
+from nrm_graph.network.ir.program import Batch, Ref, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
-    from nrm_graph.program import Node
+    from nrm_graph.network.ir.program import Node
 
 MASKED = "aten.masked_fill.Scalar"
 

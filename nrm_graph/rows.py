@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.topology import BIAS, REMAINDER, STABILIZER
+from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,14 +12,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from nrm_graph import input_labels, loaders
 from nrm_graph.errors import InputError
-from nrm_graph.forms import arranged
 from nrm_graph.loaders import STREAM, Ended, reason
+from nrm_graph.network.ir.input_spec import arranged
 from nrm_graph.store.schema import content_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from nrm_graph.forms import Form
+    from nrm_graph.network.ir.input_spec import Form
 
 _RESERVED = ("input", "key", "label")
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from nrm_graph.operations import MAX_POOL, NON_NEGATIVE, ROUTE, SAME, ZERO_AT_ZERO
-from nrm_graph.program import Weight, passive
+from nrm_graph.network.ir.operations import MAX_POOL, NON_NEGATIVE, ROUTE, SAME, ZERO_AT_ZERO
+from nrm_graph.network.ir.program import Weight, passive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from nrm_graph.layers import Layout
-    from nrm_graph.program import Node, Program
+    from nrm_graph.network.ir.program import Node, Program
+    from nrm_graph.network.layout import Layout
     from nrm_graph.rules.base import Rule
 
 _RECTIFIERS = frozenset({"aten.relu.default", "aten.relu6.default"})

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from nrm_graph.convolution import Convolution
+from nrm_graph.network.maps.convolution import Convolution
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nrm_graph.linear import Map
+    from nrm_graph.network.maps.linear import Map
 
 
 def sliceable(kind: Map, down: bool = False) -> bool:

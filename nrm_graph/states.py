@@ -11,23 +11,23 @@ import torch
 
 from nrm_graph import signs
 from nrm_graph.errors import InputError
-from nrm_graph.execution import exact, resolve
-from nrm_graph.forms import fitting
-from nrm_graph.layers import Layout, layout
-from nrm_graph.linear import Moving
 from nrm_graph.marks import track
-from nrm_graph.operations import MAX_POOL, function
-from nrm_graph.program import Weight, passive
+from nrm_graph.network.ir.input_spec import fitting
+from nrm_graph.network.ir.interpreter import exact, resolve
+from nrm_graph.network.ir.operations import MAX_POOL, function
+from nrm_graph.network.ir.program import Weight, passive
+from nrm_graph.network.layout import Layout, layout
+from nrm_graph.network.maps.linear import Moving
 from nrm_graph.rules.base import Decisions, Flow, Signs, evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nrm_graph.batching import BatchAxis
     from nrm_graph.composites import Composite
-    from nrm_graph.forms import Inputs
-    from nrm_graph.linear import Weighing
-    from nrm_graph.program import Node, Program
+    from nrm_graph.network.ir.batch_axis import BatchAxis
+    from nrm_graph.network.ir.input_spec import Inputs
+    from nrm_graph.network.ir.program import Node, Program
+    from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.rules.base import Group, Rule
 
 
@@ -62,7 +62,7 @@ class Network:
 
     @functools.cached_property
     def passive(self) -> frozenset[str]:
-        """Values that carry no relevance, see :func:`nrm_graph.program.passive`."""
+        """Values that carry no relevance, see :func:`nrm_graph.network.ir.program.passive`."""
         return passive(self.program)
 
     @functools.cached_property

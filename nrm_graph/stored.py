@@ -12,22 +12,22 @@ import torch
 from nrm_graph import composites, states
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError, NrmError, StoreError, first_line
-from nrm_graph.execution import settle_threads
-from nrm_graph.forms import Form, precision
+from nrm_graph.network.ir.input_spec import Form, precision
+from nrm_graph.network.ir.interpreter import settle_threads
+from nrm_graph.network.ir.program import Program, from_json
+from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
+from nrm_graph.network.targets import outputs_of, stored_outputs
 from nrm_graph.prepare import check_options, device_of, from_network
-from nrm_graph.program import Program, from_json
 from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
 from nrm_graph.store.schema import content_of
-from nrm_graph.targets import outputs_of, stored_outputs
-from nrm_graph.vetting import PROBLEMS, SHOWN, vet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
-    from nrm_graph.forms import Inputs
+    from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.states import Network
 
 # Two float32 forward runs of one network differ by the order of their sums: by about 1e-6 of the

@@ -27,8 +27,8 @@ from nrm_graph.answers import Path, Paths
 from nrm_graph.beam import Beam, Level, Outcome, Prefix
 from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.errors import InputError
-from nrm_graph.execution import exact
 from nrm_graph.mass import mass, mass_of_channels
+from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagate import only, relevance_pass, shares_of
 from nrm_graph.reach import reach
 from nrm_graph.slices import sliceable
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from nrm_graph.beam import Floats, Units
     from nrm_graph.clauses import Clause
     from nrm_graph.exact import Measure
+    from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.states import State
-    from nrm_graph.topology import LayerInfo, Topology
 
 BEAM = (256, 4096)
 """Least and most prefixes that are carried on from every layer by default."""
@@ -103,7 +103,7 @@ def strongest(
         smaller the layers are.  A wider one takes longer where it is filled, and certifies more.
     by : str or mapping of layer name to str or array
         ``unit`` for the measure's units; or a resolution, or a choice for some of the layers, see
-        :func:`nrm_graph.units.partition`.
+        :func:`nrm_graph.network.units.partition`.
     progress : bool
         Show a bar on a terminal.
 

@@ -20,7 +20,7 @@ import numpy as np
 from nrm_graph.answers import Path, Paths
 from nrm_graph.completions import NEGATIVE, POSITIVE, Steps, parts, sweep
 from nrm_graph.errors import EventError, InputError
-from nrm_graph.execution import exact
+from nrm_graph.network.ir.interpreter import exact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

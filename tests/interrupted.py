@@ -57,7 +57,7 @@ def program():
     """The traced network: tracing it takes ten times as long as all the rest."""
     import torch
 
-    from nrm_graph.tracing import trace
+    from nrm_graph.network.tracing.trace import trace
 
     return trace(network(), torch.zeros(1, 6, 6))
 

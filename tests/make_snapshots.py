@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torchvision
 
-from nrm_graph.layers import layout
-from nrm_graph.tracing import trace
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.trace import trace
 
 FOLDER = Path(__file__).parent / "snapshots"
 NETWORKS = ("vgg16", "resnet18", "densenet121", "vit_b_16", "swin_t")

@@ -7,7 +7,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import extraction
-from nrm_graph.tracing import trace
+from nrm_graph.network.tracing.trace import trace
 
 torch.manual_seed(0)
 NET = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).eval().requires_grad_(False)

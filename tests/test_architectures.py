@@ -75,7 +75,7 @@ def case(request):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_program_is_the_network(name):
-    from nrm_graph.execution import run
+    from nrm_graph.network.ir.interpreter import run
 
     xs = inputs(name)
     with torch.no_grad():

@@ -12,12 +12,15 @@ from torch import nn
 from traced import same
 
 import nrm_graph as ng
-from nrm_graph import composites, operations, states, taps, units
+from nrm_graph import composites, states
 from nrm_graph.edges import edge_tables
 from nrm_graph.errors import TraceError
+from nrm_graph.network import units
+from nrm_graph.network.ir import operations
+from nrm_graph.network.maps import interpolation
+from nrm_graph.network.tracing.trace import trace
 from nrm_graph.plan import plan
 from nrm_graph.rules import Epsilon
-from nrm_graph.tracing import trace
 
 
 class Between(nn.Module):
@@ -188,10 +191,10 @@ def test_whole_numbers_may_be_negative():
 
 @pytest.mark.parametrize("scales", [None, [1.7, 2.5]])
 def test_taps_of_interpolations_are_found_piece_by_piece(monkeypatch, scales):
-    monkeypatch.setattr(taps, "_UNITS", 8)
+    monkeypatch.setattr(interpolation, "_UNITS", 8)
     call = operations.function("aten.upsample_bilinear2d.vec")
     size = None if scales else [7, 5]
-    found, weights = taps.taps(call, (5, 4), size, [False], scales)
+    found, weights = interpolation.taps(call, (5, 4), size, [False], scales)
     x = batch(1, 2, 5, 4)
     torch.testing.assert_close(found.apply(x, weights), call(x, size, False, scales))
 
@@ -199,7 +202,7 @@ def test_taps_of_interpolations_are_found_piece_by_piece(monkeypatch, scales):
 def test_an_interpolation_of_absurd_length_is_refused():
     call = operations.function("aten.upsample_linear1d.vec")
     with pytest.raises(TraceError, match="too long"):
-        taps.taps(call, (200_000,), [400_000], [False], None)
+        interpolation.taps(call, (200_000,), [400_000], [False], None)
 
 
 class Padded(nn.Module):

@@ -24,8 +24,8 @@ from test_properties import (
 )
 
 import nrm_graph as ng
-from nrm_graph import units
 from nrm_graph.answers import Conditional
+from nrm_graph.network import units
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.marks import plain
-from nrm_graph.tracing import trace
+from nrm_graph.network.tracing.trace import trace
 
 
 def sums_agree(m):

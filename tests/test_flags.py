@@ -16,10 +16,10 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph import composites, flags, overview, states
 from nrm_graph.cli import main
+from nrm_graph.network.tracing.trace import trace
 from nrm_graph.plots import plot_circuit, plot_flow, plot_heatmap, plot_report, plot_subgraph
 from nrm_graph.prepare import from_network
 from nrm_graph.store.writer import Writer
-from nrm_graph.tracing import trace
 from tests import tiny_stores
 
 X = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)

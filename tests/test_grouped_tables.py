@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import units
+from nrm_graph.network import units
 
 torch.set_num_threads(1)
 

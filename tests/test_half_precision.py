@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.constants import LOWEST
-from nrm_graph.layers import layout
-from nrm_graph.tracing import trace
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.constant_folding import LOWEST
+from nrm_graph.network.tracing.trace import trace
 
 HALF = (torch.bfloat16, torch.float16)
 KEEP = torch.tensor([[1, 1, 1, 0, 0]])

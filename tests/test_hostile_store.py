@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, stored, vetting
-from nrm_graph.program import from_json
+from nrm_graph import cli, stored
+from nrm_graph.network.ir import validation
+from nrm_graph.network.ir.program import from_json
 
 
 def network():
@@ -295,7 +296,7 @@ def test_deep_arguments(path, capsys):
 
 
 def test_a_million_nodes(path, capsys, monkeypatch):
-    monkeypatch.setattr(vetting, "MAX_NODES", 1000)
+    monkeypatch.setattr(validation, "MAX_NODES", 1000)
 
     def many(graph):
         last = graph["nodes"][-1]
@@ -313,7 +314,7 @@ def test_a_million_nodes(path, capsys, monkeypatch):
 
 
 def test_many_large_values_are_refused_together(path, capsys, monkeypatch):
-    monkeypatch.setattr(vetting, "MAX_TOTAL", 50)
+    monkeypatch.setattr(validation, "MAX_TOTAL", 50)
     refused(path, "needs more than 50 numbers", capsys)
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import forms, states
+from nrm_graph import states
 from nrm_graph.composites import get
+from nrm_graph.network.ir import input_spec
+from nrm_graph.network.tracing.trace import trace
 from nrm_graph.samples import items
 from nrm_graph.store import settings
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.schema import content_hash, content_of
-from nrm_graph.tracing import trace
 
 
 class Two(nn.Module):
@@ -349,7 +350,7 @@ def test_stores_of_one_input_say_nothing_of_inputs(tmp_path):
 
 
 def test_whole_numbers_keep_their_type():
-    form = forms.Form(("ids", "x"), ((3,), (2,)), ("int64", "float"))
+    form = input_spec.Form(("ids", "x"), ((3,), (2,)), ("int64", "float"))
     ids, x = form.samples(
         (torch.tensor([1, 2, 3], dtype=torch.int32), torch.ones(2)), torch.float64
     )
@@ -357,7 +358,7 @@ def test_whole_numbers_keep_their_type():
     assert form.samples((ids, torch.tensor([1, 2])), torch.float32)[1].dtype == torch.float32
     with pytest.raises(ng.InputError, match=r"'ids' takes whole numbers.*found torch.float32"):
         form.samples((torch.ones(3), torch.ones(2)), torch.float32)
-    masks = forms.Form(("mask",), ((3,),), ("bool",))
+    masks = input_spec.Form(("mask",), ((3,),), ("bool",))
     assert masks.samples(torch.tensor([0, 1, 1]), torch.float32)[0].dtype == torch.bool
     with pytest.raises(ng.InputError, match="0 and 1"):
         masks.samples(torch.tensor([0, 1, 2]), torch.float32)
@@ -367,9 +368,9 @@ def test_whole_numbers_keep_their_type():
 
 def test_a_network_says_by_itself_what_it_takes():
     ids, pixels, x = torch.tensor([1, 2]), torch.zeros(2, dtype=torch.uint8), torch.ones(2)
-    kinds = [[t.dtype for t in found] for found in forms.candidates((ids,), torch.empty(0))]
+    kinds = [[t.dtype for t in found] for found in input_spec.candidates((ids,), torch.empty(0))]
     assert kinds == [[torch.float32], [torch.int64]]
-    kinds = [[t.dtype for t in f] for f in forms.candidates((ids, pixels, x), torch.empty(0))]
+    kinds = [[t.dtype for t in f] for f in input_spec.candidates((ids, pixels, x), torch.empty(0))]
     assert kinds[0] == [torch.int64, torch.float32, torch.float32]
     assert kinds[1] == [torch.float32] * 3
-    assert len(list(forms.candidates((x, x), torch.empty(0)))) == 1
+    assert len(list(input_spec.candidates((x, x), torch.empty(0)))) == 1

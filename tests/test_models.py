@@ -5,10 +5,11 @@ import torch
 import torchvision
 
 import nrm_graph as ng
-from nrm_graph import composites, states, units
-from nrm_graph.execution import run
-from nrm_graph.layers import layout
-from nrm_graph.tracing import trace
+from nrm_graph import composites, states
+from nrm_graph.network import units
+from nrm_graph.network.ir.interpreter import run
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.trace import trace
 
 SIZES = {
     "vgg16": 32,

@@ -285,8 +285,8 @@ def test_what_other_libraries_raise_becomes_an_error_of_this_package():
 
 
 def test_a_defect_of_this_package_says_so(monkeypatch):
-    from nrm_graph import tracing
+    from nrm_graph.network.tracing import trace
 
-    monkeypatch.setattr(tracing, "prune", lambda program: program.nodes["no such key"])
+    monkeypatch.setattr(trace, "prune", lambda program: program.nodes["no such key"])
     with pytest.raises(ng.NrmError, match=r"tracing failed, with TypeError|defect of nrm_graph"):
         ng.trace(mlp(), X)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import nrm_graph as ng
 from nrm_graph import maxplus, slices
-from nrm_graph.convolution import Convolution
 from nrm_graph.mass import mass
+from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.unit_paths import strongest as strongest_units
 from nrm_graph.walks import strongest as strongest_walks
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
+from nrm_graph.network.topology import REMAINDER
 from nrm_graph.plots import plot_report, plot_subgraph
-from nrm_graph.topology import REMAINDER
 
 
 class Attention(nn.Module):

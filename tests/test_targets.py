@@ -10,8 +10,8 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import arguments, cli
-from nrm_graph.targets import Outputs
-from nrm_graph.tracing import trace
+from nrm_graph.network.targets import Outputs
+from nrm_graph.network.tracing.trace import trace
 
 LONE = Outputs((("", (4,)),))
 GRID = Outputs((("", (5, 4)),))

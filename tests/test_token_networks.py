@@ -14,7 +14,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import cli, expressions, sources
-from nrm_graph.tracing import trace
+from nrm_graph.network.tracing.trace import trace
 
 
 class Model(nn.Module):

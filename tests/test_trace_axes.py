@@ -10,7 +10,7 @@ from torch import nn
 from traced import kinds, same
 
 import nrm_graph as ng
-from nrm_graph.tracing import trace
+from nrm_graph.network.tracing.trace import trace
 
 pytestmark = pytest.mark.slow
 

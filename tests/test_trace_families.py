@@ -9,9 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from nrm_graph.execution import run
-from nrm_graph.layers import layout
-from nrm_graph.tracing import trace
+from nrm_graph.network.ir.interpreter import run
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.trace import trace
 
 SIZES = {
     "alexnet": 64,

@@ -11,10 +11,10 @@ from test_trace_operations import build, fc, rows
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import elementwise
-from nrm_graph.program import from_json, passive
-from nrm_graph.tracing import trace
-from nrm_graph.vetting import vet
+from nrm_graph.network.ir import elementwise
+from nrm_graph.network.ir.program import from_json, passive
+from nrm_graph.network.ir.validation import vet
+from nrm_graph.network.tracing.trace import trace
 
 
 @pytest.fixture(scope="module")

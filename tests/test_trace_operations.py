@@ -10,8 +10,8 @@ from torch import nn
 from traced import kinds, same, sources
 
 import nrm_graph as ng
-from nrm_graph.layers import layout
-from nrm_graph.tracing import trace
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.trace import trace
 
 
 def build(how, **modules):

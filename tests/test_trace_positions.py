@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import nrm_graph as ng
-from nrm_graph.tracing import trace
+from nrm_graph.network.tracing.trace import trace
 
 SIZES = {
     "vocab_size": 20,

@@ -9,8 +9,8 @@ from torch import nn
 from traced import kinds, same
 
 import nrm_graph as ng
-from nrm_graph import tracing
-from nrm_graph.layers import layout
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing import trace
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_relevance_runs_through_time():
 
 
 def test_very_long_sequences_are_refused(monkeypatch):
-    monkeypatch.setattr(tracing, "MAX_STEPS", 9)
+    monkeypatch.setattr(trace, "MAX_STEPS", 9)
     model = build(last, rnn=nn.GRU(4, 3, 2, batch_first=True), fc=fc(3))
     with pytest.raises(ng.TraceError, match=r"gru would be unrolled into 10 steps, expected at mo"):
-        tracing.trace(model, rows(5, 4)[0])
+        trace.trace(model, rows(5, 4)[0])

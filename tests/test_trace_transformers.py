@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import nrm_graph as ng
-from nrm_graph.layers import layout
-from nrm_graph.tracing import trace
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.trace import trace
 
 
 def gpt2():
@@ -156,7 +156,7 @@ def test_ids_without_batch_axis_and_a_choice_of_outputs():
 
 
 def test_a_token_id_out_of_range_is_refused_when_run():
-    from nrm_graph.execution import run
+    from nrm_graph.network.ir.interpreter import run
 
     ids = torch.full((1, 5), 20)
     with pytest.raises(ng.InputError, match="a token id is 20, but the embedding has 20 rows"):

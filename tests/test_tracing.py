@@ -10,10 +10,10 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import composites, states
-from nrm_graph.execution import run
-from nrm_graph.layers import layout
-from nrm_graph.program import from_json
-from nrm_graph.tracing import trace
+from nrm_graph.network.ir.interpreter import run
+from nrm_graph.network.ir.program import from_json
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.trace import trace
 
 TINY = 1e-13
 

@@ -15,14 +15,15 @@ from small import NET, X, extract, program, rows
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import overview, states, weighted
+from nrm_graph import overview, states
 from nrm_graph.evaluate import faithfulness
 from nrm_graph.export import write_graph
+from nrm_graph.network import weighted_targets
+from nrm_graph.network.targets import Outputs, asked_for
 from nrm_graph.plots import plot_circuit, plot_references
 from nrm_graph.store.compaction import compact
 from nrm_graph.store.manifest import WEIGHTED_VERSION
 from nrm_graph.store.schema import input_id
-from nrm_graph.targets import Outputs, asked_for
 
 DIFFERENCE = {0: 1, 1: -1}
 TEXT = '{"0":1.0,"1":-1.0}'
@@ -108,7 +109,7 @@ def test_what_is_asked_for_is_plain():
     with pytest.raises(ng.InputError, match="cancel"):
         grid.aim({(-1, 65): 1, 465: -1})
     assert grid.text('{"464":1.0,"465":-1.0}') == "{(4, 64): 1, (4, 65): -1}"
-    assert grid.text(weighted.text_of(dict.fromkeys(range(9), 0.5))).endswith(", 5 more}")
+    assert grid.text(weighted_targets.text_of(dict.fromkeys(range(9), 0.5))).endswith(", 5 more}")
     assert lone.text(TEXT, ["a", "b", "c", "d"]) == "{0 (a): 1, 1 (b): -1}"
 
 
@@ -124,7 +125,7 @@ def test_what_is_asked_for_is_plain():
 )
 def test_only_the_one_text_of_weights_is_read(db, text):
     with pytest.raises(ng.InputError, match="is not how a store names weights"):
-        weighted.weights_of(text)
+        weighted_targets.weights_of(text)
     with pytest.raises(ng.InputError):
         db.measure("k0", target=text)
     with pytest.raises(ng.InputError):
@@ -150,7 +151,7 @@ def test_one_row_an_input_whose_target_is_null(db):
 
 @pytest.mark.parametrize("target", [DIFFERENCE, {2: 0.5, 3: -2.0}])
 def test_stored_tables_are_the_measures_own(db, target):
-    text = weighted.text_of(target)
+    text = weighted_targets.text_of(target)
     for i in range(8):
         m = ng.measure(program(), X[i], target=target, composite="epsilon")
         identity = input_id(f"k{i}", text)
@@ -237,8 +238,8 @@ def test_places_and_what_each_input_has_of_its_own(tmp_path):
             best = 9 + int(net(row["input"])[0, 3].argmax())
             wanted = {
                 '{"0":-0.5,"11":1.0}',
-                weighted.text_of({3: -2.0, best: 1.0}),
-                weighted.text_of({3 + i: 1.0, 6: 1.0}),
+                weighted_targets.text_of({3: -2.0, best: 1.0}),
+                weighted_targets.text_of({3 + i: 1.0, 6: 1.0}),
             }
             found = db.sql("SELECT weights FROM inputs", inputs=[f"k{i}"]).fetchall()
             assert {text for (text,) in found} == wanted

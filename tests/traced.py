@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from nrm_graph.execution import run
-from nrm_graph.layers import layout
-from nrm_graph.outputs import chosen
-from nrm_graph.program import from_json
-from nrm_graph.tracing import trace
-from nrm_graph.vetting import vet
+from nrm_graph.network.ir.interpreter import run
+from nrm_graph.network.ir.program import from_json
+from nrm_graph.network.ir.validation import vet
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.output_choice import chosen
+from nrm_graph.network.tracing.trace import trace
 
 
 def same(model, inputs, output=None, tolerance=1e-12):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
-    from nrm_graph.topology import Topology
+    from nrm_graph.network.topology import Topology
 
 BLOCK_BYTES = 256 << 20
 """Values of all inputs of a group are read for as many edges at once as fit into this."""

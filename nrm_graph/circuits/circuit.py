@@ -15,7 +15,7 @@ from nrm_graph.circuits.group import facts_of, group
 from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, edge_sums
 from nrm_graph.circuits.source import source
 from nrm_graph.errors import InputError
-from nrm_graph.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
+from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.source import Source
     from nrm_graph.database import Database
     from nrm_graph.events import Event
-    from nrm_graph.targets import Sought
+    from nrm_graph.network.targets import Sought
 
 
 MOST = 999_999

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
-    from nrm_graph.targets import Sought
-    from nrm_graph.topology import Topology
+    from nrm_graph.network.targets import Sought
+    from nrm_graph.network.topology import Topology
 
 
 @dataclass(frozen=True, eq=False, repr=False)

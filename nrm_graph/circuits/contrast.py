@@ -24,7 +24,7 @@ from nrm_graph.circuits.chosen import (
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import Group, group, notes_of
 from nrm_graph.errors import InputError
-from nrm_graph.weighted import order
+from nrm_graph.network.weighted_targets import order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
-    from nrm_graph.targets import Sought
-    from nrm_graph.topology import Topology
-    from nrm_graph.weighted import Aim
+    from nrm_graph.network.targets import Sought
+    from nrm_graph.network.topology import Topology
+    from nrm_graph.network.weighted_targets import Aim
 
 _STATISTICS = ("mean_a", "mean_b", "stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from nrm_graph import flags
 from nrm_graph.errors import InputError
+from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.store.statement import chosen_inputs
-from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.database import Database
-    from nrm_graph.targets import Sought
-    from nrm_graph.weighted import Aim
+    from nrm_graph.network.targets import Sought
+    from nrm_graph.network.weighted_targets import Aim
 
 WEIGHTS = ("unit", "logit")
 
@@ -44,8 +44,8 @@ class Group:
     logits : ndarray of float64, (N,)
         Its value, or the weighted sum.
     weighted : tuple of str or None
-        Weights of the explained outputs, as :mod:`nrm_graph.weighted` writes them; empty where no
-        input has any.
+        Weights of the explained outputs, as :mod:`nrm_graph.network.weighted_targets` writes them;
+        empty where no input has any.
     """
 
     where: str | None

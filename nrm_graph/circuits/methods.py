@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.stability import Stability
     from nrm_graph.database import Database
     from nrm_graph.events import Event, NeuronSet
-    from nrm_graph.targets import Sought
+    from nrm_graph.network.targets import Sought
 
 
 class Circuits:

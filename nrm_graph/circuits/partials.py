@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.source import source
-from nrm_graph.topology import PRUNED
+from nrm_graph.network.topology import PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

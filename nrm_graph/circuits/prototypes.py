@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
-    from nrm_graph.targets import Sought
+    from nrm_graph.network.targets import Sought
 
 
 def prototypes(

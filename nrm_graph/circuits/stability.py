@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.database import Database
-    from nrm_graph.targets import Sought
+    from nrm_graph.network.targets import Sought
 
 MEANS_BYTES = 1 << 30
 """Means of all candidate edges in all resamples are kept in at most this."""

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from nrm_graph.errors import InputError
-from nrm_graph.execution import resolve
-from nrm_graph.operations import function
+from nrm_graph.network.ir.interpreter import resolve
+from nrm_graph.network.ir.operations import function
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.program import Node
+    from nrm_graph.network.ir.program import Node
+    from nrm_graph.network.units import Partition
     from nrm_graph.states import Network
-    from nrm_graph.units import Partition
 
 Change = Callable[[str, Any, Mapping[str, Any]], Any]
 """Takes a value's name, the value and all values before it; gives what is to stand there."""

@@ -37,8 +37,8 @@ from nrm_graph.evaluate.inputs import (
     trained_on,
     unablated,
 )
-from nrm_graph.targets import outputs_of
-from nrm_graph.topology import ENDS
+from nrm_graph.network.targets import outputs_of
+from nrm_graph.network.topology import ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     from nrm_graph.database import Database
     from nrm_graph.evaluate.inputs import Batch
     from nrm_graph.evaluate.ranking import Key, Ranking
+    from nrm_graph.network.targets import Outputs
+    from nrm_graph.network.topology import Topology
+    from nrm_graph.network.units import Partition
     from nrm_graph.states import Network
-    from nrm_graph.targets import Outputs
-    from nrm_graph.topology import Topology
-    from nrm_graph.units import Partition
 
 RIVALS = (RANDOM, "activation", "gradient_x_activation")
 

@@ -18,7 +18,7 @@ import torch
 from nrm_graph.edges import Tables
 from nrm_graph.evaluate.ablation import execute, outputs, place_of
 from nrm_graph.evaluate.inputs import logits_of
-from nrm_graph.linear import same
+from nrm_graph.network.maps.linear import same
 from nrm_graph.plan import plan
 from nrm_graph.rules.base import Group, Part, Rule, Signs
 from nrm_graph.states import forward
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.evaluate.inputs import Batch
-    from nrm_graph.linear import Weighing
+    from nrm_graph.network.maps.linear import Weighing
+    from nrm_graph.network.units import Partition
     from nrm_graph.states import Network
-    from nrm_graph.units import Partition
 
 Key = tuple[int, ...]
 """A layer id, or those of a pair (dst, src)."""

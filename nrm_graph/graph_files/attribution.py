@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.graph_files.flat import Flat, rows
-from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

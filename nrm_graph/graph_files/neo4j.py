@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
 from nrm_graph.graph_files.flat import Column, Flat, node_id, scalar
-from nrm_graph.topology import PSEUDO_UNITS
+from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

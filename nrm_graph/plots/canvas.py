@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
+from nrm_graph.network.unit_names import token_of
 from nrm_graph.plots.common import (
     HALO,
     NEGATIVE,
@@ -25,14 +26,13 @@ from nrm_graph.plots.common import (
     wrapped,
 )
 from nrm_graph.plots.strip import drawable
-from nrm_graph.unit_names import token_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
     from nrm_graph.exact import Measure
-    from nrm_graph.topology import LayerInfo
+    from nrm_graph.network.topology import LayerInfo
 
 _PALE = "#E4E4E4"
 _FONT = 6.5

@@ -14,7 +14,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from nrm_graph.errors import InputError
 from nrm_graph.flags import sentences
-from nrm_graph.topology import ENDS
+from nrm_graph.network.topology import ENDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,6 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from nrm_graph.errors import InputError
+from nrm_graph.network.topology import ENDS
+from nrm_graph.network.unit_names import token_axis
 from nrm_graph.plots import strip
 from nrm_graph.plots.common import (
     NEGATIVE,
@@ -30,15 +32,13 @@ from nrm_graph.plots.common import (
     total,
     wrapped,
 )
-from nrm_graph.topology import ENDS
-from nrm_graph.unit_names import token_axis
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
     from nrm_graph.exact import Measure
-    from nrm_graph.topology import LayerInfo
+    from nrm_graph.network.topology import LayerInfo
 
 _FEW = 32  # so many bars are drawn one by one, with numbers below
 _MANY = 1000  # maps of more positions may leave their strongest few beyond the scale

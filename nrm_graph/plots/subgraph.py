@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
 from nrm_graph.errors import InputError
+from nrm_graph.network.topology import PSEUDO_UNITS, REMAINDER
 from nrm_graph.plots.common import (
     CHARACTER,
     HALO,
@@ -27,7 +28,6 @@ from nrm_graph.plots.common import (
     wrapped,
 )
 from nrm_graph.plots.strip import drawable
-from nrm_graph.topology import PSEUDO_UNITS, REMAINDER
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping

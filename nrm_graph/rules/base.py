@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
-from nrm_graph.topology import BIAS, REMAINDER, STABILIZER
+from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
-    from nrm_graph.linear import Weighing
+    from nrm_graph.network.maps.linear import Weighing
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Rules for products of values and for the softmax, as transformers and gates have them.
 
-Each factor of a product is the other's weight (:mod:`nrm_graph.linear`), halved, so that
-:class:`~nrm_graph.rules.weighted.Epsilon` gives ``n / (2 z)`` to each: AttnLRP's rule for the
+Each factor of a product is the other's weight (:mod:`nrm_graph.network.maps.linear`), halved, so
+that :class:`~nrm_graph.rules.weighted.Epsilon` gives ``n / (2 z)`` to each: AttnLRP's rule for the
 products of attention (Achtibat et al. 2024).
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nrm_graph.errors import CompositeError
-from nrm_graph.linear import Scale, same
+from nrm_graph.network.maps.linear import Scale, same
 from nrm_graph.rules.base import Group, Part, Rule, Signs
 from nrm_graph.rules.weighted import Checked
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.linear import Weighing
+    from nrm_graph.network.maps.linear import Weighing
 
 
 PRODUCTS = ("product", "attention", "gate", "multiplication")

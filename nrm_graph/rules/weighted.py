@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from nrm_graph.errors import CompositeError
-from nrm_graph.linear import same
+from nrm_graph.network.maps.linear import same
 from nrm_graph.rules.base import Group, Part, Rule, Signs
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.linear import Weighing
+    from nrm_graph.network.maps.linear import Weighing
 
 
 def _bias(op: Weighing, zero_params: str | None = None) -> Tensor | None:

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.store.files import (
     parse_object,
     publish,
@@ -28,13 +29,12 @@ from nrm_graph.store.schema import (
     aim_of,
     input_id,
 )
-from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from nrm_graph.weighted import Aim
+    from nrm_graph.network.weighted_targets import Aim
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ERROR = 2000

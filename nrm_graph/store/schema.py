@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.weighted import Aim
+    from nrm_graph.network.weighted_targets import Aim
 
 FORMAT_VERSION = 1
 WEIGHTED_VERSION = 2
@@ -154,7 +154,7 @@ class Record:
     item : int or None
         Place in the data set, counted through all calls of an extraction; None if not known.
     weights : str or None
-        Weights of the explained outputs, as :mod:`nrm_graph.weighted` writes them.
+        Weights of the explained outputs, as :mod:`nrm_graph.network.weighted_targets` writes them.
     flags : tuple of str or None
         Names of what a reader must know, see :mod:`nrm_graph.flags`; None if not known.
     """

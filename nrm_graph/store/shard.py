@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.store import metadata
 from nrm_graph.store.files import HashingFile, remove_quietly
 from nrm_graph.store.manifest import (
@@ -43,7 +44,6 @@ from nrm_graph.store.schema import (
     parquet_options,
     tensor_bytes,
 )
-from nrm_graph.weighted import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from nrm_graph.weighted import Aim
+    from nrm_graph.network.weighted_targets import Aim
 
 MAX_FAILURES = 1000
 

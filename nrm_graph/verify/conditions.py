@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from nrm_graph.errors import StoreError
+from nrm_graph.network.topology import PRUNED
 from nrm_graph.store import conditions
-from nrm_graph.topology import PRUNED
 from nrm_graph.verify import conservation
 from nrm_graph.verify.files import BROKEN, check_identities, check_seal, left_over, read_shards
 from nrm_graph.verify.report import Within, pair_of

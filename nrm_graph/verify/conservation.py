@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.topology import PRUNED, PSEUDO_UNITS
+from nrm_graph.network.topology import PRUNED, PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

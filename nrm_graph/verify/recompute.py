@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nrm_graph import units
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NotRegistered, NrmError, StoreError, UndefinedConditional
+from nrm_graph.network import units
+from nrm_graph.network.ir.validation import PROBLEMS
+from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 from nrm_graph.plan import plan
 from nrm_graph.store.conditions import FOLDER
 from nrm_graph.sums import mean_activations
-from nrm_graph.topology import BIAS, REMAINDER, STABILIZER
 from nrm_graph.verify.report import Within, pair_of
-from nrm_graph.vetting import PROBLEMS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nrm_graph.exact import Measure
+    from nrm_graph.network.topology import Topology
     from nrm_graph.store.conditions import Condition
-    from nrm_graph.topology import Topology
     from nrm_graph.verify.report import Findings
 
 EPS = float(np.finfo(np.float32).eps)

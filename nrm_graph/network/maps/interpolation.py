@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.convolution import Triples
+    from nrm_graph.network.maps.convolution import Triples
 
 MAX_PAIRS = 1 << 31
 """Pairs of positions of one axis that are tried for an interpolation's taps."""

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from nrm_graph.batching import BatchAxis
 from nrm_graph.errors import TraceError, first_line
-from nrm_graph.operations import function
-from nrm_graph.program import Batch, Program, Ref, Weight
+from nrm_graph.network.ir.batch_axis import BatchAxis
+from nrm_graph.network.ir.operations import function
+from nrm_graph.network.ir.program import Batch, Program, Ref, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from nrm_graph.program import Node
+    from nrm_graph.network.ir.program import Node
 
 F = TypeVar("F", bound="Callable[..., Any]")
 

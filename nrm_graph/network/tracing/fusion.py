@@ -1,7 +1,7 @@
 """What a network writes out in steps, found again: norms, activations, gates.
 
 Runs on a program whose operations may still be called ``raw.<name>`` (parts of an activation),
-and leaves only what has a kind; the rest is refused by :mod:`nrm_graph.tracing`.
+and leaves only what has a kind; the rest is refused by :mod:`nrm_graph.network.tracing.trace`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import elementwise
-from nrm_graph.norms import DIVIDE, MULTIPLY, norm, weighted
-from nrm_graph.operations import ROUTE, SAME
-from nrm_graph.program import Node, Program, Ref, Weight, passive
+from nrm_graph.network.ir import elementwise
+from nrm_graph.network.ir.operations import ROUTE, SAME
+from nrm_graph.network.ir.program import Node, Program, Ref, Weight, passive
+from nrm_graph.network.tracing.norms import DIVIDE, MULTIPLY, norm, weighted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.convolution import Convolution
 from nrm_graph.errors import TraceError
-from nrm_graph.expansion import expanded
-from nrm_graph.linear import Dense, Left, Moving, Right, Scale, Spread, Weighing, same
-from nrm_graph.operations import REGISTERED, WEIGH, function
-from nrm_graph.program import Ref, Weight
-from nrm_graph.taps import taps
-from nrm_graph.window import Window
+from nrm_graph.network.ir.operations import REGISTERED, WEIGH, function
+from nrm_graph.network.ir.program import Ref, Weight
+from nrm_graph.network.maps.average_pooling import Window
+from nrm_graph.network.maps.convolution import Convolution
+from nrm_graph.network.maps.interpolation import taps
+from nrm_graph.network.maps.jacobian import expanded
+from nrm_graph.network.maps.linear import Dense, Left, Moving, Right, Scale, Spread, Weighing, same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from torch import Tensor
 
-    from nrm_graph.batching import BatchAxis
-    from nrm_graph.program import Node, Program
+    from nrm_graph.network.ir.batch_axis import BatchAxis
+    from nrm_graph.network.ir.program import Node, Program
 
 
 def _tuple(value: Any, n: int) -> tuple[int, ...]:

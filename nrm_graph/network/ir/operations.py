@@ -6,7 +6,7 @@
 ``ends``    walks end there: an embedding is the input layer of its token ids
 
 Values that depend on integer inputs alone (masks, positions) carry no relevance: what makes them
-is ``PASSIVE`` (see :func:`nrm_graph.program.passive`).
+is ``PASSIVE`` (see :func:`nrm_graph.network.ir.program.passive`).
 
 Names beginning with ``nrm.`` are ours: what ATen calls ``mul`` is an activation's scale with a
 constant, a ``nrm.gate`` where one of two values that depend on the input comes through an
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.elementwise import evaluate
 from nrm_graph.errors import CompositeError, InputError
+from nrm_graph.network.ir.elementwise import evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

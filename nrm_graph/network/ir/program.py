@@ -1,7 +1,7 @@
 """The traced network as plain data: ATen operations, literal arguments, named tensors.
 
 A program holds nothing that runs: operation names are looked up in an allow-list
-(:mod:`nrm_graph.operations`) when it is executed, so a stored program can be read from a
+(:mod:`nrm_graph.network.ir.operations`) when it is executed, so a stored program can be read from a
 stranger without running the stranger's code.
 """
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.batching import PLAIN, BatchAxis
 from nrm_graph.errors import StoreError
-from nrm_graph.operations import ENDS, PASSIVE, SAME, WEIGH
+from nrm_graph.network.ir.batch_axis import PLAIN, BatchAxis
+from nrm_graph.network.ir.operations import ENDS, PASSIVE, SAME, WEIGH
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nrm_graph.convolution import outer
+from nrm_graph.network.maps.convolution import outer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nrm_graph.convolution import Triples
+    from nrm_graph.network.maps.convolution import Triples
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.errors import TraceError
-from nrm_graph.operations import WEIGH
-from nrm_graph.program import Node, Program, Ref, Weight
+from nrm_graph.network.ir.operations import WEIGH
+from nrm_graph.network.ir.program import Node, Program, Ref, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
-from nrm_graph.operations import ENDS, SAME, WEIGH
-from nrm_graph.program import Weight, passive
+from nrm_graph.network.ir.operations import ENDS, SAME, WEIGH
+from nrm_graph.network.ir.program import Weight, passive
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from nrm_graph.program import Node, Program
+    from nrm_graph.network.ir.program import Node, Program
 
 _SUMS = {"aten.add.Tensor", "aten.sub.Tensor"}
 

@@ -1,11 +1,12 @@
 """From an exported graph to the nodes of a program.
 
-What no input value reaches is evaluated and becomes a constant (:mod:`nrm_graph.constants`); what
-is written in many ways is brought into one (:mod:`nrm_graph.rewriting`); attention is taken apart
-into its product, softmax and mix, so that each is a layer (:mod:`nrm_graph.attention`).
+What no input value reaches is evaluated and becomes a constant
+(:mod:`nrm_graph.network.tracing.constant_folding`); what is written in many ways is brought into
+one (:mod:`nrm_graph.network.tracing.decompositions`); attention is taken apart into its product,
+softmax and mix, so that each is a layer (:mod:`nrm_graph.network.tracing.attention`).
 
 An operation that may be part of an activation written out in steps is called ``raw.<name>``
-until :mod:`nrm_graph.fusing` has found all of it.
+until :mod:`nrm_graph.network.tracing.fusion` has found all of it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nrm_graph.batching import PLAIN
-from nrm_graph.constants import HALF, Constants
 from nrm_graph.errors import TraceError
-from nrm_graph.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED
-from nrm_graph.program import Batch, Node, Program, Ref, Weight, passivity
-from nrm_graph.sizes import Sizes, affine, place
-from nrm_graph.spelling import spelled
+from nrm_graph.network.ir.batch_axis import PLAIN
+from nrm_graph.network.ir.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME, SUPPORTED
+from nrm_graph.network.ir.program import Batch, Node, Program, Ref, Weight, passivity
+from nrm_graph.network.tracing.constant_folding import HALF, Constants
+from nrm_graph.network.tracing.operation_names import spelled
+from nrm_graph.network.tracing.symbolic_shapes import Sizes, affine, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +73,7 @@ class Step:
     op : str
         Its name.
     args, kwargs
-        As :class:`~nrm_graph.program.Node` has them.
+        As :class:`~nrm_graph.network.ir.program.Node` has them.
     moving : list of str
         Values among the arguments that carry relevance, with repetition.
     """
@@ -107,7 +108,7 @@ class Converter:
     nodes : list of Node
         Converted so far.
     passive, still : set of str
-        Values that carry no relevance, see :func:`nrm_graph.program.passive`.
+        Values that carry no relevance, see :func:`nrm_graph.network.ir.program.passive`.
     mixes : set of str
         Values that are softmax weights.
     sizes : Sizes

@@ -3,7 +3,7 @@
 A target is stored as the flat index of an output.  People say it by its place: ``464``, or
 ``(position, class)`` where the output has several axes, with the output's name in front where
 the network returns several.  Signed weights of several outputs, which are one target together,
-are stored as the text that :mod:`nrm_graph.weighted` gives them.
+are stored as the text that :mod:`nrm_graph.network.weighted_targets` gives them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph import weighted
 from nrm_graph.errors import InputError
+from nrm_graph.network import weighted_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from nrm_graph.program import Program
-    from nrm_graph.weighted import Aim
+    from nrm_graph.network.ir.program import Program
+    from nrm_graph.network.weighted_targets import Aim
 
 PREDICTED = "predicted"
 NAMED = (PREDICTED, "label")
@@ -178,7 +178,7 @@ class Outputs:
         {464: 1.0, 465: -1.0}
         """
         found: dict[int, float] = {}
-        for place, weight in weighted.checked(target).items():
+        for place, weight in weighted_targets.checked(target).items():
             index = self.index(place, values)
             found[index] = found.get(index, 0.0) + weight
         found = {index: weight for index, weight in sorted(found.items()) if weight}
@@ -189,7 +189,7 @@ class Outputs:
     def aim(self, target: Any, values: npt.NDArray[Any] | None = None) -> Aim:
         """Flat index of a target, or the text of its weights; see :meth:`index`."""
         if isinstance(target, Mapping):
-            return weighted.text_of(self.weights(target, values))
+            return weighted_targets.text_of(self.weights(target, values))
         return self.index(target, values)
 
     def sought(self, target: Sought) -> Aim:
@@ -203,7 +203,7 @@ class Outputs:
             If it is no target, or an output that the network has not.
         """
         if isinstance(target, str) and target.startswith("{"):
-            target = weighted.weights_of(target)
+            target = weighted_targets.weights_of(target)
         if isinstance(target, Mapping | tuple):
             return self.aim(target)
         if isinstance(target, bool) or not isinstance(target, int | np.integer):
@@ -236,7 +236,7 @@ class Outputs:
         '{(4, 64): 1, (4, 65): -1}'
         """
         if isinstance(index, str):
-            weights = weighted.weights_of(index)
+            weights = weighted_targets.weights_of(index)
             parts = [f"{self.text(i, classes)}: {w:g}" for i, w in list(weights.items())[:SHOWN]]
             if len(weights) > SHOWN:
                 parts.append(f"{len(weights) - SHOWN:,} more")
@@ -292,7 +292,7 @@ def asked_for(target: Any) -> Any:
 def _one(choice: Any, part: bool = False) -> Any:
     """Check one target; text in a tuple may be the name of an output."""
     if isinstance(choice, Mapping):
-        return weighted.checked(choice)
+        return weighted_targets.checked(choice)
     if isinstance(choice, str) and (part or choice in NAMED):
         return choice
     if isinstance(choice, tuple):

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nrm_graph.constants import HALF
 from nrm_graph.errors import InputError, NrmError, TraceError, first_line
-from nrm_graph.modules import unguarded
+from nrm_graph.network.tracing.constant_folding import HALF
+from nrm_graph.network.tracing.torch_modules import unguarded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nrm_graph.outputs import Chosen
+    from nrm_graph.network.tracing.output_choice import Chosen
 
     Parts = list[tuple[str, Tensor]]
 

@@ -20,7 +20,7 @@ from nrm_graph.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nrm_graph.program import Program
+    from nrm_graph.network.ir.program import Program
 
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """What a user gives as one input of a network."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nrm_graph.topology import ENDS, PSEUDO_UNITS
+from nrm_graph.network.topology import ENDS, PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nrm_graph.topology import LayerInfo, Topology
+    from nrm_graph.network.topology import LayerInfo, Topology
 
 _CHANNELS_FIRST = ("convolution", "batch_norm", "group_norm", "instance_norm")
 
@@ -67,7 +67,7 @@ def unit_name(
     layer : LayerInfo
         Its layer.
     resolution : str
-        Of the layer; see :func:`nrm_graph.units.partition`.
+        Of the layer; see :func:`nrm_graph.network.units.partition`.
     unit : int
         Its number.
     tokens : sequence of str, optional
@@ -75,7 +75,7 @@ def unit_name(
 
     Examples
     --------
-    >>> from nrm_graph.topology import LayerInfo
+    >>> from nrm_graph.network.topology import LayerInfo
     >>> layer = LayerInfo(1, "0", "dense", (2, 3), 1)
     >>> unit_name(layer, "token", 1, ["a", "cat"]), unit_name(layer, "neuron", 5, ["a", "cat"])
     ("token 1 'cat'", "neuron 1, 2 'cat'")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.program import Node, Program, Ref, Weight
+from nrm_graph.network.ir.program import Node, Program, Ref, Weight
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,9 +1,10 @@
-"""From a torch module to a :class:`~nrm_graph.program.Program`.
+"""From a torch module to a :class:`~nrm_graph.network.ir.program.Program`.
 
 ``torch.export`` with a dynamic batch axis gives functional ATen; what does not depend on the
-values of the input is folded to constants (:mod:`nrm_graph.conversion`), evaluation-mode
-batch-norm goes into the convolution before it where that is exact (:mod:`nrm_graph.folding`),
-and every value learns where it keeps its batch (:mod:`nrm_graph.execution`).
+values of the input is folded to constants (:mod:`nrm_graph.network.tracing.convert`),
+evaluation-mode batch-norm goes into the convolution before it where that is exact
+(:mod:`nrm_graph.network.tracing.batch_norm`), and every value learns where it keeps its batch
+(:mod:`nrm_graph.network.ir.interpreter`).
 """
 
 from __future__ import annotations
@@ -21,26 +22,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nrm_graph.attention import ATTENTION, attention
-from nrm_graph.axes import axes
 from nrm_graph.boundary import translated
-from nrm_graph.conversion import Converter
 from nrm_graph.errors import InputError, TraceError, first_line
-from nrm_graph.execution import exact, run, settle_batches
-from nrm_graph.folding import fold_batch_norm, prune
-from nrm_graph.fusing import fuse
-from nrm_graph.layers import layout
-from nrm_graph.modules import plain, refuse_unsound, undisturbed, unguarded, unwrapped
-from nrm_graph.outputs import Choice, Chosen
-from nrm_graph.program import passive
-from nrm_graph.readings import LOW, read, tolerance
-from nrm_graph.rewriting import REWRITES
+from nrm_graph.network.ir.interpreter import exact, run, settle_batches
+from nrm_graph.network.ir.program import passive
+from nrm_graph.network.layout import layout
+from nrm_graph.network.tracing.attention import ATTENTION, attention
+from nrm_graph.network.tracing.batch_norm import fold_batch_norm, prune
+from nrm_graph.network.tracing.convert import Converter
+from nrm_graph.network.tracing.decompositions import REWRITES
+from nrm_graph.network.tracing.fusion import fuse
+from nrm_graph.network.tracing.indexing import axes
+from nrm_graph.network.tracing.input_batch import LOW, read, tolerance
+from nrm_graph.network.tracing.output_choice import Choice, Chosen
+from nrm_graph.network.tracing.torch_modules import (
+    plain,
+    refuse_unsound,
+    undisturbed,
+    unguarded,
+    unwrapped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from nrm_graph.program import Node, Program
-    from nrm_graph.readings import Reading
+    from nrm_graph.network.ir.program import Node, Program
+    from nrm_graph.network.tracing.input_batch import Reading
 
 _REWRITES = axes({**REWRITES, ATTENTION: attention})
 
@@ -91,8 +98,8 @@ def trace(
         Traced in evaluation mode; its mode, buffers and attributes are left as they were.
     example : Tensor, or for a forward of several a tuple of tensors or a mapping by keyword
         One input; what ``model(example)`` answers for it as given tells whether its first axis is
-        a batch axis of 1 (see :mod:`nrm_graph.readings`).  Integers (token ids, masks) are no
-        layers; what an embedding makes of them is.
+        a batch axis of 1 (see :mod:`nrm_graph.network.tracing.input_batch`).  Integers (token ids,
+        masks) are no layers; what an embedding makes of them is.
     output : str, int, or list of them, optional
         Of a network that returns several tensors, the one to explain, by its key or position
         (``"logits"``); several make one layer, side by side.

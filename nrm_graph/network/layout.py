@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from nrm_graph.linear import Scale, Weighing
-from nrm_graph.naming import alias_names, layer_names
-from nrm_graph.operations import ENDS, SAME, WEIGH
-from nrm_graph.program import passive
-from nrm_graph.topology import EdgeGroup, LayerInfo, Topology
-from nrm_graph.weighings import weighing
+from nrm_graph.network.ir.operations import ENDS, SAME, WEIGH
+from nrm_graph.network.ir.program import passive
+from nrm_graph.network.layer_names import alias_names, layer_names
+from nrm_graph.network.maps.linear import Scale, Weighing
+from nrm_graph.network.maps.of_operation import weighing
+from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
 
 if TYPE_CHECKING:
-    from nrm_graph.batching import BatchAxis
-    from nrm_graph.program import Node, Program
+    from nrm_graph.network.ir.batch_axis import BatchAxis
+    from nrm_graph.network.ir.program import Node, Program
 
 
 @dataclass(frozen=True)

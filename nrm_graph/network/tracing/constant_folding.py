@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nrm_graph.program import Batch, Weight
-from nrm_graph.sizes import SIZES, affine
+from nrm_graph.network.ir.program import Batch, Weight
+from nrm_graph.network.tracing.symbolic_shapes import SIZES, affine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

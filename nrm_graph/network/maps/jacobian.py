@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.errors import CompositeError, TraceError, first_line
-from nrm_graph.execution import resolve
-from nrm_graph.linear import MAX_JACOBIAN, Jacobian, Moving, Weighing
-from nrm_graph.operations import WEIGH, function
+from nrm_graph.network.ir.interpreter import resolve
+from nrm_graph.network.ir.operations import WEIGH, function
+from nrm_graph.network.maps.linear import MAX_JACOBIAN, Jacobian, Moving, Weighing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from nrm_graph.program import Node, Program
+    from nrm_graph.network.ir.program import Node, Program
 
 
 def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]) -> Weighing:

@@ -7,8 +7,8 @@ a map: ``apply``, its transpose in x, and (for tables) its gradient in w.
 A weight may depend on the input (:class:`Moving`): a product of two values is bilinear, and each
 factor is the weight of the other; a normalisation is linear once its spread is held constant.
 
-Maps compute with native values (see :mod:`nrm_graph.batching`); the shapes given to ``triples``
-and ``dense_edges`` are native shapes of a batch of one.
+Maps compute with native values (see :mod:`nrm_graph.network.ir.batch_axis`); the shapes given to
+``triples`` and ``dense_edges`` are native shapes of a batch of one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nrm_graph.convolution import Convolution, Triples, pieces
-from nrm_graph.taps import Taps
-from nrm_graph.window import Window
+from nrm_graph.network.maps.average_pooling import Window
+from nrm_graph.network.maps.convolution import Convolution, Triples, pieces
+from nrm_graph.network.maps.interpolation import Taps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

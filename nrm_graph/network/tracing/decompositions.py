@@ -1,4 +1,4 @@
-"""What networks write in many ways, brought into one; see :mod:`nrm_graph.conversion`."""
+"""See :mod:`nrm_graph.network.tracing.convert`: what is written in many ways, brought into one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.conversion import Converter, Refused, Step
-from nrm_graph.masks import MASKS, add_mask, carries, hides, number_of, tensor
-from nrm_graph.program import Batch, Ref, Weight
-from nrm_graph.sizes import SIZES
+from nrm_graph.network.ir.program import Batch, Ref, Weight
+from nrm_graph.network.tracing.convert import Converter, Refused, Step
+from nrm_graph.network.tracing.masks import MASKS, add_mask, carries, hides, number_of, tensor
+from nrm_graph.network.tracing.symbolic_shapes import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.constants import LOWEST
-from nrm_graph.conversion import Refused
-from nrm_graph.masks import add_mask, as_number, carries, fill, invert, tensor
-from nrm_graph.program import Batch, Ref, Weight
+from nrm_graph.network.ir.program import Batch, Ref, Weight
+from nrm_graph.network.tracing.constant_folding import LOWEST
+from nrm_graph.network.tracing.convert import Refused
+from nrm_graph.network.tracing.masks import add_mask, as_number, carries, fill, invert, tensor
 
 if TYPE_CHECKING:
-    from nrm_graph.conversion import Converter, Step
+    from nrm_graph.network.tracing.convert import Converter, Step
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
 

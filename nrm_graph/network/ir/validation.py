@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from nrm_graph.errors import NotRegistered, StoreError, first_line
-from nrm_graph.execution import resolve
-from nrm_graph.operations import CARRYING, SUPPORTED, function
-from nrm_graph.program import Weight, passive
+from nrm_graph.network.ir.interpreter import resolve
+from nrm_graph.network.ir.operations import CARRYING, SUPPORTED, function
+from nrm_graph.network.ir.program import Weight, passive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from nrm_graph.program import Node, Program
+    from nrm_graph.network.ir.program import Node, Program
 
 MAX_NODES = 100_000
 MAX_PARTS = 100_000

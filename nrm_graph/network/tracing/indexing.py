@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.conversion import Refused
-from nrm_graph.masks import as_number, carries, fill, tensor
-from nrm_graph.operations import MAX_POOL
-from nrm_graph.program import Batch, Ref, Weight
-from nrm_graph.sizes import SIZES
+from nrm_graph.network.ir.operations import MAX_POOL
+from nrm_graph.network.ir.program import Batch, Ref, Weight
+from nrm_graph.network.tracing.convert import Refused
+from nrm_graph.network.tracing.masks import as_number, carries, fill, tensor
+from nrm_graph.network.tracing.symbolic_shapes import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nrm_graph.conversion import Converter, Step
+    from nrm_graph.network.tracing.convert import Converter, Step
 
 _Size = int | Batch
 

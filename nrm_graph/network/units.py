@@ -18,7 +18,7 @@ from nrm_graph.errors import InputError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from nrm_graph.topology import LayerInfo, Topology
+    from nrm_graph.network.topology import LayerInfo, Topology
 
 RESOLUTIONS = ("neuron", "channel", "feature", "token", "head")
 

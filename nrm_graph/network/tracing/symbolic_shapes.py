@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph.batching import BatchAxis
 from nrm_graph.errors import TraceError
-from nrm_graph.execution import resolve
-from nrm_graph.folding import weight_names
-from nrm_graph.operations import SUPPORTED, function
-from nrm_graph.program import Batch
+from nrm_graph.network.ir.batch_axis import BatchAxis
+from nrm_graph.network.ir.interpreter import resolve
+from nrm_graph.network.ir.operations import SUPPORTED, function
+from nrm_graph.network.ir.program import Batch
+from nrm_graph.network.tracing.batch_norm import weight_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from nrm_graph.program import Node
+    from nrm_graph.network.ir.program import Node
 
 SIZES = (2, 3)
 """Batch sizes for which a value is evaluated whose shape holds the batch."""

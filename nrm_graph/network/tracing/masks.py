@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.constants import LOWEST
-from nrm_graph.conversion import Converter, Refused, Step
-from nrm_graph.program import Ref, Weight
+from nrm_graph.network.ir.program import Ref, Weight
+from nrm_graph.network.tracing.constant_folding import LOWEST
+from nrm_graph.network.tracing.convert import Converter, Refused, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

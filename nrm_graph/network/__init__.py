@@ -1,0 +1,1 @@
+"""A module becomes a program: what is traced, how it runs, its layers, units and targets."""

@@ -1,0 +1,1 @@
+"""From torch.export to the program: operations renamed, folded, fused and rewritten."""
