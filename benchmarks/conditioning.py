@@ -27,8 +27,9 @@ from real_vgg16 import photographs, vgg16
 from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
-from nrm_graph import composites, states
+from nrm_graph import states
 from nrm_graph.prepare import from_network
+from nrm_graph.rules import composites
 
 if TYPE_CHECKING:
     from collections.abc import Callable

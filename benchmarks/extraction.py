@@ -27,9 +27,10 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
-from nrm_graph import composites, edges, states
+from nrm_graph import edges, states
 from nrm_graph.network import units
 from nrm_graph.plan import plan
+from nrm_graph.rules import composites
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.composites import Composite
+    from nrm_graph.rules.composites import Composite
 
 UPPER = "26"
 LOWER = {"21": "conv4_3", "19": "conv4_2", "14": "conv3_3"}

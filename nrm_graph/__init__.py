@@ -15,18 +15,19 @@ from nrm_graph.errors import (
     TraceError,
     UndefinedConditional,
 )
-from nrm_graph.events import Edge, Event, Layer, stay
+from nrm_graph.events.sets import Edge, Event, Layer, stay
 
 if TYPE_CHECKING:
-    from nrm_graph import circuits, composites, evaluate, plots, rules
+    from nrm_graph import circuits, evaluate, plots, rules
     from nrm_graph.database import Database, open
-    from nrm_graph.event_json import from_json as event_from_json
-    from nrm_graph.event_json import to_json as event_to_json
+    from nrm_graph.events.serialization import from_json as event_from_json
+    from nrm_graph.events.serialization import to_json as event_to_json
     from nrm_graph.exact import Measure
     from nrm_graph.extraction import extract
     from nrm_graph.network.ir.operations import register_operation
     from nrm_graph.network.tracing.trace import trace
     from nrm_graph.prepare import measure
+    from nrm_graph.rules import composites
     from nrm_graph.store.compaction import compact
     from nrm_graph.store.deletion import delete
 
@@ -37,8 +38,8 @@ _LAZY = {
     "compact": ("nrm_graph.store.compaction", "compact"),
     "Database": ("nrm_graph.database", "Database"),
     "delete": ("nrm_graph.store.deletion", "delete"),
-    "event_from_json": ("nrm_graph.event_json", "from_json"),
-    "event_to_json": ("nrm_graph.event_json", "to_json"),
+    "event_from_json": ("nrm_graph.events.serialization", "from_json"),
+    "event_to_json": ("nrm_graph.events.serialization", "to_json"),
     "extract": ("nrm_graph.extraction", "extract"),
     "open": ("nrm_graph.database", "open"),
     "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
@@ -46,7 +47,13 @@ _LAZY = {
     "measure": ("nrm_graph.prepare", "measure"),
     "trace": ("nrm_graph.network.tracing.trace", "trace"),
 }
-_MODULES = {"circuits", "composites", "evaluate", "plots", "rules"}
+_MODULES = {
+    "circuits": "nrm_graph.circuits",
+    "composites": "nrm_graph.rules.composites",
+    "evaluate": "nrm_graph.evaluate",
+    "plots": "nrm_graph.plots",
+    "rules": "nrm_graph.rules",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -55,7 +62,7 @@ def __getattr__(name: str) -> Any:
         module, attribute = _LAZY[name]
         return getattr(importlib.import_module(module), attribute)
     if name in _MODULES:
-        return importlib.import_module(f"nrm_graph.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'nrm_graph' has no attribute {name!r}")
 
 

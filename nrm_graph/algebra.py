@@ -16,9 +16,9 @@ import torch
 from nrm_graph import conditioned, rounding_errors
 from nrm_graph.added import added_up
 from nrm_graph.answers import Conditional, Estimate
-from nrm_graph.clauses import expand
 from nrm_graph.errors import EventError, UndefinedConditional
-from nrm_graph.events import Event, checked
+from nrm_graph.events.conjunctions import expand
+from nrm_graph.events.sets import Event, checked
 from nrm_graph.flags import SHORT, flags_of, meaning
 from nrm_graph.network.targets import outputs_of
 

@@ -12,7 +12,7 @@ from nrm_graph.errors import EventError, InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nrm_graph.events import Event
+    from nrm_graph.events.sets import Event
     from nrm_graph.network.targets import Outputs
 
 MAX_EVENT_BYTES = 64 << 20
@@ -199,10 +199,10 @@ def event(text: str) -> Event:
     InputError
         If the file cannot be read.
     """
-    from nrm_graph import event_json, expressions
+    from nrm_graph.events import parser, serialization
 
     if not text.startswith("@"):
-        return expressions.parse(text)
+        return parser.parse(text)
     path = Path(text[1:])
     try:
         with path.open("rb") as file:
@@ -217,6 +217,6 @@ def event(text: str) -> Event:
     except (ValueError, RecursionError) as error:
         raise EventError(f"{path} holds no JSON: {error}") from None
     try:
-        return event_json.from_json(found)
+        return serialization.from_json(found)
     except EventError as error:
         raise EventError(f"{path} holds no event: {error}") from None

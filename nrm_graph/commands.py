@@ -94,8 +94,9 @@ def _checked_options(args: argparse.Namespace) -> list[str] | None:
         raise InputError(f"--workers {args.workers} goes with --engine ray: leave one of them out")
     names = None if args.classes is None else arguments.lines(args.classes)
 
-    from nrm_graph import composites, models, sources
+    from nrm_graph import models, sources
     from nrm_graph.prepare import device_of
+    from nrm_graph.rules import composites
 
     composites.get(args.composite)
     device_of(args.device)

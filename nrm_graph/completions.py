@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.clauses import Clause
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.states import State
 
     Floats = npt.NDArray[np.float64]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from nrm_graph.database import Database
-    from nrm_graph.events import Event
+    from nrm_graph.events.sets import Event
 
 
 class Conditions:

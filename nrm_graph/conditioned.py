@@ -1,7 +1,7 @@
 """Values and node relevances of events: signed sums of conjunctions, batched.
 
-An event is a signed sum of conjunctions (:mod:`nrm_graph.clauses`); each is one relevance pass
-and, where relevance above its lowest set is asked for, one adjoint pass
+An event is a signed sum of conjunctions (:mod:`nrm_graph.events.conjunctions`); each is one
+relevance pass and, where relevance above its lowest set is asked for, one adjoint pass
 (:mod:`nrm_graph.reach`).  Many conjunctions about one input make one batch, which shares the
 activations and the kernels.
 """
@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nrm_graph.clauses import Literal
 from nrm_graph.edges import edge_tables
+from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.topology import ENDS
 from nrm_graph.propagate import relevance_pass
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.clauses import Clause
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.plan import Plan
     from nrm_graph.states import State
 

@@ -15,9 +15,9 @@ from tqdm import tqdm
 from nrm_graph import pruning
 from nrm_graph.blocks import Block
 from nrm_graph.circuits.group import group
-from nrm_graph.clauses import expand
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
-from nrm_graph.events import Event, checked
+from nrm_graph.events.conjunctions import expand
+from nrm_graph.events.sets import Event, checked
 from nrm_graph.network.topology import PRUNED
 from nrm_graph.precision import rounded
 from nrm_graph.signals import ending_in_order

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from nrm_graph.clauses import Clause
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.plan import Plan
     from nrm_graph.rules.base import Flow

@@ -13,7 +13,7 @@ from nrm_graph.algebra import Algebra
 from nrm_graph.answers import Cut, Matrix, Side
 from nrm_graph.between import Between, neuron_batches, neuron_table
 from nrm_graph.errors import EventError, InputError
-from nrm_graph.events import Event, Layer, NeuronSet
+from nrm_graph.events.sets import Event, Layer, NeuronSet
 from nrm_graph.joint import Groups
 from nrm_graph.network.units import partition
 from nrm_graph.plan import plan

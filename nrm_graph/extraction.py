@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import cluster, composites, described, pruning, states
+from nrm_graph import cluster, described, pruning, states
 from nrm_graph.boundary import translated
 from nrm_graph.contributions import refuse_too_large
 from nrm_graph.database import Database
@@ -28,7 +28,7 @@ from nrm_graph.numbering import first_item
 from nrm_graph.plan import plan
 from nrm_graph.precision import check_bits
 from nrm_graph.prepare import device_of, traced
-from nrm_graph.rules import check_registered
+from nrm_graph.rules import check_registered, composites
 from nrm_graph.runs import Run, Task, entries_of, labelled, warn_vanished
 from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
 from nrm_graph.signals import ending_in_order
@@ -42,9 +42,9 @@ from nrm_graph.store.writer import Writer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from nrm_graph.composites import Composite
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.tracing.output_choice import Choice
+    from nrm_graph.rules.composites import Composite
     from nrm_graph.states import Network
 
 

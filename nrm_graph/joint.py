@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nrm_graph.clauses import Literal
 from nrm_graph.conditioned import arrived, per_pass
+from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagate import relevance_pass
 from nrm_graph.reach import reach
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.clauses import Clause
     from nrm_graph.conditioned import Terms
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.states import State
 
 

@@ -21,7 +21,7 @@ from nrm_graph.states import flow, repeated
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nrm_graph.clauses import Clause
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.states import State
 
 

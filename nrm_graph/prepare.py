@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import composites, states
+from nrm_graph import states
 from nrm_graph.boundary import translated
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
@@ -23,16 +23,17 @@ from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.tracing.constant_folding import HALF
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.rules import composites
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from nrm_graph.composites import Composite
     from nrm_graph.network.ir.input_spec import Inputs, Names
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.tracing.output_choice import Choice
+    from nrm_graph.rules.composites import Composite
     from nrm_graph.states import Network
 
 
@@ -131,7 +132,7 @@ def measure(
         "predicted")`` the largest one there.  Where the network returns several tensors it begins
         with the name of one: ``("logits", -1, 464)``.
     composite : str or Composite
-        Rules, by name or built with :mod:`nrm_graph.composites`.
+        Rules, by name or built with :mod:`nrm_graph.rules.composites`.
     resolution : str or mapping
         Units of the tables, see :func:`nrm_graph.network.units.resolve`.  Events do not depend on
         it.

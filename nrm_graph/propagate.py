@@ -2,9 +2,9 @@
 
 Once the activations are fixed, relevance is linear: the pass walks the program in reverse and
 each operation maps the relevance of its output to that of its inputs and pseudo-neurons.  A
-conjunction (:mod:`nrm_graph.clauses`) is evaluated on the way: *pass A* multiplies by A's mask
-and drops every other walk that is pending, because in reverse execution order no pending walk
-can still reach A; *avoid A* multiplies by the complement and drops nothing.  The value of the
+conjunction (:mod:`nrm_graph.events.conjunctions`) is evaluated on the way: *pass A* multiplies by
+A's mask and drops every other walk that is pending, because in reverse execution order no pending
+walk can still reach A; *avoid A* multiplies by the complement and drops nothing.  The value of the
 conjunction is all that is left at the end, in inputs and pseudo-neurons alike.
 
 The adjoint (:mod:`nrm_graph.reach`) runs upwards.
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.clauses import Clause, Literal
+    from nrm_graph.events.conjunctions import Clause, Literal
 
 
 @dataclass

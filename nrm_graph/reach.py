@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nrm_graph.clauses import Clause
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.states import Network, State
 
 

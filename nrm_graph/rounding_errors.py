@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.clauses import Clause
     from nrm_graph.conditioned import Terms
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.states import State
 
 SAFETY = 1024.0

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph import signs
 from nrm_graph.errors import InputError
 from nrm_graph.marks import track
 from nrm_graph.network.ir.input_spec import fitting
@@ -18,17 +17,18 @@ from nrm_graph.network.ir.operations import MAX_POOL, function
 from nrm_graph.network.ir.program import Weight, passive
 from nrm_graph.network.layout import Layout, layout
 from nrm_graph.network.maps.linear import Moving
+from nrm_graph.rules import sign_analysis
 from nrm_graph.rules.base import Decisions, Flow, Signs, evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nrm_graph.composites import Composite
     from nrm_graph.network.ir.batch_axis import BatchAxis
     from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.network.ir.program import Node, Program
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.rules.base import Group, Rule
+    from nrm_graph.rules.composites import Composite
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Network:
     @functools.cached_property
     def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:
         """Values that are never negative: for any inputs, and for inputs that are not."""
-        return signs.non_negative(self.program, False), signs.non_negative(self.program, True)
+        return sign_analysis.non_negative(self.program, False), sign_analysis.non_negative(
+            self.program, True
+        )
 
     @functools.cached_property
     def passive(self) -> frozenset[str]:
@@ -137,7 +139,7 @@ def network(
     found = layout(program)
     rules_ = composite.assign(found.topology)
     known = {i: rule for i, rule in enumerate(rules_) if rule is not None}
-    return Network(program, found, composite, rules_, signs.silent(program, found, known))
+    return Network(program, found, composite, rules_, sign_analysis.silent(program, found, known))
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from nrm_graph import composites, states
+from nrm_graph import states
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError, NrmError, StoreError, first_line
 from nrm_graph.network.ir.input_spec import Form, precision
@@ -18,6 +18,7 @@ from nrm_graph.network.ir.program import Program, from_json
 from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
 from nrm_graph.prepare import check_options, device_of, from_network
+from nrm_graph.rules import composites
 from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
 from nrm_graph.store.schema import content_of

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.beam import Floats, Units
-    from nrm_graph.clauses import Clause
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.exact import Measure
     from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.states import State

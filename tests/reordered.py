@@ -17,7 +17,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import rounding_errors, states
-from nrm_graph.clauses import expand
+from nrm_graph.events.conjunctions import expand
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -19,7 +19,8 @@ from tiny_stores import checksums
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, expressions, prepare, sources
+from nrm_graph import cli, prepare, sources
+from nrm_graph.events import parser
 
 MODULE = "nrm_bad_models"
 
@@ -374,7 +375,7 @@ def test_expressions(place, measure, tmp_path, monkeypatch, capsys, text, messag
     if text.startswith("conv"):
         unchanged(place, capsys, [*ask, "conv[1]", "--given", text], 5, message)
     with pytest.raises(ng.EventError):
-        measure(expressions.parse(text))
+        measure(parser.parse(text))
     assert not (tmp_path / "executed").exists()
 
 

@@ -10,12 +10,12 @@ import torch
 from networks import UNUSUAL, unusual
 
 import nrm_graph as ng
-from nrm_graph import composites, edges, prepare, propagate, states
+from nrm_graph import edges, prepare, propagate, states
 from nrm_graph.network import units
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.plan import plan
-from nrm_graph.rules import Epsilon, Norm
+from nrm_graph.rules import Epsilon, Norm, composites
 
 TINY = 1e-13
 EXACT = composites.composite(

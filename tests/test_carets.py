@@ -8,7 +8,8 @@ import pytest
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import carets, cli, expressions
+from nrm_graph import carets, cli
+from nrm_graph.events import parser
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ EXPRESSIONS = {
 @pytest.mark.parametrize("text", EXPRESSIONS)
 def test_carets_of_expressions(text):
     with pytest.raises(ng.EventError) as error:
-        expressions.parse(text)
+        parser.parse(text)
     assert place(str(error.value)) == EXPRESSIONS[text]
     assert "\t" not in str(error.value)
 

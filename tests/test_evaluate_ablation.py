@@ -12,11 +12,12 @@ from torch import nn
 from transformer_networks import IDS, drawn
 
 import nrm_graph as ng
-from nrm_graph import composites, states
+from nrm_graph import states
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate.ablation import Ablation, means, place_of
 from nrm_graph.network import units
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.rules import composites
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nrm_graph as ng
-from nrm_graph import event_json
-from nrm_graph.events import And, BoolMask, Combined, Edge, Indexed, Not, Or, Slice, Units
-from nrm_graph.expressions import parse
+from nrm_graph.events import serialization
+from nrm_graph.events.parser import parse
+from nrm_graph.events.sets import And, BoolMask, Combined, Edge, Indexed, Not, Or, Slice, Units
 
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 SMALL = st.integers(-3, 3)
@@ -222,8 +222,8 @@ def test_hostile_data_is_refused_in_a_sentence(raw, message):
 
 
 def test_sizes_are_limited(monkeypatch):
-    monkeypatch.setattr(event_json, "MAX_NUMBERS", 100)
-    monkeypatch.setattr(event_json, "MAX_PARTS", 10)
+    monkeypatch.setattr(serialization, "MAX_NUMBERS", 100)
+    monkeypatch.setattr(serialization, "MAX_PARTS", 10)
     with pytest.raises(ng.EventError, match="at most 100 numbers"):
         ng.event_from_json(index({"list": [1] * 200}))
     with pytest.raises(ng.EventError, match="at most 10 parts"):

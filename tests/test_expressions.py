@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrm_graph.errors import EventError
-from nrm_graph.events import And, Edge, Event, Layer, NeuronSet, Not, Or
-from nrm_graph.expressions import MAX_DEPTH, MAX_LENGTH, parse
+from nrm_graph.events.parser import MAX_DEPTH, MAX_LENGTH, parse
+from nrm_graph.events.sets import And, Edge, Event, Layer, NeuronSet, Not, Or
 
 A, B, C = Layer("a")[1], Layer("b")[2], Layer("c")[3]
 

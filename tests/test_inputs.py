@@ -12,9 +12,9 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import states
-from nrm_graph.composites import get
 from nrm_graph.network.ir import input_spec
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.rules.composites import get
 from nrm_graph.samples import items
 from nrm_graph.store import settings
 from nrm_graph.store.reader import Snapshot

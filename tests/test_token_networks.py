@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, expressions, sources
+from nrm_graph import cli, sources
+from nrm_graph.events import parser
 from nrm_graph.network.tracing.trace import trace
 
 
@@ -309,7 +310,7 @@ def test_paths_of_tokens_and_heads(store, capsys):
     with ng.open(store) as db:
         m = db.measure("a", target=(0, 3))
         for row in rows:
-            upper, lower = (expressions.parse(text) for text in row["path"].split(" > "))
+            upper, lower = (parser.parse(text) for text in row["path"].split(" > "))
             assert m(upper & lower) == pytest.approx(row["relevance"], rel=1e-3)
             assert row["names"][1] == f"token {row['units'][1]} {WORDS[row['units'][1]]!r}"
     assert cli.main([*ask, "--by", "head"]) == 0

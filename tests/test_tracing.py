@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import composites, states
+from nrm_graph import states
 from nrm_graph.network.ir.interpreter import run
 from nrm_graph.network.ir.program import from_json
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.rules import composites
 
 TINY = 1e-13
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
     from nrm_graph.database import Database
-    from nrm_graph.events import Event
+    from nrm_graph.events.sets import Event
     from nrm_graph.network.targets import Sought
 
 

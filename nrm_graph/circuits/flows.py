@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
-    from nrm_graph.events import Event
+    from nrm_graph.events.sets import Event
 
 
 def edge_values(

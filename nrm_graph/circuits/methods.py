@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.references import References
     from nrm_graph.circuits.stability import Stability
     from nrm_graph.database import Database
-    from nrm_graph.events import Event, NeuronSet
+    from nrm_graph.events.sets import Event, NeuronSet
     from nrm_graph.network.targets import Sought
 
 

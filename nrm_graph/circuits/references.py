@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from nrm_graph.circuits.group import WEIGHTS, group
 from nrm_graph.errors import EventError, InputError, UndefinedConditional
-from nrm_graph.events import NeuronSet
+from nrm_graph.events.sets import NeuronSet
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from nrm_graph import pruning
 from nrm_graph.errors import InputError, UndefinedConditional
-from nrm_graph.events import Event
+from nrm_graph.events.sets import Event
 from nrm_graph.store.schema import EDGES, NODES
 
 if TYPE_CHECKING:

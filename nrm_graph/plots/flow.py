@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrm_graph.errors import InputError
-from nrm_graph.events import And, Layer, NeuronSet
+from nrm_graph.events.sets import And, Layer, NeuronSet
 from nrm_graph.plots.canvas import Canvas, Column, label
 from nrm_graph.plots.common import absorbed, heading, new_axes, notes, report_rows, total
 

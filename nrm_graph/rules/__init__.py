@@ -1,7 +1,7 @@
 """Propagation rules: how a neuron's relevance is shared among what it reads.
 
-:mod:`nrm_graph.rules.base` says what a rule consists of, :mod:`nrm_graph.rules.weighted` has those
-of zennit, :mod:`nrm_graph.rules.nonlinear` those of products and of the softmax.
+:mod:`nrm_graph.rules.base` says what a rule consists of, :mod:`nrm_graph.rules.linear` has those
+of zennit, :mod:`nrm_graph.rules.attention` those of products and of the softmax.
 
 A rule of your own is a frozen dataclass with one method; :func:`register` lets stores name it.
 """
@@ -12,9 +12,9 @@ from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import CompositeError, NotRegistered, StoreError
+from nrm_graph.rules.attention import Hold, Pass, Softmax, Uniform
 from nrm_graph.rules.base import Group, Part, Rule, Signs
-from nrm_graph.rules.nonlinear import Hold, Pass, Softmax, Uniform
-from nrm_graph.rules.weighted import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
+from nrm_graph.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, Norm, WSquare, ZBox, ZPlus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -122,8 +122,8 @@ table ``inputs`` that SQL sees has these columns always, null where no shard hol
 does not know them MUST ignore it. A folder without ``condition.json`` is none. ``condition.json``
 MUST be created exclusively, after the folder ``shards`` beside it, and never changed: a JSON object
 of at most 64 MiB with exactly ``format_version`` (1), ``name``, ``event`` (as
-:mod:`nrm_graph.event_json` describes), ``where`` (SQL over ``inputs`` that chose the inputs, or
-null), ``program_hash`` and ``store`` (those of the store: ``store`` is the SHA-256 of
+:mod:`nrm_graph.events.serialization` describes), ``where`` (SQL over ``inputs`` that chose the
+inputs, or null), ``program_hash`` and ``store`` (those of the store: ``store`` is the SHA-256 of
 ``store.json`` without its seal, computed as a seal is) and ``seal``. ``name`` MUST be 1 to 60 ASCII
 letters, digits and underscores, a letter first, and no name of a table of the store; the folder
 bears it in lower case. A reader MUST refuse another program or store, and a writer another event or
@@ -135,16 +135,16 @@ drop them); no tensors are stored; and ``metadata`` has the fields ``relevance``
 give null), ``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))),
 ``absorbed`` (share of the conditioned measure that biases, stabilizers and remainders hold), all
 float, ``status`` and ``reason`` (string), of any of which the type is null where a shard holds no
-value, and ``weights`` (string) where a shard holds weighted targets.
-``status`` is ``defined`` or ``undefined``; an undefined input has no nodes and edges, no error,
-amplification and absorbed, and a reason. Relevances are R(node and event) / R(event) and R(step and
-event) / R(event); ``conditional`` is q under the event, or null where walks of the event do not go
-on independently of where they came from. Units, ``pruned`` pairs and mantissa bits are those of the
-store. A writer MUST hold a shared lock of the condition's folder, where the disk has locks, from
-before it makes or reads ``condition.json`` until its last manifest is in place. Who drops a
-condition MUST hold the exclusive locks of the store's folder ``shards`` and of the condition's
-folder; it puts a manifest in place that holds nothing and replaces all others, and then removes
-``condition.json``. The name MAY be used again, and what was replaced is deleted as above.
+value, and ``weights`` (string) where a shard holds weighted targets. ``status`` is ``defined`` or
+``undefined``; an undefined input has no nodes and edges, no error, amplification and absorbed, and
+a reason. Relevances are R(node and event) / R(event) and R(step and event) / R(event);
+``conditional`` is q under the event, or null where walks of the event do not go on independently of
+where they came from. Units, ``pruned`` pairs and mantissa bits are those of the store. A writer
+MUST hold a shared lock of the condition's folder, where the disk has locks, from before it makes or
+reads ``condition.json`` until its last manifest is in place. Who drops a condition MUST hold the
+exclusive locks of the store's folder ``shards`` and of the condition's folder; it puts a manifest
+in place that holds nothing and replaces all others, and then removes ``condition.json``. The name
+MAY be used again, and what was replaced is deleted as above.
 
 **Encoding.** Readers MUST accept any Parquet encoding.  Writers SHOULD use DELTA_BINARY_PACKED for
 integers, BYTE_STREAM_SPLIT for floats, no dictionary, zstd level 1, pages of 131,072 rows and page

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import event_json
 from nrm_graph.errors import EventError, InputError, StoreError
+from nrm_graph.events import serialization
 from nrm_graph.store.files import (
     create_once,
     parse_object,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from nrm_graph.events import Event
+    from nrm_graph.events.sets import Event
     from nrm_graph.store.manifest import Entry, Manifest
 
 FOLDER = "conditions"
@@ -122,7 +122,7 @@ def create(path: Path, meta: Mapping[str, Any], name: str, event: Event, where: 
     content: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": name,
-        "event": event_json.to_json(event),
+        "event": serialization.to_json(event),
         "where": where,
         "program_hash": meta["program_hash"],
         "store": store_identity(meta),
@@ -299,7 +299,7 @@ def read_condition(
             f"the condition {raw['name']} of the store is damaged: {error}; remove {folder} and "
             "materialize anew"
         ) from error
-    return Condition(raw["name"], event_json.from_json(raw["event"]), raw["where"], snapshot)
+    return Condition(raw["name"], serialization.from_json(raw["event"]), raw["where"], snapshot)
 
 
 def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,7 +346,7 @@ def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
                 f"({str(raw[field])[:12]}..., here it is {own[:12]}...): {advice}"
             )
     try:
-        event_json.from_json(raw["event"])
+        serialization.from_json(raw["event"])
     except EventError as error:
         raise StoreError(f"{path} is malformed: {error}; {advice}") from None
     return raw
@@ -376,6 +376,6 @@ def _no_link(folder: Path) -> None:
 
 def _shown(value: Any, field: str) -> str:
     if field == "event":
-        value = event_json.from_json(value)
+        value = serialization.from_json(value)
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrm_graph.errors import EventError
-from nrm_graph.events import And, Edge, Event, NeuronSet, Not, Or
+from nrm_graph.events.sets import And, Edge, Event, NeuronSet, Not, Or
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

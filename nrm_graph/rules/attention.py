@@ -1,7 +1,7 @@
 """Rules for products of values and for the softmax, as transformers and gates have them.
 
 Each factor of a product is the other's weight (:mod:`nrm_graph.network.maps.linear`), halved, so
-that :class:`~nrm_graph.rules.weighted.Epsilon` gives ``n / (2 z)`` to each: AttnLRP's rule for the
+that :class:`~nrm_graph.rules.linear.Epsilon` gives ``n / (2 z)`` to each: AttnLRP's rule for the
 products of attention (Achtibat et al. 2024).
 """
 
@@ -15,7 +15,7 @@ import torch
 from nrm_graph.errors import CompositeError
 from nrm_graph.network.maps.linear import Scale, same
 from nrm_graph.rules.base import Group, Part, Rule, Signs
-from nrm_graph.rules.weighted import Checked
+from nrm_graph.rules.linear import Checked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,7 +3,7 @@
 A set of neurons of one layer is the event "the walk passes through the set"
 (arXiv:2606.00557).  Events combine with ``&``, ``|``, ``~`` and ``-``.  Because a walk visits
 a layer at most once, ``&`` of two sets of one layer is their intersection;
-:mod:`nrm_graph.clauses` binds an event to a network.
+:mod:`nrm_graph.events.conjunctions` binds an event to a network.
 
 >>> A = Layer("features.28")[12]
 >>> B = Layer("features.21")[[3, 7], 4:9, :]

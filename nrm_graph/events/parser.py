@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nrm_graph.carets import pointed
 from nrm_graph.errors import EventError
-from nrm_graph.events import Combined, Edge, Event, Layer, NeuronSet
+from nrm_graph.events.sets import Combined, Edge, Event, Layer, NeuronSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import EventError
-from nrm_graph.events import (
+from nrm_graph.events.sets import (
     And,
     BoolMask,
     Combined,
@@ -70,7 +70,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
     Examples
     --------
-    >>> from nrm_graph.events import Layer
+    >>> from nrm_graph.events.sets import Layer
     >>> to_json(Layer("conv1")[3, 4:9])
     {'event': 'indexed', 'layer': 'conv1', 'index': [3, {'slice': [4, 9, None]}]}
     """
