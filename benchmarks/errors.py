@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reordered import case, tally
 
 import nrm_graph as ng
-from nrm_graph.propagate import relevance_pass
+from nrm_graph.propagation.relevance_pass import relevance_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,10 +27,11 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
-from nrm_graph import edges, states
 from nrm_graph.network import units
-from nrm_graph.plan import plan
+from nrm_graph.propagation import state as states
 from nrm_graph.rules import composites
+from nrm_graph.tables import builder
+from nrm_graph.tables.plan import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +86,7 @@ def main() -> None:
         state = states.forward(net, x)
         start = torch.zeros_like(state.output)
         start[0, int(state.output.argmax())] = 1.0
-        edges.edge_tables(state, start, tables)
+        builder.edge_tables(state, start, tables)
 
     def forward() -> None:
         states.forward(net, x)

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph import cluster, pruning
+from nrm_graph import _optional
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network import units
-from nrm_graph.plan import plan
 from nrm_graph.runs import Run
 from nrm_graph.samples import items
 from nrm_graph.store.listing import listed
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.writer import Writer
 from nrm_graph.stored import form_of, network_of
+from nrm_graph.tables import pruning
+from nrm_graph.tables.plan import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -87,7 +88,7 @@ class Worker:
     @cached_property
     def _inputs(self) -> Any:
         try:
-            return cluster.module().get(self._held[0])
+            return _optional.module().get(self._held[0])
         except Exception as error:  # a data set's own code can raise anything
             raise InputError(
                 f"the inputs cannot be read in other processes: {_first_line(error)}; use "
@@ -154,15 +155,15 @@ def run(
         As the extraction in one process; and if inputs cannot be sent, or end every process that
         takes them.
     """
-    with cluster.started(workers) as ray:
-        cores, accelerators = cluster.size(ray)
+    with _optional.started(workers) as ray:
+        cores, accelerators = _optional.size(ray)
         gpus = 0.0
         if task.device.startswith("cuda") and accelerators:
             workers = workers or max(1, int(accelerators))
             gpus = min(1.0, accelerators / workers)
         count = len(inputs)
         workers = min(workers or cores, -(-count // task.size))
-        options = {"num_cpus": cluster.CPUS, "num_gpus": gpus, "max_concurrency": 2}
+        options = {"num_cpus": _optional.CPUS, "num_gpus": gpus, "max_concurrency": 2}
         try:
             shared = ray.put(inputs)
         except Exception as error:  # pickling runs a data set's own code, which can raise anything
@@ -258,7 +259,7 @@ class _Pool:
                     self._start(worker, waiting.popleft())
         except BaseException as error:
             self._stop()
-            raise cluster.cause_of(error) from None
+            raise _optional.cause_of(error) from None
         return self._shards
 
     @property

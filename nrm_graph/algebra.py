@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from nrm_graph import conditioned, rounding_errors
-from nrm_graph.added import added_up
 from nrm_graph.answers import Conditional, Estimate
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
-from nrm_graph.flags import SHORT, flags_of, meaning
 from nrm_graph.network.targets import outputs_of
+from nrm_graph.propagation.flags import SHORT, flags_of, meaning
+from nrm_graph.propagation.output_scale import added_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.flags import Flag
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.network.units import Partition
-    from nrm_graph.states import Network, State
+    from nrm_graph.propagation.flags import Flag
+    from nrm_graph.propagation.state import Network, State
 
 
 @dataclass(frozen=True, eq=False, repr=False)

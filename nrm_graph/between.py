@@ -16,8 +16,8 @@ from nrm_graph.conditioned import arrived
 from nrm_graph.errors import InputError
 from nrm_graph.kernel_edges import Arrival, neuron_blocks, pseudo_block
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.pruning import select
-from nrm_graph.reach import reach
+from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.tables.pruning import select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.blocks import Block
     from nrm_graph.conditioned import Terms
-    from nrm_graph.pruning import Limit
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
+    from nrm_graph.tables.edge_block import Block
+    from nrm_graph.tables.pruning import Limit
 
 
 MAX_ROWS = 50_000_000

@@ -17,7 +17,7 @@ from nrm_graph.export import (
     write_json,
     write_table,
 )
-from nrm_graph.writing import in_folder
+from nrm_graph.output_files import in_folder
 
 if TYPE_CHECKING:
     import argparse
@@ -79,17 +79,18 @@ def extract(args: argparse.Namespace) -> None:
 
 def _checked_options(args: argparse.Namespace) -> list[str] | None:
     """Refuse what is wrong whatever the network is, before one is loaded; return the classes."""
-    from nrm_graph import cluster, precision, pruning
+    from nrm_graph import _optional
     from nrm_graph.network import units
     from nrm_graph.store.files import local_path
     from nrm_graph.store.place import check_place
+    from nrm_graph.tables import pruning, rounding
 
     check_place(local_path(args.store))
     pruning.check(args.coverage, args.top)
-    precision.check_bits(args.mantissa_bits)
+    rounding.check_bits(args.mantissa_bits)
     units.check(args.resolution)
     if args.engine == "ray":
-        cluster.installed()
+        _optional.installed()
     elif args.workers is not None:
         raise InputError(f"--workers {args.workers} goes with --engine ray: leave one of them out")
     names = None if args.classes is None else arguments.lines(args.classes)

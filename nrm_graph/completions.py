@@ -17,8 +17,8 @@ from tqdm import tqdm
 from nrm_graph import maxplus
 from nrm_graph.errors import InputError
 from nrm_graph.kernel_edges import neuron_blocks, offsets
-from nrm_graph.propagate import lowest_pass
-from nrm_graph.states import awake, flow
+from nrm_graph.propagation.relevance_pass import lowest_pass
+from nrm_graph.propagation.state import awake, flow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
     Floats = npt.NDArray[np.float64]
 

@@ -2,8 +2,8 @@
 
 An event is a signed sum of conjunctions (:mod:`nrm_graph.events.conjunctions`); each is one
 relevance pass and, where relevance above its lowest set is asked for, one adjoint pass
-(:mod:`nrm_graph.reach`).  Many conjunctions about one input make one batch, which shares the
-activations and the kernels.
+(:mod:`nrm_graph.propagation.adjoint_pass`).  Many conjunctions about one input make one batch,
+which shares the activations and the kernels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nrm_graph.edges import edge_tables
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.topology import ENDS
-from nrm_graph.propagate import relevance_pass
-from nrm_graph.reach import reach
-from nrm_graph.states import repeated
+from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.propagation.relevance_pass import relevance_pass
+from nrm_graph.propagation.state import repeated
+from nrm_graph.tables.builder import edge_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.plan import Plan
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
+    from nrm_graph.tables.plan import Plan
 
 Terms = tuple[tuple[float, "Clause"], ...]
 """Conjunctions with their coefficients, those of a conditioned measure already over R(B)."""
@@ -187,7 +187,7 @@ def cut(
 
 
 def tables(state: State, start: Tensor, terms: Terms, plan: Plan) -> tuple[pa.Table, pa.Table]:
-    """Node and edge tables under an event; see :func:`nrm_graph.edges.edge_tables`.
+    """Node and edge tables under an event; see :func:`nrm_graph.tables.builder.edge_tables`.
 
     Of an event that is no single conjunction, walks do not go on independently of where they
     came from: ``conditional`` is null.

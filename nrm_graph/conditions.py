@@ -12,19 +12,19 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from nrm_graph import pruning
-from nrm_graph.blocks import Block
 from nrm_graph.circuits.group import group
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
 from nrm_graph.network.topology import PRUNED
-from nrm_graph.precision import rounded
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store import conditions
 from nrm_graph.store.manifest import MAX_ERROR
 from nrm_graph.store.schema import EDGES, NODES, Record
 from nrm_graph.store.writer import Writer
+from nrm_graph.tables import pruning
+from nrm_graph.tables.edge_block import Block
+from nrm_graph.tables.rounding import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
-    from nrm_graph.pruning import Limit
     from nrm_graph.store.manifest import Entry
+    from nrm_graph.tables.pruning import Limit
 
 
 def materialize(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import pruning
 from nrm_graph.store.schema import content_hash
+from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
 
-    from nrm_graph.plan import Plan
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
+    from nrm_graph.tables.plan import Plan
 
 
 def settings(

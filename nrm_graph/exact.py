@@ -16,8 +16,8 @@ from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.sets import Event, Layer, NeuronSet
 from nrm_graph.joint import Groups
 from nrm_graph.network.units import partition
-from nrm_graph.plan import plan
-from nrm_graph.pruning import check
+from nrm_graph.tables.plan import plan
+from nrm_graph.tables.pruning import check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

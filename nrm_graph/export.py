@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.errors import InputError, first_line
 from nrm_graph.graph_files import graph_path as graph_path
 from nrm_graph.graph_files import write_graph as write_graph
+from nrm_graph.output_files import in_folder, plain
 from nrm_graph.whole_files import write_files
-from nrm_graph.writing import in_folder, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

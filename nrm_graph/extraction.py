@@ -14,20 +14,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import cluster, described, pruning, states
-from nrm_graph.boundary import translated
-from nrm_graph.contributions import refuse_too_large
+from nrm_graph import _optional, described
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NrmError
+from nrm_graph.foreign_errors import translated
 from nrm_graph.loaders import Ended, refusal
 from nrm_graph.network import units
 from nrm_graph.network.ir.input_spec import form, in_order, precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.numbering import first_item
-from nrm_graph.plan import plan
-from nrm_graph.precision import check_bits
 from nrm_graph.prepare import device_of, traced
+from nrm_graph.propagation import state
 from nrm_graph.rules import check_registered, composites
 from nrm_graph.runs import Run, Task, entries_of, labelled, warn_vanished
 from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
@@ -38,14 +36,18 @@ from nrm_graph.store.manifest import is_text
 from nrm_graph.store.place import check_place
 from nrm_graph.store.reader import Snapshot
 from nrm_graph.store.writer import Writer
+from nrm_graph.tables import pruning
+from nrm_graph.tables.dense_edges import refuse_too_large
+from nrm_graph.tables.plan import plan
+from nrm_graph.tables.rounding import check_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.tracing.output_choice import Choice
+    from nrm_graph.propagation.state import Network
     from nrm_graph.rules.composites import Composite
-    from nrm_graph.states import Network
 
 
 @translated("extracting")
@@ -158,9 +160,9 @@ def extract(
     Notes
     -----
     The column ``flags`` of ``inputs`` names what to know before trusting the signs and sizes of an
-    input, as ``m.flags`` says it: see :mod:`nrm_graph.flags`. The column ``item`` of ``inputs`` is
-    the place of an input in the data set, from 0; a call with new inputs counts on, one that goes
-    on with a data set keeps its numbers: see :mod:`nrm_graph.numbering`.
+    input, as ``m.flags`` says it: see :mod:`nrm_graph.propagation.flags`. The column ``item`` of
+    ``inputs`` is the place of an input in the data set, from 0; a call with new inputs counts on,
+    one that goes on with a data set keeps its numbers: see :mod:`nrm_graph.numbering`.
 
     What is computed is committed at least every minute, and when the call ends in whichever way:
     by an error, Ctrl-C, SIGTERM or SIGHUP.  The two signals raise ``SystemExit``, and a second one
@@ -186,7 +188,7 @@ def extract(
     targets = outputs.targets(asked)
     known = sample(first, early[-1][0], taken, kind) if on_error == "stop" else None
     _check_range(targets, outputs, known, classes)
-    net = states.network(program, rules, kind, where)
+    net = state.network(program, rules, kind, where)
     check_registered(net.rules)
     if not (folder / "store.json").exists():  # else it was said when the store was made
         with contextlib.suppress(InputError):  # of an input that may be skipped
@@ -284,7 +286,7 @@ def _check_engine(engine: str, workers: int | None, inputs: Iterable[Any]) -> No
             "with engine='local'"
         )
     if engine == "ray":
-        cluster.installed()
+        _optional.installed()
         if not indexed(inputs):
             raise InputError(
                 "engine='ray' takes inputs with a length and an index (a folder, an array, a data "

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from nrm_graph.marks import plain
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.ir.program import Ref, Weight
-from nrm_graph.propagate import relevance_pass
-from nrm_graph.states import flow
+from nrm_graph.propagation.relevance_pass import relevance_pass
+from nrm_graph.propagation.routed_constants import plain
+from nrm_graph.propagation.state import flow
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.conditioned import Terms
     from nrm_graph.network.ir.program import Node
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 # Where each operation has its bias among the arguments.
 _PLACES = {

@@ -3,10 +3,10 @@
     J(a, b) = sum over n in a of R(n) h_b(n)
 
 where R(n) is the relevance of what arrives at n and h_b(n) that of the continuations from n
-through b (:mod:`nrm_graph.reach`).  From above, each unit a of the upper layer is one pass down
-to the lower one; from below, each unit b of the lower layer is one adjoint pass up.  What a
-conjunction says of layers above is carried by R, of those between by the pass, of those below by
-what the lower layer still has to come.
+through b (:mod:`nrm_graph.propagation.adjoint_pass`).  From above, each unit a of the upper layer
+is one pass down to the lower one; from below, each unit b of the lower layer is one adjoint pass
+up.  What a conjunction says of layers above is carried by R, of those between by the pass, of those
+below by what the lower layer still has to come.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.propagate import relevance_pass
-from nrm_graph.reach import reach
-from nrm_graph.states import repeated
+from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.propagation.relevance_pass import relevance_pass
+from nrm_graph.propagation.state import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.conditioned import Terms
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 
 @dataclass(frozen=True, eq=False)

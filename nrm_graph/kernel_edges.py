@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from nrm_graph.blocks import Block, merged
-from nrm_graph.contributions import CHUNK
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense
-from nrm_graph.routing import carry
-from nrm_graph.states import awake, flow
+from nrm_graph.propagation.routing import carry
+from nrm_graph.propagation.state import awake, flow
+from nrm_graph.tables.dense_edges import CHUNK
+from nrm_graph.tables.edge_block import Block, merged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.network.maps.linear import Weighing
-    from nrm_graph.reach import Reach
-    from nrm_graph.states import Network, State
+    from nrm_graph.propagation.adjoint_pass import Reach
+    from nrm_graph.propagation.state import Network, State
 
 
 class Arrival(NamedTuple):
@@ -105,8 +105,9 @@ def neuron_blocks(
     Block
         Of one lower layer each; ``dst`` and ``src`` are flat indices, pairs are unique, rows with
         q = 0 are left out.  All edges of an upper neuron to a layer are in one block.  ``q`` is
-        that of the kernel, or ``q h(i) / h(j)`` with one arrival (see :mod:`nrm_graph.reach`);
-        NaN with several, whose walks are no Markov chain.
+        that of the kernel, or ``q h(i) / h(j)`` with one arrival (see
+        :mod:`nrm_graph.propagation.adjoint_pass`); NaN with several, whose walks are no Markov
+        chain.
     """
     net = state.network
     name = net.values[layer_id]

@@ -2,7 +2,7 @@
 
 For a neuron n, the sum of |q| ... |q| over all ways down to a lower layer, each weighed by what it
 is worth there.  It bounds the relevance of any set of these walks, however their signs cancel
-(:mod:`nrm_graph.reach` has the signed sums).
+(:mod:`nrm_graph.propagation.adjoint_pass` has the signed sums).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 from nrm_graph import slices
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.ir.operations import MAX_POOL, SAME
-from nrm_graph.propagate import only
-from nrm_graph.routing import carry
-from nrm_graph.states import flow, repeated
+from nrm_graph.propagation.relevance_pass import only
+from nrm_graph.propagation.routing import carry
+from nrm_graph.propagation.state import flow, repeated
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 
 @exact

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 
 from nrm_graph.kernel_edges import origins
 from nrm_graph.network.maps.linear import Dense
+from nrm_graph.propagation.state import flow
 from nrm_graph.slices import sliceable
-from nrm_graph.states import flow
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
     from nrm_graph.network.maps.convolution import Convolution
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 AT_ONCE = 1 << 20
 """Sums that are compared at once: what a processor's cache holds."""

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.flags import counted, listed
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.unit_names import unit_name
+from nrm_graph.propagation.flags import counted, listed
 from nrm_graph.store.schema import LAYERS, TABLES
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def facts(db: Database) -> dict[str, str]:
 
 
 def flagged(db: Database) -> str:
-    """Say how many inputs are flagged, by flag; see :mod:`nrm_graph.flags`."""
+    """Say how many inputs are flagged, by flag; see :mod:`nrm_graph.propagation.flags`."""
     every = [entry.flags for entry in db._snapshot.entries.values()]
     counts = listed(counted(every)) or "none"
     unknown = every.count(None)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import states
-from nrm_graph.boundary import translated
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
 from nrm_graph.exact import Measure
+from nrm_graph.foreign_errors import translated
 from nrm_graph.network import unit_names, units
 from nrm_graph.network.ir.input_spec import arranged, candidates, form, in_order, precision
 from nrm_graph.network.ir.program import Program
@@ -23,6 +22,7 @@ from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.tracing.constant_folding import HALF
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.propagation import state as states
 from nrm_graph.rules import composites
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.input_spec import Inputs, Names
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.tracing.output_choice import Choice
+    from nrm_graph.propagation.state import Network
     from nrm_graph.rules.composites import Composite
-    from nrm_graph.states import Network
 
 
 Target = str | int | tuple[Any, ...] | Mapping[Any, float]

@@ -3,9 +3,9 @@
 Deep in a network relevance itself carries far more than the rounding of the last sum: quotients by
 denominators that nearly vanish amplify what the forward run lost.  No formula of sizes tells by how
 much, so it is measured.  An event is evaluated in float64 and in float32, with the same decisions
-(:func:`nrm_graph.states.in_precision`); the float64 value is the answer.  To first order both
-errors are the same function of their machine epsilon, so the float64 error is estimated from the
-difference of both, neuron by neuron, times the quotient of the epsilons and a safety factor.
+(:func:`nrm_graph.propagation.state.in_precision`); the float64 value is the answer.  To first order
+both errors are the same function of their machine epsilon, so the float64 error is estimated from
+the difference of both, neuron by neuron, times the quotient of the epsilons and a safety factor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 from nrm_graph.conditioned import nodes
 from nrm_graph.joint import Groups, joint
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.propagate import lowest_pass, relevance_pass
-from nrm_graph.states import in_precision, seed
+from nrm_graph.propagation.relevance_pass import lowest_pass, relevance_pass
+from nrm_graph.propagation.state import in_precision, seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.conditioned import Terms
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 SAFETY = 1024.0
 """Errors of both precisions are alike in size, not equal: their quotient may be off by so much."""
@@ -170,7 +170,7 @@ def summands(run: Run, clause: Clause) -> tuple[dict[Any, Tensor], float]:
         Relevance in the lowest set that walks must pass; where the conjunction ends with a set to
         avoid, or says nothing, that of the ends of walks.
     size : float
-        See :class:`nrm_graph.propagate.Outcome`.
+        See :class:`nrm_graph.propagation.relevance_pass.Outcome`.
     """
     lowest = min(clause, default=-1)
     parts: dict[Any, Tensor] = {}

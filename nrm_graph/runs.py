@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import states
-from nrm_graph.added import added_up
-from nrm_graph.edges import tables_and_variation
 from nrm_graph.errors import InputError, NrmError, StoreError
-from nrm_graph.flags import flags_of, vanished
 from nrm_graph.input_labels import class_index
 from nrm_graph.loaders import Ended, Marked, refusal
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.numbering import Numbering
-from nrm_graph.precision import rounded
 from nrm_graph.prepare import checked_tokens, output_weights
-from nrm_graph.rows import absorbed
+from nrm_graph.propagation import state as states
+from nrm_graph.propagation.flags import flags_of, vanished
+from nrm_graph.propagation.output_scale import added_up
 from nrm_graph.samples import Sample, sample
 from nrm_graph.store.schema import Record
+from nrm_graph.tables.arrow import absorbed
+from nrm_graph.tables.builder import tables_and_variation
+from nrm_graph.tables.rounding import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.input_spec import Form
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.weighted_targets import Aim
-    from nrm_graph.plan import Plan
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
     from nrm_graph.store.writer import Writer
+    from nrm_graph.tables.plan import Plan
 
 
 @dataclass(frozen=True)

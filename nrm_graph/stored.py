@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from nrm_graph import states
 from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError, NrmError, StoreError, first_line
 from nrm_graph.network.ir.input_spec import Form, precision
@@ -18,6 +17,7 @@ from nrm_graph.network.ir.program import Program, from_json
 from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
 from nrm_graph.prepare import check_options, device_of, from_network
+from nrm_graph.propagation import state
 from nrm_graph.rules import composites
 from nrm_graph.store import settings
 from nrm_graph.store.files import read_limited
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from nrm_graph.database import Database
     from nrm_graph.exact import Measure
     from nrm_graph.network.ir.input_spec import Inputs
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
 
 # Two float32 forward runs of one network differ by the order of their sums: by about 1e-6 of the
 # largest output on another machine or batch size, and by 1e-4 where a winner of max-pooling flips.
@@ -88,7 +88,7 @@ def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken
     if program.outputs or "outputs" in db.meta:
         _listed(db, "outputs", outputs_of(program).parts == stored_outputs(db.meta).parts)
     kind = precision(program) if kind is None else kind
-    net = states.network(program, composites.from_json(db.meta["composite"]), kind, device)
+    net = state.network(program, composites.from_json(db.meta["composite"]), kind, device)
     found = net.layout.topology.to_json()
     listed = [{name: row[name] for name in found["layers"][0]} for row in db.meta["layers"]]
     _listed(db, "layers", found["layers"] == listed and found["groups"] == db.meta["groups"])

@@ -29,10 +29,10 @@ from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.errors import InputError
 from nrm_graph.mass import mass, mass_of_channels
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.propagate import only, relevance_pass, shares_of
-from nrm_graph.reach import reach
+from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.propagation.relevance_pass import only, relevance_pass, shares_of
+from nrm_graph.propagation.state import flow, repeated
 from nrm_graph.slices import sliceable
-from nrm_graph.states import flow, repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from nrm_graph.events.conjunctions import Clause
     from nrm_graph.exact import Measure
     from nrm_graph.network.topology import LayerInfo, Topology
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 BEAM = (256, 4096)
 """Least and most prefixes that are carried on from every layer by default."""

@@ -15,7 +15,7 @@ import torch
 from tiny_stores import all_rows
 
 import nrm_graph as ng
-from nrm_graph import cluster
+from nrm_graph import _optional
 from nrm_graph.circuits.engines import named
 from nrm_graph.store.compaction import compact
 from nrm_graph.store.reader import Snapshot
@@ -127,7 +127,7 @@ def raised(path, data, engine="ray", **options):
 def engines(folder):
     """Rows, failures, errors, and what goes on after all of it, as in one process."""
     alone, many = folder / "alone.nrm", folder / "many.nrm"
-    with cluster.started(2) as ray:
+    with _optional.started(2) as ray:
         extract(alone, interrupted.Images(COUNT), "local").close()
         with extract(many, interrupted.Images(COUNT)) as db:
             assert len(db) == once(many)

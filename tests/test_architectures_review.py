@@ -12,15 +12,15 @@ from torch import nn
 from traced import same
 
 import nrm_graph as ng
-from nrm_graph import states
-from nrm_graph.edges import edge_tables
 from nrm_graph.errors import TraceError
 from nrm_graph.network import units
 from nrm_graph.network.ir import operations
 from nrm_graph.network.maps import interpolation
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.plan import plan
+from nrm_graph.propagation import state as states
 from nrm_graph.rules import Epsilon, composites
+from nrm_graph.tables.builder import edge_tables
+from nrm_graph.tables.plan import plan
 
 
 class Between(nn.Module):

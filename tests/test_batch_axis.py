@@ -10,12 +10,15 @@ import torch
 from networks import UNUSUAL, unusual
 
 import nrm_graph as ng
-from nrm_graph import edges, prepare, propagate, states
+from nrm_graph import prepare
 from nrm_graph.network import units
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.plan import plan
+from nrm_graph.propagation import relevance_pass
+from nrm_graph.propagation import state as states
 from nrm_graph.rules import Epsilon, Norm, composites
+from nrm_graph.tables import builder
+from nrm_graph.tables.plan import plan
 
 TINY = 1e-13
 EXACT = composites.composite(
@@ -94,7 +97,7 @@ def test_relevance_is_input_times_gradient(name):
     net, x, prepared = network(name)
     state, start = tables(prepared, x)
     relevance = {}
-    propagate.relevance_pass(state, start, visit=relevance.__setitem__)
+    relevance_pass.relevance_pass(state, start, visit=relevance.__setitem__)
     leaf = x.clone().requires_grad_(True)
     out = net(leaf)[:, 1]
     (gradient,) = torch.autograd.grad(out.sum(), leaf)
@@ -110,17 +113,17 @@ def test_a_batch_of_three_is_three_single_runs(name, rules):
     topology = prepared.layout.topology
     parts = units.resolve(topology, "neuron")
     together, lost = {}, {}
-    propagate.relevance_pass(
+    relevance_pass.relevance_pass(
         state,
         start,
         visit=together.__setitem__,
         absorb=lambda i, kind, r: lost.__setitem__((i, kind), r),
     )
-    found = edges.edge_tables(state, start, plan(prepared, parts))
+    found = builder.edge_tables(state, start, plan(prepared, parts))
     for b in range(3):
         own, alone_start = tables(prepared, x[b : b + 1])
         alone, alone_lost = {}, {}
-        propagate.relevance_pass(
+        relevance_pass.relevance_pass(
             own,
             alone_start,
             visit=alone.__setitem__,
@@ -133,7 +136,7 @@ def test_a_batch_of_three_is_three_single_runs(name, rules):
             close(together[i][b], r[0], float(r.abs().max()))
         for key, r in alone_lost.items():
             close(lost[key][b], r[0], float(r.abs().max()))
-        ((nodes, steps),) = edges.edge_tables(own, alone_start, plan(prepared, parts))
+        ((nodes, steps),) = builder.edge_tables(own, alone_start, plan(prepared, parts))
         for table, single in zip(found[b], (nodes, steps), strict=True):
             assert table.num_rows == single.num_rows
             for column in table.column_names:

@@ -8,7 +8,7 @@ import pytest
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import carets, cli
+from nrm_graph import cli, excerpt
 from nrm_graph.events import parser
 
 
@@ -156,4 +156,4 @@ def test_one_line_of_a_query(path, capsys):
 
 def test_messages_without_a_caret_stay():
     for message in ("one", "one\n  two", "one ^", "^", "one\n\n", ""):
-        assert carets.inline(message) == message
+        assert excerpt.inline(message) == message

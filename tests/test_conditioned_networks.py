@@ -16,13 +16,13 @@ from test_batch_axis import EXACT
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import states
 from nrm_graph.events.conjunctions import Literal, expand
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.prepare import from_network
-from nrm_graph.propagate import _lost, relevance_pass, shares_of
-from nrm_graph.reach import reach
-from nrm_graph.routing import send
+from nrm_graph.propagation import state as states
+from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.propagation.relevance_pass import _lost, relevance_pass, shares_of
+from nrm_graph.propagation.routing import send
 from nrm_graph.rules import composites
 
 torch.set_num_threads(1)

@@ -8,8 +8,8 @@ from networks import ROUTED, UNUSUAL, unusual
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.marks import plain
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.propagation.routed_constants import plain
 
 
 def sums_agree(m):

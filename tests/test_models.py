@@ -5,11 +5,11 @@ import torch
 import torchvision
 
 import nrm_graph as ng
-from nrm_graph import states
 from nrm_graph.network import units
 from nrm_graph.network.ir.interpreter import run
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.propagation import state as states
 from nrm_graph.rules import composites
 
 SIZES = {

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.boundary import translated
+from nrm_graph.foreign_errors import translated
 
 X = torch.linspace(-1, 1, 6)[None]
 

@@ -15,8 +15,8 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.errors import EventError, InputError
-from nrm_graph.flags import sentences
 from nrm_graph.plots import NEGATIVE, POSITIVE, plot_flow, plot_heatmap, plot_report
+from nrm_graph.propagation.flags import sentences
 
 
 class Residual(nn.Module):

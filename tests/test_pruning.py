@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import contributions
-from nrm_graph.blocks import Block
-from nrm_graph.edges import edge_tables
-from nrm_graph.plan import plan
-from nrm_graph.pruning import Limit, limits, prune, select
+from nrm_graph.tables import dense_edges
+from nrm_graph.tables.builder import edge_tables
+from nrm_graph.tables.edge_block import Block
+from nrm_graph.tables.plan import plan
+from nrm_graph.tables.pruning import Limit, limits, prune, select
 
 PRUNED = -3
 
@@ -105,9 +105,9 @@ def test_large_operations_in_chunks_give_the_same(limit, resolution, monkeypatch
         return nodes, edges
 
     at_once, complete = table(), m.tables()[1].to_pandas()
-    monkeypatch.setattr(contributions, "CHUNK", 64)
+    monkeypatch.setattr(dense_edges, "CHUNK", 64)
     if isinstance(resolution, str) or resolution["b"] is not PAIRS:  # those are not cut up
-        monkeypatch.setattr(contributions, "MAX_TRIPLES", 10)
+        monkeypatch.setattr(dense_edges, "MAX_TRIPLES", 10)
     in_pieces = table()
     for whole, pieces in zip(at_once, in_pieces, strict=True):
         assert whole.drop_columns(["relevance"]).equals(pieces.drop_columns(["relevance"]))
@@ -125,14 +125,14 @@ def test_large_operations_in_chunks_give_the_same(limit, resolution, monkeypatch
 
 
 def test_too_large_without_a_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(contributions, "MAX_TRIPLES", 10)
+    monkeypatch.setattr(dense_edges, "MAX_TRIPLES", 10)
     m = ng.measure(Small(), torch.randn(2, 7, 7), resolution="neuron")
     with pytest.raises(ng.InputError, match="keep the strongest edges"):
         m.tables()
 
 
 def test_automatic_limits_of_large_groups(monkeypatch):
-    from nrm_graph import pruning
+    from nrm_graph.tables import pruning
 
     m = ng.measure(Small(), torch.randn(2, 7, 7), resolution="neuron")
     assert limits(m.topology, m.partitions, Limit(), auto=True) == {}
@@ -147,7 +147,7 @@ def test_automatic_limits_of_large_groups(monkeypatch):
 
 
 def test_a_store_says_which_groups_are_pruned(monkeypatch, tmp_path):
-    from nrm_graph import pruning
+    from nrm_graph.tables import pruning
 
     monkeypatch.setattr(pruning, "GROUP_BUDGET", 1000)
     net, rows = Small().eval(), [torch.randn(2, 7, 7), torch.randn(2, 7, 7)]

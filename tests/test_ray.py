@@ -19,7 +19,7 @@ import torch
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import actors, cluster
+from nrm_graph import _optional, actors
 from nrm_graph.circuits.tasks import partial, pieces
 from nrm_graph.samples import items
 from nrm_graph.store.reader import Snapshot
@@ -54,7 +54,7 @@ def extract(path, data, **options):
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_optional.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ng.InputError, match=r"pip install 'nrm-graph\[ray\]'"):
         extract(tmp_path / "s.nrm", interrupted.Images(3), engine="ray")
     assert not (tmp_path / "s.nrm").exists()
@@ -290,10 +290,10 @@ def test_pieces_of_a_circuit(tmp_path):
 def test_a_local_ray_takes_what_python_finds(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "before")
     monkeypatch.setattr(sys, "path", ["", "/a", "/b"])
-    with cluster._search_path():
+    with _optional._search_path():
         assert os.environ["PYTHONPATH"] == os.pathsep.join(["/a", "/b"])
     assert os.environ["PYTHONPATH"] == "before"
     monkeypatch.delenv("PYTHONPATH")
-    with cluster._search_path():
+    with _optional._search_path():
         pass
     assert "PYTHONPATH" not in os.environ

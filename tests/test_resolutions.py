@@ -98,7 +98,7 @@ def test_channels_whose_parts_are_empty(composite, resolution):
 @pytest.mark.parametrize("resolution", ["channel", "neuron"])
 def test_rows_that_wait_for_the_end_of_the_pass_are_the_same(resolution, monkeypatch):
     """As on an accelerator, where the pass must not wait for the host."""
-    from nrm_graph import edges
+    from nrm_graph.tables import builder as edges
 
     torch.manual_seed(0)
     m = ng.measure(Residual().double(), torch.randn(3, 17, 17).double(), resolution=resolution)

@@ -12,7 +12,7 @@ from reordered import case, tally
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import states
+from nrm_graph.propagation import state as states
 
 cases = functools.cache(case)
 

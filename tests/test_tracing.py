@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import states
 from nrm_graph.network.ir.interpreter import run
 from nrm_graph.network.ir.program import from_json
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.propagation import state
 from nrm_graph.rules import composites
 
 TINY = 1e-13
@@ -399,8 +399,8 @@ def test_attention_is_taken_apart(options):
         ng.CompositeError, match=r"no rule for product \(product\); softmax \(.*attn_lrp"
     ):
         ng.measure(program, x[:1], composite="epsilon")
-    network = states.Network(program, layout(program), composites.epsilon(), (None,) * len(kinds))
-    torch.testing.assert_close(states.forward(network, x).output, model(x))
+    network = state.Network(program, layout(program), composites.epsilon(), (None,) * len(kinds))
+    torch.testing.assert_close(state.forward(network, x).output, model(x))
 
 
 WEIGHED = {

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import pruning
 from nrm_graph.circuits.partials import EDGE, edge_partials
 from nrm_graph.errors import InputError
 from nrm_graph.graph import strongest, subgraph
+from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph import graph as graphs
-from nrm_graph import pruning
 from nrm_graph.circuits.chosen import checked_layers, ends_of
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import facts_of, group
@@ -16,6 +15,7 @@ from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, edge_sums
 from nrm_graph.circuits.source import source
 from nrm_graph.errors import InputError
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
+from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

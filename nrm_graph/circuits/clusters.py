@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import flags
 from nrm_graph.circuits.chosen import (
     blocks,
     check_count,
@@ -25,6 +24,7 @@ from nrm_graph.circuits.group import Group, group
 from nrm_graph.circuits.optional import stats_library
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
+from nrm_graph.propagation import flags
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -44,7 +44,7 @@ def edge_values(
     -------
     ndarray of float64, (N, E)
         An edge without a row has 0, which it is in a complete store; in a pair of layers that the
-        store prunes it is unknown: see :func:`nrm_graph.pruning.stored`.
+        store prunes it is unknown: see :func:`nrm_graph.tables.pruning.stored`.
     """
     rows = source(db, group, weight, given)
     chosen = edges.select(EDGE).append_column("place", [np.arange(len(edges))])

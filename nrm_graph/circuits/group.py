@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph import flags
 from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import weights_of
+from nrm_graph.propagation import flags
 from nrm_graph.store.statement import chosen_inputs
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def group(
 
 
 def notes_of(db: Database, chosen: Group, weight: str, of: str = "inputs") -> tuple[str, ...]:
-    """Say how many inputs of a group are flagged; see :mod:`nrm_graph.flags`."""
+    """Say how many inputs of a group are flagged; see :mod:`nrm_graph.propagation.flags`."""
     names = [db._snapshot.entries[i].flags for i in chosen.ids.tolist()]
     return flags.group_notes(chosen.logits.tolist(), names, weight, of)
 

@@ -56,8 +56,9 @@ class Circuits:
         StoreError
             If the store is damaged.
         """
-        from nrm_graph import flags, graph, lookups
-        from nrm_graph.rows import absorbed
+        from nrm_graph import graph, lookups
+        from nrm_graph.propagation import flags
+        from nrm_graph.tables.arrow import absorbed
 
         db = self._database()
         identity = lookups.pair(db, key, target)

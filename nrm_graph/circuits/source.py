@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import pruning
 from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events.sets import Event
 from nrm_graph.store.schema import EDGES, NODES
+from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

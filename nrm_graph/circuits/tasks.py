@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nrm_graph import cluster
+from nrm_graph import _optional
 from nrm_graph.circuits.partials import merged
 from nrm_graph.store.reader import Snapshot, layers_table
 from nrm_graph.store.sql import Engine
@@ -102,7 +102,7 @@ class Remote:
     """
 
     def __init__(self) -> None:
-        cluster.installed()
+        _optional.installed()
         self._ray: Any = None
         self._of: tuple[Snapshot, tuple[int, ...]] | None = None
         self._pieces: list[Any] = []
@@ -124,14 +124,14 @@ class Remote:
         """
         if self._ray is None:
             stack = contextlib.ExitStack()
-            self._ray = stack.enter_context(cluster.started())
+            self._ray = stack.enter_context(_optional.started())
             weakref.finalize(self, stack.close)
         ray = self._ray
         if self._of is None or self._of[0] is not db._snapshot or self._of[1] != tuple(ids):
-            cores, _ = cluster.size(ray)
+            cores, _ = _optional.size(ray)
             self._pieces = [ray.put(piece) for piece in pieces(db, ids, cores)]
             self._of = db._snapshot, tuple(ids)
-        task = ray.remote(partial).options(num_cpus=cluster.CPUS)
+        task = ray.remote(partial).options(num_cpus=_optional.CPUS)
         shared = ray.put(dict(tables))
         running = [task.remote(piece, query, shared) for piece in self._pieces]
         try:
@@ -142,4 +142,4 @@ class Remote:
                 ray.cancel(result)
             raise
         except Exception as error:
-            raise cluster.cause_of(error) from None
+            raise _optional.cause_of(error) from None

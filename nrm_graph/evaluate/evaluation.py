@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.units import Partition
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
 
 RIVALS = (RANDOM, "activation", "gradient_x_activation")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
 
 Batch = tuple["Tensor", ...]
 

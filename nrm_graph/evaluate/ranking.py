@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.edges import Tables
 from nrm_graph.evaluate.ablation import execute, outputs, place_of
 from nrm_graph.evaluate.inputs import logits_of
 from nrm_graph.network.maps.linear import same
-from nrm_graph.plan import plan
+from nrm_graph.propagation.state import forward
 from nrm_graph.rules.base import Group, Part, Rule, Signs
-from nrm_graph.states import forward
+from nrm_graph.tables.builder import Tables
+from nrm_graph.tables.plan import plan
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nrm_graph.evaluate.inputs import Batch
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.network.units import Partition
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
 
 Key = tuple[int, ...]
 """A layer id, or those of a pair (dst, src)."""

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nrm_graph import states
 from nrm_graph.circuits.chosen import check_circuit, check_count
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate.inputs import batches, logits_of, network_for, seeds, trained_on
 from nrm_graph.evaluate.ranking import by_unit
 from nrm_graph.network.ir.program import Weight
-from nrm_graph.propagate import relevance_pass
+from nrm_graph.propagation import state as states
+from nrm_graph.propagation.relevance_pass import relevance_pass
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nrm_graph.database import Database
     from nrm_graph.network.ir.program import Node, Program
     from nrm_graph.network.units import Partition
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
 
 Means = Mapping[int, "npt.NDArray[np.float64]"]
 """Mean relevance of every unit, by layer."""

@@ -2,7 +2,7 @@
 
 A walk visits a layer at most once, so every boolean combination of neuron sets is a signed
 sum of *conjunctions*, each a layer-wise list of "passes through" and "avoids".  One relevance
-pass evaluates one conjunction (:mod:`nrm_graph.propagate`).
+pass evaluates one conjunction (:mod:`nrm_graph.propagation.relevance_pass`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrm_graph.errors import InputError
-from nrm_graph.writing import plain
+from nrm_graph.output_files import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

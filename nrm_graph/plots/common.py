@@ -13,8 +13,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import ScaledTranslation
 
 from nrm_graph.errors import InputError
-from nrm_graph.flags import sentences
 from nrm_graph.network.topology import ENDS
+from nrm_graph.propagation.flags import sentences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

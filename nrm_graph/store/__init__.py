@@ -112,11 +112,11 @@ whatever their letter case; those of the columns of ``inputs`` are reserved, and
 ``weights`` and ``flags``. These are fields of the format's own, ``item`` an int (the place of the
 input in the data set, from 0, counted through all calls), ``weights`` a string and ``flags``
 strings, each a lower-case letter and up to 99 of lower-case letters, digits and underscores (names
-of what a reader must know, see :mod:`nrm_graph.flags`, of which later writers MAY have others; none
-is known of an input without them, and an empty list says that there are none): where a shard holds
-a field of such a name and none of its ``inputs`` in the manifest does, it is a user's, from before
-the names were reserved. It keeps the name: readers show it, and writers MUST NOT add to it. The
-table ``inputs`` that SQL sees has these columns always, null where no shard holds them.
+of what a reader must know, see :mod:`nrm_graph.propagation.flags`, of which later writers MAY have
+others; none is known of an input without them, and an empty list says that there are none): where a
+shard holds a field of such a name and none of its ``inputs`` in the manifest does, it is a user's,
+from before the names were reserved. It keeps the name: readers show it, and writers MUST NOT add to
+it. The table ``inputs`` that SQL sees has these columns always, null where no shard holds them.
 
 **Conditions.** ``conditions`` MAY hold folders, each of one condition; a reader of format 1 that
 does not know them MUST ignore it. A folder without ``condition.json`` is none. ``condition.json``

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.writing import refused
+from nrm_graph.output_files import refused
 
 if TYPE_CHECKING:
     from pathlib import Path

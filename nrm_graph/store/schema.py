@@ -156,7 +156,7 @@ class Record:
     weights : str or None
         Weights of the explained outputs, as :mod:`nrm_graph.network.weighted_targets` writes them.
     flags : tuple of str or None
-        Names of what a reader must know, see :mod:`nrm_graph.flags`; None if not known.
+        Names of what a reader must know, see :mod:`nrm_graph.propagation.flags`; None if not known.
     """
 
     key: str

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from nrm_graph.carets import pointed
 from nrm_graph.errors import QueryError
+from nrm_graph.excerpt import pointed
 from nrm_graph.store.forks import connect
 
 if TYPE_CHECKING:

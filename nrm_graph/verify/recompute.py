@@ -13,9 +13,9 @@ from nrm_graph.errors import InputError, NotRegistered, NrmError, StoreError, Un
 from nrm_graph.network import units
 from nrm_graph.network.ir.validation import PROBLEMS
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
-from nrm_graph.plan import plan
 from nrm_graph.store.conditions import FOLDER
-from nrm_graph.sums import mean_activations
+from nrm_graph.tables.plan import plan
+from nrm_graph.tables.unit_sums import mean_activations
 from nrm_graph.verify.report import Within, pair_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from nrm_graph.network.topology import BIAS, ENDS, PRUNED, REMAINDER
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.precision import round_mantissa
 from nrm_graph.store.metadata import ARROW_TYPES
 from nrm_graph.store.schema import (
     INPUTS,
@@ -25,6 +24,7 @@ from nrm_graph.store.schema import (
     SCHEMAS,
 )
 from nrm_graph.store.settings import inputs_of
+from nrm_graph.tables.rounding import round_mantissa
 from nrm_graph.verify import tensors
 from nrm_graph.verify.files import BROKEN, check_file
 from nrm_graph.verify.report import pair_of

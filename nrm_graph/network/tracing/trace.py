@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nrm_graph.boundary import translated
 from nrm_graph.errors import InputError, TraceError, first_line
+from nrm_graph.foreign_errors import translated
 from nrm_graph.network.ir.interpreter import exact, run, settle_batches
 from nrm_graph.network.ir.program import passive
 from nrm_graph.network.layout import layout

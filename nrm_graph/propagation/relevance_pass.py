@@ -7,7 +7,7 @@ A's mask and drops every other walk that is pending, because in reverse executio
 walk can still reach A; *avoid A* multiplies by the complement and drops nothing.  The value of the
 conjunction is all that is left at the end, in inputs and pseudo-neurons alike.
 
-The adjoint (:mod:`nrm_graph.reach`) runs upwards.
+The adjoint (:mod:`nrm_graph.propagation.adjoint_pass`) runs upwards.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 
 from nrm_graph.network.ir.interpreter import own_precision
 from nrm_graph.network.topology import PSEUDO_UNITS
-from nrm_graph.routing import send
-from nrm_graph.states import State, flow
+from nrm_graph.propagation.routing import send
+from nrm_graph.propagation.state import State, flow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -58,7 +58,7 @@ def send(
     relevance : Tensor, or list of them for the parts of a split
         Native, for a batch of n.
     values, winners : mapping
-        Of the state, see :class:`nrm_graph.states.State`.
+        Of the state, see :class:`nrm_graph.propagation.state.State`.
     weights : mapping
         Of the program.
     """

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import states
 from nrm_graph.network.ir.interpreter import resolve
 from nrm_graph.network.ir.operations import MAX_POOL
-from nrm_graph.routing import carry
+from nrm_graph.propagation import state
+from nrm_graph.propagation.routing import carry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.network.units import Partition
-    from nrm_graph.states import Network
+    from nrm_graph.propagation.state import Network
 
 
 def offsets(partitions: Sequence[Partition]) -> Any:
@@ -66,8 +66,8 @@ def unit_labels(
             labels[node.name] = torch.full(native[node.name], -1.0, dtype=torch.float64)
         elif node.op in MAX_POOL and winners is None:
             source, args = labels[references[0]], resolve(node.args[1:], {}, {}, 1)
-            high = states.max_pool(node.op, [source, *args])[0]
-            if not torch.equal(high, -states.max_pool(node.op, [-source, *args])[0]):
+            high = state.max_pool(node.op, [source, *args])[0]
+            if not torch.equal(high, -state.max_pool(node.op, [-source, *args])[0]):
                 return None
             labels[node.name] = high
         else:

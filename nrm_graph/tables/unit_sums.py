@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.plan import along
+from nrm_graph.tables.plan import along
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nrm_graph.plan import Plan
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
+    from nrm_graph.tables.plan import Plan
 
 
 def regular(plan: Plan, layer_id: int) -> bool:

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.contributions import Ends, Piece, kept, loose_rows, matrix_blocks
-from nrm_graph.plan import Columns
+from nrm_graph.tables.dense_edges import Ends, Piece, kept, loose_rows, matrix_blocks
+from nrm_graph.tables.plan import Columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from nrm_graph.blocks import Block
     from nrm_graph.network.ir.batch_axis import BatchAxis
     from nrm_graph.network.maps.linear import Map, Spread
+    from nrm_graph.tables.edge_block import Block
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.propagate import relevance_pass
-from nrm_graph.states import bounded, resolved
+from nrm_graph.propagation.relevance_pass import relevance_pass
+from nrm_graph.propagation.state import bounded, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 
 @exact

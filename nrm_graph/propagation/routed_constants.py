@@ -8,11 +8,11 @@ import torch
 
 from nrm_graph.network.ir.operations import function
 from nrm_graph.network.ir.program import Batch, Ref, Weight
-from nrm_graph.routing import carry, pads_constant
+from nrm_graph.propagation.routing import carry, pads_constant
 
 if TYPE_CHECKING:
     from nrm_graph.network.ir.program import Node
-    from nrm_graph.states import State
+    from nrm_graph.propagation.state import State
 
 PADDING, MASKED, MADE = "padding", "masked", "constant"
 _JOINS = ("aten.cat.default", "aten.stack.default")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from nrm_graph.blocks import Block, merged
 from nrm_graph.errors import InputError
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense
-from nrm_graph.plan import Columns, along, columns
-from nrm_graph.pruning import select
+from nrm_graph.tables.edge_block import Block, merged
+from nrm_graph.tables.plan import Columns, along, columns
+from nrm_graph.tables.pruning import select
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.maps.convolution import Triples
     from nrm_graph.network.maps.linear import Map
-    from nrm_graph.plan import Plan
+    from nrm_graph.tables.plan import Plan
 
 MAX_TRIPLES = 60_000_000
 """Neuron-level edges of one operation that fit in memory at once."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.blocks import Block
+    from nrm_graph.tables.edge_block import Block
 
 
 def edge_rows(blocks: Iterable[Block], kind: npt.DTypeLike) -> pa.Table:

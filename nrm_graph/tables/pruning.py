@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.blocks import Block, merged
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network.topology import PRUNED
+from nrm_graph.tables.edge_block import Block, merged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

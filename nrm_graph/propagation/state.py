@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.errors import InputError
-from nrm_graph.marks import track
 from nrm_graph.network.ir.input_spec import fitting
 from nrm_graph.network.ir.interpreter import exact, resolve
 from nrm_graph.network.ir.operations import MAX_POOL, function
 from nrm_graph.network.ir.program import Weight, passive
 from nrm_graph.network.layout import Layout, layout
 from nrm_graph.network.maps.linear import Moving
+from nrm_graph.propagation.routed_constants import track
 from nrm_graph.rules import sign_analysis
 from nrm_graph.rules.base import Decisions, Flow, Signs, evaluated
 

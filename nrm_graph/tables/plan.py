@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.labels import offsets, unit_labels
 from nrm_graph.network.maps.average_pooling import Window
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense, Jacobian, Left, Right, Scale, Spread
+from nrm_graph.tables.unit_labels import offsets, unit_labels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.maps.linear import Map, Weighing
     from nrm_graph.network.units import Partition
-    from nrm_graph.pruning import Limit
-    from nrm_graph.states import Network, State
+    from nrm_graph.propagation.state import Network, State
+    from nrm_graph.tables.pruning import Limit
 
     Labels = npt.NDArray[np.signedinteger[Any]]
     Mode = tuple[str, Labels, Labels] | tuple[str, Labels, Labels, bool] | None
@@ -147,7 +147,7 @@ def mode(
 
     ``channels``: weight gradient of a convolution; ``vector``: outer product; ``features``:
     matrix product over tokens; ``up``, ``down``, ``sets`` and ``probe``: see
-    :mod:`nrm_graph.gathered`.  None where single neurons must be told apart.
+    :mod:`nrm_graph.tables.aggregated_edges`.  None where single neurons must be told apart.
 
     Parameters
     ----------

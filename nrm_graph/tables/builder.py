@@ -15,9 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph import propagate, states
-from nrm_graph.blocks import Block, merged
-from nrm_graph.contributions import (
+from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.network.maps.linear import Jacobian
+from nrm_graph.network.topology import BIAS, PRUNED, REMAINDER, STABILIZER
+from nrm_graph.propagation import relevance_pass
+from nrm_graph.propagation import state as states
+from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.tables.aggregated_edges import down_blocks, probe_blocks, set_blocks, up_blocks
+from nrm_graph.tables.arrow import edge_rows, node_columns, node_rows
+from nrm_graph.tables.dense_edges import (
     Ends,
     Piece,
     channel_blocks,
@@ -25,15 +31,10 @@ from nrm_graph.contributions import (
     triple_blocks,
     vector_blocks,
 )
-from nrm_graph.gathered import down_blocks, probe_blocks, set_blocks, up_blocks
-from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.network.maps.linear import Jacobian
-from nrm_graph.network.topology import BIAS, PRUNED, REMAINDER, STABILIZER
-from nrm_graph.plan import mode
-from nrm_graph.pruning import prune
-from nrm_graph.reach import reach
-from nrm_graph.rows import edge_rows, node_columns, node_rows
-from nrm_graph.sums import mean_activations, regular, unit_sums
+from nrm_graph.tables.edge_block import Block, merged
+from nrm_graph.tables.plan import mode
+from nrm_graph.tables.pruning import prune
+from nrm_graph.tables.unit_sums import mean_activations, regular, unit_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 
     from nrm_graph.events.conjunctions import Clause
     from nrm_graph.network.maps.linear import Weighing
-    from nrm_graph.plan import Plan
+    from nrm_graph.propagation.state import State
     from nrm_graph.rules.base import Flow
-    from nrm_graph.states import State
+    from nrm_graph.tables.plan import Plan
 
 
 def edge_tables(
@@ -61,7 +62,7 @@ def edge_tables(
     start : Tensor, (N, outputs)
         Initial relevance.
     plan : Plan
-        Units of every layer, see :func:`nrm_graph.plan.plan`.
+        Units of every layer, see :func:`nrm_graph.tables.plan.plan`.
     clause : Clause, optional
         A conjunction: tables hold R(n & conjunction) and R(j -> i & conjunction).
 
@@ -71,8 +72,8 @@ def edge_tables(
         Arrow tables with the columns of a store, without ``input_id``; edges are sorted by
         (dst_layer, src_layer, dst_unit, src_unit).  Exact zeros are left out, but where both
         units are single neurons a row with q != 0 stays if any walk reaches its dst.  Under a
-        conjunction q is ``q(i|j) h(i) / h(j)`` (see :mod:`nrm_graph.reach`), by which the walks
-        of the conjunction go on from j; null where h(j) is 0.
+        conjunction q is ``q(i|j) h(i) / h(j)`` (see :mod:`nrm_graph.propagation.adjoint_pass`), by
+        which the walks of the conjunction go on from j; null where h(j) is 0.
     """
     return tables_and_variation(state, start, plan, clause)[0]
 
@@ -83,7 +84,7 @@ def tables_and_variation(
 ) -> tuple[list[tuple[pa.Table, pa.Table]], npt.NDArray[np.float64]]:
     """Return the tables of :func:`edge_tables`, and the largest sum of |R| over a layer, (N,)."""
     tables = Tables(state, start, plan, clause or {})
-    propagate.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
+    relevance_pass.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
     for call in tables.later:
         call()
     variation = tables.variation.cpu().double().numpy()
@@ -136,7 +137,7 @@ class Tables:
         allowed = None
         literal = self.clause.get(layer_id)
         if literal is not None:
-            own = propagate.only(literal, torch.ones_like(relevance))
+            own = relevance_pass.only(literal, torch.ones_like(relevance))
             allowed = unit_sums(self.plan, layer_id, own)
         self._do(partial(self._visited, layer_id, arrived, kept, allowed))
 

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.propagate import lowest_pass, only
-from nrm_graph.routing import carry
-from nrm_graph.states import flow
+from nrm_graph.propagation.relevance_pass import lowest_pass, only
+from nrm_graph.propagation.routing import carry
+from nrm_graph.propagation.state import flow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.states import Network, State
+    from nrm_graph.propagation.state import Network, State
 
 
 @dataclass(frozen=True, eq=False)
