@@ -27,7 +27,7 @@ from real_vgg16 import photographs, vgg16
 from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
-from nrm_graph.prepare import from_network
+from nrm_graph.measures.create import from_network
 from nrm_graph.propagation import state
 from nrm_graph.rules import composites
 

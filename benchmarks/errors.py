@@ -28,7 +28,7 @@ from nrm_graph.propagation.relevance_pass import relevance_pass
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 
 def main() -> None:

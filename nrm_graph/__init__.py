@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from nrm_graph.database import Database, open
     from nrm_graph.events.serialization import from_json as event_from_json
     from nrm_graph.events.serialization import to_json as event_to_json
-    from nrm_graph.exact import Measure
     from nrm_graph.extraction import extract
+    from nrm_graph.measures.create import measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.operations import register_operation
     from nrm_graph.network.tracing.trace import trace
-    from nrm_graph.prepare import measure
     from nrm_graph.rules import composites
     from nrm_graph.store.compaction import compact
     from nrm_graph.store.deletion import delete
@@ -43,8 +43,8 @@ _LAZY = {
     "extract": ("nrm_graph.extraction", "extract"),
     "open": ("nrm_graph.database", "open"),
     "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
-    "Measure": ("nrm_graph.exact", "Measure"),
-    "measure": ("nrm_graph.prepare", "measure"),
+    "Measure": ("nrm_graph.measures.measure", "Measure"),
+    "measure": ("nrm_graph.measures.create", "measure"),
     "trace": ("nrm_graph.network.tracing.trace", "trace"),
 }
 _MODULES = {

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from nrm_graph.database import Database
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -96,7 +96,7 @@ def _checked_options(args: argparse.Namespace) -> list[str] | None:
     names = None if args.classes is None else arguments.lines(args.classes)
 
     from nrm_graph import models, sources
-    from nrm_graph.prepare import device_of
+    from nrm_graph.measures.create import device_of
     from nrm_graph.rules import composites
 
     composites.get(args.composite)

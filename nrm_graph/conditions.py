@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from nrm_graph.database import Database
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.store.manifest import Entry
     from nrm_graph.tables.pruning import Limit
 
@@ -121,7 +121,7 @@ def _chosen(db: Database, where: str | None, inputs: Sequence[str | int] | None)
 
 def _check_first(db: Database, identity: int, device: str | torch.device) -> None:
     """Refuse a store without input tensors, or a device, before anything is made."""
-    from nrm_graph.prepare import device_of
+    from nrm_graph.measures.create import device_of
 
     device_of(device)
     try:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.network.targets import Outputs, Sought
     from nrm_graph.network.units import Partition

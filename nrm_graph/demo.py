@@ -14,7 +14,7 @@ from nrm_graph.store.place import check_place
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 SHOWN = 120  # edges in the picture
 

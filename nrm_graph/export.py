@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, first_line
-from nrm_graph.graph_files import graph_path as graph_path
-from nrm_graph.graph_files import write_graph as write_graph
+from nrm_graph.graphs.formats import graph_path as graph_path
+from nrm_graph.graphs.formats import write_graph as write_graph
 from nrm_graph.output_files import in_folder, plain
 from nrm_graph.whole_files import write_files
 

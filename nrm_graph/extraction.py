@@ -19,12 +19,12 @@ from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.foreign_errors import translated
 from nrm_graph.loaders import Ended, refusal
+from nrm_graph.measures.create import device_of, traced
 from nrm_graph.network import units
 from nrm_graph.network.ir.input_spec import form, in_order, precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.numbering import first_item
-from nrm_graph.prepare import device_of, traced
 from nrm_graph.propagation import state
 from nrm_graph.rules import check_registered, composites
 from nrm_graph.runs import Run, Task, entries_of, labelled, warn_vanished

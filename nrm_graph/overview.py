@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
     from nrm_graph.database import Database
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 
 _PLAIN = re.compile(r"[\w@]+(\.[\w@]+)*")
@@ -121,7 +121,7 @@ def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
 
 def circuit_edges(graph: nx.DiGraph) -> pa.Table:
     """Return the edges of a circuit as a table, the strongest first."""
-    from nrm_graph.graph_files import to_arrow
+    from nrm_graph.graphs.formats import to_arrow
 
     _, edges = to_arrow(graph)
     size = np.abs(edges["relevance"].to_numpy())

@@ -15,11 +15,11 @@ import torch
 from nrm_graph.errors import InputError, NrmError, StoreError
 from nrm_graph.input_labels import class_index
 from nrm_graph.loaders import Ended, Marked, refusal
+from nrm_graph.measures.create import checked_tokens, output_weights
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.numbering import Numbering
-from nrm_graph.prepare import checked_tokens, output_weights
 from nrm_graph.propagation import state as states
 from nrm_graph.propagation.flags import flags_of, vanished
 from nrm_graph.propagation.output_scale import added_up

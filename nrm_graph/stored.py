@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError, NrmError, StoreError, first_line
+from nrm_graph.measures.create import check_options, device_of, from_network
+from nrm_graph.measures.event_passes import MEMORY
 from nrm_graph.network.ir.input_spec import Form, precision
 from nrm_graph.network.ir.interpreter import settle_threads
 from nrm_graph.network.ir.program import Program, from_json
 from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
-from nrm_graph.prepare import check_options, device_of, from_network
 from nrm_graph.propagation import state
 from nrm_graph.rules import composites
 from nrm_graph.store import settings
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from nrm_graph.database import Database
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.propagation.state import Network
 

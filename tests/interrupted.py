@@ -64,9 +64,9 @@ def program():
 
 def extract(path, count, batch, data=None):
     import nrm_graph as ng
-    from nrm_graph import prepare
+    from nrm_graph.measures import create
 
-    with mock.patch.object(prepare, "trace", return_value=program()):
+    with mock.patch.object(create, "trace", return_value=program()):
         return ng.extract(
             network(),
             Images(count) if data is None else data,

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import rounding_errors
 from nrm_graph.events.conjunctions import expand
+from nrm_graph.measures import rounding_errors
 from nrm_graph.propagation import state as states
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 
 class Block(nn.Module):

@@ -19,8 +19,9 @@ from tiny_stores import checksums
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, prepare, sources
+from nrm_graph import cli, sources
 from nrm_graph.events import parser
+from nrm_graph.measures import create
 
 MODULE = "nrm_bad_models"
 
@@ -64,7 +65,7 @@ MODELS = {
 @pytest.fixture(autouse=True, scope="module")
 def _trace_once():
     """Remember traces: half a second each, and most mistakes have nothing to do with them."""
-    plain, known = prepare.trace, {}
+    plain, known = create.trace, {}
 
     def trace(model, example, output=None):
         shape = tuple(example.shape) if isinstance(example, torch.Tensor) else id(example)
@@ -78,7 +79,7 @@ def _trace_once():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "trace", trace)
+        patch.setattr(create, "trace", trace)
         yield
 
 

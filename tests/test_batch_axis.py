@@ -10,7 +10,7 @@ import torch
 from networks import UNUSUAL, unusual
 
 import nrm_graph as ng
-from nrm_graph import prepare
+from nrm_graph.measures import create
 from nrm_graph.network import units
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.tracing.trace import trace
@@ -149,7 +149,7 @@ def test_a_batch_of_three_is_three_single_runs(name, rules):
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_edges_sum_to_nodes_and_cuts_to_one(name, rules):
     _, x, prepared = network(name, rules)
-    m = prepare.from_network(prepared, x[:1], 1, "neuron")
+    m = create.from_network(prepared, x[:1], 1, "neuron")
     nodes, steps = (t.to_pydict() for t in m.tables())
     relevance = {
         (i, u): r
@@ -177,7 +177,7 @@ def test_edges_sum_to_nodes_and_cuts_to_one(name, rules):
 def test_events_mask_the_samples_view(name):
     """R(n) of one neuron as an event is that neuron's entry of the marginal."""
     _, x, prepared = network(name)
-    m = prepare.from_network(prepared, x[2:], 0, "neuron")
+    m = create.from_network(prepared, x[2:], 0, "neuron")
     rng = np.random.default_rng(0)
     for layer in m.topology.layers:
         values = m.marginal(layer.name, by="neuron")
@@ -190,7 +190,7 @@ def test_events_mask_the_samples_view(name):
 def test_edges_of_windows_against_the_chain_rule():
     """R(j -> i) = w_ji x_i / z_j R_j for the dense layer inside the windows."""
     net, x, prepared = network("windows")
-    m = prepare.from_network(prepared, x[:1], 1, "neuron")
+    m = create.from_network(prepared, x[:1], 1, "neuron")
     w = net.norm.weight.detach().numpy()
     rows = m.edges("norm", "inner").to_pydict()
     state = m.state

@@ -10,7 +10,7 @@ from brute_networks import CASES, close, conditions, links, measure, random_mask
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import between, kernel_edges
+from nrm_graph.measures import kernel_edges, neuron_edges
 
 torch.set_num_threads(1)
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_asked(m, monkeypatch):
         m.edges("3", "0", top=3)
     with pytest.raises(ng.InputError, match="by='unit' or by='neuron'"):
         m.edges("3", "0", by="channel")
-    monkeypatch.setattr(between, "MAX_ROWS", 100)
+    monkeypatch.setattr(neuron_edges, "MAX_ROWS", 100)
     with pytest.raises(ng.InputError, match="edge_batches"):
         m.edges("3", "0", by="neuron")
 

@@ -19,7 +19,7 @@ import torch
 import nrm_graph as ng
 from nrm_graph import export, plots
 from nrm_graph.errors import InputError
-from nrm_graph.graph import subgraph
+from nrm_graph.graphs.subgraph import subgraph
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ from test_properties import (
 )
 
 import nrm_graph as ng
-from nrm_graph.answers import Conditional
+from nrm_graph.measures.results import Conditional
 from nrm_graph.network import units
 
 torch.set_num_threads(1)

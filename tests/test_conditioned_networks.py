@@ -17,8 +17,8 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.events.conjunctions import Literal, expand
+from nrm_graph.measures.create import from_network
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.prepare import from_network
 from nrm_graph.propagation import state as states
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import _lost, relevance_pass, shares_of

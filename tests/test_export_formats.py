@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nrm_graph.errors import InputError
-from nrm_graph.graph_files import to_arrow, write_graph
-from nrm_graph.graph_files.attribution import attribution_graph
-from nrm_graph.graph_files.flat import flat
+from nrm_graph.graphs.formats import to_arrow, write_graph
+from nrm_graph.graphs.formats.attribution_json import attribution_graph
+from nrm_graph.graphs.formats.columns import flat
 
 if TYPE_CHECKING:
     from pathlib import Path

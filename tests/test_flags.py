@@ -16,9 +16,9 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph import overview
 from nrm_graph.cli import main
+from nrm_graph.measures.create import from_network
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.plots import plot_circuit, plot_flow, plot_heatmap, plot_report, plot_subgraph
-from nrm_graph.prepare import from_network
 from nrm_graph.propagation import flags, state
 from nrm_graph.rules import composites
 from nrm_graph.store.writer import Writer

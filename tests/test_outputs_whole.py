@@ -16,7 +16,7 @@ from tiny_stores import make, record, write
 import nrm_graph as ng
 from nrm_graph import cli, whole_files
 from nrm_graph.export import write_json, write_table
-from nrm_graph.graph_files import GRAPH_SUFFIXES, write_graph
+from nrm_graph.graphs.formats import GRAPH_SUFFIXES, write_graph
 from nrm_graph.plots import save_subgraph
 from nrm_graph.whole_files import write_files
 

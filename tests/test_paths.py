@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nrm_graph as ng
-from nrm_graph import maxplus, slices
-from nrm_graph.mass import mass
+from nrm_graph.measures.paths import max_plus, sliced_convolution
+from nrm_graph.measures.paths.bounds import mass
+from nrm_graph.measures.paths.unit_paths import strongest as strongest_units
+from nrm_graph.measures.paths.walks import strongest as strongest_walks
 from nrm_graph.network.maps.convolution import Convolution
-from nrm_graph.unit_paths import strongest as strongest_units
-from nrm_graph.walks import strongest as strongest_walks
 
 torch.set_num_threads(1)
 
@@ -334,19 +334,21 @@ def test_single_channels_of_a_convolution(kernel, padding, dilation, stride):
     kind = Convolution(stride, padding, dilation, False, (0, 0), 1, ())
     x = torch.randn(1, 4, 9, 8, generator=generator, dtype=torch.float64)
     w = torch.randn(5, 4, *kernel, generator=generator, dtype=torch.float64)
-    assert slices.sliceable(kind)
+    assert sliced_convolution.sliceable(kind)
     channels = torch.tensor([2, 0, 0])
     one = torch.zeros(3, *x.shape[1:], dtype=torch.float64)
     one[range(3), channels] = x[0, channels]
     whole = kind.apply(one, w)
-    found = slices.apply(kind, x[0, channels, None], w, channels)
+    found = sliced_convolution.apply(kind, x[0, channels, None], w, channels)
     torch.testing.assert_close(found.reshape(whole.shape), whole)
-    if slices.sliceable(kind, down=True):
+    if sliced_convolution.sliceable(kind, down=True):
         s = torch.zeros_like(whole)
         s[range(3), channels] = whole[range(3), channels]
-        down = slices.transpose(kind, slices.one(s, channels), w, channels, x)
+        down = sliced_convolution.transpose(
+            kind, sliced_convolution.one(s, channels), w, channels, x
+        )
         torch.testing.assert_close(down, kind.transpose(s, w, one))
-    assert slices.sliceable(kind, down=True) == (stride == (1, 1))
+    assert sliced_convolution.sliceable(kind, down=True) == (stride == (1, 1))
 
 
 def test_unit_paths_are_asked_for_in_words():
@@ -414,7 +416,7 @@ def test_most_edges_need_not_be_listed():
         for name, composite in PATHS
         for m in [measure(name, composite)]
         for i in range(len(m.topology.layers))
-        if maxplus.applies(m.state, i)
+        if max_plus.applies(m.state, i)
     }
     assert ("mlp", "epsilon", "fc2") in taken
     assert ("resnet", "epsilon_gamma", "conv2") in taken

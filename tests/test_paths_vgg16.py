@@ -11,7 +11,7 @@ import torch
 from real_vgg16 import photographs, vgg16
 
 import nrm_graph as ng
-from nrm_graph.unit_paths import strongest
+from nrm_graph.measures.paths.unit_paths import strongest
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 import nrm_graph as ng
 from nrm_graph.circuits.references import BOX, References
 from nrm_graph.errors import InputError
-from nrm_graph.graph_files import write_graph
+from nrm_graph.graphs.formats import write_graph
 from nrm_graph.plots import (
     NEGATIVE,
     NEUTRAL,

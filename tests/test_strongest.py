@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrm_graph.graph import strongest
+from nrm_graph.graphs.subgraph import strongest
 
 
 @given(

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from nrm_graph.circuits.partials import EDGE, edge_partials
 from nrm_graph.errors import InputError
-from nrm_graph.graph import strongest, subgraph
+from nrm_graph.graphs.subgraph import strongest, subgraph
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:

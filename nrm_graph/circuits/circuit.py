@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import graph as graphs
 from nrm_graph.circuits.chosen import checked_layers, ends_of
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import facts_of, group
 from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, edge_sums
 from nrm_graph.circuits.source import source
 from nrm_graph.errors import InputError
+from nrm_graph.graphs import subgraph as graphs
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
 from nrm_graph.tables import pruning
 

@@ -45,8 +45,8 @@ class Circuits:
         Returns
         -------
         networkx.DiGraph
-            As of :func:`nrm_graph.graph.subgraph`; what was pruned is there as edges of the
-            pseudo-unit -3.  ``graph["meaning"]`` says what a positive number speaks for, and
+            As of :func:`nrm_graph.graphs.subgraph.subgraph`; what was pruned is there as edges of
+            the pseudo-unit -3.  ``graph["meaning"]`` says what a positive number speaks for, and
             ``graph["flags"]`` what else to know, in short where the numbers are not stored.
 
         Raises
@@ -56,7 +56,8 @@ class Circuits:
         StoreError
             If the store is damaged.
         """
-        from nrm_graph import graph, lookups
+        from nrm_graph import lookups
+        from nrm_graph.graphs import subgraph as graph
         from nrm_graph.propagation import flags
         from nrm_graph.tables.arrow import absorbed
 
@@ -118,15 +119,15 @@ class Circuits:
         Returns
         -------
         networkx.DiGraph
-            As of :meth:`nrm_graph.exact.Measure.subgraph`.  ``relevance`` of nodes and edges is
-            the mean; further ``std`` (over inputs) and ``stderr`` (of the mean), not of a single
-            input; ``inputs``, in how many it is not 0; ``agreement``, the share of those that
-            have the sign of the mean; and of edges ``top_share``, the share of inputs of which
+            As of :meth:`nrm_graph.measures.measure.Measure.subgraph`.  ``relevance`` of nodes and
+            edges is the mean; further ``std`` (over inputs) and ``stderr`` (of the mean), not of a
+            single input; ``inputs``, in how many it is not 0; ``agreement``, the share of those
+            that have the sign of the mean; and of edges ``top_share``, the share of inputs of which
             the edge is among their own ``top`` strongest.  ``graph`` holds ``inputs`` (their
-            number), ``keys``, ``target`` (not where they differ), ``weight``, ``where``,
-            ``share`` (of the sum of \|mean\| over all stored edges, that the graph keeps) and, as
-            means, ``bias``, ``stabilizer``, ``remainder``, their sum ``absorbed``, and ``pruned``;
-            with ``given`` further ``undefined``, the number of inputs whose conditional is.
+            number), ``keys``, ``target`` (not where they differ), ``weight``, ``where``, ``share``
+            (of the sum of \|mean\| over all stored edges, that the graph keeps) and, as means,
+            ``bias``, ``stabilizer``, ``remainder``, their sum ``absorbed``, and ``pruned``; with
+            ``given`` further ``undefined``, the number of inputs whose conditional is.
 
             Of an edge in a pair of layers that the store prunes, of which an input has no row,
             ``missing`` says how many have none; its mean is that of what is stored, and

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 RANKINGS = ("relevance", "activation")
 BOX = pa.struct([(name, pa.int32()) for name in ("top", "left", "bottom", "right")])

@@ -22,7 +22,7 @@ from nrm_graph.circuits.optional import stats_library
 from nrm_graph.circuits.partials import EDGE
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
-from nrm_graph.graph import check_top, strongest
+from nrm_graph.graphs.subgraph import check_top, strongest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,13 +25,13 @@ from nrm_graph.plots.common import (
     size_in_points,
     wrapped,
 )
-from nrm_graph.plots.strip import drawable
+from nrm_graph.plots.token_strip import drawable
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import LayerInfo
 
 _PALE = "#E4E4E4"

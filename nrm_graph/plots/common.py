@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#9A9A9A"
 """Vermillion and blue of Okabe and Ito, which colour-blind readers tell apart, and grey."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 _COLUMNS = 8  # so many layers are drawn unless they are named
 

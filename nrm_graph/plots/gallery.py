@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from nrm_graph.errors import InputError
 from nrm_graph.plots.canvas import block, thumbnail
 from nrm_graph.plots.common import OVERLAY, TEXT, grey, percent, wrapped
-from nrm_graph.plots.strip import drawable
+from nrm_graph.plots.token_strip import drawable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from nrm_graph.errors import InputError
 from nrm_graph.network.topology import ENDS
 from nrm_graph.network.unit_names import token_axis
-from nrm_graph.plots import strip
+from nrm_graph.plots import token_strip
 from nrm_graph.plots.common import (
     NEGATIVE,
     OVERLAY,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import LayerInfo
 
 _FEW = 32  # so many bars are drawn one by one, with numbers below
@@ -158,18 +158,18 @@ def _strip(
     bound, beyond = _limit(values, limit)
     note = f"{_whereabouts(m, info.layer_id)} {notes(m)}"
     if ax is None:
-        room = strip.height(m.tokens, 72.0 * 4.4)  # the colour bar takes some of the width
+        room = token_strip.height(m.tokens, 72.0 * 4.4)  # the colour bar takes some of the width
         lines = wrapped(note, 72.0 * 4.4, 7.0).count("\n") + 1
         ax = new_axes(5.4, min(40.0, max(1.1, room / 72.0)) + 0.55 + 0.125 * lines)
     width = size_in_points(ax)[0]
     if colorbar:
         _draw_colorbar(ax, bound, beyond, False)
         ax.figure.canvas.draw()  # lays out, so that the axes have their size
-    strip.draw(ax, m.tokens, np.clip(values, -bound, bound), bound)
+    token_strip.draw(ax, m.tokens, np.clip(values, -bound, bound), bound)
     ax.set_title(wrapped(heading(m, f"relevance of {info.name}"), width, 9.0), fontsize=9)
     ax.text(
         0.0,
-        strip.height(m.tokens, size_in_points(ax)[0]) + 3.0,
+        token_strip.height(m.tokens, size_in_points(ax)[0]) + 3.0,
         wrapped(note, width, 7.0),
         va="top",
         fontsize=7,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.axes import Axes
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
 _FAR = 8.0  # a scale that reaches so many times the whole is logarithmic beyond it
 _NAMES = {

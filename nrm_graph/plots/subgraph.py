@@ -27,7 +27,7 @@ from nrm_graph.plots.common import (
     size_in_points,
     wrapped,
 )
-from nrm_graph.plots.strip import drawable
+from nrm_graph.plots.token_strip import drawable
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping

@@ -88,7 +88,7 @@ def flags_of(
     condition : float, optional
         R(condition) of a conditioned measure, on the unit scale.
     amplification : float
-        See :class:`nrm_graph.exact.Measure`.
+        See :class:`nrm_graph.measures.measure.Measure`.
 
     Examples
     --------

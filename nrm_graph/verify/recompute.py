@@ -21,7 +21,7 @@ from nrm_graph.verify.report import Within, pair_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import Topology
     from nrm_graph.store.conditions import Condition
     from nrm_graph.verify.report import Findings

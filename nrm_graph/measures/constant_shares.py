@@ -16,7 +16,7 @@ from nrm_graph.propagation.state import flow
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from nrm_graph.conditioned import Terms
+    from nrm_graph.measures.event_passes import Terms
     from nrm_graph.network.ir.program import Node
     from nrm_graph.propagation.state import State
 
@@ -91,7 +91,7 @@ _CONSTANTS = pa.schema(
 
 
 def table(state: State, start: Tensor, terms: Terms, scale: float) -> pa.Table:
-    """Return what biases and constants hold; see :meth:`nrm_graph.exact.Measure.constants`."""
+    """Return what biases and constants hold; see ``Measure.constants``."""
     layers = state.network.layout.topology.layers
     rows: list[dict[str, Any]] = [
         {

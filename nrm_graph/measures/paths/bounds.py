@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nrm_graph import slices
+from nrm_graph.measures.paths import sliced_convolution
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.ir.operations import MAX_POOL, SAME
 from nrm_graph.propagation.relevance_pass import only
@@ -144,7 +144,7 @@ def mass_of_channels(
         factor = share.factor.abs()
         for term in share.terms:
             x = term.x[0, number][:, None].abs() * own
-            part = slices.apply(kind, x, term.weight.abs(), number)  # type: ignore[arg-type]
+            part = sliced_convolution.apply(kind, x, term.weight.abs(), number)  # type: ignore[arg-type]
             part = part.mul_(factor.flatten(2))
             total = part if total is None else total.add_(part)
     shape = net.layout.topology.layers[upper].shape
@@ -165,7 +165,7 @@ def _way(state: State, lower: int, upper: int) -> list[str] | None:
         ((name, node),) = readers
         if name == end:
             op = net.layout.weighings[end]
-            if len(op.maps) > 1 or not slices.sliceable(op.maps[0]):
+            if len(op.maps) > 1 or not sliced_convolution.sliceable(op.maps[0]):
                 return None
         elif node is None or name in net.layout.weighings:
             return None

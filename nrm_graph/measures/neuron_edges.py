@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.conditioned import arrived
 from nrm_graph.errors import InputError
-from nrm_graph.kernel_edges import Arrival, neuron_blocks, pseudo_block
+from nrm_graph.measures.event_passes import arrived
+from nrm_graph.measures.kernel_edges import Arrival, neuron_blocks, pseudo_block
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.tables.pruning import select
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.conditioned import Terms
+    from nrm_graph.measures.event_passes import Terms
     from nrm_graph.propagation.state import State
     from nrm_graph.tables.edge_block import Block
     from nrm_graph.tables.pruning import Limit
@@ -42,13 +42,13 @@ class Between:
     Attributes
     ----------
     state, start, terms
-        See :func:`nrm_graph.joint.joint`.
+        See :func:`nrm_graph.measures.joint.joint`.
     upper, lower : int
         Layers; the same one twice for its pseudo-edges.
     dst, src : ndarray of bool, (n_neurons,)
         The sets, flat.
     known : callable
-        See :func:`nrm_graph.conditioned.arrived`.
+        See :func:`nrm_graph.measures.event_passes.arrived`.
     """
 
     state: State
@@ -87,7 +87,7 @@ class Between:
 
 
 def neuron_batches(asked: Between, scale: float) -> pa.RecordBatchReader:
-    """Stream edges as Arrow batches; see :meth:`nrm_graph.exact.Measure.edge_batches`."""
+    """Stream edges as Arrow batches; see ``Measure.edge_batches``."""
     kind = pa.from_numpy_dtype(asked.state.output.cpu().numpy().dtype)
     schema = pa.schema(
         [
@@ -120,7 +120,7 @@ def _batch(block: Block, schema: pa.Schema, scale: float) -> pa.RecordBatch:
 
 @exact
 def neuron_table(asked: Between, limit: Limit, scale: float) -> pa.Table:
-    """Collect edges in one table; see :meth:`nrm_graph.exact.Measure.edges`.
+    """Collect edges in one table; see :meth:`nrm_graph.measures.measure.Measure.edges`.
 
     Raises
     ------

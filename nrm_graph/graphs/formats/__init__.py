@@ -68,12 +68,12 @@ def write_graph(
         ``.json``                    node-link; read it back with
                                      ``networkx.node_link_graph(data, edges="edges")``
         ``NAME.attribution.json``    the attribution graph of circuit-tracer and Neuronpedia:
-                                     :func:`nrm_graph.graph_files.attribution.attribution_graph`
+                                     :func:`nrm_graph.graphs.formats.attribution_json.attribution_graph`
         ``NAME.parquet``             two tables, ``NAME.nodes.parquet`` and
                                      ``NAME.edges.parquet``: :func:`to_arrow`
         ``NAME.neo4j.csv``           ``NAME.nodes.csv``, ``NAME.relationships.csv`` and
                                      ``NAME.graph.csv`` for Neo4j's bulk import:
-                                     :func:`nrm_graph.graph_files.neo4j.neo4j`
+                                     :func:`nrm_graph.graphs.formats.neo4j.neo4j`
         ``.svg``, ``.png``           a picture
         ============================ =======================================================
     image : ndarray, (H, W) or (H, W, 3), optional
@@ -106,7 +106,7 @@ def write_graph(
     try:
         if suffix == ".json":
             return write_files({path: _node_link(graph).encode()})
-        from nrm_graph.graph_files.flat import flat
+        from nrm_graph.graphs.formats.columns import flat
 
         return write_files(_encoder(suffix)(flat(graph), path))
     except UnicodeEncodeError as error:
@@ -151,8 +151,8 @@ def to_arrow(graph: nx.DiGraph) -> tuple[pa.Table, pa.Table]:
     >>> nodes.schema.metadata[b"graph"]
     b'{"share": 1.0}'
     """
-    from nrm_graph.graph_files.flat import flat
-    from nrm_graph.graph_files.tables import tables
+    from nrm_graph.graphs.formats.columns import flat
+    from nrm_graph.graphs.formats.parquet import tables
 
     return tables(flat(graph))
 
@@ -165,12 +165,13 @@ def _suffix(path: Path) -> str | None:
 
 def _encoder(suffix: str | None) -> Callable[[Any, Path], dict[Path, bytes]]:
     """Return what encodes a flat graph as the files that a path stands for."""
-    from nrm_graph.graph_files import attribution, markup, neo4j, tables
+    from nrm_graph.graphs.formats import attribution_json, neo4j, xml
+    from nrm_graph.graphs.formats import parquet as tables
 
     return {
-        ".graphml": markup.graphml,
-        ".gexf": markup.gexf,
-        ".attribution.json": attribution.attribution,
+        ".graphml": xml.graphml,
+        ".gexf": xml.gexf,
+        ".attribution.json": attribution_json.attribution,
         ".parquet": tables.parquet,
         ".neo4j.csv": neo4j.neo4j,
     }[str(suffix)]

@@ -22,7 +22,7 @@ class Estimate(float):
     Attributes
     ----------
     error : float
-        Bound of the absolute error, see :mod:`nrm_graph.rounding_errors`.
+        Bound of the absolute error, see :mod:`nrm_graph.measures.rounding_errors`.
     """
 
     error: float

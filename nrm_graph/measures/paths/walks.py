@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.answers import Path, Paths
-from nrm_graph.completions import NEGATIVE, POSITIVE, Steps, parts, sweep
 from nrm_graph.errors import EventError, InputError
+from nrm_graph.measures.paths.completions import NEGATIVE, POSITIVE, Steps, parts, sweep
+from nrm_graph.measures.results import Path, Paths
 from nrm_graph.network.ir.interpreter import exact
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
 
     Floats = npt.NDArray[np.float64]
 

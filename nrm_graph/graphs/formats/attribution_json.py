@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.graph_files.flat import Flat, rows
+from nrm_graph.graphs.formats.columns import Flat, rows
 from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.conditioned import MEMORY
 from nrm_graph.errors import InputError
-from nrm_graph.exact import Measure
 from nrm_graph.foreign_errors import translated
+from nrm_graph.measures.event_passes import MEMORY
+from nrm_graph.measures.measure import Measure
 from nrm_graph.network import unit_names, units
 from nrm_graph.network.ir.input_spec import arranged, candidates, form, in_order, precision
 from nrm_graph.network.ir.program import Program

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from nrm_graph import conditioned, rounding_errors
-from nrm_graph.answers import Conditional, Estimate
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
+from nrm_graph.measures import event_passes, rounding_errors
+from nrm_graph.measures.results import Conditional, Estimate
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.propagation.flags import SHORT, flags_of, meaning
 from nrm_graph.propagation.output_scale import added_up
@@ -48,13 +48,13 @@ class Algebra:
     logit: float
     predicted: int
     scale: float = 1.0
-    memory: int = conditioned.MEMORY
+    memory: int = event_passes.MEMORY
     condition: Event | None = None
     condition_relevance: float = 1.0
     condition_error: float = 0.0
     amplification: float = 1.0
     error: float = 0.0
-    terms: conditioned.Terms = ((1.0, {}),)
+    terms: event_passes.Terms = ((1.0, {}),)
     tokens: tuple[str, ...] | None = None
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -116,7 +116,7 @@ class Algebra:
         Returns
         -------
         float
-            A :class:`nrm_graph.answers.Conditional` where there is a condition.
+            A :class:`nrm_graph.measures.results.Conditional` where there is a condition.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class Algebra:
                 clauses.append(clause)
         run = self._precisions.double
         known = run.relevance if len(clauses) > 2 else run.known
-        found = conditioned.values(run.state, run.start, clauses, known, self.memory)
+        found = event_passes.values(run.state, run.start, clauses, known, self.memory)
         total = np.zeros(len(events))
         weights = np.array(coefficients, np.float64)
         np.add.at(total, np.array(owners, np.int64), found * weights)
@@ -243,7 +243,7 @@ class Algebra:
         self._cache["given"] = (event, conditioned_measure)
         return conditioned_measure
 
-    def _joint_terms(self, event: Event) -> conditioned.Terms:
+    def _joint_terms(self, event: Event) -> event_passes.Terms:
         """Conjunctions of an event of this measure, not divided by its relevance."""
         event = checked(event)
         both = event if self.condition is None else self.condition & event
@@ -272,7 +272,7 @@ class Algebra:
         if self.condition is None:
             return self._own.nodes()
         if "nodes" not in self._cache:
-            self._cache["nodes"] = conditioned.nodes(self.state, self.start, self.terms)
+            self._cache["nodes"] = event_passes.nodes(self.state, self.start, self.terms)
         return self._cache["nodes"]  # type: ignore[no-any-return]
 
     def _relevance(self, layer: LayerInfo) -> Tensor:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph import conditioned, held, rounding_errors, unit_paths, walks
-from nrm_graph.algebra import Algebra
-from nrm_graph.answers import Cut, Matrix, Side
-from nrm_graph.between import Between, neuron_batches, neuron_table
 from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.sets import Event, Layer, NeuronSet
-from nrm_graph.joint import Groups
+from nrm_graph.measures import constant_shares, event_passes, rounding_errors
+from nrm_graph.measures.event_algebra import Algebra
+from nrm_graph.measures.joint import Groups
+from nrm_graph.measures.neuron_edges import Between, neuron_batches, neuron_table
+from nrm_graph.measures.paths import unit_paths, walks
+from nrm_graph.measures.results import Cut, Matrix, Side
 from nrm_graph.network.units import partition
 from nrm_graph.tables.plan import plan
 from nrm_graph.tables.pruning import check
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.answers import Paths
+    from nrm_graph.measures.results import Paths
     from nrm_graph.network.topology import LayerInfo
     from nrm_graph.network.units import Partition
 
@@ -66,8 +67,8 @@ class Measure(Algebra):
     -----
     Single events, conditionals and joint matrices are computed in float64 whatever the dtype of
     the pass, with its decisions (winners of pools, signs that rules branch on), and conditionals
-    state their ``error`` (see :mod:`nrm_graph.rounding_errors`); marginals and tables are computed
-    in the dtype of the pass.
+    state their ``error`` (see :mod:`nrm_graph.measures.rounding_errors`); marginals and tables are
+    computed in the dtype of the pass.
     """
 
     def marginal(self, layer: str, by: Any = "unit") -> npt.NDArray[Any]:
@@ -167,7 +168,7 @@ class Measure(Algebra):
         """Return the cut through a layer and the tensors that bypass it."""
         info = self.topology.layer(layer)
         names = [found.name for found in self.topology.layers]
-        arrived, absorbed = conditioned.cut(self.state, self.start, self.terms, info.layer_id)
+        arrived, absorbed = event_passes.cut(self.state, self.start, self.terms, info.layer_id)
         relevance = arrived.pop(info.layer_id, 0.0) * self.scale
         return Cut(
             info.name,
@@ -212,7 +213,7 @@ class Measure(Algebra):
         total_variation (sum of |R| over the layer's neurons).  The relevances of a layer sum to
         its ``bias`` in :meth:`report`; what holds nothing is left out.
         """
-        return held.table(self.state, self.start, self.terms, self.scale)
+        return constant_shares.table(self.state, self.start, self.terms, self.scale)
 
     def tables(self, event: Event | None = None) -> tuple[pa.Table, pa.Table]:
         """Complete node and edge tables of the input, on the unit scale.
@@ -228,10 +229,10 @@ class Measure(Algebra):
         """
         if event is not None:
             made = plan(self.network, self.partitions)
-            return conditioned.tables(self.state, self.start, self._joint_terms(event), made)
+            return event_passes.tables(self.state, self.start, self._joint_terms(event), made)
         if "tables" not in self._cache:
             made = plan(self.network, self.partitions)
-            self._cache["tables"] = conditioned.tables(self.state, self.start, self.terms, made)
+            self._cache["tables"] = event_passes.tables(self.state, self.start, self.terms, made)
         return self._cache["tables"]  # type: ignore[no-any-return]
 
     def edges(
@@ -346,12 +347,12 @@ class Measure(Algebra):
         return above, below
 
     def subgraph(self, top: int = 200) -> nx.DiGraph:
-        """Return the strongest ``top`` edges as a graph; see :func:`nrm_graph.graph.subgraph`.
+        """Return the strongest ``top`` edges; see :func:`nrm_graph.graphs.subgraph.subgraph`.
 
         ``graph["meaning"]`` says what a positive number speaks for, and ``graph["flags"]`` what
         else to know (:attr:`flags`).
         """
-        from nrm_graph.graph import subgraph
+        from nrm_graph.graphs.subgraph import subgraph
 
         nodes, edges = self.tables()
         kinds = [part.resolution for part in self.partitions]
@@ -379,9 +380,9 @@ class Measure(Algebra):
         layers : sequence of str, optional
             Layers of which each path names one unit; by default all that every walk passes.
         by : str, array_like or mapping
-            Resolution of the units, see :func:`nrm_graph.unit_paths.strongest`.  With
-            ``by="neuron"`` and no ``layers``, or where every unit is a neuron, paths are walks:
-            the exact k best ones (:func:`nrm_graph.walks.strongest`).
+            Resolution of the units, see :func:`nrm_graph.measures.paths.unit_paths.strongest`.
+            With ``by="neuron"`` and no ``layers``, or where every unit is a neuron, paths are
+            walks: the exact k best ones (:func:`nrm_graph.measures.paths.walks.strongest`).
         sign, end : str
             Of walks: "both", "positive" or "negative"; "input", or "any" to let walks that a bias
             or stabilizer absorbs compete.

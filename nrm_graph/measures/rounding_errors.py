@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.conditioned import nodes
-from nrm_graph.joint import Groups, joint
+from nrm_graph.measures.event_passes import nodes
+from nrm_graph.measures.joint import Groups, joint
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.relevance_pass import lowest_pass, relevance_pass
 from nrm_graph.propagation.state import in_precision, seed
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.conditioned import Terms
     from nrm_graph.events.conjunctions import Clause
+    from nrm_graph.measures.event_passes import Terms
     from nrm_graph.propagation.state import State
 
 SAFETY = 1024.0

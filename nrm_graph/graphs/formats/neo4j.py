@@ -6,14 +6,14 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
-from nrm_graph.graph_files.flat import Column, Flat, node_id, scalar
+from nrm_graph.graphs.formats.columns import Column, Flat, node_id, scalar
 from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from nrm_graph.graph_files.flat import Node
+    from nrm_graph.graphs.formats.columns import Node
 
 SUFFIX = ".neo4j.csv"
 _PLACE = re.compile(r"\d+(, \d+)*")

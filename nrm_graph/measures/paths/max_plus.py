@@ -14,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nrm_graph.kernel_edges import origins
+from nrm_graph.measures.kernel_edges import origins
+from nrm_graph.measures.paths.sliced_convolution import sliceable
 from nrm_graph.network.maps.linear import Dense
 from nrm_graph.propagation.state import flow
-from nrm_graph.slices import sliceable
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import LayerInfo
     from nrm_graph.network.units import Partition
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.events.conjunctions import Literal
+from nrm_graph.measures.event_passes import arrived, per_pass
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import relevance_pass
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.conditioned import Terms
     from nrm_graph.events.conjunctions import Clause
+    from nrm_graph.measures.event_passes import Terms
     from nrm_graph.propagation.state import State
 
 
@@ -94,7 +94,7 @@ def joint(
     memory : int
         Bytes that a batch of passes may hold.
     known : callable, optional
-        See :func:`nrm_graph.conditioned.arrived`.
+        See :func:`nrm_graph.measures.event_passes.arrived`.
 
     Returns
     -------

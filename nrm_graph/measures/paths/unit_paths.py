@@ -22,26 +22,26 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import slices
-from nrm_graph.answers import Path, Paths
-from nrm_graph.beam import Beam, Level, Outcome, Prefix
-from nrm_graph.conditioned import arrived, per_pass
 from nrm_graph.errors import InputError
-from nrm_graph.mass import mass, mass_of_channels
+from nrm_graph.measures.event_passes import arrived, per_pass
+from nrm_graph.measures.paths import sliced_convolution
+from nrm_graph.measures.paths.beam import Beam, Level, Outcome, Prefix
+from nrm_graph.measures.paths.bounds import mass, mass_of_channels
+from nrm_graph.measures.paths.sliced_convolution import sliceable
+from nrm_graph.measures.results import Path, Paths
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import only, relevance_pass, shares_of
 from nrm_graph.propagation.state import flow, repeated
-from nrm_graph.slices import sliceable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from nrm_graph.beam import Floats, Units
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.exact import Measure
+    from nrm_graph.measures.measure import Measure
+    from nrm_graph.measures.paths.beam import Floats, Units
     from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.propagation.state import State
 
@@ -124,8 +124,8 @@ def strongest(
     -----
     Two searches.  A narrow one finds k paths; then prefixes whose bound does not reach the weakest
     of these are done with, and the beam takes up the others.  Where the beam holds them all, the
-    answer is certified.  Of walks, neuron by neuron, :func:`nrm_graph.walks.strongest` always
-    gives the strongest.
+    answer is certified.  Of walks, neuron by neuron,
+    :func:`nrm_graph.measures.paths.walks.strongest` always gives the strongest.
 
     Bounds are tight between neighbouring layers (three to six convolutions
     of a VGG16 are certified in seconds); where layers are left out between those named, signs that
@@ -318,12 +318,12 @@ class _Search:
             if name != top:
                 yield from shares_of(copies, name, relevance)
                 return
-            own = slices.one(relevance, channels)
+            own = sliced_convolution.one(relevance, channels)
             for share in flow(copies, name).shares:
-                s = own * slices.one(share.factor.expand_as(relevance), channels)
+                s = own * sliced_convolution.one(share.factor.expand_as(relevance), channels)
                 for term in share.terms:
                     operand, kind = op.operands[term.operand], op.maps[term.operand]
-                    back = slices.transpose(kind, s, term.weight, channels, term.x)  # type: ignore[arg-type]
+                    back = sliced_convolution.transpose(kind, s, term.weight, channels, term.x)  # type: ignore[arg-type]
                     yield operand, term.x * back
 
         return weigh

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nrm_graph import maxplus
 from nrm_graph.errors import InputError
-from nrm_graph.kernel_edges import neuron_blocks, offsets
+from nrm_graph.measures.kernel_edges import neuron_blocks, offsets
+from nrm_graph.measures.paths import max_plus
 from nrm_graph.propagation.relevance_pass import lowest_pass
 from nrm_graph.propagation.state import awake, flow
 
@@ -122,7 +122,7 @@ def sweep(steps: Steps, limit: float, progress: bool = False) -> list[Floats]:
     layers = range(steps.layers)
     topology = steps.state.network.layout.topology
     edges = [sum(g.dense_edges for g in topology.groups if g.dst == i) for i in layers]
-    whole = [maxplus.applies(steps.state, i) for i in layers]
+    whole = [max_plus.applies(steps.state, i) for i in layers]
     listed = sum(n for n, together in zip(edges, whole, strict=True) if not together)
     if listed > limit:
         raise InputError(
@@ -140,7 +140,7 @@ def sweep(steps: Steps, limit: float, progress: bool = False) -> list[Floats]:
                 found[i][POSITIVE] = 0.0
             elif whole[i]:
                 barrier = max((b for b, v in steps.clause.items() if v.passes and b < i), default=0)
-                found[i][:] = maxplus.best(steps.state, i, best, int(first[barrier]))
+                found[i][:] = max_plus.best(steps.state, i, best, int(first[barrier]))
             else:
                 _by_edges(steps, i, possible, found)
             for _, share in steps.pseudo(i):

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import networkx as nx
 
 from nrm_graph.errors import InputError
-from nrm_graph.graph_files.flat import Flat, node_id, rows, scalar
+from nrm_graph.graphs.formats.columns import Flat, node_id, rows, scalar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

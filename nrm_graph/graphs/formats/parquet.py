@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nrm_graph.graph_files.flat import Column, Flat
+from nrm_graph.graphs.formats.columns import Column, Flat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ _KINDS = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string
 
 
 def tables(graph: Flat) -> tuple[pa.Table, pa.Table]:
-    """Return the tables of nodes and edges; see :func:`nrm_graph.graph_files.to_arrow`."""
+    """Return the tables of nodes and edges; see :func:`nrm_graph.graphs.formats.to_arrow`."""
     facts = {"graph": json.dumps(graph.facts, allow_nan=False, default=str)}
     nodes = {
         "layer": Column(str, [layer for layer, _ in graph.nodes]),

@@ -1,0 +1,1 @@
+"""``Measure``: exact answers for one input, to events, conditions and partitions."""

@@ -1,0 +1,1 @@
+"""Strongest walks and unit paths, each with what bounds the rest."""
