@@ -26,9 +26,9 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.network.topology import BIAS
-from nrm_graph.store import settings
-from nrm_graph.store.schema import EDGES, NODES, Record
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.schema import EDGES, NODES, Record
+from nrm_graph.store.write.writer import Writer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

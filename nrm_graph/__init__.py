@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.operations import register_operation
     from nrm_graph.network.tracing.trace import trace
     from nrm_graph.rules import composites
-    from nrm_graph.store.compaction import compact
-    from nrm_graph.store.deletion import delete
+    from nrm_graph.store.write.compaction import compact
+    from nrm_graph.store.write.deletion import delete
 
 __version__ = "0.1.0"
 
 # What needs torch is imported at first use: opening a store and SQL do without.
 _LAZY = {
-    "compact": ("nrm_graph.store.compaction", "compact"),
+    "compact": ("nrm_graph.store.write.compaction", "compact"),
     "Database": ("nrm_graph.database", "Database"),
-    "delete": ("nrm_graph.store.deletion", "delete"),
+    "delete": ("nrm_graph.store.write.deletion", "delete"),
     "event_from_json": ("nrm_graph.events.serialization", "from_json"),
     "event_to_json": ("nrm_graph.events.serialization", "to_json"),
     "extract": ("nrm_graph.extraction", "extract"),

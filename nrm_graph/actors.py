@@ -17,10 +17,10 @@ from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network import units
 from nrm_graph.runs import Run
 from nrm_graph.samples import items
-from nrm_graph.store.listing import listed
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
-from nrm_graph.stored import form_of, network_of
+from nrm_graph.store.format.listing import listed
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.stored_measure import form_of, network_of
+from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
 from nrm_graph.tables.plan import plan
 

@@ -81,8 +81,8 @@ def _checked_options(args: argparse.Namespace) -> list[str] | None:
     """Refuse what is wrong whatever the network is, before one is loaded; return the classes."""
     from nrm_graph import _optional
     from nrm_graph.network import units
-    from nrm_graph.store.files import local_path
-    from nrm_graph.store.place import check_place
+    from nrm_graph.store.format.files import local_path
+    from nrm_graph.store.write.place import check_place
     from nrm_graph.tables import pruning, rounding
 
     check_place(local_path(args.store))
@@ -327,15 +327,15 @@ def contrast(args: argparse.Namespace) -> None:
 
 def compact(args: argparse.Namespace) -> None:
     """Merge small shards and delete old files."""
-    from nrm_graph.store.compaction import compact
+    from nrm_graph.store.write.compaction import compact
 
     print(compact(args.store, older_than=args.older_than))
 
 
 def drop(args: argparse.Namespace) -> None:
     """Drop a condition."""
-    from nrm_graph.store.compaction import counted
-    from nrm_graph.store.dropping import drop
+    from nrm_graph.store.write.compaction import counted
+    from nrm_graph.store.write.dropping import drop
 
     held = counted(drop(args.store, args.name), "input")
     print(
@@ -346,7 +346,7 @@ def drop(args: argparse.Namespace) -> None:
 
 def delete(args: argparse.Namespace) -> None:
     """Delete keys."""
-    from nrm_graph.store.deletion import delete
+    from nrm_graph.store.write.deletion import delete
 
     print(delete(args.store, args.keys))
 
@@ -355,8 +355,8 @@ def verify(args: argparse.Namespace) -> None:
     """Check a store."""
     table_format(args.format, args.output)
 
-    from nrm_graph.verify import verify
-    from nrm_graph.verify.report import counted
+    from nrm_graph.store.verify import verify
+    from nrm_graph.store.verify.report import counted
 
     report = verify(args.store, sample=args.sample, progress=True)
     if args.format is not None or args.output is not None:

@@ -75,7 +75,7 @@ class Conditions:
         pruned by the same coverage and number of edges, of the conditioned relevance, and the
         rest stands in rows of the pseudo-unit -3.
         """
-        from nrm_graph.conditions import materialize
+        from nrm_graph.store.materialize import materialize
 
         db = cast("Database", self)
         try:
@@ -102,7 +102,7 @@ class Conditions:
             If it is being materialized, a compaction or deletion is at work, or the store is
             damaged.
         """
-        from nrm_graph.store.dropping import drop
+        from nrm_graph.store.write.dropping import drop
 
         db = cast("Database", self)
         drop(db.path, name)
@@ -117,6 +117,6 @@ class Conditions:
             Columns ``name``, ``event``, ``where``, ``inputs`` (their number), ``undefined`` (of
             how many R(event) is below rounding) and ``mean_relevance`` (of R(event)).
         """
-        from nrm_graph.conditions import summary
+        from nrm_graph.store.materialize import summary
 
         return summary(cast("Database", self))

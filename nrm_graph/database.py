@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import lookups
 from nrm_graph.circuits.methods import Circuits
 from nrm_graph.condition_methods import Conditions
 from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.network.targets import stored_outputs
 from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
 from nrm_graph.network.units import resolve
-from nrm_graph.store import settings
-from nrm_graph.store.conditions import read_conditions
-from nrm_graph.store.files import local_path
-from nrm_graph.store.reader import Snapshot, layers_table
+from nrm_graph.store import lookups
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.files import local_path
+from nrm_graph.store.read.conditions import read_conditions
+from nrm_graph.store.read.snapshot import Snapshot, layers_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.network.targets import Outputs, Sought
     from nrm_graph.network.units import Partition
-    from nrm_graph.store.calls import Call
-    from nrm_graph.store.conditions import Condition
-    from nrm_graph.store.relation import Relation
-    from nrm_graph.store.sql import Engine
-    from nrm_graph.verify.report import Report
+    from nrm_graph.store.read.conditions import Condition
+    from nrm_graph.store.read.interruptible import Call
+    from nrm_graph.store.read.relation import Relation
+    from nrm_graph.store.read.sql import Engine
+    from nrm_graph.store.verify.report import Report
 
 
 def open(path: str | os.PathLike[str]) -> Database:
@@ -223,7 +223,7 @@ class Database(Circuits, Conditions):
         if inputs is not None:
             ids = self._identities(inputs)
         if self._engine is None or self._engine.process != os.getpid():
-            from nrm_graph.store.sql import Engine
+            from nrm_graph.store.read.sql import Engine
 
             self._engine = Engine(
                 self._snapshot,
@@ -306,7 +306,7 @@ class Database(Circuits, Conditions):
         UserWarning
             If the target's output is not the stored one, beyond the rounding of a forward run.
         """
-        from nrm_graph.stored import stored_measure
+        from nrm_graph.store.stored_measure import stored_measure
 
         identity, weights = lookups.pair_or_weights(self, key, target)
         return stored_measure(
@@ -321,7 +321,7 @@ class Database(Circuits, Conditions):
         )
 
     def verify(self, *, sample: int = 3, progress: bool = False) -> Report:
-        """Check the store's bytes, form and content; see :func:`nrm_graph.verify.verify`.
+        """Check the store's bytes, form and content; see :func:`nrm_graph.store.verify.verify`.
 
         Parameters
         ----------
@@ -335,7 +335,7 @@ class Database(Circuits, Conditions):
         Report
             ``sound``, ``errors`` and ``notes``.
         """
-        from nrm_graph.verify import verify
+        from nrm_graph.store.verify import verify
 
         return verify(self, sample=sample, progress=progress)
 

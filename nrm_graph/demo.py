@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nrm_graph.export import graph_path, text_table, write_graph
-from nrm_graph.store.files import local_path
-from nrm_graph.store.place import check_place
+from nrm_graph.store.format.files import local_path
+from nrm_graph.store.write.place import check_place
 
 if TYPE_CHECKING:
     import pyarrow as pa

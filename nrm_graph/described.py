@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.store.schema import content_hash
+from nrm_graph.store.format.schema import content_hash
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:

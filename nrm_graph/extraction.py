@@ -30,12 +30,12 @@ from nrm_graph.rules import check_registered, composites
 from nrm_graph.runs import Run, Task, entries_of, labelled, warn_vanished
 from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store import settings as store_settings
-from nrm_graph.store.files import local_path
-from nrm_graph.store.manifest import is_text
-from nrm_graph.store.place import check_place
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format import settings as store_settings
+from nrm_graph.store.format.files import local_path
+from nrm_graph.store.format.manifest import is_text
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write.place import check_place
+from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
 from nrm_graph.tables.dense_edges import refuse_too_large
 from nrm_graph.tables.plan import plan

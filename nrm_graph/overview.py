@@ -13,7 +13,7 @@ import pyarrow as pa
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.unit_names import unit_name
 from nrm_graph.propagation.flags import counted, listed
-from nrm_graph.store.schema import LAYERS, TABLES
+from nrm_graph.store.format.schema import LAYERS, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

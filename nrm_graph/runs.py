@@ -24,7 +24,7 @@ from nrm_graph.propagation import state as states
 from nrm_graph.propagation.flags import flags_of, vanished
 from nrm_graph.propagation.output_scale import added_up
 from nrm_graph.samples import Sample, sample
-from nrm_graph.store.schema import Record
+from nrm_graph.store.format.schema import Record
 from nrm_graph.tables.arrow import absorbed
 from nrm_graph.tables.builder import tables_and_variation
 from nrm_graph.tables.rounding import rounded
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.weighted_targets import Aim
     from nrm_graph.propagation.state import Network
-    from nrm_graph.store.writer import Writer
+    from nrm_graph.store.write.writer import Writer
     from nrm_graph.tables.plan import Plan
 
 

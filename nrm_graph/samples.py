@@ -14,7 +14,7 @@ from nrm_graph import input_labels, loaders
 from nrm_graph.errors import InputError
 from nrm_graph.loaders import STREAM, Ended, reason
 from nrm_graph.network.ir.input_spec import arranged
-from nrm_graph.store.schema import content_of
+from nrm_graph.store.format.schema import content_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt

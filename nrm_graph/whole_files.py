@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.output_files import in_folder
-from nrm_graph.store.files import remove_quietly, write_synced
+from nrm_graph.store.format.files import remove_quietly, write_synced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,10 +7,10 @@ from test_store_commit import contents
 from tiny_stores import all_rows, record, tables, write
 
 import nrm_graph as ng
-from nrm_graph.store import conditions
-from nrm_graph.store import settings as store_settings
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format import settings as store_settings
+from nrm_graph.store.read import conditions
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write.writer import Writer
 
 
 def rows(path):

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny_stores
 
-from nrm_graph.store.schema import Record, content_hash
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format.schema import Record, content_hash
+from nrm_graph.store.write.writer import Writer
 
 SIZES = (6, 5, 3)  # neurons of the layers x, 0 and 1
 

@@ -170,7 +170,7 @@ def writer(path):
 
     from tiny_stores import record
 
-    from nrm_graph.store.writer import Writer
+    from nrm_graph.store.write.writer import Writer
 
     with Writer(Path(path)) as held:
         held.add(record(50))

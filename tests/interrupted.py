@@ -83,7 +83,7 @@ def small_shards(inputs=2):
     from functools import partial
 
     from nrm_graph import extraction
-    from nrm_graph.store.writer import Writer
+    from nrm_graph.store.write.writer import Writer
 
     extraction.Writer = partial(Writer, shard_inputs=inputs)
 
@@ -91,7 +91,7 @@ def small_shards(inputs=2):
 def commit_every_item(data):
     """Let a data set wait, at every item, until all before it is committed."""
     from nrm_graph import extraction
-    from nrm_graph.store.writer import Writer
+    from nrm_graph.store.write.writer import Writer
 
     class Held(Writer):
         def __enter__(self):

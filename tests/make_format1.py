@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import nrm_graph as ng
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.write.writer import Writer
 
 PATH = Path(__file__).parent / "data" / "format1.nrm"
 

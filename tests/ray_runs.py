@@ -17,10 +17,10 @@ from tiny_stores import all_rows
 import nrm_graph as ng
 from nrm_graph import _optional
 from nrm_graph.circuits.engines import named
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
-from nrm_graph.verify import verify
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.verify import verify
+from nrm_graph.store.write.compaction import compact
+from nrm_graph.store.write.writer import Writer
 
 COUNT = 24
 

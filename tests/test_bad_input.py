@@ -515,14 +515,14 @@ def test_a_folder_with_other_things(place, capsys):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-@pytest.mark.parametrize("at", ["shard.HashingFile", "settings.create_once"])
+@pytest.mark.parametrize("at", ["write.shard.HashingFile", "format.settings.create_once"])
 def test_disks_that_refuse(place, capsys, monkeypatch, number, at):
     def refuse(*args, **kwargs):
         raise OSError(number, "The disk refuses")
 
     monkeypatch.setattr(f"nrm_graph.store.{at}", refuse)
     argv = extract(place)
-    if at.startswith("shard"):
+    if at.startswith("write.shard"):
         picture(50).save(place / "photos" / "cat" / "new.png")
         unchanged(place, capsys, argv, 6, "The disk refuses")
         with pytest.raises(ng.StoreError, match="The disk refuses"):

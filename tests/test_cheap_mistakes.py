@@ -14,7 +14,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph import cli, extraction, models
-from nrm_graph.store.files import local_path
+from nrm_graph.store.format.files import local_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

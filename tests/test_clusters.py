@@ -15,7 +15,7 @@ from nrm_graph.circuits import dividing
 from nrm_graph.circuits.clusters import clusters
 from nrm_graph.circuits.partials import EDGE
 from nrm_graph.errors import InputError
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.write.writer import Writer
 
 SIZES = (10, 14, 4)  # 196 edges and 36 pseudo-edges
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from tiny_stores import checksums, make, record, tables, write
 
 import nrm_graph as ng
-from nrm_graph.store import compaction, merging
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.deletion import delete
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.schema import content_hash, content_of
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format.schema import content_hash, content_of
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write import compaction, rewrite
+from nrm_graph.store.write.compaction import compact
+from nrm_graph.store.write.deletion import delete
+from nrm_graph.store.write.writer import Writer
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,7 @@ def test_row_groups_and_manifests_are_bounded(path, monkeypatch):
 
 
 def test_inputs_of_several_row_groups(path, monkeypatch):
-    for module in ("shard", "schema"):
+    for module in ("write.shard", "format.schema"):
         monkeypatch.setattr(f"nrm_graph.store.{module}.ROWS_PER_GROUP", 4)
     for number in range(3):
         write(path, [record(number, edges=tables(number, 11)[1])])
@@ -144,11 +144,11 @@ def test_a_merged_shard_takes_the_place_of_its_last(path):
         late.add(record(0, 1, logit=5.0))
         write(path, [record(0, 1)])
         before = rows(path)
-        found = merging.shards_of(path)
+        found = rewrite.shards_of(path)
         names = shards(path)
         late.flush()
         assert rows(path) == before
-        merging.rewritten(found, names, found.replaced_with(names), lambda _: None)
+        rewrite.rewritten(found, names, found.replaced_with(names), lambda _: None)
     assert len(shards(path)) == 2
     assert rows(path) == before
 

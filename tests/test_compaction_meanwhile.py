@@ -23,15 +23,16 @@ from test_store_commit import Steps, no_space
 from tiny_stores import all_rows, make, record, write
 
 import nrm_graph as ng
-from nrm_graph.store import compaction, listing, merging
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.deletion import delete
-from nrm_graph.store.files import alone, remove_abandoned
-from nrm_graph.store.listing import listed
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
-from nrm_graph.verify import tables as verify_tables
-from nrm_graph.verify import verify
+from nrm_graph.store.format import listing
+from nrm_graph.store.format.files import alone, remove_abandoned
+from nrm_graph.store.format.listing import listed
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.verify import tables as verify_tables
+from nrm_graph.store.verify import verify
+from nrm_graph.store.write import compaction, rewrite
+from nrm_graph.store.write.compaction import compact
+from nrm_graph.store.write.deletion import delete
+from nrm_graph.store.write.writer import Writer
 
 SLOW = pytest.mark.slow
 
@@ -133,7 +134,7 @@ def _compact_until(path, stop, turns):
     os.fsync = lambda handle: None
     while not stop.is_set():
         for name in shards(path):  # apart again, so that there is something to merge
-            found = merging.shards_of(path)
+            found = rewrite.shards_of(path)
             if len(found.manifests[name].inputs) > 2:
                 _split(found, name)
         compact(path, shard_inputs=4 + turns.value % 3, older_than=0, progress=False)
@@ -144,8 +145,8 @@ def _split(found, name):
     """Replace a shard by two."""
     keys = [entry.key for entry in found.manifests[name].inputs]
     half = len(keys) // 2
-    merging.rewritten(found, [name], (), lambda _: None, set(keys[:half]))
-    merging.rewritten(found, [name], found.replaced_with([name]), lambda _: None, set(keys[half:]))
+    rewrite.rewritten(found, [name], (), lambda _: None, set(keys[:half]))
+    rewrite.rewritten(found, [name], found.replaced_with([name]), lambda _: None, set(keys[half:]))
 
 
 class AllSteps(Steps):
@@ -283,10 +284,10 @@ def test_two_that_saw_the_same_are_sound(path):
     for number in range(4):
         write(path, [record(number)])
     before = rows(path)
-    found = merging.shards_of(path)
+    found = rewrite.shards_of(path)
     names = shards(path)
-    merging.rewritten(found, names[:3], found.replaced_with(names[:3]), lambda _: None)
-    merging.rewritten(found, names[1:], found.replaced_with(names[1:]), lambda _: None)
+    rewrite.rewritten(found, names[:3], found.replaced_with(names[:3]), lambda _: None)
+    rewrite.rewritten(found, names[1:], found.replaced_with(names[1:]), lambda _: None)
     assert len(shards(path)) == 2
     assert rows(path) == before
     compact(path, progress=False)

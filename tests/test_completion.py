@@ -24,7 +24,7 @@ def test_public_names_and_nothing_else():
     for name in ("extract", "open", "measure", "trace", "Layer", "plots", "circuits", "stay"):
         assert name in names
     assert not {"TYPE_CHECKING", "Any", "importlib", "annotations", "errors", "store"} & set(names)
-    importlib.import_module("nrm_graph.store.sql")
+    importlib.import_module("nrm_graph.store.read.sql")
     assert dir(ng) == names
     everything: dict[str, object] = {}
     exec("from nrm_graph import *", everything)

@@ -19,7 +19,7 @@ from nrm_graph.circuits.contrast import contrast
 from nrm_graph.circuits.partials import EDGE
 from nrm_graph.errors import InputError, QueryError
 from nrm_graph.plots import plot_subgraph
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.write.writer import Writer
 
 NULLABLE = ("stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
 # Means of at most 40 terms in float64, in another order.

@@ -10,13 +10,13 @@ from tiny_stores import all_rows, make, record, write
 
 import nrm_graph as ng
 from nrm_graph import extraction
-from nrm_graph.store import compaction
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.deletion import delete
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.schema import content_hash
-from nrm_graph.store.writer import Writer
-from nrm_graph.verify import verify
+from nrm_graph.store.format.schema import content_hash
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.verify import verify
+from nrm_graph.store.write import compaction
+from nrm_graph.store.write.compaction import compact
+from nrm_graph.store.write.deletion import delete
+from nrm_graph.store.write.writer import Writer
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,11 @@ from tiny_stores import make, record, write
 
 import nrm_graph as ng
 from nrm_graph import cli
-from nrm_graph.store import conditions
-from nrm_graph.store import settings as store_settings
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.dropping import drop
-from nrm_graph.verify import verify
+from nrm_graph.store.format import settings as store_settings
+from nrm_graph.store.read import conditions
+from nrm_graph.store.verify import verify
+from nrm_graph.store.write.compaction import compact
+from nrm_graph.store.write.dropping import drop
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +165,7 @@ def test_a_materialization_at_work_is_not_overtaken(path):
 
 
 def test_a_drop_at_work_is_not_overtaken(path, monkeypatch):
-    from nrm_graph.store import dropping
+    from nrm_graph.store.write import dropping
 
     plain = dropping.OpenShard.commit
 

@@ -15,7 +15,7 @@ import nrm_graph as ng
 from nrm_graph.network.ir import operations
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.rules import RULES, Epsilon, Group, Part, Rule, register
-from nrm_graph.store.schema import content_hash
+from nrm_graph.store.format.schema import content_hash
 
 TINY = 1e-12
 

@@ -21,7 +21,7 @@ from nrm_graph.network.tracing.trace import trace
 from nrm_graph.plots import plot_circuit, plot_flow, plot_heatmap, plot_report, plot_subgraph
 from nrm_graph.propagation import flags, state
 from nrm_graph.rules import composites
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.write.writer import Writer
 from tests import tiny_stores
 
 X = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)

@@ -12,9 +12,9 @@ import pytest
 from test_materialize import CHANNEL, COUNT, PIXEL, rows
 
 import nrm_graph as ng
-from nrm_graph.store import conditions
-from nrm_graph.store.files import seal
-from nrm_graph.verify import verify
+from nrm_graph.store.format.files import seal
+from nrm_graph.store.read import conditions
+from nrm_graph.store.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +196,8 @@ def test_a_sealed_condition_that_was_edited_is_found(damaged):
 
 def rewritten(path, change, **facts):
     """Shards of a condition written anew, all checksums right, from changed tables."""
-    from nrm_graph.store.schema import Record
-    from nrm_graph.store.writer import Writer
+    from nrm_graph.store.format.schema import Record
+    from nrm_graph.store.write.writer import Writer
 
     folder = path / "conditions" / "b"
     with ng.open(path) as db:

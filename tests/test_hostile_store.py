@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, stored
+from nrm_graph import cli
 from nrm_graph.network.ir import validation
 from nrm_graph.network.ir.program import from_json
+from nrm_graph.store import stored_measure
 
 
 def network():
@@ -319,7 +320,7 @@ def test_many_large_values_are_refused_together(path, capsys, monkeypatch):
 
 
 def test_what_the_meta_device_lets_pass_is_named_too(path, capsys, monkeypatch):
-    monkeypatch.setattr(stored, "vet", lambda program: None)
+    monkeypatch.setattr(stored_measure, "vet", lambda program: None)
     found = safetensors.numpy.load_file(path / "weights.safetensors")
     found["1.weight"] = found["1.weight"].astype(np.int64)
     seal(path, weights=safetensors.numpy.save(found))
@@ -338,7 +339,7 @@ def test_absurd_programs_take_no_memory(path):
         copies.append(str(shutil.copytree(path, path.with_name(f"c{i}"))))
         edited(path.with_name(f"c{i}"), PROGRAMS[name][0])
     code = (
-        "import resource, sys, nrm_graph as ng, torch, nrm_graph.stored\n"
+        "import resource, sys, nrm_graph as ng, torch, nrm_graph.store.stored_measure\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + (3 << 30),) * 2)\n"
         "for path in sys.argv[1:]:\n"
@@ -447,7 +448,7 @@ def test_links_in_the_place_of_files(path, tmp_path, capsys):
 
 
 def test_a_target_that_the_network_does_not_have(path, capsys):
-    from nrm_graph.store.schema import input_id
+    from nrm_graph.store.format.schema import input_id
 
     file, data = manifest(path)
     data["inputs"][0]["target"] = 70

@@ -21,14 +21,18 @@ LEVELS = (
     ("rules",),
     ("propagation",),
     ("tables",),
-    ("store",),
-    ("whole_files",),
-    ("plots",),
-    ("graphs",),
-    ("measures",),
+    (
+        "store",
+        "whole_files",
+        "plots",
+        "graphs",
+        "measures",
+        "database",
+        "condition_methods",
+        "circuits",
+    ),
     ("input_labels", "loaders"),
-    ("stored", "samples", "described"),
-    ("database", "lookups", "verify", "conditions", "condition_methods", "circuits"),
+    ("samples", "described"),
     ("evaluate",),
     ("numbering",),
     ("runs",),
@@ -45,9 +49,6 @@ LEVELS = (
 )
 LIGHT = (
     "database",
-    "lookups",
-    "verify",
-    "conditions",
     "condition_methods",
     "whole_files",
     "graphs",
@@ -100,7 +101,7 @@ def test_heavy_libraries_stay_where_they_belong():
     found = modules()
     assert {name.split(".")[0] for name in users("duckdb", found)} == set(DUCKDB)
     assert {name.split(".")[0] for name in users("matplotlib", found)} == set(MATPLOTLIB)
-    pure = {name for row in (LEVELS[0], LEVELS[2], LEVELS[6], LEVELS[7], LEVELS[9]) for name in row}
+    pure = {"errors", "_optional", "excerpt", "foreign_errors", "output_files", "signals", "events"}
     assert not {n.split(".")[0] for n in users("torch", found)} & (pure | set(LIGHT))
 
 

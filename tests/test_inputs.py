@@ -16,9 +16,9 @@ from nrm_graph.network.tracing.trace import trace
 from nrm_graph.propagation import state
 from nrm_graph.rules.composites import get
 from nrm_graph.samples import items
-from nrm_graph.store import settings
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.schema import content_hash, content_of
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.schema import content_hash, content_of
+from nrm_graph.store.read.snapshot import Snapshot
 
 
 class Two(nn.Module):
@@ -211,7 +211,7 @@ def _changed(store, tmp_path, change):
     import hashlib
     import shutil
 
-    from nrm_graph.store.files import seal
+    from nrm_graph.store.format.files import seal
 
     path = tmp_path / "lies.nrm"
     shutil.copytree(store, path)
@@ -235,7 +235,7 @@ def _changed(store, tmp_path, change):
 def _table(rows, schema=None):
     import pyarrow as pa
 
-    from nrm_graph.store.schema import NAMED_TENSORS
+    from nrm_graph.store.format.schema import NAMED_TENSORS
 
     return pa.Table.from_pylist(rows, schema or NAMED_TENSORS)
 
@@ -253,7 +253,7 @@ def _swapped(rows):
 def _unnamed(rows):
     import pyarrow as pa
 
-    from nrm_graph.store.schema import TENSORS
+    from nrm_graph.store.format.schema import TENSORS
 
     return pa.Table.from_pylist([{n: r[n] for n in TENSORS.names} for r in rows], TENSORS)
 
@@ -314,7 +314,7 @@ def test_malformed_lists_of_inputs_are_refused(tmp_path, inputs):
 def test_a_list_of_inputs_that_the_program_has_not(store, tmp_path):
     import shutil
 
-    from nrm_graph.store.files import seal
+    from nrm_graph.store.format.files import seal
 
     path = tmp_path / "lies.nrm"
     shutil.copytree(store, path)

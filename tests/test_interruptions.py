@@ -19,7 +19,7 @@ from test_store_commit import Steps
 
 import nrm_graph as ng
 from nrm_graph import cli, runs
-from nrm_graph.verify import verify
+from nrm_graph.store.verify import verify
 
 SCRIPT = Path(interrupted.__file__)
 ENVIRONMENT = {

@@ -15,10 +15,10 @@ import nrm_graph as ng
 from nrm_graph import numbering
 from nrm_graph.numbering import Numbering, first_item
 from nrm_graph.samples import Sample
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.deletion import delete
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write.compaction import compact
+from nrm_graph.store.write.deletion import delete
+from nrm_graph.store.write.writer import Writer
 
 FORMAT1 = Path(__file__).parent / "data" / "format1.nrm"
 

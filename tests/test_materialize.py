@@ -17,8 +17,8 @@ import torch
 from test_store_commit import Steps
 
 import nrm_graph as ng
-from nrm_graph.store.statement import chosen_inputs
-from nrm_graph.verify import verify
+from nrm_graph.store.read.sql_guard import chosen_inputs
+from nrm_graph.store.verify import verify
 
 COUNT = 4
 CHANNEL = ng.Layer("0")[2]
@@ -382,10 +382,10 @@ def test_numbers_that_float32_cannot_hold_are_listed(path, monkeypatch):
 def small_shards(monkeypatch):
     from functools import partial
 
-    import nrm_graph.conditions
-    from nrm_graph.store.writer import Writer
+    import nrm_graph.store.materialize
+    from nrm_graph.store.write.writer import Writer
 
-    monkeypatch.setattr(nrm_graph.conditions, "Writer", partial(Writer, shard_inputs=2))
+    monkeypatch.setattr(nrm_graph.store.materialize, "Writer", partial(Writer, shard_inputs=2))
 
 
 def run(path, keys=("k0", "k1")):

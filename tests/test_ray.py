@@ -22,8 +22,8 @@ import nrm_graph as ng
 from nrm_graph import _optional, actors
 from nrm_graph.circuits.tasks import partial, pieces
 from nrm_graph.samples import items
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write.writer import Writer
 
 
 @pytest.mark.slow

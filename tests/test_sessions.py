@@ -18,9 +18,9 @@ from tiny_stores import all_rows, make, record, write
 
 import nrm_graph as ng
 from nrm_graph import cli
-from nrm_graph.store import conditions
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.read import conditions
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write.writer import Writer
 
 FLOWS = 15
 
@@ -258,7 +258,7 @@ def test_a_timeout_is_of_each_fetch(path):
 
 def test_a_timeout_holds_for_the_query_itself(path, monkeypatch):
     """Before there is a relation: here a view takes long to make."""
-    from nrm_graph.store import sql
+    from nrm_graph.store.read import sql
 
     monkeypatch.setattr(sql, "FLOWS", f"SELECT 1 AS x; {LONG}")
     with ng.open(path) as db:
@@ -486,9 +486,9 @@ def test_a_minute_is_the_limit():
 @pytest.mark.parametrize("job", ["extract", "materialize"])
 def test_a_slow_run_commits_by_time(network, tmp_path, monkeypatch, job):
     """Each item sees that those before it are committed, though shards are far from full."""
-    from nrm_graph import conditions as conditioned
     from nrm_graph import extraction
     from nrm_graph.database import Database
+    from nrm_graph.store import materialize as conditioned
 
     path = tmp_path / "s.nrm"
     monkeypatch.setattr(extraction, "Writer", partial(Writer, seconds=0.05))

@@ -17,10 +17,10 @@ import nrm_graph as ng
 from nrm_graph import cli
 from nrm_graph.database import Database
 from nrm_graph.signals import Terminated, ending_in_order
-from nrm_graph.store import merging
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.deletion import delete
-from nrm_graph.verify import verify
+from nrm_graph.store.verify import verify
+from nrm_graph.store.write import rewrite
+from nrm_graph.store.write.compaction import compact
+from nrm_graph.store.write.deletion import delete
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 SLOW = pytest.mark.slow
@@ -194,13 +194,13 @@ def test_what_rewrites_shards_leaves_them(tmp_path, before, number, job, monkeyp
     path = write(make(tmp_path / "s.nrm"), [record(0), record(1)])
     write(path, [record(2)])
     old = checksums(path)
-    plain = merging.OpenShard.commit
+    plain = rewrite.OpenShard.commit
 
     def commit(*args):
         os.kill(os.getpid(), number)
         return plain(*args)
 
-    monkeypatch.setattr(merging.OpenShard, "commit", commit)
+    monkeypatch.setattr(rewrite.OpenShard, "commit", commit)
     with pytest.raises(SystemExit):
         job(path)
     assert before == [number]
@@ -225,8 +225,8 @@ import os, signal, sys, time
 sys.path.insert(0, sys.argv[2])
 from tiny_stores import make, record
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store import shard
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.write import shard
+from nrm_graph.store.write.writer import Writer
 
 path = make(__import__("pathlib").Path(sys.argv[1]))
 plain = shard.OpenShard.commit

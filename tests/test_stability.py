@@ -13,7 +13,7 @@ from nrm_graph.circuits.partials import EDGE
 from nrm_graph.circuits.prototypes import prototypes
 from nrm_graph.circuits.stability import stability
 from nrm_graph.errors import InputError
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.write.writer import Writer
 
 NAMES = {"x": 0, "0": 1, "1": 2}
 

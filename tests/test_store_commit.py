@@ -15,9 +15,9 @@ import pytest
 from tiny_stores import all_rows, checksums, make, record, settings_of, tables, write
 
 import nrm_graph as ng
-from nrm_graph.store import files, settings
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format import files, settings
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write.writer import Writer
 
 RECORDS = [record(i, t, metadata={"n": i}) for i in range(3) for t in range(2)]
 FEW = RECORDS[:3]
@@ -46,7 +46,7 @@ class Steps:
             monkeypatch.setattr(os, name, self._wrap(name, getattr(os, name)))
         for module in ("files", "manifest"):
             written = self._wrap("write", files.write_synced)
-            monkeypatch.setattr(f"nrm_graph.store.{module}.write_synced", written)
+            monkeypatch.setattr(f"nrm_graph.store.format.{module}.write_synced", written)
         monkeypatch.setattr(pathlib.Path, "mkdir", self._wrap("mkdir", pathlib.Path.mkdir))
 
     def _step(self, name, args):
@@ -306,7 +306,7 @@ def test_a_read_only_folder_is_one_sentence(tmp_path):
         def refuse(*args, **kwargs):
             raise PermissionError(errno.EACCES, "Permission denied")
 
-        patch.setattr("nrm_graph.store.shard.HashingFile", refuse)
+        patch.setattr("nrm_graph.store.write.shard.HashingFile", refuse)
         with pytest.raises(ng.StoreError, match="Permission denied"):
             write(path, RECORDS)
 
@@ -399,7 +399,7 @@ def test_several_threads_write_the_same(tmp_path, whole):
 
 def test_a_refused_manifest_leaves_nothing(tmp_path, monkeypatch):
     path = make(tmp_path / "s.nrm")
-    monkeypatch.setattr("nrm_graph.store.manifest.MAX_MANIFEST_BYTES", 100)
+    monkeypatch.setattr("nrm_graph.store.format.manifest.MAX_MANIFEST_BYTES", 100)
     with pytest.raises(ng.StoreError, match="a manifest of at most 100 bytes"):
         write(path, RECORDS)
     assert not list((path / "shards").iterdir())

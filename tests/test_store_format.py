@@ -26,10 +26,10 @@ from tiny_stores import (
 )
 
 import nrm_graph as ng
-from nrm_graph.store import files, manifest, metadata, settings
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.schema import EDGES, NODES, TENSORS, content_hash, input_id
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format import files, manifest, metadata, settings
+from nrm_graph.store.format.schema import EDGES, NODES, TENSORS, content_hash, input_id
+from nrm_graph.store.read.snapshot import Snapshot
+from nrm_graph.store.write.writer import Writer
 
 
 @pytest.fixture(autouse=True)
@@ -635,7 +635,7 @@ def test_rows_are_sorted_and_duplicates_refused(path):
 
 
 def test_large_inputs_take_several_row_groups(path, monkeypatch):
-    monkeypatch.setattr("nrm_graph.store.shard.ROWS_PER_GROUP", 100)
+    monkeypatch.setattr("nrm_graph.store.write.shard.ROWS_PER_GROUP", 100)
     big = [record(i, edges=tables(i, 250 + i)[1]) for i in range(3)]
     write(path, big)
     snapshot = Snapshot(path)

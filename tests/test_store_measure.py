@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import nrm_graph as ng
-from nrm_graph import extraction, stored
+from nrm_graph import extraction
+from nrm_graph.store import stored_measure
 
 
 def network():
@@ -30,9 +31,9 @@ def test_nothing_is_computed_for_what_is_stored(tmp_path, monkeypatch):
     targets = ["predicted", 2]
     ng.extract(network(), inputs(4), path, target=targets, **OPTIONS)
     calls = []
-    plain = extraction.states.forward
+    plain = extraction.state.forward
     monkeypatch.setattr(
-        extraction.states, "forward", lambda net, x: calls.append(len(x[0])) or plain(net, x)
+        extraction.state, "forward", lambda net, x: calls.append(len(x[0])) or plain(net, x)
     )
     db = ng.extract(network(), inputs(4), path, target=targets, **OPTIONS)
     assert calls == []
@@ -150,7 +151,7 @@ def test_a_program_that_was_changed_is_not_run(tmp_path, what):
         weights.rename(tmp_path / "w")
         weights.symlink_to(tmp_path / "w")
     with pytest.raises(ng.StoreError):
-        stored.load_program(db)
+        stored_measure.load_program(db)
 
 
 def test_a_damaged_tensor_file_is_named(tmp_path):

@@ -10,9 +10,9 @@ import pytest
 from tiny_stores import all_rows, checksums, make, record, tables, write
 
 import nrm_graph as ng
-from nrm_graph.store.listing import read_manifests
-from nrm_graph.store.statement import check_statement
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format.listing import read_manifests
+from nrm_graph.store.read.sql_guard import check_statement
+from nrm_graph.store.write.writer import Writer
 
 
 @pytest.fixture(scope="module")

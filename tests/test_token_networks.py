@@ -139,8 +139,8 @@ def test_ids_of_strangers_that_the_embedding_has_not(store, tmp_path):
 
     import pyarrow as pa
 
-    from nrm_graph.store.files import seal
-    from nrm_graph.store.schema import NAMED_TENSORS, content_hash, content_of, input_id
+    from nrm_graph.store.format.files import seal
+    from nrm_graph.store.format.schema import NAMED_TENSORS, content_hash, content_of, input_id
 
     path = tmp_path / "lies.nrm"
     shutil.copytree(store, path)

@@ -19,7 +19,7 @@ from nrm_graph.network.tracing.trace import trace
 from nrm_graph.network.unit_names import token_axis, unit_name
 from nrm_graph.plots import plot_flow, plot_subgraph
 from nrm_graph.plots.token_strip import drawable, lines
-from nrm_graph.store.files import seal
+from nrm_graph.store.format.files import seal
 
 TOKENS = ["the", "cat", "$x_$ \\frac", "日本\x1b[31m\n"]
 

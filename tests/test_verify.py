@@ -16,10 +16,10 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph import cli
 from nrm_graph.demo_network import load_demo
-from nrm_graph.store.files import seal, sha256_of
-from nrm_graph.store.manifest import new_name
-from nrm_graph.store.schema import ORDER, parquet_options
-from nrm_graph.verify import verify
+from nrm_graph.store.format.files import seal, sha256_of
+from nrm_graph.store.format.manifest import new_name
+from nrm_graph.store.format.schema import ORDER, parquet_options
+from nrm_graph.store.verify import verify
 
 
 @pytest.fixture(autouse=True)
@@ -149,8 +149,8 @@ def test_empty_stores_and_no_store(tmp_path):
 def test_without_a_sample_torch_is_not_imported(tmp_path):
     path = build(tmp_path / "s.nrm")
     code = (
-        "import sys; from nrm_graph.verify import verify; report = verify(sys.argv[1], sample=0); "
-        "assert report.sound; print('torch' in sys.modules)"
+        "import sys; from nrm_graph.store.verify import verify; "
+        "report = verify(sys.argv[1], sample=0); assert report.sound; print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
@@ -605,8 +605,8 @@ def test_flips_of_near_ties_are_notes(tmp_path):
     path = build(tmp_path / "s.nrm", count=1)
     with ng.open(path) as db:
         names = {row["name"]: row["layer_id"] for row in db.meta["layers"]}
-        from nrm_graph.verify import recompute
-        from nrm_graph.verify.report import Findings
+        from nrm_graph.store.verify import recompute
+        from nrm_graph.store.verify.report import Findings
 
         m = db.measure("k0")
         nodes = db.sql("SELECT layer_id, unit, relevance, activation FROM nodes").to_arrow_table()
@@ -695,7 +695,7 @@ def test_leftovers_are_notes(copy):
 
 
 def test_a_shard_of_failures_alone_is_sound(copy):
-    from nrm_graph.store.writer import Writer
+    from nrm_graph.store.write.writer import Writer
 
     with Writer(copy) as writer:
         writer.fail("gone.png", "cannot be read")
@@ -733,7 +733,7 @@ def test_ctrl_c_ends_it(copy, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     before = {f: sha256_of(f) for f in copy.rglob("*") if f.is_file()}
-    monkeypatch.setattr("nrm_graph.verify.conservation.check", interrupted)
+    monkeypatch.setattr("nrm_graph.store.verify.conservation.check", interrupted)
     assert cli.main(["verify", str(copy)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert {f: sha256_of(f) for f in copy.rglob("*") if f.is_file()} == before

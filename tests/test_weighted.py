@@ -22,9 +22,9 @@ from nrm_graph.network import weighted_targets
 from nrm_graph.network.targets import Outputs, asked_for
 from nrm_graph.plots import plot_circuit, plot_references
 from nrm_graph.propagation import state
-from nrm_graph.store.compaction import compact
-from nrm_graph.store.manifest import WEIGHTED_VERSION
-from nrm_graph.store.schema import input_id
+from nrm_graph.store.format.manifest import WEIGHTED_VERSION
+from nrm_graph.store.format.schema import input_id
+from nrm_graph.store.write.compaction import compact
 
 DIFFERENCE = {0: 1, 1: -1}
 TEXT = '{"0":1.0,"1":-1.0}'

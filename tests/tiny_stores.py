@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.store import settings
-from nrm_graph.store.schema import Record, content_hash
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.schema import Record, content_hash
+from nrm_graph.store.write.writer import Writer
 
 LAYERS = [
     {

@@ -11,7 +11,7 @@ import numpy as np
 from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.propagation import flags
-from nrm_graph.store.statement import chosen_inputs
+from nrm_graph.store.read.sql_guard import chosen_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -56,9 +56,9 @@ class Circuits:
         StoreError
             If the store is damaged.
         """
-        from nrm_graph import lookups
         from nrm_graph.graphs import subgraph as graph
         from nrm_graph.propagation import flags
+        from nrm_graph.store import lookups
         from nrm_graph.tables.arrow import absorbed
 
         db = self._database()

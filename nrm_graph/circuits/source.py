@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events.sets import Event
-from nrm_graph.store.schema import EDGES, NODES
+from nrm_graph.store.format.schema import EDGES, NODES
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.group import Group
     from nrm_graph.database import Database
-    from nrm_graph.store.conditions import Condition
+    from nrm_graph.store.read.conditions import Condition
 
 ROUNDING = 32 * 2.0**-23
 """R(B) of a group counts as vanished below this share of the sum of |R| it is made of."""
@@ -223,7 +223,7 @@ def _joint(
     R(A & B) need not vanish where R(B) does: without these inputs a ratio of means would be
     wrong.  Fills in what their R(condition) is and of how much it is made.
     """
-    from nrm_graph.conditions import stored_form
+    from nrm_graph.store.materialize import stored_form
 
     form, edges, nodes = stored_form(db), [EDGES.empty_table()], [NODES.empty_table()]
     for place in np.flatnonzero(which).tolist():

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 
 from nrm_graph import _optional
 from nrm_graph.circuits.partials import merged
-from nrm_graph.store.reader import Snapshot, layers_table
-from nrm_graph.store.sql import Engine
+from nrm_graph.store.read.snapshot import Snapshot, layers_table
+from nrm_graph.store.read.sql import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from nrm_graph.database import Database
-    from nrm_graph.store.manifest import Manifest
+    from nrm_graph.store.format.manifest import Manifest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from nrm_graph.circuits.group import group
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.evaluate.ablation import execute, outputs
 from nrm_graph.measures.create import device_of
-from nrm_graph.stored import LOGIT_TOLERANCE, batch_of, network_of
+from nrm_graph.store.stored_measure import LOGIT_TOLERANCE, batch_of, network_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, NrmError, StoreError
-from nrm_graph.store.manifest import MAX_ERROR, new_name
-from nrm_graph.store.metadata import RESERVED
-from nrm_graph.store.reader import Facts, Snapshot
-from nrm_graph.store.schema import OWN, Record, aim_of, input_id
-from nrm_graph.store.shard import OpenShard, check_key, checked
+from nrm_graph.store.format.manifest import MAX_ERROR, new_name
+from nrm_graph.store.format.metadata import RESERVED
+from nrm_graph.store.format.schema import OWN, Record, aim_of, input_id
+from nrm_graph.store.read.snapshot import Facts, Snapshot
+from nrm_graph.store.write.shard import OpenShard, check_key, checked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ class Writer:
     Parameters
     ----------
     folder : Path
-        The store, which :func:`nrm_graph.store.settings.create` made.
+        The store, which :func:`nrm_graph.store.format.settings.create` made.
     threads : int
         Background threads; each owns its own shard.
     shard_inputs, shard_bytes : int

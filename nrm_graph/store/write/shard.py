@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.store import metadata
-from nrm_graph.store.files import HashingFile, remove_quietly
-from nrm_graph.store.manifest import (
+from nrm_graph.store.format import metadata
+from nrm_graph.store.format.files import HashingFile, remove_quietly
+from nrm_graph.store.format.manifest import (
     Entry,
     FileInfo,
     Manifest,
@@ -27,7 +27,7 @@ from nrm_graph.store.manifest import (
     data_name,
     is_text,
 )
-from nrm_graph.store.schema import (
+from nrm_graph.store.format.schema import (
     GROUPS_PER_FILE,
     INPUTS,
     NAMED_TENSORS,

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.errors import InputError
-from nrm_graph.store.schema import INPUTS, OWN
+from nrm_graph.store.format.schema import INPUTS, OWN
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -10,18 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.errors import StoreError
-from nrm_graph.store import conditions, settings
-from nrm_graph.store.files import file_size, parse_object, read_limited, seal, sha256_of
-from nrm_graph.store.manifest import MAX_MANIFEST_BYTES, decode, is_name
-from nrm_graph.store.schema import content_hash
-from nrm_graph.verify.report import pair_of
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.files import file_size, parse_object, read_limited, seal, sha256_of
+from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES, decode, is_name
+from nrm_graph.store.format.schema import content_hash
+from nrm_graph.store.read import conditions
+from nrm_graph.store.verify.report import pair_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from nrm_graph.store.manifest import Manifest
-    from nrm_graph.verify.report import Findings
+    from nrm_graph.store.format.manifest import Manifest
+    from nrm_graph.store.verify.report import Findings
 
 
 BROKEN = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, ValueError)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from nrm_graph.errors import StoreError
-from nrm_graph.store.files import sha256_of
-from nrm_graph.store.listing import listed
-from nrm_graph.store.manifest import name_after
-from nrm_graph.store.reader import Snapshot, damage, row_groups
-from nrm_graph.store.schema import NAMED_TENSORS, ORDER, TENSORS
-from nrm_graph.store.shard import OpenShard
+from nrm_graph.store.format.files import sha256_of
+from nrm_graph.store.format.listing import listed
+from nrm_graph.store.format.manifest import name_after
+from nrm_graph.store.format.schema import NAMED_TENSORS, ORDER, TENSORS
+from nrm_graph.store.read.snapshot import Snapshot, damage, row_groups
+from nrm_graph.store.write.shard import OpenShard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from nrm_graph.store.manifest import Entry, Manifest
+    from nrm_graph.store.format.manifest import Entry, Manifest
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,25 @@ import pyarrow.parquet as pq
 
 from nrm_graph.errors import StoreError
 from nrm_graph.network.topology import PRUNED
-from nrm_graph.store import conditions
-from nrm_graph.verify import conservation
-from nrm_graph.verify.files import BROKEN, check_identities, check_seal, left_over, read_shards
-from nrm_graph.verify.report import Within, pair_of
-from nrm_graph.verify.tables import Facts, check_tables
+from nrm_graph.store.read import conditions
+from nrm_graph.store.verify import conservation
+from nrm_graph.store.verify.files import (
+    BROKEN,
+    check_identities,
+    check_seal,
+    left_over,
+    read_shards,
+)
+from nrm_graph.store.verify.report import Within, pair_of
+from nrm_graph.store.verify.tables import Facts, check_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from nrm_graph.store.manifest import Entry, Manifest
-    from nrm_graph.verify.report import Findings
-    from nrm_graph.verify.tables import Rows
+    from nrm_graph.store.format.manifest import Entry, Manifest
+    from nrm_graph.store.verify.report import Findings
+    from nrm_graph.store.verify.tables import Rows
 
 
 STRAY = "deleted while the condition was computed? readers ignore it"

@@ -18,10 +18,10 @@ from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
 from nrm_graph.network.topology import PRUNED
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store import conditions
-from nrm_graph.store.manifest import MAX_ERROR
-from nrm_graph.store.schema import EDGES, NODES, Record
-from nrm_graph.store.writer import Writer
+from nrm_graph.store.format.manifest import MAX_ERROR
+from nrm_graph.store.format.schema import EDGES, NODES, Record
+from nrm_graph.store.read import conditions
+from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
 from nrm_graph.tables.edge_block import Block
 from nrm_graph.tables.rounding import rounded
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.database import Database
     from nrm_graph.measures.measure import Measure
-    from nrm_graph.store.manifest import Entry
+    from nrm_graph.store.format.manifest import Entry
     from nrm_graph.tables.pruning import Limit
 
 

@@ -11,7 +11,7 @@ from nrm_graph.network.topology import PRUNED, PSEUDO_UNITS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nrm_graph.verify.tables import Facts, Rows
+    from nrm_graph.store.verify.tables import Facts, Rows
 
 EPS = float(np.finfo(np.float32).eps)
 

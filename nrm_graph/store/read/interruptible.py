@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import duckdb
 
 from nrm_graph.errors import InputError, QueryError
-from nrm_graph.store.forks import unended_in_children
+from nrm_graph.store.read.forks import unended_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable

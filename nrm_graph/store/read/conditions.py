@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import EventError, InputError, StoreError
 from nrm_graph.events import serialization
-from nrm_graph.store.files import (
+from nrm_graph.store.format.files import (
     create_once,
     parse_object,
     read_limited,
@@ -19,17 +19,17 @@ from nrm_graph.store.files import (
     sync_folder,
     together,
 )
-from nrm_graph.store.listing import MAX_LOOKS
-from nrm_graph.store.manifest import is_text
-from nrm_graph.store.reader import Snapshot
-from nrm_graph.store.schema import CONDITION_FACTS, FORMAT_VERSION, VIEWS
+from nrm_graph.store.format.listing import MAX_LOOKS
+from nrm_graph.store.format.manifest import is_text
+from nrm_graph.store.format.schema import CONDITION_FACTS, FORMAT_VERSION, VIEWS
+from nrm_graph.store.read.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from nrm_graph.events.sets import Event
-    from nrm_graph.store.manifest import Entry, Manifest
+    from nrm_graph.store.format.manifest import Entry, Manifest
 
 FOLDER = "conditions"
 FILE = "condition.json"

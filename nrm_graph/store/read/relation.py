@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import duckdb
 
 from nrm_graph.errors import QueryError
-from nrm_graph.store.forks import unended_in_children
+from nrm_graph.store.read.forks import unended_in_children
 
 if TYPE_CHECKING:
-    from nrm_graph.store.calls import Cursor
+    from nrm_graph.store.read.interruptible import Cursor
 
 
 class Relation:

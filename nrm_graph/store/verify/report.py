@@ -10,7 +10,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nrm_graph.store.manifest import Entry
+    from nrm_graph.store.format.manifest import Entry
 
 ERROR, NOTE = "error", "note"
 

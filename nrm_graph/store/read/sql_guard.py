@@ -17,7 +17,7 @@ import duckdb
 
 from nrm_graph.errors import QueryError
 from nrm_graph.excerpt import pointed
-from nrm_graph.store.forks import connect
+from nrm_graph.store.read.forks import connect
 
 if TYPE_CHECKING:
     from collections.abc import Collection

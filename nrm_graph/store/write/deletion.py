@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from nrm_graph.errors import InputError
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store import settings
-from nrm_graph.store.compaction import AT_WORK, counted
-from nrm_graph.store.conditions import condition_folders
-from nrm_graph.store.files import alone, local_path
-from nrm_graph.store.merging import replace_all, shards_of
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.files import alone, local_path
+from nrm_graph.store.read.conditions import condition_folders
+from nrm_graph.store.write.compaction import AT_WORK, counted
+from nrm_graph.store.write.rewrite import replace_all, shards_of
 
 if TYPE_CHECKING:
     import os
     from pathlib import Path
 
-    from nrm_graph.store.merging import Shards
+    from nrm_graph.store.write.rewrite import Shards
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def delete(
 
     All targets of a key are deleted, and its failure.  The same key may be extracted again, also
     with another content.  A reader that opened the store before goes on with what it saw; the old
-    files are deleted by :func:`nrm_graph.store.compaction.compact`, by age.  All keys go from the
-    store's tables at once, after they went from those of conditions: a process that is killed
+    files are deleted by :func:`nrm_graph.store.write.compaction.compact`, by age.  All keys go from
+    the store's tables at once, after they went from those of conditions: a process that is killed
     leaves all of them in the store, or none.
 
     Parameters

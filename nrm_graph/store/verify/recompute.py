@@ -13,18 +13,18 @@ from nrm_graph.errors import InputError, NotRegistered, NrmError, StoreError, Un
 from nrm_graph.network import units
 from nrm_graph.network.ir.validation import PROBLEMS
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
-from nrm_graph.store.conditions import FOLDER
+from nrm_graph.store.read.conditions import FOLDER
+from nrm_graph.store.verify.report import Within, pair_of
 from nrm_graph.tables.plan import plan
 from nrm_graph.tables.unit_sums import mean_activations
-from nrm_graph.verify.report import Within, pair_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import Topology
-    from nrm_graph.store.conditions import Condition
-    from nrm_graph.verify.report import Findings
+    from nrm_graph.store.read.conditions import Condition
+    from nrm_graph.store.verify.report import Findings
 
 EPS = float(np.finfo(np.float32).eps)
 

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.store.listing import read_manifests
-from nrm_graph.store.manifest import data_name
-from nrm_graph.store.metadata import Fields
-from nrm_graph.store.schema import (
+from nrm_graph.store.format.listing import read_manifests
+from nrm_graph.store.format.manifest import data_name
+from nrm_graph.store.format.metadata import Fields
+from nrm_graph.store.format.schema import (
     FAILURES,
     LAYERS,
     MAX_TENSORS,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.store.manifest import Entry, Manifest
+    from nrm_graph.store.format.manifest import Entry, Manifest
 
 
 class Facts(NamedTuple):

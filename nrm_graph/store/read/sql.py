@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from nrm_graph.errors import InputError, QueryError, StoreError
-from nrm_graph.store.calls import Cursor, check_timeout
-from nrm_graph.store.forks import connect
-from nrm_graph.store.metadata import SQL_TYPES
-from nrm_graph.store.relation import Relation
-from nrm_graph.store.schema import CONDITION_FACTS, INPUTS, OWN, SCHEMAS, VIEWS
-from nrm_graph.store.statement import EVERY, check_statement
+from nrm_graph.store.format.metadata import SQL_TYPES
+from nrm_graph.store.format.schema import CONDITION_FACTS, INPUTS, OWN, SCHEMAS, VIEWS
+from nrm_graph.store.read.forks import connect
+from nrm_graph.store.read.interruptible import Cursor, check_timeout
+from nrm_graph.store.read.relation import Relation
+from nrm_graph.store.read.sql_guard import EVERY, check_statement
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     import pyarrow as pa
 
-    from nrm_graph.store.calls import Call
-    from nrm_graph.store.reader import Part, Snapshot
+    from nrm_graph.store.read.interruptible import Call
+    from nrm_graph.store.read.snapshot import Part, Snapshot
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _IDS = [("input_id", "BIGINT")]

@@ -6,14 +6,14 @@ import graphlib
 from typing import TYPE_CHECKING
 
 from nrm_graph.errors import StoreError
-from nrm_graph.store.files import file_size
-from nrm_graph.store.manifest import is_name, read_manifest
+from nrm_graph.store.format.files import file_size
+from nrm_graph.store.format.manifest import is_name, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from nrm_graph.store.manifest import Manifest
+    from nrm_graph.store.format.manifest import Manifest
 
 MAX_LOOKS = 10
 

@@ -17,21 +17,21 @@ from tqdm import tqdm
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store import settings
-from nrm_graph.store.conditions import condition_folders, dropped_folders
-from nrm_graph.store.files import alone, local_path, remove_abandoned, sync_folder
-from nrm_graph.store.listing import listed
-from nrm_graph.store.manifest import MAX_MANIFEST_BYTES
-from nrm_graph.store.merging import replace_all, shards_of
-from nrm_graph.store.metadata import MAX_FIELDS, joined
-from nrm_graph.store.schema import GROUPS_PER_FILE, ORDER, TABLES
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.files import alone, local_path, remove_abandoned, sync_folder
+from nrm_graph.store.format.listing import listed
+from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES
+from nrm_graph.store.format.metadata import MAX_FIELDS, joined
+from nrm_graph.store.format.schema import GROUPS_PER_FILE, ORDER, TABLES
+from nrm_graph.store.read.conditions import condition_folders, dropped_folders
+from nrm_graph.store.write.rewrite import replace_all, shards_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from nrm_graph.store.manifest import Manifest
-    from nrm_graph.store.merging import Shards
+    from nrm_graph.store.format.manifest import Manifest
+    from nrm_graph.store.write.rewrite import Shards
 
 DAY = 86400.0
 UNLOCKED = 3600.0

@@ -15,26 +15,26 @@ import pyarrow.parquet as pq
 
 from nrm_graph.network.topology import BIAS, ENDS, PRUNED, REMAINDER
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.store.metadata import ARROW_TYPES
-from nrm_graph.store.schema import (
+from nrm_graph.store.format.metadata import ARROW_TYPES
+from nrm_graph.store.format.schema import (
     INPUTS,
     NAMED_TENSORS,
     ORDER,
     ROWS_PER_GROUP,
     SCHEMAS,
 )
-from nrm_graph.store.settings import inputs_of
+from nrm_graph.store.format.settings import inputs_of
+from nrm_graph.store.verify import tensors
+from nrm_graph.store.verify.files import BROKEN, check_file
+from nrm_graph.store.verify.report import pair_of
 from nrm_graph.tables.rounding import round_mantissa
-from nrm_graph.verify import tensors
-from nrm_graph.verify.files import BROKEN, check_file
-from nrm_graph.verify.report import pair_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from nrm_graph.store.manifest import Entry, Manifest
-    from nrm_graph.verify.report import Findings
+    from nrm_graph.store.format.manifest import Entry, Manifest
+    from nrm_graph.store.verify.report import Findings
 
 Rows = dict[str, Any]  # column name to ndarray; null floats are NaN, see `read_rows`
 

@@ -19,9 +19,9 @@ from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
 from nrm_graph.propagation import state
 from nrm_graph.rules import composites
-from nrm_graph.store import settings
-from nrm_graph.store.files import read_limited
-from nrm_graph.store.schema import content_of
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.files import read_limited
+from nrm_graph.store.format.schema import content_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.store.files import local_path
-from nrm_graph.verify import conservation
-from nrm_graph.verify.conditions import check_condition, check_conditions
-from nrm_graph.verify.files import check_identities, check_settings, read_shards
-from nrm_graph.verify.report import Finding, Findings, Report
-from nrm_graph.verify.tables import Facts, Rows, check_tables
+from nrm_graph.store.format.files import local_path
+from nrm_graph.store.verify import conservation
+from nrm_graph.store.verify.conditions import check_condition, check_conditions
+from nrm_graph.store.verify.files import check_identities, check_settings, read_shards
+from nrm_graph.store.verify.report import Finding, Findings, Report
+from nrm_graph.store.verify.tables import Facts, Rows, check_tables
 
 if TYPE_CHECKING:
     from nrm_graph.database import Database
@@ -91,7 +91,7 @@ def verify(
             check_condition(condition, meta, bar.update)
     recomputed = 0
     if sample and entries:
-        from nrm_graph.verify.recompute import recompute
+        from nrm_graph.store.verify.recompute import recompute
 
         recomputed = recompute(path, sample, found, hidden)
     return Report(path, found.sorted(), len(manifests), len(entries), recomputed, len(held))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.store.reader import array_of, tensor_problem
-from nrm_graph.store.schema import TENSOR_DTYPES, content_hash, joined_content
-from nrm_graph.verify.files import BROKEN
+from nrm_graph.store.format.schema import TENSOR_DTYPES, content_hash, joined_content
+from nrm_graph.store.read.snapshot import array_of, tensor_problem
+from nrm_graph.store.verify.files import BROKEN
 
 if TYPE_CHECKING:
-    from nrm_graph.store.manifest import Manifest
-    from nrm_graph.verify.report import Findings
+    from nrm_graph.store.format.manifest import Manifest
+    from nrm_graph.store.verify.report import Findings
 
 Forms = list[dict[str, Any]]  # name, shape and dtype of every input of the network
 

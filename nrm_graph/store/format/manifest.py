@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.store.files import (
+from nrm_graph.store.format.files import (
     parse_object,
     publish,
     read_limited,
@@ -20,8 +20,8 @@ from nrm_graph.store.files import (
     seal,
     write_synced,
 )
-from nrm_graph.store.metadata import SQL_TYPES, name_problem
-from nrm_graph.store.schema import (
+from nrm_graph.store.format.metadata import SQL_TYPES, name_problem
+from nrm_graph.store.format.schema import (
     FORMAT_VERSION,
     OWN,
     TABLES,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.numpy
 
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.store.files import (
+from nrm_graph.store.format.files import (
     create_once,
     file_size,
     parse_object,
@@ -19,9 +19,9 @@ from nrm_graph.store.files import (
     seal,
     sha256_of,
 )
-from nrm_graph.store.manifest import is_text
-from nrm_graph.store.place import refuse_foreign
-from nrm_graph.store.schema import FORMAT_VERSION, MAX_TENSORS
+from nrm_graph.store.format.manifest import is_text
+from nrm_graph.store.format.schema import FORMAT_VERSION, MAX_TENSORS
+from nrm_graph.store.write.place import refuse_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

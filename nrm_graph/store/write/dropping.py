@@ -6,27 +6,27 @@ import os
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store import settings
-from nrm_graph.store.compaction import AT_WORK
-from nrm_graph.store.conditions import (
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.files import alone, local_path, sync_folder
+from nrm_graph.store.format.manifest import name_after
+from nrm_graph.store.read.conditions import (
     FILE,
     check_name,
     condition_folders,
     folder_of,
     read_content,
 )
-from nrm_graph.store.files import alone, local_path, sync_folder
-from nrm_graph.store.manifest import name_after
-from nrm_graph.store.merging import shards_of
-from nrm_graph.store.shard import OpenShard
+from nrm_graph.store.write.compaction import AT_WORK
+from nrm_graph.store.write.rewrite import shards_of
+from nrm_graph.store.write.shard import OpenShard
 
 
 def drop(path: str | os.PathLike[str], name: str) -> int:
     """Drop a condition and its tables; another event may be materialized under its name then.
 
     A reader that opened the store before goes on with what it saw; the files are deleted by
-    :func:`nrm_graph.store.compaction.compact`, by age.  A process that is killed meanwhile leaves
-    the condition as it was, or without inputs, or drops it.
+    :func:`nrm_graph.store.write.compaction.compact`, by age.  A process that is killed meanwhile
+    leaves the condition as it was, or without inputs, or drops it.
 
     Parameters
     ----------

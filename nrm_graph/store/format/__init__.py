@@ -1,0 +1,1 @@
+"""What is on disk: files, manifests, schemas, settings and metadata."""

@@ -1,0 +1,1 @@
+"""Reading a store: snapshots, relations, and SQL that is locked down."""

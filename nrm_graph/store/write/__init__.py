@@ -1,0 +1,1 @@
+"""Writing a store: shards, their commit, compaction and deletion."""
