@@ -27,7 +27,7 @@ from generate import SHAPES, generate
 
 import nrm_graph as ng
 from nrm_graph.circuits.group import group
-from nrm_graph.circuits.partials import edge_partials
+from nrm_graph.circuits.sums import edge_partials
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nrm_graph.database import Database, open
     from nrm_graph.events.serialization import from_json as event_from_json
     from nrm_graph.events.serialization import to_json as event_to_json
-    from nrm_graph.extraction import extract
+    from nrm_graph.extraction.extract import extract
     from nrm_graph.measures.create import measure
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.operations import register_operation
@@ -40,7 +40,7 @@ _LAZY = {
     "delete": ("nrm_graph.store.write.deletion", "delete"),
     "event_from_json": ("nrm_graph.events.serialization", "from_json"),
     "event_to_json": ("nrm_graph.events.serialization", "to_json"),
-    "extract": ("nrm_graph.extraction", "extract"),
+    "extract": ("nrm_graph.extraction.extract", "extract"),
     "open": ("nrm_graph.database", "open"),
     "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
     "Measure": ("nrm_graph.measures.measure", "Measure"),

@@ -7,7 +7,7 @@ that holds the shards can do what ``db.circuit`` does in one process::
     python scripts/spark_circuit.py relevance.nrm --where "label = 'c3'" --top 200
 
 Files and inputs are those of the manifests, never a pattern over the folder: a replaced shard must
-not be counted.  First the mergeable sums of every edge (:mod:`nrm_graph.circuits.partials`) are
+not be counted.  First the mergeable sums of every edge (:mod:`nrm_graph.circuits.sums`) are
 compared row by row, then every statistic of the circuit, whose queries Spark runs through the same
 interface (:class:`nrm_graph.circuits.engines.Engine`) as any engine.  The script ends with status 1
 where anything differs by more than the rounding of a sum in another order.
@@ -32,8 +32,8 @@ import nrm_graph as ng
 from nrm_graph.circuits import circuit as circuits
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import group
-from nrm_graph.circuits.partials import EDGE, SUMS, partials_query
 from nrm_graph.circuits.source import source
+from nrm_graph.circuits.sums import EDGE, SUMS, partials_query
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -26,7 +26,7 @@ def _interruptible():
 @pytest.fixture(autouse=True)
 def _one_writer(monkeypatch):
     """One shard per extraction, however many cores the machine has."""
-    monkeypatch.setattr("nrm_graph.extraction._writers", lambda: 1)
+    monkeypatch.setattr("nrm_graph.extraction.extract._writers", lambda: 1)
 
 
 @pytest.fixture

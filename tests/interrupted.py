@@ -82,7 +82,7 @@ def small_shards(inputs=2):
     """Commit after so few inputs, so that shards of a short extraction are several."""
     from functools import partial
 
-    from nrm_graph import extraction
+    from nrm_graph.extraction import extract as extraction
     from nrm_graph.store.write.writer import Writer
 
     extraction.Writer = partial(Writer, shard_inputs=inputs)
@@ -90,7 +90,7 @@ def small_shards(inputs=2):
 
 def commit_every_item(data):
     """Let a data set wait, at every item, until all before it is committed."""
-    from nrm_graph import extraction
+    from nrm_graph.extraction import extract as extraction
     from nrm_graph.store.write.writer import Writer
 
     class Held(Writer):
@@ -120,7 +120,7 @@ def main():
     if what == "flush":
         commit_every_item(data)
     if what == "wait":
-        import nrm_graph.extraction  # noqa: F401
+        import nrm_graph.extraction.extract  # noqa: F401
 
         print("ready", flush=True)
         sys.stdin.readline()

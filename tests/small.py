@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import extraction
+from nrm_graph.extraction import extract as extraction
 from nrm_graph.network.tracing.trace import trace
 
 torch.manual_seed(0)

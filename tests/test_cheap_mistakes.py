@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, extraction, models
+from nrm_graph import cli, models
+from nrm_graph.extraction import extract
 from nrm_graph.store.format.files import local_path
 
 if TYPE_CHECKING:
@@ -181,8 +182,8 @@ def test_models_that_leave_or_give_something_else(inside, model, capsys):
     ],
 )
 def test_extract_looks_before_it_traces(inside, model, monkeypatch, options, kind, message):
-    monkeypatch.setattr(extraction, "traced", lambda *_: pytest.fail("it was traced"))
-    monkeypatch.setattr(extraction, "items", lambda *_: pytest.fail("inputs were read"))
+    monkeypatch.setattr(extract, "traced", lambda *_: pytest.fail("it was traced"))
+    monkeypatch.setattr(extract, "items", lambda *_: pytest.fail("inputs were read"))
     arguments = {"path": "new.nrm", "progress": False} | options
     with pytest.raises(kind, match=message):
         ng.extract(nn.Linear(4, 2), [torch.ones(4)], **arguments)

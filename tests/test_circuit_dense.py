@@ -13,8 +13,8 @@ from nrm_graph.circuits import circuit as module
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import group
-from nrm_graph.circuits.partials import EDGE, edge_partials, merged
 from nrm_graph.circuits.prototypes import prototypes
+from nrm_graph.circuits.sums import EDGE, edge_partials, merged
 from nrm_graph.errors import InputError
 
 NAMES = {0: "x", 1: "0", 2: "1"}

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score, silhouette_samples
 
 import nrm_graph as ng
-from nrm_graph.circuits import dividing
+from nrm_graph.circuits import clustering
 from nrm_graph.circuits.clusters import clusters
-from nrm_graph.circuits.partials import EDGE
+from nrm_graph.circuits.sums import EDGE
 from nrm_graph.errors import InputError
 from nrm_graph.store.write.writer import Writer
 
@@ -101,9 +101,9 @@ def test_strategies_are_seldom_missed_or_made_up():
             rng = np.random.default_rng(1000 * count + seed)
             kinds = np.arange(80) % count
             flows = noisy(rng, patterns(rng, count, 200)[kinds])
-            points = dividing.rotated(dividing.unit(dividing.standardized(flows)))
-            k, _, _ = dividing.choose(points, 80, seed)
-            of = dividing.divide(points, k, seed)
+            points = clustering.rotated(clustering.unit(clustering.standardized(flows)))
+            k, _, _ = clustering.choose(points, 80, seed)
+            of = clustering.divide(points, k, seed)
             hits[count] += k == count and adjusted_rand_score(kinds, of) == 1
     # A level of 1 / 20: at least 9 of 12 without structure with a probability of 0.998.
     assert hits[1] >= 9
@@ -264,23 +264,23 @@ def test_normalised_flows_know_no_scale(seed, keys, edges):
     rng = np.random.default_rng(seed)
     flows = dense_stores.heavy(rng, (keys, edges)).astype(float)
     scales = 4.0 ** rng.integers(-20, 20, (keys, 1))
-    one, two = dividing.standardized(flows), dividing.standardized(flows * scales)
+    one, two = clustering.standardized(flows), clustering.standardized(flows * scales)
     np.testing.assert_allclose(one, two, atol=1e-9)
     spread = one.std(0)
     assert ((np.abs(spread - 1) < 1e-9) | (spread == 0)).all()
-    points = dividing.unit(one)
-    near = dividing.rotated(points)
+    points = clustering.unit(one)
+    near = clustering.rotated(points)
     gram = points @ points.T
     np.testing.assert_allclose(near @ near.T, gram, atol=1e-12)
 
 
 def test_the_number_of_clusters_is_chosen_on_a_sample_of_many_keys(monkeypatch):
-    monkeypatch.setattr(dividing, "SAMPLE", 40)
+    monkeypatch.setattr(clustering, "SAMPLE", 40)
     rng = np.random.default_rng(0)
     kinds = np.arange(300) % 2
     flows = noisy(rng, patterns(rng, 2, 100)[kinds])
-    points = dividing.rotated(dividing.unit(dividing.standardized(flows)))
-    k, tried, reference = dividing.choose(points, 300, 0)
+    points = clustering.rotated(clustering.unit(clustering.standardized(flows)))
+    k, tried, reference = clustering.choose(points, 300, 0)
     assert k == 2
     assert [n for n, _ in tried] == [2, 3, 4, 5, 6, 7, 8]
     assert tried[0][1] > reference

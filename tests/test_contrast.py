@@ -14,9 +14,9 @@ from scipy import stats
 
 import nrm_graph as ng
 from nrm_graph import export
-from nrm_graph.circuits import chosen as chosen_edges
+from nrm_graph.circuits import edges as chosen_edges
 from nrm_graph.circuits.contrast import contrast
-from nrm_graph.circuits.partials import EDGE
+from nrm_graph.circuits.sums import EDGE
 from nrm_graph.errors import InputError, QueryError
 from nrm_graph.plots import plot_subgraph
 from nrm_graph.store.write.writer import Writer

@@ -13,8 +13,8 @@ from small import NET, X, extract, rows, values
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 
 import nrm_graph as ng
-from nrm_graph import input_labels, loaders, samples
-from nrm_graph.samples import items
+from nrm_graph.extraction import input_labels, loaders, samples
+from nrm_graph.extraction.samples import items
 
 PAIRS = [(X[i], i) for i in range(5)]
 

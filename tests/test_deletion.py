@@ -9,7 +9,7 @@ from compacted import FACTS, ages, condition_of, files, named, rows, shards, twi
 from tiny_stores import all_rows, make, record, write
 
 import nrm_graph as ng
-from nrm_graph import extraction
+from nrm_graph.extraction import extract
 from nrm_graph.store.format.schema import content_hash
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.verify import verify
@@ -135,7 +135,7 @@ def test_a_materialization_that_a_deletion_overtook(path):
 def test_a_real_store_stays_sound(tmp_path, monkeypatch):
     """Verified with its programs and conditions, measured, and continued."""
     path = tmp_path / "s.nrm"
-    monkeypatch.setattr(extraction, "Writer", partial(Writer, shard_inputs=2))
+    monkeypatch.setattr(extract, "Writer", partial(Writer, shard_inputs=2))
     with interrupted.extract(path, 5, 2) as db:
         db.materialize(ng.Layer("0")[1], name="given", progress=False)
         before = all_rows(db)

@@ -11,7 +11,7 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate import randomization
-from nrm_graph.evaluate.redrawn import spearman
+from nrm_graph.evaluate.weight_randomization import spearman
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,9 @@ def test_seeds(store, circuit):
 def test_weights_that_stay_give_the_same_circuit(store, weight, monkeypatch):
     _, db = store
     circuit = db.circuit("fold = 0", top=60, weight=weight)
-    monkeypatch.setattr("nrm_graph.evaluate.redrawn._drawn", lambda tensor, rng: tensor)
+    monkeypatch.setattr(
+        "nrm_graph.evaluate.weight_randomization._drawn", lambda tensor, rng: tensor
+    )
     kept = []
     spearman_ = spearman
 
@@ -86,7 +88,7 @@ def test_weights_that_stay_give_the_same_circuit(store, weight, monkeypatch):
         kept.append(a)
         return spearman_(a, b)
 
-    monkeypatch.setattr("nrm_graph.evaluate.redrawn.spearman", record)
+    monkeypatch.setattr("nrm_graph.evaluate.weight_randomization.spearman", record)
     found = randomization(db, circuit, draws=1)
     np.testing.assert_allclose(found.correlation, 1.0)
     # The circuit's own units are the strongest, but where edges of weaker units are stronger.

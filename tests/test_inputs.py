@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
+from nrm_graph.extraction.samples import items
 from nrm_graph.network.ir import input_spec
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.propagation import state
 from nrm_graph.rules.composites import get
-from nrm_graph.samples import items
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.schema import content_hash, content_of
 from nrm_graph.store.read.snapshot import Snapshot

@@ -18,7 +18,8 @@ from interrupted import COUNT, extract
 from test_store_commit import Steps
 
 import nrm_graph as ng
-from nrm_graph import cli, runs
+from nrm_graph import cli
+from nrm_graph.extraction import batches
 from nrm_graph.store.verify import verify
 
 SCRIPT = Path(interrupted.__file__)
@@ -143,7 +144,7 @@ torch.set_num_threads(1)
 import interrupted
 from interrupted import COUNT, Images, commit_every_item, extract, network, small_shards
 from test_store_commit import Steps
-import nrm_graph.extraction
+import nrm_graph.extraction.extract
 interrupted.program()
 base = pathlib.Path(sys.argv[1])
 which = sys.argv[3]
@@ -376,7 +377,7 @@ def test_ctrl_c_of_the_command(tmp_path, whole, monkeypatch, capsys):
 def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatch):
     """The signal comes while a batch is computed, not while an item is read."""
     calls = []
-    plain = runs.tables_and_variation
+    plain = batches.tables_and_variation
 
     def tables(*args):
         calls.append(1)
@@ -384,7 +385,7 @@ def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
         return plain(*args)
 
-    monkeypatch.setattr(runs, "tables_and_variation", tables)
+    monkeypatch.setattr(batches, "tables_and_variation", tables)
     path = tmp_path / "s.nrm"
     with pytest.raises(KeyboardInterrupt):
         extract(path, COUNT, 2)

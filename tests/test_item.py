@@ -12,9 +12,9 @@ from small import X, extract, rows, values
 from torch.utils.data import DataLoader
 
 import nrm_graph as ng
-from nrm_graph import numbering
-from nrm_graph.numbering import Numbering, first_item
-from nrm_graph.samples import Sample
+from nrm_graph.extraction import item_numbers
+from nrm_graph.extraction.item_numbers import Numbering, first_item
+from nrm_graph.extraction.samples import Sample
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.compaction import compact
 from nrm_graph.store.write.deletion import delete
@@ -135,10 +135,10 @@ def test_reading_ahead_is_bounded(tmp_path, monkeypatch):
     assert read([sample(20)] * 5 + [sample(3)]) == (6, 10, 0)  # 3 cannot be at the place 5
     assert read([sample(20)], keys=["k20", "k9"]) == (0, 8, 1)
     assert read([sample(20)], keys=["k20"]) == (0, 10, 1)
-    monkeypatch.setattr(numbering, "AHEAD", 2)
+    monkeypatch.setattr(item_numbers, "AHEAD", 2)
     assert read(entries) == (2, 10, 4)
-    monkeypatch.setattr(numbering, "AHEAD", 100)
-    monkeypatch.setattr(numbering, "AHEAD_BYTES", 3 * 32)
+    monkeypatch.setattr(item_numbers, "AHEAD", 100)
+    monkeypatch.setattr(item_numbers, "AHEAD_BYTES", 3 * 32)
     assert read(entries) == (3, 10, 3)
 
 

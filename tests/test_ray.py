@@ -19,9 +19,10 @@ import torch
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import _optional, actors
-from nrm_graph.circuits.tasks import partial, pieces
-from nrm_graph.samples import items
+from nrm_graph import _optional
+from nrm_graph.circuits.ray_engine import partial, pieces
+from nrm_graph.extraction import ray_workers
+from nrm_graph.extraction.samples import items
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.writer import Writer
 
@@ -65,8 +66,8 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
 
 def test_the_core_never_imports_it():
     code = (
-        "import sys, nrm_graph.extraction, nrm_graph.actors, nrm_graph.circuits.tasks; "
-        "print('ray' in sys.modules)"
+        "import sys, nrm_graph.extraction.extract, nrm_graph.extraction.ray_workers; "
+        "import nrm_graph.circuits.ray_engine; print('ray' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -101,10 +102,10 @@ def test_inputs_without_an_index_are_refused(tmp_path, inputs):
 @pytest.mark.parametrize("size", [1, 3, 16, 250])
 @pytest.mark.parametrize("workers", [1, 2, 13])
 def test_chunks_are_whole_batches(count, size, workers):
-    chunks = actors._chunks(count, size, workers)
+    chunks = ray_workers._chunks(count, size, workers)
     assert [n for chunk in chunks for n in chunk] == list(range(count))
     assert all(len(chunk) % size == 0 for chunk in chunks[:-1])
-    assert all(len(chunk) <= max(actors.CHUNK, size) for chunk in chunks)
+    assert all(len(chunk) <= max(ray_workers.CHUNK, size) for chunk in chunks)
     if count >= 8 * workers * size:
         assert len(chunks) >= 3 * workers
 
@@ -114,12 +115,12 @@ def test_chunks_are_whole_batches(count, size, workers):
 )
 def test_a_part_names_its_inputs_as_the_whole_does(data):
     whole = list(items(data))
-    part = actors.Part(data, range(2, 4))
+    part = ray_workers.Part(data, range(2, 4))
     found = list(items(part))
     assert [name for name, _ in found] == [name for name, _ in whole[2:4]] == ["item 2", "item 3"]
     assert len(list(part)) == len(part) == 2
     named = SimpleNamespace(keys=["a", "b", "c"])
-    assert actors.Part(named, range(1, 3)).keys == ["b", "c"]
+    assert ray_workers.Part(named, range(1, 3)).keys == ["b", "c"]
 
 
 def test_equal_inputs_with_other_labels_are_refused_across_processes(tmp_path):
@@ -133,9 +134,9 @@ def test_equal_inputs_with_other_labels_are_refused_across_processes(tmp_path):
         assert len(found.manifests) == item + 1
         if label == "dog":
             with pytest.raises(ng.InputError, match=r"item 3 and item 0 hold .* 'dog' and 'cat'"):
-                actors._check_labels(found)
+                ray_workers._check_labels(found)
         else:
-            actors._check_labels(found)
+            ray_workers._check_labels(found)
 
 
 class Died(Exception):
@@ -185,7 +186,7 @@ class _Result:
 
 def pool(script, chunks=4, workers=2):
     ray, done = FakeRay(script), []
-    found = actors._Pool(ray, ray.make, lambda count: done.append(count))
+    found = ray_workers._Pool(ray, ray.make, lambda count: done.append(count))
     return ray, done, lambda: found.run([range(5 * n, 5 * n + 5) for n in range(chunks)], workers)
 
 
@@ -232,7 +233,7 @@ def test_processes_that_never_start_are_not_waited_for():
         return worker
 
     ray.wait = wait
-    found = actors._Pool(ray, first, lambda count: done.append(count))
+    found = ray_workers._Pool(ray, first, lambda count: done.append(count))
     assert len(found.run([range(5 * n, 5 * n + 5) for n in range(4)], 3)) == 4
     assert done == [5] * 4
     assert {number for number, _ in ray.log} == {2, 3}

@@ -486,12 +486,12 @@ def test_a_minute_is_the_limit():
 @pytest.mark.parametrize("job", ["extract", "materialize"])
 def test_a_slow_run_commits_by_time(network, tmp_path, monkeypatch, job):
     """Each item sees that those before it are committed, though shards are far from full."""
-    from nrm_graph import extraction
     from nrm_graph.database import Database
+    from nrm_graph.extraction import extract
     from nrm_graph.store import materialize as conditioned
 
     path = tmp_path / "s.nrm"
-    monkeypatch.setattr(extraction, "Writer", partial(Writer, seconds=0.05))
+    monkeypatch.setattr(extract, "Writer", partial(Writer, seconds=0.05))
     monkeypatch.setattr(conditioned, "Writer", partial(Writer, seconds=0.05))
     seen = []
 

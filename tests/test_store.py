@@ -124,7 +124,7 @@ def test_several_writer_threads_store_the_same(demo, tmp_path, monkeypatch):
     model, data = demo
     found = []
     for writers in (1, 3):
-        monkeypatch.setattr("nrm_graph.extraction._writers", lambda n=writers: n)
+        monkeypatch.setattr("nrm_graph.extraction.extract._writers", lambda n=writers: n)
         path = tmp_path / f"{writers}.nrm"
         with ng.extract(model, data[:5], path, batch_size=2, progress=False) as db:
             found.append(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.chosen import checked_layers, ends_of
+from nrm_graph.circuits.edges import checked_layers, ends_of
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.group import facts_of, group
-from nrm_graph.circuits.partials import EDGE, NODE, edge_filter, edge_sums
 from nrm_graph.circuits.source import source
+from nrm_graph.circuits.sums import EDGE, NODE, edge_filter, edge_sums
 from nrm_graph.errors import InputError
 from nrm_graph.graphs import subgraph as graphs
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
@@ -56,7 +56,7 @@ def circuit(
     if top > MOST:
         raise InputError(
             f"top must be at most {MOST:,} for a circuit, found {top:,}: "
-            "nrm_graph.circuits.partials.edge_partials gives the sums of all edges as a table"
+            "nrm_graph.circuits.sums.edge_partials gives the sums of all edges as a table"
         )
     chosen = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
     pairs = _layers(db, layers)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.chosen import (
+from nrm_graph.circuits.clustering import choose, divide, rotated, standardized, unit
+from nrm_graph.circuits.edges import (
     blocks,
     check_count,
     choose_edges,
@@ -18,7 +19,6 @@ from nrm_graph.circuits.chosen import (
     nullable,
     with_names,
 )
-from nrm_graph.circuits.dividing import choose, divide, rotated, standardized, unit
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import Group, group
 from nrm_graph.circuits.optional import stats_library

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.circuits import statistics
-from nrm_graph.circuits.chosen import (
+from nrm_graph.circuits.edges import (
     absorbed_share,
     blocks,
     check_count,

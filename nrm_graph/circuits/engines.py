@@ -50,7 +50,7 @@ def named(engine: str) -> Engine:
     if engine == "local":
         return local
     if engine == "ray":
-        from nrm_graph.circuits.tasks import Remote
+        from nrm_graph.circuits.ray_engine import Remote
 
         return Remote()
     raise InputError(f"engine must be 'local' or 'ray', found {engine!r}")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nrm_graph.circuits.partials import EDGE
 from nrm_graph.circuits.source import source
+from nrm_graph.circuits.sums import EDGE
 
 if TYPE_CHECKING:
     import numpy.typing as npt

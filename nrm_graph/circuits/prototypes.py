@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.chosen import blocks, check_circuit, check_count, nullable
+from nrm_graph.circuits.edges import blocks, check_circuit, check_count, nullable
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import group
 from nrm_graph.errors import InputError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.chosen import (
+from nrm_graph.circuits.edges import (
     blocks,
     by_size,
     check_count,
@@ -19,8 +19,8 @@ from nrm_graph.circuits.chosen import (
 from nrm_graph.circuits.flows import edge_values
 from nrm_graph.circuits.group import Group, group
 from nrm_graph.circuits.optional import stats_library
-from nrm_graph.circuits.partials import EDGE
 from nrm_graph.circuits.statistics import key_sums
+from nrm_graph.circuits.sums import EDGE
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.subgraph import check_top, strongest
 
@@ -241,7 +241,7 @@ def _means(
     Returns
     -------
     edges : pyarrow.Table
-        Columns of :data:`nrm_graph.circuits.partials.EDGE`.
+        Columns of :data:`nrm_graph.circuits.sums.EDGE`.
     means : ndarray of float64, (draws, edges)
         Mean over inputs of each edge.
     certified : bool

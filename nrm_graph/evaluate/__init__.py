@@ -7,8 +7,8 @@ the circuit again after weights were drawn anew: an explanation of the network m
 """
 
 from nrm_graph.evaluate.curves import SCORES, Curves
-from nrm_graph.evaluate.evaluation import RIVALS, faithfulness
-from nrm_graph.evaluate.redrawn import Randomization, randomization
+from nrm_graph.evaluate.faithfulness import RIVALS, faithfulness
+from nrm_graph.evaluate.weight_randomization import Randomization, randomization
 
 __all__ = ["RIVALS", "SCORES", "Curves", "Randomization", "faithfulness", "randomization"]
 

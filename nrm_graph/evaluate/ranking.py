@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from nrm_graph.evaluate.ablation import execute, outputs, place_of
-from nrm_graph.evaluate.inputs import logits_of
+from nrm_graph.evaluate.held_out import logits_of
 from nrm_graph.network.maps.linear import same
 from nrm_graph.propagation.state import forward
 from nrm_graph.rules.base import Group, Part, Rule, Signs
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.evaluate.inputs import Batch
+    from nrm_graph.evaluate.held_out import Batch
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.state import Network

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from nrm_graph.samples import Sample
+    from nrm_graph.extraction.samples import Sample
 
 AHEAD = 1000
 AHEAD_BYTES = 256 << 20
@@ -71,7 +71,7 @@ def first_item(
     held : mapping of str to int
         Items of the keys that the store holds.
     entries : iterator of (str, item)
-        As of :func:`nrm_graph.samples.items`.
+        As of :func:`nrm_graph.extraction.samples.items`.
     keys : sequence of str or None
         Keys of all inputs, where they are known.
     sample_of : callable

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from nrm_graph.errors import InputError, NrmError, StoreError
-from nrm_graph.input_labels import class_index
-from nrm_graph.loaders import Ended, Marked, refusal
+from nrm_graph.extraction.input_labels import class_index
+from nrm_graph.extraction.item_numbers import Numbering
+from nrm_graph.extraction.loaders import Ended, Marked, refusal
+from nrm_graph.extraction.samples import Sample, sample
 from nrm_graph.measures.create import checked_tokens, output_weights
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.numbering import Numbering
 from nrm_graph.propagation import state as states
 from nrm_graph.propagation.flags import flags_of, vanished
 from nrm_graph.propagation.output_scale import added_up
-from nrm_graph.samples import Sample, sample
 from nrm_graph.store.format.schema import Record
 from nrm_graph.tables.arrow import absorbed
 from nrm_graph.tables.builder import tables_and_variation
@@ -61,7 +61,7 @@ class Task:
     device : str
         Where to compute.
     start : int
-        Item of the first place of the data set; see :mod:`nrm_graph.numbering`.
+        Item of the first place of the data set; see :mod:`nrm_graph.extraction.item_numbers`.
     """
 
     targets: tuple[Any, ...]
@@ -172,7 +172,7 @@ class Run:
         Parameters
         ----------
         entries : iterable of (str, item)
-            As of :func:`nrm_graph.samples.items`.
+            As of :func:`nrm_graph.extraction.samples.items`.
         done : callable
             Is told how many inputs are done, and how many seconds they took where they are a whole
             batch.

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nrm_graph.circuits.chosen import check_circuit, check_count
+from nrm_graph.circuits.edges import check_circuit, check_count
 from nrm_graph.errors import InputError
-from nrm_graph.evaluate.inputs import batches, logits_of, network_for, seeds, trained_on
+from nrm_graph.evaluate.held_out import batches, logits_of, network_for, seeds, trained_on
 from nrm_graph.evaluate.ranking import by_unit
 from nrm_graph.network.ir.program import Weight
 from nrm_graph.propagation import state as states

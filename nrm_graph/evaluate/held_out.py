@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.circuits.chosen import check_circuit
+from nrm_graph.circuits.edges import check_circuit
 from nrm_graph.circuits.group import group
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.evaluate.ablation import execute, outputs

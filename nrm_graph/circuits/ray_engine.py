@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nrm_graph import _optional
-from nrm_graph.circuits.partials import merged
+from nrm_graph.circuits.sums import merged
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
 from nrm_graph.store.read.sql import Engine
 

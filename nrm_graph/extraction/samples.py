@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from nrm_graph import input_labels, loaders
 from nrm_graph.errors import InputError
-from nrm_graph.loaders import STREAM, Ended, reason
+from nrm_graph.extraction import input_labels, loaders
+from nrm_graph.extraction.loaders import STREAM, Ended, reason
 from nrm_graph.network.ir.input_spec import arranged
 from nrm_graph.store.format.schema import content_of
 
@@ -37,8 +37,8 @@ class Sample:
     arrays : tuple of ndarray
         The input without batch axis: an array for each tensor that the network takes.
     label : object
-        A class name or index, or None; or a list or dict, as :func:`nrm_graph.input_labels.plain`
-        gives it.
+        A class name or index, or None; or a list or dict, as
+        :func:`nrm_graph.extraction.input_labels.plain` gives it.
     metadata : mapping
         Further fields.
     item : int or None
@@ -80,7 +80,7 @@ def items(inputs: Any) -> Iterator[tuple[str, Any]]:
 
     Every place has one, so that the nth entry is of the nth item.  A data set (with length and
     index) goes on behind an item that fails; any other iterable ends with it, and so does a data
-    loader that does not say which one failed: see :func:`nrm_graph.loaders.items_of`.
+    loader that does not say which one failed: see :func:`nrm_graph.extraction.loaders.items_of`.
 
     Raises
     ------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.partials import EDGE, edge_partials
+from nrm_graph.circuits.sums import EDGE, edge_partials
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.subgraph import strongest, subgraph
 from nrm_graph.tables import pruning
@@ -80,7 +80,7 @@ def known_partials(db: Database, group: Group, weight: str) -> tuple[pa.Table, i
     Returns
     -------
     partials : pyarrow.Table
-        As of :func:`nrm_graph.circuits.partials.edge_partials`.
+        As of :func:`nrm_graph.circuits.sums.edge_partials`.
     unknown : int
         Edges left out: the store prunes their pair of layers, and an input has no row of them.
     """
@@ -114,7 +114,7 @@ def choose_edges(
     Returns
     -------
     edges : pyarrow.Table
-        Columns of :data:`nrm_graph.circuits.partials.EDGE`, the largest first.
+        Columns of :data:`nrm_graph.circuits.sums.EDGE`, the largest first.
     unknown : int
         As of :func:`known_partials`.
     """
@@ -175,7 +175,7 @@ def node_sums(
     db : Database
         The store.
     edges : pyarrow.Table
-        Columns of :data:`nrm_graph.circuits.partials.EDGE`.
+        Columns of :data:`nrm_graph.circuits.sums.EDGE`.
     ids : ndarray of int64, (N,)
         Input ids; one that stands twice counts with both weights.
     weights : ndarray of float64, (N,)

@@ -14,21 +14,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph import _optional, described
+from nrm_graph import _optional
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NrmError
+from nrm_graph.extraction import store_settings as described
+from nrm_graph.extraction.batches import Run, Task, entries_of, labelled, warn_vanished
+from nrm_graph.extraction.item_numbers import first_item
+from nrm_graph.extraction.loaders import Ended, refusal
+from nrm_graph.extraction.samples import Sample, fields_of, indexed, items, length, sample
 from nrm_graph.foreign_errors import translated
-from nrm_graph.loaders import Ended, refusal
 from nrm_graph.measures.create import device_of, traced
 from nrm_graph.network import units
 from nrm_graph.network.ir.input_spec import form, in_order, precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.torch_modules import plain
-from nrm_graph.numbering import first_item
 from nrm_graph.propagation import state
 from nrm_graph.rules import check_registered, composites
-from nrm_graph.runs import Run, Task, entries_of, labelled, warn_vanished
-from nrm_graph.samples import Sample, fields_of, indexed, items, length, sample
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings as store_settings
 from nrm_graph.store.format.files import local_path
@@ -162,7 +163,8 @@ def extract(
     The column ``flags`` of ``inputs`` names what to know before trusting the signs and sizes of an
     input, as ``m.flags`` says it: see :mod:`nrm_graph.propagation.flags`. The column ``item`` of
     ``inputs`` is the place of an input in the data set, from 0; a call with new inputs counts on,
-    one that goes on with a data set keeps its numbers: see :mod:`nrm_graph.numbering`.
+    one that goes on with a data set keeps its numbers: see
+    :mod:`nrm_graph.extraction.item_numbers`.
 
     What is computed is committed at least every minute, and when the call ends in whichever way:
     by an error, Ctrl-C, SIGTERM or SIGHUP.  The two signals raise ``SystemExit``, and a second one
@@ -245,11 +247,11 @@ def extract(
         return sample(item, name, taken, kind)
 
     if engine == "ray":
-        from nrm_graph import actors
+        from nrm_graph.extraction import ray_workers
 
         _, start = first_item(Snapshot(folder).items, entries, keys, sample_of)
         with ending_in_order(), bar:
-            actors.run(folder, inputs, replace(task, start=start), workers, done)
+            ray_workers.run(folder, inputs, replace(task, start=start), workers, done)
         return Database(folder)
     with ending_in_order(), Writer(folder, threads=_writers()) as writer, bar:
         ahead, start = first_item(writer.items, entries, keys, sample_of)

@@ -14,9 +14,9 @@ import torch
 from nrm_graph import _optional
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.extraction.batches import Run
+from nrm_graph.extraction.samples import items
 from nrm_graph.network import units
-from nrm_graph.runs import Run
-from nrm_graph.samples import items
 from nrm_graph.store.format.listing import listed
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.stored_measure import form_of, network_of
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from nrm_graph.runs import Task
+    from nrm_graph.extraction.batches import Task
 
 CHUNK = 100
 """Inputs that a process gets at a time, at most: those of a shard."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph.circuits.chosen import check_count, checked_layers
+from nrm_graph.circuits.edges import check_count, checked_layers
 from nrm_graph.circuits.group import Group, group
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate import ranking
@@ -26,7 +26,7 @@ from nrm_graph.evaluate.budgets import (
     units_to_ablate,
 )
 from nrm_graph.evaluate.curves import CIRCUIT, RANDOM, Curves
-from nrm_graph.evaluate.inputs import (
+from nrm_graph.evaluate.held_out import (
     batches,
     check_outputs,
     held_out,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.database import Database
-    from nrm_graph.evaluate.inputs import Batch
+    from nrm_graph.evaluate.held_out import Batch
     from nrm_graph.evaluate.ranking import Key, Ranking
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.topology import Topology
