@@ -25,7 +25,7 @@ COUNTS = {"demo": (8, 64, 10_000), "vgg11": (8, 64)}
 
 def network(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
     if name == "demo":
-        from nrm_graph.demo_network import load_demo
+        from nrm_graph.cli.demo.fashion_cnn import load_demo
 
         return load_demo()[0], (1, 28, 28)
     from torchvision.models import vgg11

@@ -2,7 +2,7 @@
 
 import sys
 
-from nrm_graph.cli import main
+from nrm_graph.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

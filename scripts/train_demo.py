@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # The checkout's network is trained, not one that happens to be installed.
     sys.path.insert(0, str(ROOT))
-    from nrm_graph.demo_network import IMAGES_FILE, WEIGHTS_FILE, fashion_cnn
+    from nrm_graph.cli.demo.fashion_cnn import IMAGES_FILE, WEIGHTS_FILE, fashion_cnn
 
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)

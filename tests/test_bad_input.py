@@ -19,7 +19,8 @@ from tiny_stores import checksums
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, sources
+from nrm_graph.cli import inputs as sources
+from nrm_graph.cli import main
 from nrm_graph.events import parser
 from nrm_graph.measures import create
 
@@ -107,7 +108,7 @@ def made(tmp_path_factory, _models):
         (folder / "photos" / label).mkdir(parents=True)
         picture(i).save(folder / "photos" / label / "a.png")
     argv = ["extract", f"{MODULE}:net", str(folder / "photos"), "--store", str(folder / "s.nrm")]
-    assert cli.main([*argv, "--quiet"]) == 0
+    assert main.main([*argv, "--quiet"]) == 0
     return folder
 
 
@@ -125,7 +126,7 @@ def place(made, tmp_path):
 def said(capsys, argv, code, message):
     """Run a command that must fail; its one line."""
     capsys.readouterr()
-    assert cli.main([str(a) for a in argv]) == code
+    assert main.main([str(a) for a in argv]) == code
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
@@ -306,7 +307,7 @@ def test_labels_without_a_class(place, capsys):
     assert not (place / "new.nrm").exists()
     (place / "names.txt").write_text("dog\n\ncat \ncow\n")
     named = [*argv, "--classes", place / "names.txt"]
-    assert cli.main([str(a) for a in named]) == 0
+    assert main.main([str(a) for a in named]) == 0
     with ng.open(place / "new.nrm") as db:
         found = dict(db.sql("SELECT label, target FROM inputs").fetchall())
     assert found == {"dog": 0, "cat": 1, "cow": 2}
@@ -558,7 +559,7 @@ def test_a_read_only_disk(place, disk, capsys):
     said(capsys, argv, 6, "Read-only")
     argv[4] = where / "new.nrm"
     said(capsys, argv, 6, "Read-only")
-    assert cli.main(["info", str(where / "s.nrm")]) == 0
+    assert main.main(["info", str(where / "s.nrm")]) == 0
     said(capsys, ["info", where / "s.nrm", "--output", where / "t.csv"], 3, "Read-only")
 
 
@@ -580,7 +581,7 @@ def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(place, capsys, 
     said(capsys, argv, 130, "interrupted")
     with ng.open(place / "new.nrm") as db:
         assert len(db) == 2
-    assert cli.main([str(a) for a in argv]) == 0
+    assert main.main([str(a) for a in argv]) == 0
     with ng.open(place / "new.nrm") as db:
         assert len(db) == 3
 
@@ -592,9 +593,9 @@ def test_one_bad_image_among_many_is_skipped_recorded_and_taken_back(place, caps
     picture(5, mode="L").save(place / "photos" / "dog" / "grey.png")
     argv = [str(a) for a in extract(place, "--on-error", "skip")]
     capsys.readouterr()
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     assert "4 inputs, 2 failed" in capsys.readouterr().out
-    assert cli.main(["info", str(place / "s.nrm")]) == 0
+    assert main.main(["info", str(place / "s.nrm")]) == 0
     shown = capsys.readouterr().out
     assert "failures" in shown
     assert "failed: cat/b.png: cannot read the image" in shown
@@ -603,7 +604,7 @@ def test_one_bad_image_among_many_is_skipped_recorded_and_taken_back(place, caps
         keys = [key for (key,) in db.sql("SELECT key FROM failures ORDER BY key").fetchall()]
     assert keys == ["cat/b.png", "dog/grey.png"]
     picture(6).save(bad)
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     with ng.open(place / "s.nrm") as db:
         assert db.sql("SELECT key FROM failures").fetchall() == [("dog/grey.png",)]
         assert len(db) == 5

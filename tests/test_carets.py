@@ -8,7 +8,8 @@ import pytest
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import cli, excerpt
+from nrm_graph import excerpt
+from nrm_graph.cli import main
 from nrm_graph.events import parser
 
 
@@ -138,7 +139,7 @@ def test_other_errors_of_duckdb_are_one_line_without_a_caret(db, query, words):
 
 @pytest.mark.parametrize("text", EXPRESSIONS)
 def test_one_line_of_the_command_line(path, text, capsys):
-    assert cli.main(["relevance", str(path), "--input", "input0", text]) == 5
+    assert main.main(["relevance", str(path), "--input", "input0", text]) == 5
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     at = EXPRESSIONS[text].strip()
@@ -146,11 +147,11 @@ def test_one_line_of_the_command_line(path, text, capsys):
 
 
 def test_one_line_of_a_query(path, capsys):
-    assert cli.main(["sql", str(path), "SELECT key,\n )\n FROM inputs"]) == 7
+    assert main.main(["sql", str(path), "SELECT key,\n )\n FROM inputs"]) == 7
     shown = capsys.readouterr().err
     assert shown.endswith('syntax error at or near ")", at ^ in: SELECT key, ^) FROM inputs\n')
     assert shown.count("\n") == 1
-    assert cli.main(["circuit", str(path), "--where", "label = = ("]) == 7
+    assert main.main(["circuit", str(path), "--where", "label = = ("]) == 7
     assert "where cannot be parsed" in capsys.readouterr().err
 
 

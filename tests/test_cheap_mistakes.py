@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, models
+from nrm_graph.cli import main, models
 from nrm_graph.extraction import extract
 from nrm_graph.store.format.files import local_path
 
@@ -57,7 +57,7 @@ def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said(capsys: pytest.CaptureFixture[str], argv: list[str], code: int, message: str) -> None:
-    assert cli.main(argv) == code
+    assert main.main(argv) == code
     printed = capsys.readouterr()
     assert not printed.out
     if code != 2:
@@ -221,7 +221,7 @@ def test_paths_of_stores(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def store(place: Path, model: str) -> str:
     argv = ["extract", model, str(place / "in.npy"), "--store", str(place / "s.nrm"), "--quiet"]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     return str(place / "s.nrm")
 
 
@@ -264,7 +264,7 @@ def test_output_in_the_format_that_is_named(inside, store, capsys, name):
         ("t.parquet", [], b"PAR1"),
         ("t.txt", [], COLUMN[name]),
     ):
-        assert cli.main([*argv, "--output", file, *more]) == 0
+        assert main.main([*argv, "--output", file, *more]) == 0
         assert (inside / file).read_bytes().startswith(begins)
     assert "Traceback" not in capsys.readouterr().err
 

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 import nrm_graph as ng
-from nrm_graph import cli, models
-from nrm_graph.demo_network import FashionCNN, load_demo
+from nrm_graph.cli import main, models
+from nrm_graph.cli.demo.fashion_cnn import FashionCNN, load_demo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,15 +36,15 @@ COMMANDS = (
 
 
 def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--help"]) == 0
+    assert main.main(["--help"]) == 0
     overview = capsys.readouterr().out
     assert all(name in overview for name in COMMANDS)
     for name in COMMANDS:
-        assert cli.main([name, "--help"]) == 0
+        assert main.main([name, "--help"]) == 0
         text = capsys.readouterr().out
         assert f"example:\n  nrm-graph {name} " in text
         assert "exit codes:" in text
-    assert cli.main(["extract", "--help"]) == 0
+    assert main.main(["extract", "--help"]) == 0
     text = capsys.readouterr().out
     assert "trust" in text
     parameters = set(inspect.signature(ng.extract).parameters) - {"model", "path", "progress"}
@@ -69,7 +69,7 @@ def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[
 def test_usage_errors(
     argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(argv) == code
+    assert main.main(argv) == code
     printed = capsys.readouterr()
     assert message in printed.err
     assert "Traceback" not in printed.err
@@ -85,13 +85,13 @@ def test_interrupt(
     monkeypatch.setattr(models, "load_model", stop)
     np.save(tmp_path / "i.npy", np.ones((1, 2)))
     argv = ["extract", "m:f", str(tmp_path / "i.npy"), "--store", str(tmp_path / "never.nrm")]
-    assert cli.main(argv) == 130
+    assert main.main(argv) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
 def test_help_is_light() -> None:
     code = (
-        "import sys; from nrm_graph import cli; cli.main(['--help'])\n"
+        "import sys; from nrm_graph.cli.main import main; main(['--help'])\n"
         "heavy = {'torch', 'duckdb', 'pyarrow', 'matplotlib', 'networkx'} & set(sys.modules)\n"
         "sys.exit(repr(heavy) if heavy else 0)"
     )
@@ -126,28 +126,28 @@ def store(tmp_path_factory: pytest.TempPathFactory, module: str) -> Path:
     )
     path = folder / "relevance.nrm"
     argv = ["extract", module, str(folder / "three.npz"), "--store", str(path)]
-    assert cli.main([*argv, "--quiet"]) == 0
+    assert main.main([*argv, "--quiet"]) == 0
     return path
 
 
 def test_sql(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = "SELECT key, label FROM inputs ORDER BY key"
     output = tmp_path / "t.csv"
-    assert cli.main(["sql", str(store), query, "--output", str(output)]) == 0
+    assert main.main(["sql", str(store), query, "--output", str(output)]) == 0
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
     assert [row["key"] for row in rows] == ["three-00000", "three-00001", "three-00002"]
     assert rows[0]["label"] == "ankle boot"
     capsys.readouterr()
-    assert cli.main(["sql", str(store), "DROP TABLE inputs"]) == 7
-    assert cli.main(["sql", str(store), "SELECT nothing FROM inputs"]) == 7
-    assert cli.main(["sql", str(store), "SELECT CAST(key AS INTEGER) FROM inputs"]) == 7
+    assert main.main(["sql", str(store), "DROP TABLE inputs"]) == 7
+    assert main.main(["sql", str(store), "SELECT nothing FROM inputs"]) == 7
+    assert main.main(["sql", str(store), "SELECT CAST(key AS INTEGER) FROM inputs"]) == 7
     assert "Traceback" not in capsys.readouterr().err
 
 
 def test_relevance(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def ask(*argv: str) -> dict[str, Any]:
         base = ["relevance", str(store), "--input", "three-00000", "--format", "json"]
-        assert cli.main([*base, *argv]) == 0
+        assert main.main([*base, *argv]) == 0
         (row,) = json.loads(capsys.readouterr().out)
         assert isinstance(row, dict)
         return row
@@ -165,7 +165,7 @@ def test_relevance(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_subgraph(store: Path, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"g{suffix}"
     argv = ["subgraph", str(store), "--input", "three-00000", "--top", "30"]
-    assert cli.main([*argv, "--output", str(output)]) == 0
+    assert main.main([*argv, "--output", str(output)]) == 0
     if suffix == ".graphml":
         assert nx.read_graphml(output).number_of_edges() == 30
     assert output.stat().st_size > 1000
@@ -187,7 +187,7 @@ def test_command_errors(
     names = {"{store}": str(store), "{none}": str(store / "none")}
     for name, value in names.items():
         argv = [part.replace(name, value) for part in argv]
-    assert cli.main(argv) == code
+    assert main.main(argv) == code
     printed = capsys.readouterr().err
     assert printed.startswith("nrm-graph: ")
     assert "Traceback" not in printed
@@ -196,14 +196,14 @@ def test_command_errors(
 def test_demo_of_three_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import nrm_graph.demo_network
+    import nrm_graph.cli.demo.fashion_cnn
 
     model, inputs = load_demo()
     assert isinstance(model, FashionCNN)
-    monkeypatch.setattr(nrm_graph.demo_network, "load_demo", lambda: (model, inputs[:3]))
+    monkeypatch.setattr(nrm_graph.cli.demo.fashion_cnn, "load_demo", lambda: (model, inputs[:3]))
     picture = tmp_path / "demo.svg"
     argv = ["demo", "--store", str(tmp_path / "demo.nrm"), "--picture", str(picture)]
-    assert cli.main(argv) == 0
+    assert main.main(argv) == 0
     out = capsys.readouterr().out
     for text in ("Conservation", "joint", "conditional", "mean_relevance", "Try next", "svg"):
         assert text in out
@@ -211,7 +211,7 @@ def test_demo_of_three_images(
 
 
 def test_info_says_what_a_store_holds(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", str(store)]) == 0
+    assert main.main(["info", str(store)]) == 0
     lines = capsys.readouterr().out.splitlines()
     facts = dict(re.split(r"  +", line, maxsplit=1) for line in lines[: lines.index("")])
     with ng.open(store) as db:
@@ -227,14 +227,14 @@ def test_info_says_what_a_store_holds(store: Path, capsys: pytest.CaptureFixture
     size = sum(file.stat().st_size for file in (store / "shards").glob("*.edges.parquet"))
     assert facts["bytes per edge"] == f"{size / edges:.2f}"
     assert facts["size of edges"] == f"{size / 1e6:,.1f} MB"
-    assert cli.main(["info", str(store), "--format", "json"]) == 0
+    assert main.main(["info", str(store), "--format", "json"]) == 0
     row = json.loads(capsys.readouterr().out)[1]
     assert row["name"] == "features.0"
     (alias,) = row["aliases"]
     ask = ["relevance", str(store), "--input", "three-00000", "--format", "json"]
     found = []
     for name in (row["name"], alias):
-        assert cli.main([*ask, f"{name}[2]"]) == 0
+        assert main.main([*ask, f"{name}[2]"]) == 0
         found.append(json.loads(capsys.readouterr().out)[0]["relevance"])
     assert found[0] == found[1]
 
@@ -245,28 +245,28 @@ def test_a_small_store(
     path = str(tmp_path / "small.nrm")
     options = "--coverage 0.9 --top 500 --mantissa-bits 8 --tensors omit --on-error skip"
     inputs = str(store.parent / "three.npz")
-    assert cli.main(["extract", module, inputs, "--store", path, *options.split(), "--quiet"]) == 0
+    assert main.main(["extract", module, inputs, "--store", path, *options.split(), "--quiet"]) == 0
     capsys.readouterr()
-    assert cli.main(["info", path]) == 0
+    assert main.main(["info", path]) == 0
     shown = capsys.readouterr().out
     for text in ("coverage 0.9, top 500, 5 of 5 pairs", "rounded to 8 bits", "0 (inputs left out)"):
         assert text in shown
-    assert cli.main(["relevance", path, "--input", "three-00000", "features.0[1]"]) == 3
+    assert main.main(["relevance", path, "--input", "three-00000", "features.0[1]"]) == 3
     assert "db.measure takes it as input=" in capsys.readouterr().err
 
 
 def test_relevance_in_words(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ask = ["relevance", str(store), "--input", "three-00000", "features.3[2]"]
-    assert cli.main(ask) == 0
+    assert main.main(ask) == 0
     words = dict(
         re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
     )
     assert words["event"] == "features.3[2]"
     product = float(words["relevance"]) * float(words["logit"])
     assert float(words["of the logit"]) == pytest.approx(product, rel=1e-4)
-    assert cli.main([*ask, "--given", "features.6[5]"]) == 0
+    assert main.main([*ask, "--given", "features.6[5]"]) == 0
     assert "amplification" in capsys.readouterr().out
-    assert cli.main([*ask, "--format", "csv"]) == 0
+    assert main.main([*ask, "--format", "csv"]) == 0
     header = '"input","target","logit","event","relevance","absorbed"\n'
     assert capsys.readouterr().out.startswith(header)
 
@@ -329,7 +329,7 @@ def test_a_process(
 
 
 def test_messages_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info", "/no\x1b[2Jthing\nnext\u202e"]) == 6
+    assert main.main(["info", "/no\x1b[2Jthing\nnext\u202e"]) == 6
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert r"/no\x1b[2Jthing next\u202e" in shown
@@ -350,6 +350,6 @@ def test_there_is_too_little_memory(
     np.save(tmp_path / "i.npy", np.ones((1, 2)))
     argv = ["extract", "m:f", str(tmp_path / "i.npy"), "--store", str(tmp_path / "never.nrm")]
     while errors:
-        assert cli.main(argv) == 1
+        assert main.main(argv) == 1
         assert "not enough memory" in capsys.readouterr().err
         del errors[0]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.cli import main
+from nrm_graph.cli.main import main
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import nrm_graph as ng
-from nrm_graph import cli, overview
-from nrm_graph.demo_network import load_demo
+from nrm_graph.cli import main, overview
+from nrm_graph.cli.demo.fashion_cnn import load_demo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +43,7 @@ def words(out: str) -> dict[str, str]:
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tuple[str, str]:
-    assert cli.main(list(argv)) == code
+    assert main.main(list(argv)) == code
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     return printed.out, printed.err

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import nrm_graph as ng
-from nrm_graph import export, plots
+from nrm_graph import plots
+from nrm_graph.cli import output
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.subgraph import subgraph
 
@@ -50,7 +51,7 @@ def made_up(layers: int = 4, name: str = "features.{}") -> nx.DiGraph:
 
 def test_graphml_and_json_can_be_read_again(tmp_path: Path) -> None:
     graph = made_up()
-    export.write_graph(graph, tmp_path / "g.graphml")
+    output.write_graph(graph, tmp_path / "g.graphml")
     again = nx.read_graphml(tmp_path / "g.graphml")
     assert set(again) == {f"{layer}:{unit}" for layer, unit in graph}
     assert again.edges["features.0:0", "features.1:1"]["relevance"] == -0.25
@@ -60,7 +61,7 @@ def test_graphml_and_json_can_be_read_again(tmp_path: Path) -> None:
         "relevance": pytest.approx(0.5 + 1 / 3),
         "depth": 1,
     }
-    export.write_graph(graph, tmp_path / "g.json")
+    output.write_graph(graph, tmp_path / "g.json")
     data = json.loads((tmp_path / "g.json").read_text())
     again = nx.node_link_graph(data, edges="edges")
     assert dict(again.nodes) == dict(graph.nodes)
@@ -70,7 +71,7 @@ def test_graphml_and_json_can_be_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
 def test_pictures(tmp_path: Path, suffix: str, magic: bytes) -> None:
-    export.write_graph(made_up(), tmp_path / f"g{suffix}")
+    output.write_graph(made_up(), tmp_path / f"g{suffix}")
     assert (tmp_path / f"g{suffix}").read_bytes().startswith(magic)
 
 
@@ -80,7 +81,7 @@ def test_graph_errors(tmp_path: Path) -> None:
         (tmp_path / "no" / "g.json", "no folder"),
     ):
         with pytest.raises(InputError, match=message):
-            export.write_graph(made_up(), path)
+            output.write_graph(made_up(), path)
     with pytest.raises(InputError, match="no nodes"):
         plots.plot_subgraph(nx.DiGraph())
     graph = made_up()
@@ -158,15 +159,15 @@ TABLE = pa.table({"key": ["a", None], "shape": [[1, 2], None], "r": [0.5, float(
 
 
 def test_table_formats(tmp_path: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(export.encode_table(TABLE, "csv").decode())))
+    rows = list(csv.DictReader(io.StringIO(output.encode_table(TABLE, "csv").decode())))
     assert rows[0] == {"key": "a", "shape": "[1, 2]", "r": "0.5"}
-    assert json.loads(export.encode_table(TABLE, "json")) == [
+    assert json.loads(output.encode_table(TABLE, "json")) == [
         {"key": "a", "shape": [1, 2], "r": 0.5},
         {"key": None, "shape": None, "r": None},
     ]
-    assert json.loads(export.encode_table(TABLE.slice(0, 0), "json")) == []
-    export.write_table(TABLE, output=tmp_path / "t.parquet")
+    assert json.loads(output.encode_table(TABLE.slice(0, 0), "json")) == []
+    output.write_table(TABLE, output=tmp_path / "t.parquet")
     assert pq.read_table(tmp_path / "t.parquet").column_names == ["key", "shape", "r"]
-    text = export.text_table(TABLE, limit=1)
+    text = output.text_table(TABLE, limit=1)
     assert text.splitlines()[0].split() == ["key", "shape", "r"]
     assert "1 more rows" in text

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nrm_graph import sources
+from nrm_graph.cli import inputs
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 4), (255, 0, 0)).save(tmp_path / name)
     (tmp_path / "cat" / "notes.txt").write_text("no image")
-    found = list(sources.load_inputs(tmp_path))
+    found = list(inputs.load_inputs(tmp_path))
     assert [(item["key"], item.get("label")) for item in found] == [
         ("cat/a.png", "cat"),
         ("cat/deep/c.jpg", "cat"),
@@ -35,7 +35,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
     ]
     assert found[0]["input"].shape == (3, 4, 5)
     assert found[0]["input"][0].eq(1).all()
-    (one,) = sources.load_inputs(tmp_path / "top.png", lambda image: torch.ones(image.size))
+    (one,) = inputs.load_inputs(tmp_path / "top.png", lambda image: torch.ones(image.size))
     assert one["key"] == "top.png"
     assert one["input"].shape == (5, 4)
 
@@ -56,7 +56,7 @@ def test_arrays(tmp_path: Path, shape: tuple[int, ...], dtype: Any, expected: An
     np.save(tmp_path / "a.npy", values)
     np.savez(tmp_path / "a.npz", inputs=values, labels=np.array(["cat", "dog"]))
     for name, labels in (("a.npy", [None, None]), ("a.npz", ["cat", "dog"])):
-        items = list(sources.load_inputs(tmp_path / name))
+        items = list(inputs.load_inputs(tmp_path / name))
         assert [item["key"] for item in items] == ["a-00000", "a-00001"]
         assert [item.get("label") for item in items] == labels
         assert tuple(items[1]["input"].shape) == expected
@@ -95,17 +95,17 @@ def _write(path: Path, make: Callable[[Path], Any]) -> Path:
 def test_input_errors(tmp_path: Path, name: str, make: Callable[[Path], Any], message: str) -> None:
     path = _write(tmp_path / name, make)
     with pytest.raises(InputError, match=message) as info:
-        list(sources.load_inputs(path))
+        list(inputs.load_inputs(path))
     assert "\n" not in str(info.value)
     with pytest.raises(InputError, match="address"):
-        sources.load_inputs("https://example.org/cat.png")
+        inputs.load_inputs("https://example.org/cat.png")
 
 
 # What folders of real photographs hold
 
 
 def lonely(path: Path, preprocessing: Any = None) -> torch.Tensor:
-    (item,) = sources.load_inputs(path, preprocessing)
+    (item,) = inputs.load_inputs(path, preprocessing)
     value = item["input"]
     assert isinstance(value, torch.Tensor)
     return value
@@ -120,7 +120,7 @@ def rgb(image: Image.Image) -> torch.Tensor:
 def test_a_data_set_is_lazy_and_known_by_its_keys(tmp_path: Path) -> None:
     Image.new("RGB", (5, 4)).save(tmp_path / "b.png")
     (tmp_path / "a.png").write_bytes(b"damaged")
-    found = sources.load_inputs(tmp_path)
+    found = inputs.load_inputs(tmp_path)
     assert (len(found), found.keys) == (2, ["a.png", "b.png"])
     with pytest.raises(InputError, match=r"a\.png"):
         found[0]
@@ -203,7 +203,7 @@ def test_odd_folders(tmp_path: Path) -> None:
     (root / "loop.png").symlink_to("loop.png")
     (root / "linked").symlink_to(root / "x.png")
     os.mkfifo(root / "pipe.png")
-    found = sources.load_inputs(root)
+    found = inputs.load_inputs(root)
     assert found.keys == [
         "bad\\xff.png",
         "linked/a.png",
@@ -223,17 +223,17 @@ def test_odd_folders(tmp_path: Path) -> None:
             assert item.get("label") == (folders[0] if folders else None)
     assert failed == ["loop.png"]
     with pytest.raises(InputError, match="no plain file"):
-        sources.load_inputs(root / "pipe.png")
+        inputs.load_inputs(root / "pipe.png")
     for name in ("a\0b", "x" * 5000):
         with pytest.raises(InputError, match="no file or folder"):
-            sources.load_inputs(name)
+            inputs.load_inputs(name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unreadable to root")
 def test_what_may_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0)
     with pytest.raises(InputError, match="Permission denied"):
-        sources.load_inputs(tmp_path)
+        inputs.load_inputs(tmp_path)
 
 
 def test_a_preprocessing_in_words(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def test_a_preprocessing_in_words(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", np.ones((2, 3), np.float32))
 
     def said(preprocessing: Any, name: str = "a.png") -> str:
-        return sources.load_inputs(tmp_path / name, preprocessing).preprocessing
+        return inputs.load_inputs(tmp_path / name, preprocessing).preprocessing
 
-    assert said(None) == sources.load_inputs(tmp_path).preprocessing == "pixels / 255"
+    assert said(None) == inputs.load_inputs(tmp_path).preprocessing == "pixels / 255"
     assert said(None, "f.npy") == "floats as they stand in the file"
     assert said(rgb) == f"{__name__}.rgb"
     assert said(v2.Compose([v2.Resize(3), rgb])).startswith("Compose( Resize(size=[3]")
@@ -265,21 +265,21 @@ def test_a_preprocessing_in_words(tmp_path: Path) -> None:
 def test_archives_are_read_row_by_row(tmp_path: Path, save: Any) -> None:
     values = np.random.default_rng(0).random((4, 3, 5)).astype(np.float32)
     save(tmp_path / "a.npz", inputs=values, labels=np.arange(4))
-    found = sources.load_inputs(tmp_path / "a.npz")
+    found = inputs.load_inputs(tmp_path / "a.npz")
     for i in (0, 3, 1, 1, 2):
         np.testing.assert_array_equal(found[i]["input"], values[i])
         assert found[i]["label"] == i
     save(tmp_path / "b.npz", inputs=np.asfortranarray(values))
     with pytest.raises(InputError, match="Fortran"):
-        sources.load_inputs(tmp_path / "b.npz")
+        inputs.load_inputs(tmp_path / "b.npz")
     save(tmp_path / "c.npz", inputs=np.array([[{}]]))
     with pytest.raises(InputError, match="Python objects"):
-        sources.load_inputs(tmp_path / "c.npz")
+        inputs.load_inputs(tmp_path / "c.npz")
     damaged = bytearray((tmp_path / "a.npz").read_bytes())
     damaged[200:240] = bytes(40)
     (tmp_path / "a.npz").write_bytes(damaged)
     with pytest.raises(InputError, match="cannot read the array"):
-        list(sources.load_inputs(tmp_path / "a.npz"))
+        list(inputs.load_inputs(tmp_path / "a.npz"))
 
 
 def lying(shape: tuple[int, ...]) -> bytes:
@@ -299,7 +299,7 @@ def test_arrays_that_lie_about_their_size(tmp_path: Path, shape: tuple[int, ...]
             archive.writestr("labels.npy" if name == "labels" else "images.npy", lying(shape))
     for name in ("a.npy", "inputs.npz", "labels.npz"):
         with pytest.raises(InputError, match=r"cannot read the array|bytes"):
-            list(sources.load_inputs(tmp_path / name))
+            list(inputs.load_inputs(tmp_path / name))
 
 
 def test_memory_does_not_grow_with_an_archive(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_memory_does_not_grow_with_an_archive(tmp_path: Path) -> None:
     for name in ("a.npz", "a.npy"):
         tracemalloc.start()
         try:
-            for item in sources.load_inputs(tmp_path / name):
+            for item in inputs.load_inputs(tmp_path / name):
                 assert item["input"].shape == (1, 256, 1024)
             _, peak = tracemalloc.get_traced_memory()
         finally:

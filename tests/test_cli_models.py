@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nrm_graph import models
-from nrm_graph.demo_network import load_demo
+from nrm_graph.cli import models
+from nrm_graph.cli.demo.fashion_cnn import load_demo
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:

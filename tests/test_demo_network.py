@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from nrm_graph.demo_network import CLASSES, fashion_cnn, load_demo
+from nrm_graph.cli.demo.fashion_cnn import CLASSES, fashion_cnn, load_demo
 
 DATA = files("nrm_graph").joinpath("data")
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from test_store_commit import Steps, no_space
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import cli
+from nrm_graph.cli import main
 from nrm_graph.store.format import settings as store_settings
 from nrm_graph.store.read import conditions
 from nrm_graph.store.verify import verify
@@ -145,12 +145,12 @@ def test_a_store_without_conditions_says_so(tmp_path):
 
 
 def test_the_command(path, capsys):
-    assert cli.main(["drop", str(path), "given"]) == 0
+    assert main.main(["drop", str(path), "given"]) == 0
     assert capsys.readouterr().out == (
         f"{path}: dropped given, which held 3 inputs; a compaction deletes its files once they are "
         "old enough\n"
     )
-    assert cli.main(["drop", str(path), "given"]) == 3
+    assert main.main(["drop", str(path), "given"]) == 3
     assert capsys.readouterr().err.endswith(": it holds Other\n")
 
 

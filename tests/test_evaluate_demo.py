@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nrm_graph as ng
-from nrm_graph.demo_network import CLASSES, load_demo
+from nrm_graph.cli.demo.fashion_cnn import CLASSES, load_demo
 from nrm_graph.evaluate import faithfulness, randomization
 
 pytestmark = pytest.mark.slow

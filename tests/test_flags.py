@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import overview
-from nrm_graph.cli import main
+from nrm_graph.cli import overview
+from nrm_graph.cli.main import main
 from nrm_graph.measures.create import from_network
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.plots import plot_circuit, plot_flow, plot_heatmap, plot_report, plot_subgraph

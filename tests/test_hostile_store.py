@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli
+from nrm_graph.cli import main
 from nrm_graph.network.ir import validation
 from nrm_graph.network.ir.program import from_json
 from nrm_graph.store import stored_measure
@@ -76,7 +76,7 @@ def refused(path, message, capsys):
         db.measure("k")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1000
-    assert cli.main(["relevance", str(path), "--input", "k", "1[0]"]) == 6
+    assert main.main(["relevance", str(path), "--input", "k", "1[0]"]) == 6
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("\n") == 1
@@ -394,7 +394,7 @@ def ruled(**changes):
 def test_composites_that_do_not_fit(path, capsys, composite, message):
     seal(path, composite=composite)
     refused(path, message, capsys)
-    assert cli.main(["info", str(path)]) == 0  # SQL and info do not need it
+    assert main.main(["info", str(path)]) == 0  # SQL and info do not need it
 
 
 def relayered(**changes):

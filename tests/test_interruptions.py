@@ -18,7 +18,7 @@ from interrupted import COUNT, extract
 from test_store_commit import Steps
 
 import nrm_graph as ng
-from nrm_graph import cli
+from nrm_graph.cli import main
 from nrm_graph.extraction import batches
 from nrm_graph.store.verify import verify
 
@@ -353,24 +353,24 @@ def test_ctrl_c_keeps_what_was_completed(tmp_path, whole, at):
 
 def test_ctrl_c_of_the_command(tmp_path, whole, monkeypatch, capsys):
     """Exit code 130, one line, and a store that holds what was completed."""
-    from nrm_graph import models, sources
+    from nrm_graph.cli import inputs, models
 
     data = interrupted.Images(COUNT, 0, signal.SIGINT, 5)
     data.preprocessing = None
     monkeypatch.setattr(models, "load_model", lambda spec: (interrupted.network(), None, None))
-    monkeypatch.setattr(sources, "load_inputs", lambda *_: data)
+    monkeypatch.setattr(inputs, "load_inputs", lambda *_: data)
     path = tmp_path / "s.nrm"
     (tmp_path / "i.png").touch()
     command = ["extract", "m:f", str(tmp_path / "i.png"), "--store", str(path), "--quiet"]
     command += ["--composite", "epsilon"]
     command += ["--target", "predicted,1", "--batch-size", "2"]
-    assert cli.main(command) == 130
+    assert main.main(command) == 130
     assert capsys.readouterr().err == "nrm-graph: interrupted; what is in the store stays valid\n"
     with ng.open(path) as db:
         assert sorted(db._snapshot.by_key) == ["k0", "k1", "k2", "k3"]
     assert_sound(path, whole)
     data.at = None
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert_whole(path, whole)
 
 

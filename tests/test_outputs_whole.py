@@ -14,8 +14,9 @@ import pytest
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import cli, whole_files
-from nrm_graph.export import write_json, write_table
+from nrm_graph import whole_files
+from nrm_graph.cli import main
+from nrm_graph.cli.output import write_json, write_table
 from nrm_graph.graphs.formats import GRAPH_SUFFIXES, write_graph
 from nrm_graph.plots import save_subgraph
 from nrm_graph.whole_files import write_files
@@ -86,7 +87,7 @@ def test_a_full_disk(disk, tmp_path, capsys):
     (where / "filler").write_bytes(b"x" * (40 << 10))
     for form in ("csv", "json", "parquet", "table"):
         argv = ["sql", str(store), query, "--format", form, "--output", str(out)]
-        assert cli.main(argv) == 1
+        assert main.main(argv) == 1
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err == (
@@ -94,7 +95,7 @@ def test_a_full_disk(disk, tmp_path, capsys):
             "it was\n"
         )
         assert contents(where) == {"o.csv": b"before\n", "filler": b"x" * (40 << 10)}
-    assert cli.main(["sql", str(store), "SELECT 1 AS n", "--output", str(out)]) == 0
+    assert main.main(["sql", str(store), "SELECT 1 AS n", "--output", str(out)]) == 0
     assert out.read_text() == '"n"\n1\n'
 
 

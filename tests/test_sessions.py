@@ -17,7 +17,7 @@ from test_store_commit import partial
 from tiny_stores import all_rows, make, record, write
 
 import nrm_graph as ng
-from nrm_graph import cli
+from nrm_graph.cli import main
 from nrm_graph.store.read import conditions
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.writer import Writer
@@ -274,11 +274,11 @@ def test_odd_timeouts_are_refused(path, timeout):
 
 def test_the_command_takes_a_timeout(path, capsys):
     began = time.monotonic()
-    assert cli.main(["sql", str(path), LONG, "--timeout", "0.3"]) == 7
+    assert main.main(["sql", str(path), LONG, "--timeout", "0.3"]) == 7
     assert time.monotonic() - began < 20
     assert "stopped after timeout=0.3 s" in capsys.readouterr().err
-    assert cli.main(["sql", str(path), "SELECT 5 AS x", "--timeout", "60"]) == 0
-    assert cli.main(["sql", str(path), "SELECT 5 AS x", "--timeout", "0"]) == 3
+    assert main.main(["sql", str(path), "SELECT 5 AS x", "--timeout", "60"]) == 0
+    assert main.main(["sql", str(path), "SELECT 5 AS x", "--timeout", "0"]) == 3
     assert "above 0" in capsys.readouterr().err
 
 
@@ -380,11 +380,11 @@ def test_the_commands_say_so(path, gone, capsys):
     shutil.rmtree(path / gone)
     for command in (["info"], ["sql"], ["compact"]):
         argv = [*command, str(path), *(["SELECT 1"] if command == ["sql"] else [])]
-        assert cli.main(argv) == 6
+        assert main.main(argv) == 6
         said = capsys.readouterr().err
         assert "expected" in said or "must be a folder" in said
         assert said.count("\n") == 1
-    assert cli.main(["verify", str(path), "--sample", "0"]) == 6
+    assert main.main(["verify", str(path), "--sample", "0"]) == 6
     if gone == "shards":
         assert "shards: expected a folder, found none" in capsys.readouterr().out
 
@@ -443,7 +443,7 @@ def test_commands_whose_where_chooses_nothing(network, capsys):
         ["contrast", str(network), NOTHING, "target = 1"],
         ["materialize", str(network), "0[1]", "--name", "c", "--where", NOTHING],
     ):
-        assert cli.main(argv) == 3
+        assert main.main(argv) == 3
         assert "no input is chosen by where" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ from interrupted import COUNT, Images, extract
 from tiny_stores import checksums, make, record, write
 
 import nrm_graph as ng
-from nrm_graph import cli
+from nrm_graph.cli import main
 from nrm_graph.database import Database
 from nrm_graph.signals import Terminated, ending_in_order
 from nrm_graph.store.verify import verify
@@ -80,17 +80,17 @@ def test_an_extraction_commits_what_is_computed(tmp_path, before, number):
 
 @BOTH
 def test_the_command_says_so(tmp_path, before, number, monkeypatch, capsys):
-    from nrm_graph import models, sources
+    from nrm_graph.cli import inputs, models
 
     data = Images(COUNT, 0, number, 5)
     data.preprocessing = None
     monkeypatch.setattr(models, "load_model", lambda spec: (interrupted.network(), None, None))
-    monkeypatch.setattr(sources, "load_inputs", lambda *_: data)
+    monkeypatch.setattr(inputs, "load_inputs", lambda *_: data)
     path = tmp_path / "s.nrm"
     (tmp_path / "i.png").touch()
     command = ["extract", "m:f", str(tmp_path / "i.png"), "--store", str(path), "--quiet"]
     command += ["--composite", "epsilon", "--batch-size", "2"]
-    assert cli.main(command) == 128 + number
+    assert main.main(command) == 128 + number
     name = signal.Signals(number).name
     assert capsys.readouterr().err == (
         f"nrm-graph: ended by {name}; what is in the store stays valid\n"
@@ -213,7 +213,7 @@ def test_a_query_of_the_command(tmp_path, before, capsys):
     began = time.monotonic()
     timer.start()
     query = "SELECT sum(a.range * b.range % 7) FROM range(100000000) a, range(1000000) b"
-    assert cli.main(["sql", str(path), query]) == 143
+    assert main.main(["sql", str(path), query]) == 143
     assert time.monotonic() - began < 10
     assert "ended by SIGTERM" in capsys.readouterr().err
     assert before == [signal.SIGTERM]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import nrm_graph as ng
-from nrm_graph.demo_network import CLASSES, load_demo
+from nrm_graph.cli.demo.fashion_cnn import CLASSES, load_demo
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def test_open_and_sql_need_no_torch_and_no_model(db):
         f"db = ng.open({str(db.path)!r})\n"
         "print(db.sql('SELECT count(*) FROM edges').fetchall()[0][0])\n"
         "assert 'torch' not in sys.modules\n"
-        "sys.modules['nrm_graph.demo_network'] = None\n"
+        "sys.modules['nrm_graph.cli.demo.fashion_cnn'] = None\n"
         "i = db.sql('SELECT min(input_id) FROM inputs').fetchall()[0][0]\n"
         "print(db.measure(i)(ng.Layer('features.3')[2]))\n"
     )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import arguments, cli
+from nrm_graph.cli import arguments, main
 from nrm_graph.network.targets import Outputs
 from nrm_graph.network.tracing.trace import trace
 
@@ -158,12 +158,12 @@ def test_a_store_speaks_of_places(tmp_path, capsys):
         assert len(db) == count
     ask = ["relevance", str(path), "x[0]", "--input", "k0", "--target"]
     for target in ("-1:0", "3:0", "9"):
-        assert cli.main([*ask, target]) == 0
+        assert main.main([*ask, target]) == 0
         assert "(3, 0)" in capsys.readouterr().out
-    assert cli.main([*ask, "-1:0=1,0:0=-1"]) == 0
-    assert cli.main([*ask, "4:0"]) == 3
+    assert main.main([*ask, "-1:0=1,0:0=-1"]) == 0
+    assert main.main([*ask, "4:0"]) == 3
     assert "out of range" in capsys.readouterr().err
-    assert cli.main([*ask, "last"]) == 3
+    assert main.main([*ask, "last"]) == 3
     assert "a place such as -1:464" in capsys.readouterr().err
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli, sources
+from nrm_graph.cli import inputs, main
 from nrm_graph.events import parser
 from nrm_graph.network.tracing.trace import trace
 
@@ -228,16 +228,16 @@ def test_arrays_by_name_feed_several_inputs(tmp_path, models, capsys):
     )
     path = str(tmp_path / "s.nrm")
     argv = ["extract", "token_models:ids", str(tmp_path / "a.npz"), "--store", path, "--quiet"]
-    assert cli.main([*argv, "--composite", "attn_lrp", "--target", "-1:label,-1:predicted"]) == 0
+    assert main.main([*argv, "--composite", "attn_lrp", "--target", "-1:label,-1:predicted"]) == 0
     with ng.open(path) as db:
         assert db.meta["preprocessing"] == "floats as they stand in the file"
         assert len(db) in (3, 4)
         assert db.measure("a-00001", target=(-1, 4)).tokens == tuple(WORDS[::-1])
     ask = ["--input", "a-00000", "--target", "-1:3"]
-    assert cli.main(["relevance", path, "wte[0]", *ask]) == 0
+    assert main.main(["relevance", path, "wte[0]", *ask]) == 0
     assert "(3, 3)" in capsys.readouterr().out
     np.savez(tmp_path / "b.npz", ids=np.ones((2, 4), int), other=np.ones((2, 4), int))
-    assert cli.main([*argv[:2], str(tmp_path / "b.npz"), *argv[3:4], path + "b"]) == 3
+    assert main.main([*argv[:2], str(tmp_path / "b.npz"), *argv[3:4], path + "b"]) == 3
     assert "names the inputs ids, other, expected names of" in capsys.readouterr().err
 
 
@@ -245,7 +245,7 @@ def test_whole_numbers_feed_token_networks(tmp_path, models, capsys):
     np.save(tmp_path / "a.npy", np.stack([IDS, IDS.flip(0)]).astype(np.uint16))
     path = str(tmp_path / "s.nrm")
     argv = ["extract", "token_models:ids", str(tmp_path / "a.npy"), "--store", path, "--quiet"]
-    assert cli.main([*argv, "--composite", "attn_lrp", "--target=-1:2"]) == 0
+    assert main.main([*argv, "--composite", "attn_lrp", "--target=-1:2"]) == 0
     with ng.open(path) as db:
         assert db.meta["inputs"] == [{"name": "ids", "shape": [4], "dtype": "int64"}]
         assert db.measure("a-00000").target == 23
@@ -256,17 +256,17 @@ def test_whole_numbers_feed_token_networks(tmp_path, models, capsys):
 def test_outputs_on_the_command_line(tmp_path, models, capsys):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2, 4, 3)))
     argv = ["extract", "token_models:pair", str(tmp_path / "x.npy"), "--quiet", "--store"]
-    assert cli.main([*argv, str(tmp_path / "s.nrm")]) == 3
+    assert main.main([*argv, str(tmp_path / "s.nrm")]) == 3
     assert "returns 2 tensors" in capsys.readouterr().err
     one = [*argv, str(tmp_path / "s.nrm"), "--output", "logits", "--target", "-1:1"]
-    assert cli.main(one) == 0
+    assert main.main(one) == 0
     both = [*argv, str(tmp_path / "b.nrm"), "--output", "scores,logits"]
-    assert cli.main([*both, "--target", "logits:-1:1,scores:2"]) == 0
+    assert main.main([*both, "--target", "logits:-1:1,scores:2"]) == 0
     with ng.open(tmp_path / "b.nrm") as db:
         assert {t for (t,) in db.sql("SELECT target FROM inputs").fetchall()} == {2, 10}
     ask = ["relevance", str(tmp_path / "b.nrm"), "x[0]", "--input", "x-00001", "--target"]
     capsys.readouterr()
-    assert cli.main([*ask, "logits:3:1"]) == 0
+    assert main.main([*ask, "logits:3:1"]) == 0
     assert "logits (3, 1)" in capsys.readouterr().out
 
 
@@ -287,17 +287,17 @@ def test_outputs_on_the_command_line(tmp_path, models, capsys):
 def test_arrays_that_do_not_fit(tmp_path, arrays, message):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ng.InputError, match=message):
-        sources.load_inputs(tmp_path / "a.npz")
+        inputs.load_inputs(tmp_path / "a.npz")
 
 
 def test_numbers_beyond_64_bits_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.full((1, 2), (1 << 64) - 1, np.uint64))
     with pytest.raises(ng.InputError, match="63 bits"):
-        sources.load_inputs(tmp_path / "a.npy")[0]
+        inputs.load_inputs(tmp_path / "a.npy")[0]
 
 
 def test_what_a_network_takes_and_returns_is_shown(store, capsys):
-    assert cli.main(["info", str(store)]) == 0
+    assert main.main(["info", str(store)]) == 0
     shown = capsys.readouterr().out
     assert "ids (int64, 4), mask (int64, 4)" in shown
     assert "outputs (4x7)" in shown
@@ -305,7 +305,7 @@ def test_what_a_network_takes_and_returns_is_shown(store, capsys):
 
 def test_paths_of_tokens_and_heads(store, capsys):
     ask = ["paths", str(store), "--input", "a", "--target", "0:3", "--layers", "v,wte", "--k", "3"]
-    assert cli.main([*ask, "--by", "token", "--format", "json"]) == 0
+    assert main.main([*ask, "--by", "token", "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     with ng.open(store) as db:
         m = db.measure("a", target=(0, 3))
@@ -313,4 +313,4 @@ def test_paths_of_tokens_and_heads(store, capsys):
             upper, lower = (parser.parse(text) for text in row["path"].split(" > "))
             assert m(upper & lower) == pytest.approx(row["relevance"], rel=1e-3)
             assert row["names"][1] == f"token {row['units'][1]} {WORDS[row['units'][1]]!r}"
-    assert cli.main([*ask, "--by", "head"]) == 0
+    assert main.main([*ask, "--by", "head"]) == 0

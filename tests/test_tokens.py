@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli
+from nrm_graph.cli import main
 from nrm_graph.network.topology import LayerInfo
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.network.unit_names import token_axis, unit_name
@@ -70,10 +70,10 @@ def test_a_store_keeps_tokens(store, capsys):
         assert db.measure("a").given(ng.Layer("up")[0]).tokens == tuple(TOKENS)
         assert db.measure("c").tokens is None
         assert db.verify().sound
-    assert cli.main(["paths", str(store), "--input", "b", "--layers", "up,x", "--k", "2"]) == 0
+    assert main.main(["paths", str(store), "--input", "b", "--layers", "up,x", "--k", "2"]) == 0
     assert "token 2 'y' > neuron 2, 0 'y'" in capsys.readouterr().out
-    assert cli.main(["sql", str(store), "SELECT tokens FROM inputs", "--format", "csv"]) == 0
-    assert cli.main(["info", str(store)]) == 0
+    assert main.main(["sql", str(store), "SELECT tokens FROM inputs", "--format", "csv"]) == 0
+    assert main.main(["info", str(store)]) == 0
 
 
 def test_graphs_know_tokens():

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import cli
-from nrm_graph.demo_network import load_demo
+from nrm_graph.cli import main
+from nrm_graph.cli.demo.fashion_cnn import load_demo
 from nrm_graph.store.format.files import seal, sha256_of
 from nrm_graph.store.format.manifest import new_name
 from nrm_graph.store.format.schema import ORDER, parquet_options
@@ -706,13 +706,13 @@ def test_a_shard_of_failures_alone_is_sound(copy):
 
 
 def test_the_command(copy, capsys):
-    assert cli.main(["verify", str(copy), "--sample", "1"]) == 0
+    assert main.main(["verify", str(copy), "--sample", "1"]) == 0
     assert capsys.readouterr().out == f"{copy}: 3 inputs in 2 shards, 1 recomputed: sound\n"
-    assert cli.main(["verify", str(copy), "--format", "json", "--sample", "0"]) == 0
+    assert main.main(["verify", str(copy), "--format", "json", "--sample", "0"]) == 0
     assert capsys.readouterr().out == "[]\n"
     file = rewrite(copy, "edges", scaled)
     (copy / "shards" / "x.tmp").write_bytes(b"")
-    assert cli.main(["verify", str(copy), "--sample", "0"]) == 6
+    assert main.main(["verify", str(copy), "--sample", "0"]) == 6
     captured = capsys.readouterr()
     *lines, last = captured.out.splitlines()
     assert lines
@@ -722,10 +722,10 @@ def test_the_command(copy, capsys):
     assert "is damaged" in captured.err
     assert captured.err.count("\n") == 1
     output = copy.parent / "found.csv"
-    assert cli.main(["verify", str(copy), "--sample", "0", "--output", str(output)]) == 6
+    assert main.main(["verify", str(copy), "--sample", "0", "--output", str(output)]) == 6
     assert output.read_text().startswith('"severity","problem","shard"')
-    assert cli.main(["verify", str(copy.parent / "none.nrm")]) == 6
-    assert cli.main(["verify", str(copy), "--sample", "-1"]) == 2
+    assert main.main(["verify", str(copy.parent / "none.nrm")]) == 6
+    assert main.main(["verify", str(copy), "--sample", "-1"]) == 2
 
 
 def test_ctrl_c_ends_it(copy, monkeypatch, capsys):
@@ -734,7 +734,7 @@ def test_ctrl_c_ends_it(copy, monkeypatch, capsys):
 
     before = {f: sha256_of(f) for f in copy.rglob("*") if f.is_file()}
     monkeypatch.setattr("nrm_graph.store.verify.conservation.check", interrupted)
-    assert cli.main(["verify", str(copy)]) == 130
+    assert main.main(["verify", str(copy)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert {f: sha256_of(f) for f in copy.rglob("*") if f.is_file()} == before
 

@@ -15,9 +15,9 @@ from small import NET, X, extract, program, rows
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph import overview
+from nrm_graph.cli import overview
+from nrm_graph.cli.output import write_graph
 from nrm_graph.evaluate import faithfulness
-from nrm_graph.export import write_graph
 from nrm_graph.network import weighted_targets
 from nrm_graph.network.targets import Outputs, asked_for
 from nrm_graph.plots import plot_circuit, plot_references
@@ -438,7 +438,7 @@ def test_plain_stores_stay_as_they_were(tmp_path):
 
 
 def test_weights_on_the_command_line():
-    from nrm_graph import arguments
+    from nrm_graph.cli import arguments
 
     assert arguments.target("3=1,5=-1") == {3: 1.0, 5: -1.0}
     assert arguments.target("-1:464=2") == {(-1, 464): 2.0}

@@ -8,11 +8,11 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import arguments
-from nrm_graph.command_parser import parser
+from nrm_graph.cli import arguments
+from nrm_graph.cli.output import one_line
+from nrm_graph.cli.parser import parser
 from nrm_graph.errors import NrmError
 from nrm_graph.excerpt import inline
-from nrm_graph.export import one_line
 from nrm_graph.signals import Terminated, ending_in_order
 
 if TYPE_CHECKING:

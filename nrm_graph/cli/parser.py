@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nrm_graph import arguments, commands
-from nrm_graph.export import TABLE_FORMATS
+from nrm_graph.cli import arguments, commands
+from nrm_graph.cli.output import TABLE_FORMATS
 
 EXIT_CODES = """\
 exit codes:

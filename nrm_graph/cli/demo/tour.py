@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nrm_graph.export import graph_path, text_table, write_graph
+from nrm_graph.cli.output import graph_path, text_table, write_graph
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.write.place import check_place
 
@@ -57,7 +57,7 @@ def run(
     check_place(local_path(store_path))
 
     import nrm_graph as ng
-    from nrm_graph.demo_network import CLASSES, load_demo
+    from nrm_graph.cli.demo.fashion_cnn import CLASSES, load_demo
 
     began = time.perf_counter()
     model, inputs = load_demo()

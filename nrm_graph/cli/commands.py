@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import arguments
-from nrm_graph.errors import InputError, StoreError
-from nrm_graph.export import (
+from nrm_graph.cli import arguments
+from nrm_graph.cli.output import (
     graph_path,
     one_line,
     print_facts,
@@ -17,6 +16,7 @@ from nrm_graph.export import (
     write_json,
     write_table,
 )
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.output_files import in_folder
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def demo(args: argparse.Namespace) -> None:
     """Make and tour the demo's store."""
-    from nrm_graph import demo
+    from nrm_graph.cli.demo import tour as demo
 
     demo.run(args.store, args.picture)
 
@@ -40,13 +40,14 @@ def extract(args: argparse.Namespace) -> None:
     """Extract a store or continue it."""
     names = _checked_options(args)
 
-    from nrm_graph import models, sources
+    from nrm_graph.cli import inputs as sources
+    from nrm_graph.cli import models
 
     model, preprocessing, classes = models.load_model(args.model)
     inputs = sources.load_inputs(args.inputs, preprocessing)
 
     import nrm_graph as ng
-    from nrm_graph import overview
+    from nrm_graph.cli import overview
 
     with ng.extract(
         model,
@@ -95,7 +96,8 @@ def _checked_options(args: argparse.Namespace) -> list[str] | None:
         raise InputError(f"--workers {args.workers} goes with --engine ray: leave one of them out")
     names = None if args.classes is None else arguments.lines(args.classes)
 
-    from nrm_graph import models, sources
+    from nrm_graph.cli import inputs as sources
+    from nrm_graph.cli import models
     from nrm_graph.measures.create import device_of
     from nrm_graph.rules import composites
 
@@ -114,7 +116,7 @@ def info(args: argparse.Namespace) -> None:
     table_format(args.format, args.output)
 
     import nrm_graph as ng
-    from nrm_graph import overview
+    from nrm_graph.cli import overview
 
     with ng.open(args.store) as db:
         if args.output is None and args.format in (None, "table"):
@@ -157,7 +159,7 @@ def relevance(args: argparse.Namespace) -> None:
     import pyarrow as pa
 
     import nrm_graph as ng
-    from nrm_graph import overview
+    from nrm_graph.cli import overview
 
     with ng.open(args.store) as db:
         m = _measure(db, args)
@@ -198,7 +200,7 @@ def paths(args: argparse.Namespace) -> None:
     given = None if args.given is None else arguments.event(args.given)
 
     import nrm_graph as ng
-    from nrm_graph import overview
+    from nrm_graph.cli import overview
 
     with ng.open(args.store) as db:
         m = _measure(db, args)
@@ -272,7 +274,7 @@ def circuit(args: argparse.Namespace) -> None:
         )
 
     import nrm_graph as ng
-    from nrm_graph import overview
+    from nrm_graph.cli import overview
 
     with ng.open(args.store) as db:
         given = args.given

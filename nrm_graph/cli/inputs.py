@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nrm_graph.arrays import arrays_of
+from nrm_graph.cli.array_files import arrays_of
 from nrm_graph.errors import InputError, first_line
 
 Preprocessing = Callable[[Any], torch.Tensor]
