@@ -26,8 +26,8 @@ import duckdb
 from generate import SHAPES, generate
 
 import nrm_graph as ng
-from nrm_graph.circuits.group import group
 from nrm_graph.circuits.sums import edge_partials
+from nrm_graph.store.input_group import group
 
 if TYPE_CHECKING:
     from collections.abc import Callable

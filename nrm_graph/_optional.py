@@ -1,4 +1,4 @@
-"""Ray, an optional extra: started where it does not run, and never more than asked for."""
+"""Optional extras, imported where they are used: Ray, scipy and scikit-learn."""
 
 from __future__ import annotations
 
@@ -105,3 +105,20 @@ def cause_of(error: BaseException) -> BaseException:
     """Return what a task raised, as it was raised there; any other error is its own cause."""
     found = getattr(error, "cause", None)
     return found if isinstance(found, BaseException) else error
+
+
+def stats_library(name: str) -> Any:
+    """Import a module of scipy or scikit-learn.
+
+    Raises
+    ------
+    InputError
+        If it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"statistics over circuits need {name.partition('.')[0]}, which is not installed "
+            f"({error}): pip install 'nrm-graph[stats]'"
+        ) from None

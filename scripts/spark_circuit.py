@@ -30,10 +30,10 @@ import numpy as np
 
 import nrm_graph as ng
 from nrm_graph.circuits import circuit as circuits
-from nrm_graph.circuits.engines import local
-from nrm_graph.circuits.group import group
+from nrm_graph.circuits.engines import EDGE, local
 from nrm_graph.circuits.source import source
-from nrm_graph.circuits.sums import EDGE, SUMS, partials_query
+from nrm_graph.circuits.sums import SUMS, partials_query
+from nrm_graph.store.input_group import group
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ from tiny_stores import all_rows
 
 import nrm_graph as ng
 from nrm_graph import _optional
-from nrm_graph.circuits.engines import named
+from nrm_graph.circuits.circuit import named
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.verify import verify
 from nrm_graph.store.write.compaction import compact

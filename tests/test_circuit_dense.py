@@ -10,12 +10,12 @@ import pytest
 
 import nrm_graph as ng
 from nrm_graph.circuits import circuit as module
-from nrm_graph.circuits.engines import local
-from nrm_graph.circuits.flows import edge_values
-from nrm_graph.circuits.group import group
+from nrm_graph.circuits.edges import edge_values
+from nrm_graph.circuits.engines import EDGE, local, merged
 from nrm_graph.circuits.prototypes import prototypes
-from nrm_graph.circuits.sums import EDGE, edge_partials, merged
+from nrm_graph.circuits.sums import edge_partials
 from nrm_graph.errors import InputError
+from nrm_graph.store.input_group import group
 
 NAMES = {0: "x", 1: "0", 2: "1"}
 # Sums of at most 60 terms in float64, in another order.

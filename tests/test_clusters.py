@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_samples
 import nrm_graph as ng
 from nrm_graph.circuits import clustering
 from nrm_graph.circuits.clusters import clusters
-from nrm_graph.circuits.sums import EDGE
+from nrm_graph.circuits.engines import EDGE
 from nrm_graph.errors import InputError
 from nrm_graph.store.write.writer import Writer
 

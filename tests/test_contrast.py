@@ -15,7 +15,7 @@ from scipy import stats
 import nrm_graph as ng
 from nrm_graph.circuits import edges as chosen_edges
 from nrm_graph.circuits.contrast import contrast
-from nrm_graph.circuits.sums import EDGE
+from nrm_graph.circuits.engines import EDGE
 from nrm_graph.cli import output
 from nrm_graph.errors import InputError, QueryError
 from nrm_graph.plots import plot_subgraph

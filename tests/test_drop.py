@@ -12,6 +12,7 @@ from tiny_stores import make, record, write
 
 import nrm_graph as ng
 from nrm_graph.cli import main
+from nrm_graph.store import materialize
 from nrm_graph.store.format import settings as store_settings
 from nrm_graph.store.read import conditions
 from nrm_graph.store.verify import verify
@@ -181,11 +182,9 @@ def test_a_drop_at_work_is_not_overtaken(path, monkeypatch):
 
 def test_materialize_holds_it(tmp_path, monkeypatch):
     """From before the condition is made until its last commit; and a name is used again."""
-    from nrm_graph.database import Database
-
     path = tmp_path / "s.nrm"
     event, other = ng.Layer("0")[2], ~ng.Layer("0")[2]
-    plain, told = Database.measure, []
+    plain, told = materialize.measure, []
 
     def measure(db, *args, **options):
         with pytest.raises(ng.StoreError, match="a materialization of b is at work"):
@@ -194,7 +193,7 @@ def test_materialize_holds_it(tmp_path, monkeypatch):
         return plain(db, *args, **options)
 
     with interrupted.extract(path, 3, 2) as db:
-        monkeypatch.setattr(Database, "measure", measure)
+        monkeypatch.setattr(materialize, "measure", measure)
         db.materialize(event, name="b", inputs=["k0"], progress=False)
         assert told
         monkeypatch.undo()

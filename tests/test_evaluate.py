@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.circuits.group import Group
 from nrm_graph.errors import EventError, InputError, StoreError
 from nrm_graph.evaluate import Curves, faithfulness, ranking
 from nrm_graph.evaluate.budgets import budgets, edges_to_ablate, shuffled, units_to_ablate
 from nrm_graph.evaluate.faithfulness import _alternatives
 from nrm_graph.evaluate.held_out import check_outputs, network_for, trained_on
 from nrm_graph.network.targets import Outputs
+from nrm_graph.store.input_group import Group
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COUNT = 24

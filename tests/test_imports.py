@@ -28,7 +28,6 @@ LEVELS = (
         "graphs",
         "measures",
         "database",
-        "condition_methods",
         "circuits",
     ),
     ("evaluate",),
@@ -37,7 +36,6 @@ LEVELS = (
 )
 LIGHT = (
     "database",
-    "condition_methods",
     "whole_files",
     "graphs",
     "circuits",

@@ -101,9 +101,9 @@ def test_a_full_disk(disk, tmp_path, capsys):
 
 LIMITED = """
 import resource, sys
-from nrm_graph import cli
+from nrm_graph.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -203,7 +203,7 @@ def test_standard_output_by_its_name(tmp_path):
     """Where it is redirected to a file, what is printed besides stays there."""
     store = write(make(tmp_path / "s.nrm"), [record(0)])
     out = tmp_path / "all"
-    code = "from nrm_graph import cli; import sys; sys.exit(cli.main(sys.argv[1:]))"
+    code = "from nrm_graph.cli.main import main; import sys; sys.exit(main(sys.argv[1:]))"
     with out.open("wb") as stream:
         subprocess.run(
             [

@@ -13,8 +13,8 @@ import pytest
 
 import nrm_graph as ng
 from nrm_graph.circuits import circuit as circuits
-from nrm_graph.circuits.group import group
 from nrm_graph.circuits.sums import edge_partials
+from nrm_graph.store.input_group import group
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))

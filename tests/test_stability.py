@@ -9,9 +9,9 @@ from scipy import stats
 import nrm_graph as ng
 from nrm_graph.circuits import edges as chosen
 from nrm_graph.circuits import stability as module
+from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.prototypes import prototypes
 from nrm_graph.circuits.stability import stability
-from nrm_graph.circuits.sums import EDGE
 from nrm_graph.errors import InputError
 from nrm_graph.store.write.writer import Writer
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.edges import checked_layers, ends_of
-from nrm_graph.circuits.engines import local
-from nrm_graph.circuits.group import facts_of, group
+from nrm_graph.circuits.checks import checked_layers
+from nrm_graph.circuits.engines import EDGE, local
+from nrm_graph.circuits.nodes import ends_of
 from nrm_graph.circuits.source import source
-from nrm_graph.circuits.sums import EDGE, NODE, edge_filter, edge_sums
+from nrm_graph.circuits.sums import NODE, edge_filter, edge_sums
 from nrm_graph.errors import InputError
 from nrm_graph.graphs import subgraph as graphs
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
+from nrm_graph.store.input_group import facts_of, group
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
-    from nrm_graph.database import Database
     from nrm_graph.events.sets import Event
     from nrm_graph.network.targets import Sought
+    from nrm_graph.store.view import View
 
 
 MOST = 999_999
@@ -38,7 +39,7 @@ every input, however few edges it has."""
 
 
 def circuit(
-    db: Database,
+    db: View,
     where: str | None = None,
     *,
     inputs: Sequence[str | int] | None = None,
@@ -49,9 +50,76 @@ def circuit(
     per_input: bool = False,
     target: Sought | None = None,
     mixed_targets: bool = False,
-    engine: Engine = local,
+    engine: str | Engine = "local",
 ) -> nx.DiGraph:
-    """Aggregate a group; see :meth:`nrm_graph.database.Database.circuit`."""
+    r"""Return the strongest edges of a group of inputs, with statistics.
+
+    The measure of a group is the mixture of its inputs' measures: relevances are means over
+    all inputs, absent rows being exact zeros, and conditionals are ratios of means,
+    sum of R(A & B) / sum of R(B).
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    where : str, optional
+        SQL condition over ``inputs``, such as ``"label = 'cat'"``; all by default.
+    inputs : sequence of key or input_id, optional
+        Of the chosen inputs only these.
+    top : int
+        Number of edges, at most 999,999, those of the largest \|mean\|.
+    given : str or Event, optional
+        A condition that ``db.materialize`` made, by its name or event.  Inputs of which
+        R(condition) is below rounding are computed from the stored program, at every call.
+    layers : sequence of str, optional
+        Only edges between these layers.
+    weight : "unit" or "logit"
+        With ``logit``, relevance times the input's logit is averaged.
+    per_input : bool
+        With ``given``: the mean of the inputs' own conditional measures, over the inputs
+        where they are defined.
+    target : int, tuple, mapping or str, optional
+        Only inputs of this target: a flat index, a place such as (position, class), weights of
+        these such as ``{3: 1, 5: -1}``, or their text in ``inputs``.
+    mixed_targets : bool
+        Allow a group of which different outputs are explained.
+    engine : "local" or "ray", or an Engine
+        Where the sums are computed; ``ray`` needs ``nrm-graph[ray]``.  See
+        :class:`nrm_graph.circuits.engines.Engine`.
+
+    Returns
+    -------
+    networkx.DiGraph
+        As of :meth:`nrm_graph.measures.measure.Measure.subgraph`.  ``relevance`` of nodes and
+        edges is the mean; further ``std`` (over inputs) and ``stderr`` (of the mean), not of a
+        single input; ``inputs``, in how many it is not 0; ``agreement``, the share of those
+        that have the sign of the mean; and of edges ``top_share``, the share of inputs of which
+        the edge is among their own ``top`` strongest.  ``graph`` holds ``inputs`` (their
+        number), ``keys``, ``target`` (not where they differ), ``weight``, ``where``, ``share``
+        (of the sum of \|mean\| over all stored edges, that the graph keeps) and, as means,
+        ``bias``, ``stabilizer``, ``remainder``, their sum ``absorbed``, and ``pruned``; with
+        ``given`` further ``undefined``, the number of inputs whose conditional is.
+
+        Of an edge in a pair of layers that the store prunes, of which an input has no row,
+        ``missing`` says how many have none; its mean is that of what is stored, and
+        statistics are left out.
+
+    Raises
+    ------
+    InputError
+        If no input is chosen, their targets differ, the layers have no edges between them, or
+        the condition is not materialized for all of them.
+    QueryError
+        If ``where`` is not one SQL condition over ``inputs``.
+    UndefinedConditional
+        If the group's R(condition) is below rounding.
+
+    Notes
+    -----
+    ``std`` of a ratio of means is that of the usual linearisation (Cochran, Sampling
+    Techniques, 1977, section 2.11).
+    """
+    run = named(engine)
     graphs.check_top(top)
     if top > MOST:
         raise InputError(
@@ -61,9 +129,9 @@ def circuit(
     chosen = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
     pairs = _layers(db, layers)
     rows = source(db, chosen, weight, given, per_input)
-    totals, whole = _strongest(db, rows, top, pairs, engine)
-    edges = _edge_statistics(db, rows, totals, top, pairs, engine)
-    nodes, absorbed = _node_statistics(db, rows, edges, engine)
+    totals, whole = _strongest(db, rows, top, pairs, run)
+    edges = _edge_statistics(db, rows, totals, top, pairs, run)
+    nodes, absorbed = _node_statistics(db, rows, edges, run)
     found = graphs.subgraph(
         db.topology,
         nodes,
@@ -96,7 +164,26 @@ def circuit(
     return found
 
 
-def _layers(db: Database, names: Sequence[str] | None) -> list[int] | None:
+def named(engine: str | Engine) -> Engine:
+    """Return the engine of a name, or the one that is given.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if callable(engine):
+        return engine
+    if engine == "local":
+        return local
+    if engine == "ray":
+        from nrm_graph.circuits.ray_engine import Remote
+
+        return Remote()
+    raise InputError(f"engine must be 'local' or 'ray', found {engine!r}")
+
+
+def _layers(db: View, names: Sequence[str] | None) -> list[int] | None:
     """Ids of layers that have edges between them."""
     if names is None:
         return None
@@ -117,7 +204,7 @@ def _layers(db: Database, names: Sequence[str] | None) -> list[int] | None:
 
 
 def _strongest(
-    db: Database, rows: Source, top: int, pairs: list[int] | None, engine: Engine
+    db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine
 ) -> tuple[pa.Table, float]:
     """Edges of the largest |sum of v|, the strongest first, and the sum of |sum of v| over all."""
     found = edge_sums(db, rows, engine, ("total",), pairs)
@@ -169,7 +256,7 @@ FROM (
 
 
 def _edge_statistics(
-    db: Database,
+    db: View,
     rows: Source,
     totals: pa.Table,
     top: int,
@@ -185,9 +272,7 @@ def _edge_statistics(
     return _scattered(rows, _sums(db, rows, query, chosen, engine, limits=limits))
 
 
-def _limits(
-    db: Database, rows: Source, top: int, pairs: list[int] | None, engine: Engine
-) -> pa.Table:
+def _limits(db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine) -> pa.Table:
     """Size of the k-th strongest edge of every input; what was asked before is remembered."""
     limits: dict[int, float] = {}
     if not rows.tables:
@@ -206,7 +291,7 @@ def _limits(
 
 
 def _node_statistics(
-    db: Database, rows: Source, edges: pa.Table, engine: Engine
+    db: View, rows: Source, edges: pa.Table, engine: Engine
 ) -> tuple[pa.Table, dict[str, float]]:
     """Aggregate the nodes that edges join, and what pseudo-units hold.
 
@@ -244,7 +329,7 @@ def _absorbed(
 
 
 def _sums(
-    db: Database,
+    db: View,
     rows: Source,
     query: str,
     chosen: pa.Table,
@@ -281,9 +366,7 @@ def _scattered(rows: Source, sums: pa.Table) -> pa.Table:
     return sums.rename_columns(names).append_column("std", [std])
 
 
-def _annotate(
-    found: nx.DiGraph, db: Database, rows: Source, nodes: pa.Table, edges: pa.Table
-) -> None:
+def _annotate(found: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges: pa.Table) -> None:
     """Add statistics to the nodes and edges of a graph."""
     names = [layer.name for layer in db.topology.layers]
     limits = pruning.stored(db.meta, db.topology)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nrm_graph.circuits.optional import stats_library
+from nrm_graph._optional import stats_library
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,31 +8,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph._optional import stats_library
+from nrm_graph.circuits.checks import check_count
 from nrm_graph.circuits.clustering import choose, divide, rotated, standardized, unit
-from nrm_graph.circuits.edges import (
-    blocks,
-    check_count,
-    choose_edges,
-    edge_graph,
-    key_shares,
-    node_sums,
-    nullable,
-    with_names,
-)
-from nrm_graph.circuits.flows import edge_values
-from nrm_graph.circuits.group import Group, group
-from nrm_graph.circuits.optional import stats_library
+from nrm_graph.circuits.edge_graph import edge_graph, with_names
+from nrm_graph.circuits.edges import blocks, choose_edges, edge_values, key_shares, nullable
+from nrm_graph.circuits.nodes import node_sums
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
 from nrm_graph.propagation import flags
+from nrm_graph.store.input_group import Group, group
 
 if TYPE_CHECKING:
     import networkx as nx
     from numpy.typing import NDArray
 
-    from nrm_graph.database import Database
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
+    from nrm_graph.store.view import View
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,7 +149,7 @@ class Clusters:
 
 
 def clusters(
-    db: Database,
+    db: View,
     where: str | None = None,
     *,
     k: int | None = None,
@@ -268,9 +261,7 @@ def clusters(
     )
 
 
-def _flows(
-    db: Database, chosen: Group, edges: pa.Table
-) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+def _flows(db: View, chosen: Group, edges: pa.Table) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Keys, and the mean over targets of each key's edges, (K, E)."""
     keys, _, counts = key_sums(chosen.keys, np.zeros((len(chosen), 0)))
     flows = np.zeros((len(keys), len(edges)))
@@ -328,7 +319,7 @@ def _rows(
 
 
 def _nodes(
-    db: Database,
+    db: View,
     chosen: Group,
     edges: pa.Table,
     keys: tuple[str, ...],

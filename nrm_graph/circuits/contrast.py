@@ -9,22 +9,20 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.circuits import statistics
+from nrm_graph.circuits.checks import check_count
+from nrm_graph.circuits.edge_graph import edge_graph, with_names
 from nrm_graph.circuits.edges import (
-    absorbed_share,
     blocks,
-    check_count,
     choose_edges,
-    edge_graph,
+    edge_values,
     key_shares,
-    node_sums,
     nullable,
     pair_codes,
-    with_names,
 )
-from nrm_graph.circuits.flows import edge_values
-from nrm_graph.circuits.group import Group, group, notes_of
+from nrm_graph.circuits.nodes import absorbed_share, node_sums
 from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import order
+from nrm_graph.store.input_group import Group, group, notes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,10 +30,10 @@ if TYPE_CHECKING:
     import networkx as nx
     from numpy.typing import NDArray
 
-    from nrm_graph.database import Database
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.weighted_targets import Aim
+    from nrm_graph.store.view import View
 
 _STATISTICS = ("mean_a", "mean_b", "stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
 
@@ -179,7 +177,7 @@ def _below(q: Any) -> int:
 
 
 def contrast(
-    db: Database,
+    db: View,
     a: str | None,
     b: str | None,
     *,
@@ -311,7 +309,7 @@ def _pooled(a: Group, b: Group) -> Group:
 
 
 def _tests(
-    db: Database,
+    db: View,
     a: Group,
     b: Group,
     edges: pa.Table,
@@ -346,20 +344,20 @@ def _tests(
     return found, exact
 
 
-def _node_differences(db: Database, a: Group, b: Group, edges: pa.Table, weight: str) -> pa.Table:
+def _node_differences(db: View, a: Group, b: Group, edges: pa.Table, weight: str) -> pa.Table:
     """Difference of the means, over keys, of the nodes at the ends of edges."""
     ids = np.concatenate([a.ids, b.ids])
     shares = [key_shares(a.keys) * a.weights(weight), -key_shares(b.keys) * b.weights(weight)]
     return node_sums(db, edges, ids, np.concatenate(shares))
 
 
-def _flagged(db: Database, a: Group, b: Group, weight: str) -> Iterator[str]:
+def _flagged(db: View, a: Group, b: Group, weight: str) -> Iterator[str]:
     """Say how many inputs of each group are flagged."""
     for g, name in ((a, "first"), (b, "second")):
         yield from notes_of(db, g, weight, f"inputs of the {name} group")
 
 
-def _notes(db: Database, a: Group, b: Group, sizes: list[int], unknown: int) -> list[str]:
+def _notes(db: View, a: Group, b: Group, sizes: list[int], unknown: int) -> list[str]:
     """Say what to know before reading the numbers."""
     notes = []
     if a.target is None or a.target != b.target:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from nrm_graph.errors import InputError
+import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import pyarrow as pa
+    from nrm_graph.store.view import View
 
-    from nrm_graph.database import Database
+
+EDGE = ("dst_layer", "dst_unit", "src_layer", "src_unit")
+"""What names an edge."""
 
 
 class Engine(Protocol):
@@ -19,7 +21,7 @@ class Engine(Protocol):
 
     def __call__(
         self,
-        db: Database,
+        db: View,
         query: str,
         ids: Sequence[int],
         tables: Mapping[str, pa.Table],
@@ -29,7 +31,7 @@ class Engine(Protocol):
 
 
 def local(
-    db: Database,
+    db: View,
     query: str,
     ids: Sequence[int],
     tables: Mapping[str, pa.Table],
@@ -39,18 +41,10 @@ def local(
     return db.sql(query, inputs=ids, tables=tables).to_arrow_table()
 
 
-def named(engine: str) -> Engine:
-    """Return the engine of a name.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    if engine == "local":
-        return local
-    if engine == "ray":
-        from nrm_graph.circuits.ray_engine import Remote
-
-        return Remote()
-    raise InputError(f"engine must be 'local' or 'ray', found {engine!r}")
+def merged(parts: Sequence[pa.Table], keys: Sequence[str] = EDGE) -> pa.Table:
+    """Merge partials of disjoint sets of inputs; sorted by the keys."""
+    whole = pa.concat_tables(parts)
+    sums = [name for name in whole.column_names if name not in keys]
+    found = whole.group_by(list(keys)).aggregate([(name, "sum") for name in sums])
+    found = found.rename_columns([*keys, *sums]).select(whole.column_names)
+    return found.sort_by([(key, "ascending") for key in keys])

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.edges import blocks, check_circuit, check_count, nullable
-from nrm_graph.circuits.flows import edge_values
-from nrm_graph.circuits.group import group
+from nrm_graph.circuits.checks import check_circuit, check_count
+from nrm_graph.circuits.edges import blocks, edge_values, nullable
 from nrm_graph.errors import InputError
+from nrm_graph.store.input_group import group
 
 if TYPE_CHECKING:
     import networkx as nx
     from numpy.typing import NDArray
 
-    from nrm_graph.database import Database
     from nrm_graph.network.targets import Sought
+    from nrm_graph.store.view import View
 
 
 def prototypes(
-    db: Database,
+    db: View,
     circuit: nx.DiGraph,
     where: str | None = None,
     *,
@@ -117,7 +117,7 @@ def prototypes(
     )
 
 
-def _edges(db: Database, circuit: nx.DiGraph) -> tuple[pa.Table, NDArray[np.float64]]:
+def _edges(db: View, circuit: nx.DiGraph) -> tuple[pa.Table, NDArray[np.float64]]:
     """Edges of a circuit as a store names them, and their means."""
     topology = db.topology
     rows = [

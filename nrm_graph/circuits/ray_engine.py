@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nrm_graph import _optional
-from nrm_graph.circuits.sums import merged
+from nrm_graph.circuits.engines import merged
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
 from nrm_graph.store.read.sql import Engine
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from nrm_graph.database import Database
     from nrm_graph.store.format.manifest import Manifest
+    from nrm_graph.store.view import View
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def partial(piece: Piece, query: str, tables: Mapping[str, pa.Table]) -> pa.Tabl
         engine.close()
 
 
-def pieces(db: Database, ids: Sequence[int], number: int) -> list[Piece]:
+def pieces(db: View, ids: Sequence[int], number: int) -> list[Piece]:
     """Split inputs of a store in so many pieces, or fewer: whole shards, of about the same size."""
     by_shard: dict[str, list[int]] = {}
     for identity in ids:
@@ -81,9 +81,7 @@ def pieces(db: Database, ids: Sequence[int], number: int) -> list[Piece]:
     return [Piece(tuple(some), _shards(db, some), layers) for some in split.values()]
 
 
-def _shards(
-    db: Database, ids: Collection[int]
-) -> dict[str | None, tuple[Path, tuple[Manifest, ...]]]:
+def _shards(db: View, ids: Collection[int]) -> dict[str | None, tuple[Path, tuple[Manifest, ...]]]:
     """Shards of the store and of its conditions that hold some inputs."""
     snapshots: dict[str | None, Snapshot] = {None: db._snapshot}
     snapshots |= {name: condition.snapshot for name, condition in db._conditions.items()}
@@ -109,7 +107,7 @@ class Remote:
 
     def __call__(
         self,
-        db: Database,
+        db: View,
         query: str,
         ids: Sequence[int],
         tables: Mapping[str, pa.Table],

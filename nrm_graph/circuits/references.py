@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.group import WEIGHTS, group
 from nrm_graph.errors import EventError, InputError, UndefinedConditional
 from nrm_graph.events.sets import NeuronSet
+from nrm_graph.store.input_group import WEIGHTS, group
+from nrm_graph.store.measure import measure
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from nrm_graph.circuits.group import Group
-    from nrm_graph.database import Database
     from nrm_graph.measures.measure import Measure
+    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.view import View
 
 RANKINGS = ("relevance", "activation")
 BOX = pa.struct([(name, pa.int32()) for name in ("top", "left", "bottom", "right")])
@@ -90,7 +91,7 @@ class References:
 
 
 def references(
-    db: Database,
+    db: View,
     event: NeuronSet,
     *,
     k: int = 9,
@@ -178,7 +179,7 @@ def references(
         }
         image, heat = None, None
         if share is not None:
-            m = db.measure(row["input_id"])
+            m = measure(db, row["input_id"])
             image = _image(m)
             heat = _region(m, event, share, row)
         rows.append(row)
@@ -248,7 +249,7 @@ def _check(k: object, by: object, weight: object, share: object) -> None:
         raise InputError(f"share must be over 0 and at most 1, or None, found {share!r}")
 
 
-def _units(db: Database, event: object) -> tuple[int, npt.NDArray[Any], npt.NDArray[Any]]:
+def _units(db: View, event: object) -> tuple[int, npt.NDArray[Any], npt.NDArray[Any]]:
     """Layer, units and numbers of neurons of a set that is made of whole units."""
     if not isinstance(event, NeuronSet):
         raise EventError(
@@ -274,7 +275,7 @@ def _units(db: Database, event: object) -> tuple[int, npt.NDArray[Any], npt.NDAr
 
 
 def _values(
-    db: Database, chosen: Group, layer_id: int, units: npt.NDArray[Any], sizes: npt.NDArray[Any]
+    db: View, chosen: Group, layer_id: int, units: npt.NDArray[Any], sizes: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Relevance and mean activation of a set, (N,) each, in the order of the group."""
     members = pa.table({"unit": units.astype(np.int32), "neurons": sizes.astype(np.float64)})

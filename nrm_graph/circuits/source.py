@@ -11,6 +11,8 @@ import pyarrow as pa
 from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events.sets import Event
 from nrm_graph.store.format.schema import EDGES, NODES
+from nrm_graph.store.materialize import stored_form
+from nrm_graph.store.measure import measure
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
@@ -18,9 +20,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.circuits.group import Group
-    from nrm_graph.database import Database
+    from nrm_graph.store.input_group import Group
     from nrm_graph.store.read.conditions import Condition
+    from nrm_graph.store.view import View
 
 ROUNDING = 32 * 2.0**-23
 """R(B) of a group counts as vanished below this share of the sum of |R| it is made of."""
@@ -77,7 +79,7 @@ class Source:
 
 
 def source(
-    db: Database,
+    db: View,
     group: Group,
     weight: str = "unit",
     given: str | Event | None = None,
@@ -117,7 +119,7 @@ def source(
     return _conditioned(db, group, condition, weights, per_input, pruned)
 
 
-def _condition(db: Database, given: str | Event) -> Condition:
+def _condition(db: View, given: str | Event) -> Condition:
     held = db._conditions
     if isinstance(given, str):
         if given not in held:
@@ -153,7 +155,7 @@ def _check_complete(condition: Condition, group: Group) -> None:
 
 
 def _conditioned(
-    db: Database,
+    db: View,
     group: Group,
     condition: Condition,
     weights: npt.NDArray[np.float64],
@@ -211,7 +213,7 @@ def _conditioned(
 
 
 def _joint(
-    db: Database,
+    db: View,
     group: Group,
     condition: Condition,
     which: npt.NDArray[np.bool_],
@@ -223,11 +225,9 @@ def _joint(
     R(A & B) need not vanish where R(B) does: without these inputs a ratio of means would be
     wrong.  Fills in what their R(condition) is and of how much it is made.
     """
-    from nrm_graph.store.materialize import stored_form
-
     form, edges, nodes = stored_form(db), [EDGES.empty_table()], [NODES.empty_table()]
     for place in np.flatnonzero(which).tolist():
-        m = db.measure(int(group.ids[place]))
+        m = measure(db, int(group.ids[place]))
         tables = form.stored(*m.tables(condition.event))
         value[place], size[place] = m.extent(condition.event)
         for kept, table, schema in zip((nodes, edges), tables, (NODES, EDGES), strict=True):

@@ -8,29 +8,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.edges import (
-    blocks,
-    by_size,
-    check_count,
-    known_partials,
-    nullable,
-    with_names,
-)
-from nrm_graph.circuits.flows import edge_values
-from nrm_graph.circuits.group import Group, group
-from nrm_graph.circuits.optional import stats_library
+from nrm_graph._optional import stats_library
+from nrm_graph.circuits.checks import check_count
+from nrm_graph.circuits.edge_graph import with_names
+from nrm_graph.circuits.edges import blocks, by_size, edge_values, known_partials, nullable
+from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.statistics import key_sums
-from nrm_graph.circuits.sums import EDGE
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.subgraph import check_top, strongest
+from nrm_graph.store.input_group import Group, group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from nrm_graph.database import Database
     from nrm_graph.network.targets import Sought
+    from nrm_graph.store.view import View
 
 MEANS_BYTES = 1 << 30
 """Means of all candidate edges in all resamples are kept in at most this."""
@@ -119,7 +113,7 @@ class Stability:
 
 
 def stability(
-    db: Database,
+    db: View,
     where: str | None = None,
     *,
     top: int = 200,
@@ -229,7 +223,7 @@ def _halves(rng: np.random.Generator, splits: int, n: int) -> NDArray[np.float64
 
 
 def _means(
-    db: Database,
+    db: View,
     chosen: Group,
     weight: str,
     top: int,
@@ -241,7 +235,7 @@ def _means(
     Returns
     -------
     edges : pyarrow.Table
-        Columns of :data:`nrm_graph.circuits.sums.EDGE`.
+        Columns of :data:`nrm_graph.circuits.engines.EDGE`.
     means : ndarray of float64, (draws, edges)
         Mean over inputs of each edge.
     certified : bool

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.circuits.optional import stats_library
+from nrm_graph._optional import stats_library
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from nrm_graph.circuits.engines import local
+from nrm_graph.circuits.engines import EDGE, local
 from nrm_graph.circuits.source import source
 from nrm_graph.network.topology import PRUNED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nrm_graph.circuits.engines import Engine
-    from nrm_graph.circuits.group import Group
-    from nrm_graph.circuits.source import Source
-    from nrm_graph.database import Database
+    import pyarrow as pa
 
-EDGE = ("dst_layer", "dst_unit", "src_layer", "src_unit")
-"""What names an edge."""
+    from nrm_graph.circuits.engines import Engine
+    from nrm_graph.circuits.source import Source
+    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.view import View
 
 NODE = ("layer_id", "unit")
 """What names a node."""
@@ -89,17 +86,8 @@ def edge_filter(layers: Sequence[int] | None, pruned: bool) -> str:
     return f" WHERE {' AND '.join(tests)}" if tests else ""
 
 
-def merged(parts: Sequence[pa.Table], keys: Sequence[str] = EDGE) -> pa.Table:
-    """Merge partials of disjoint sets of inputs; sorted by the keys."""
-    whole = pa.concat_tables(parts)
-    sums = [name for name in whole.column_names if name not in keys]
-    found = whole.group_by(list(keys)).aggregate([(name, "sum") for name in sums])
-    found = found.rename_columns([*keys, *sums]).select(whole.column_names)
-    return found.sort_by([(key, "ascending") for key in keys])
-
-
 def edge_sums(
-    db: Database, rows: Source, engine: Engine, sums: Sequence[str], layers: Sequence[int] | None
+    db: View, rows: Source, engine: Engine, sums: Sequence[str], layers: Sequence[int] | None
 ) -> pa.Table:
     """Sum the rows of a source by edge; see :func:`edge_partials`."""
     query = partials_query(
@@ -110,7 +98,7 @@ def edge_sums(
 
 
 def edge_partials(
-    db: Database,
+    db: View,
     group: Group,
     weight: str = "unit",
     layers: Sequence[int] | None = None,

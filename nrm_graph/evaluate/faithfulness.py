@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph.circuits.edges import check_count, checked_layers
-from nrm_graph.circuits.group import Group, group
+from nrm_graph.circuits.checks import check_count, checked_layers
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate import ranking
 from nrm_graph.evaluate.ablation import Ablation, means, place_of
@@ -39,6 +38,7 @@ from nrm_graph.evaluate.held_out import (
 )
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.topology import ENDS
+from nrm_graph.store.input_group import Group, group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,19 +47,19 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.database import Database
     from nrm_graph.evaluate.held_out import Batch
     from nrm_graph.evaluate.ranking import Key, Ranking
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.state import Network
+    from nrm_graph.store.view import View
 
 RIVALS = (RANDOM, "activation", "gradient_x_activation")
 
 
 def faithfulness(
-    db: Database,
+    db: View,
     circuit: nx.DiGraph,
     where: str | None = None,
     *,
@@ -234,7 +234,7 @@ def faithfulness(
     )
 
 
-def _reference(db: Database, where: str, other: Group) -> Group:
+def _reference(db: View, where: str, other: Group) -> Group:
     """Choose the inputs that means are over; none of them is held out."""
     found = group(db, where, mixed_targets=True)
     shared = set(found.keys) & set(other.keys)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.circuits.edges import check_circuit
-from nrm_graph.circuits.group import group
+from nrm_graph.circuits.checks import check_circuit
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.evaluate.ablation import execute, outputs
 from nrm_graph.measures.create import device_of
+from nrm_graph.store.input_group import group
 from nrm_graph.store.stored_measure import LOGIT_TOLERANCE, batch_of, network_of
 
 if TYPE_CHECKING:
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import networkx as nx
     from torch import Tensor
 
-    from nrm_graph.circuits.group import Group
-    from nrm_graph.database import Database
     from nrm_graph.propagation.state import Network
+    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.view import View
 
 Batch = tuple["Tensor", ...]
 
 
-def trained_on(db: Database, circuit: nx.DiGraph) -> Group:
+def trained_on(db: View, circuit: nx.DiGraph) -> Group:
     """Return the inputs that a circuit was computed from.
 
     Raises
@@ -45,7 +45,7 @@ def trained_on(db: Database, circuit: nx.DiGraph) -> Group:
     return group(db, inputs=list(keys), target=circuit.graph.get("target"), mixed_targets=True)
 
 
-def held_out(db: Database, circuit: nx.DiGraph, where: str | None) -> Group:
+def held_out(db: View, circuit: nx.DiGraph, where: str | None) -> Group:
     """Choose the inputs to test a circuit on.
 
     Parameters
@@ -86,7 +86,7 @@ def once(chosen: Group) -> Group:
     return chosen.take(np.sort(first))
 
 
-def network_for(db: Database, chosen: Group, device: str | torch.device) -> Network:
+def network_for(db: View, chosen: Group, device: str | torch.device) -> Network:
     """Return the stored network, in the precision of the stored inputs.
 
     Raises
@@ -102,7 +102,7 @@ def network_for(db: Database, chosen: Group, device: str | torch.device) -> Netw
     return network_of(db, kind, place)
 
 
-def batches(db: Database, net: Network, chosen: Group, size: int) -> Iterator[Batch]:
+def batches(db: View, net: Network, chosen: Group, size: int) -> Iterator[Batch]:
     """Yield inputs in batches of at most ``size``, on the network's device."""
     like = next((w for w in net.program.weights.values() if w.is_floating_point()), None)
     for start in range(0, len(chosen), size):
@@ -115,7 +115,7 @@ def batches(db: Database, net: Network, chosen: Group, size: int) -> Iterator[Ba
 def seeds(chosen: Group, start: int, stop: int, outputs: int) -> Tensor:
     """Targets of some inputs, ``(n,)``, or their weights over outputs, ``(n, outputs)``.
 
-    See :meth:`nrm_graph.circuits.group.Group.seeds`.
+    See :meth:`nrm_graph.store.input_group.Group.seeds`.
     """
     return torch.from_numpy(chosen.seeds(start, stop, outputs))
 

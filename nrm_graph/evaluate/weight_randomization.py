@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nrm_graph.circuits.edges import check_circuit, check_count
+from nrm_graph.circuits.checks import check_circuit, check_count
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate.held_out import batches, logits_of, network_for, seeds, trained_on
 from nrm_graph.evaluate.ranking import by_unit
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     import networkx as nx
     import numpy.typing as npt
 
-    from nrm_graph.circuits.group import Group
-    from nrm_graph.database import Database
     from nrm_graph.network.ir.program import Node, Program
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.state import Network
+    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.view import View
 
 Means = Mapping[int, "npt.NDArray[np.float64]"]
 """Mean relevance of every unit, by layer."""
@@ -127,7 +127,7 @@ _SCHEMA = pa.schema(
 
 
 def randomization(
-    db: Database,
+    db: View,
     circuit: nx.DiGraph,
     *,
     cascading: bool = True,

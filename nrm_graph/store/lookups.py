@@ -9,11 +9,11 @@ from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import order
 
 if TYPE_CHECKING:
-    from nrm_graph.database import Database
     from nrm_graph.network.targets import Sought
+    from nrm_graph.store.view import View
 
 
-def pair(db: Database, key: str | int, target: Sought | None = None) -> int:
+def pair(db: View, key: str | int, target: Sought | None = None) -> int:
     """Input id of a key and target, which need not be named where there is one.
 
     Raises
@@ -36,7 +36,7 @@ def pair(db: Database, key: str | int, target: Sought | None = None) -> int:
 
 
 def pair_or_weights(
-    db: Database, key: str | int, target: Sought | None
+    db: View, key: str | int, target: Sought | None
 ) -> tuple[int, Mapping[Any, float] | None]:
     """Input id to measure, and the weights to explain where they are not those of the pair.
 

@@ -1,4 +1,4 @@
-"""Conditioned tables of many inputs: exact measures given an event, stored beside the others."""
+"""Conditioned tables of many inputs: measures given an event, stored, listed and dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from nrm_graph.circuits.group import group
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
@@ -20,7 +19,10 @@ from nrm_graph.network.topology import PRUNED
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format.manifest import MAX_ERROR
 from nrm_graph.store.format.schema import EDGES, NODES, Record
-from nrm_graph.store.read import conditions
+from nrm_graph.store.input_group import group
+from nrm_graph.store.measure import measure
+from nrm_graph.store.read.conditions import check_name, create, undropped
+from nrm_graph.store.write import dropping
 from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
 from nrm_graph.tables.edge_block import Block
@@ -31,23 +33,89 @@ if TYPE_CHECKING:
 
     import torch
 
-    from nrm_graph.database import Database
     from nrm_graph.measures.measure import Measure
     from nrm_graph.store.format.manifest import Entry
+    from nrm_graph.store.view import View
     from nrm_graph.tables.pruning import Limit
 
 
 def materialize(
-    db: Database,
+    db: View,
     event: Event,
+    *,
     name: str,
     where: str | None = None,
     inputs: Sequence[str | int] | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> None:
-    """Compute and commit; see :meth:`nrm_graph.database.Database.materialize`."""
-    conditions.check_name(name)
+    """Store the tables of many inputs, conditioned on an event, for SQL.
+
+    They become ``<name>_nodes`` and ``<name>_edges``, with the columns of ``nodes`` and
+    ``edges``, where a relevance is R(node and event) / R(event); and ``<name>_inputs``, with
+    ``input_id``, ``relevance`` (R(event)), its ``error``, ``amplification``, ``absorbed``,
+    ``status`` (``defined`` or ``undefined``) and ``reason``.  Inputs of which R(event) is below
+    rounding are undefined: they have no nodes and edges, and ``reason`` says why.
+
+    The same call again goes on where the last one stopped, and adds inputs that were
+    extracted since; several processes may do so at once.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    event : Event
+        The condition.
+    name : str
+        At most 60 ASCII letters, digits and underscores, a letter first; unlike the names
+        of other conditions, letter case ignored.
+    where : str, optional
+        SQL condition over ``inputs`` that chooses the inputs; all by default.  Part of the
+        condition, as the event is.
+    inputs : sequence of key or input_id, optional
+        Compute only these of the chosen inputs in this call.
+    device : str or torch.device
+        As in :func:`nrm_graph.measure`.
+    progress : bool
+        Show a bar where standard error is a terminal.
+
+    Raises
+    ------
+    InputError
+        If the name cannot be used, no input is chosen, one is not there, or the store keeps no
+        tensors.
+    EventError
+        If the event does not fit the network.
+    QueryError
+        If ``where`` is not one SQL condition over ``inputs``.
+    StoreError
+        If the name has another event or ``where``, or the store is damaged.
+    SystemExit
+        At SIGTERM and SIGHUP; what is computed is committed first, as at Ctrl-C.
+
+    Notes
+    -----
+    Units, pruning and rounding are those of the store: a pair of layers that it prunes is
+    pruned by the same coverage and number of edges, of the conditioned relevance, and the
+    rest stands in rows of the pseudo-unit -3.
+    """
+    try:
+        _compute(db, event, name, where, inputs, device, progress)
+    finally:
+        db._refresh_conditions()
+
+
+def _compute(
+    db: View,
+    event: Event,
+    name: str,
+    where: str | None,
+    inputs: Sequence[str | int] | None,
+    device: str | torch.device,
+    progress: bool,
+) -> None:
+    """Compute and commit what is not committed yet."""
+    check_name(name)
     event = checked(event)
     expand(event, db.topology, db.partitions)  # whether it fits the network
     chosen = _chosen(db, where, inputs)
@@ -61,8 +129,8 @@ def materialize(
         disable=None if progress and sys.stderr.isatty() else True,
     )
     with ending_in_order(), contextlib.ExitStack() as stack:
-        stack.enter_context(conditions.undropped(db.path, name))
-        folder = conditions.create(db.path, db.meta, name, event, where)
+        stack.enter_context(undropped(db.path, name))
+        folder = create(db.path, db.meta, name, event, where)
         writer = stack.enter_context(Writer(folder))
         stack.enter_context(bar)
         for identity in chosen:
@@ -73,12 +141,19 @@ def materialize(
                     "compact the store, which removes such rows, and run the same call again"
                 )
             if not writer.committed(entry.key, entry.aim, entry.content):
-                _add(writer, db.measure(identity, device=device), entry, event, form)
+                _add(writer, measure(db, identity, device=device), entry, event, form)
             bar.update(1)
 
 
-def summary(db: Database) -> pa.Table:
-    """Table of a store's conditions; see :meth:`nrm_graph.database.Database.conditions`."""
+def conditions(db: View) -> pa.Table:
+    """Conditions that were materialized, one row each.
+
+    Returns
+    -------
+    pyarrow.Table
+        Columns ``name``, ``event``, ``where``, ``inputs`` (their number), ``undefined`` (of
+        how many R(event) is below rounding) and ``mean_relevance`` (of R(event)).
+    """
     rows = []
     for name, condition in sorted(db._conditions.items()):
         ((inputs, undefined, mean),) = db.sql(
@@ -110,7 +185,32 @@ _SUMMARY = pa.schema(
 )
 
 
-def _chosen(db: Database, where: str | None, inputs: Sequence[str | int] | None) -> list[int]:
+def drop(db: View, name: str) -> None:
+    """Drop a condition and its tables.
+
+    Another event may be materialized under its name then.  Databases that were opened before
+    keep its tables until they are refreshed, or until a compaction deletes the files, by age.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    name : str
+        The condition, as ``db.conditions()`` lists it.
+
+    Raises
+    ------
+    InputError
+        If there is none of this name.
+    StoreError
+        If it is being materialized, a compaction or deletion is at work, or the store is
+        damaged.
+    """
+    dropping.drop(db.path, name)
+    db._refresh_conditions()
+
+
+def _chosen(db: View, where: str | None, inputs: Sequence[str | int] | None) -> list[int]:
     """Input ids that are asked for, in the order of the store's shards; a choice of none fails."""
     everything = list(db._snapshot.entries)
     if where is None and inputs is None:
@@ -119,7 +219,7 @@ def _chosen(db: Database, where: str | None, inputs: Sequence[str | int] | None)
     return [i for i in everything if i in wanted]
 
 
-def _check_first(db: Database, identity: int, device: str | torch.device) -> None:
+def _check_first(db: View, identity: int, device: str | torch.device) -> None:
     """Refuse a store without input tensors, or a device, before anything is made."""
     from nrm_graph.measures.create import device_of
 
@@ -201,7 +301,7 @@ class Form:
         return nodes, edges if self.bits is None else rounded(edges, self.bits)
 
 
-def stored_form(db: Database) -> Form:
+def stored_form(db: View) -> Form:
     """Limits and rounding of a store's tables.
 
     Raises

@@ -26,10 +26,10 @@ from nrm_graph.store.format.schema import content_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from nrm_graph.database import Database
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.propagation.state import Network
+    from nrm_graph.store.view import View
 
 # Two float32 forward runs of one network differ by the order of their sums: by about 1e-6 of the
 # largest output on another machine or batch size, and by 1e-4 where a winner of max-pooling flips.
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LOGIT_TOLERANCE = 1e-3
 
 
-def load_program(db: Database) -> Program:
+def load_program(db: View) -> Program:
     """Read the stored program; its hash and its operations are checked.
 
     Raises
@@ -61,7 +61,7 @@ def load_program(db: Database) -> Program:
 
 
 @contextmanager
-def _own(db: Database, *, given: bool = False) -> Iterator[None]:
+def _own(db: View, *, given: bool = False) -> Iterator[None]:
     """Turn what a stored program, composite or input breaks into the store's own error.
 
     With ``given``, an InputError stays one: it may be due to what the caller asked for.
@@ -79,7 +79,7 @@ def _own(db: Database, *, given: bool = False) -> Iterator[None]:
         ) from error
 
 
-def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken: Form) -> Network:
+def _network(db: View, kind: torch.dtype | None, device: torch.device, taken: Form) -> Network:
     """Prepare the stored network, and compare what it is with what the store lists."""
     program = load_program(db)
     inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
@@ -95,7 +95,7 @@ def _network(db: Database, kind: torch.dtype | None, device: torch.device, taken
     return net
 
 
-def _listed(db: Database, what: str, fits: bool) -> None:
+def _listed(db: View, what: str, fits: bool) -> None:
     """Refuse a store whose settings list what its program has not."""
     if not fits:
         raise StoreError(
@@ -105,7 +105,7 @@ def _listed(db: Database, what: str, fits: bool) -> None:
 
 
 def stored_measure(
-    db: Database,
+    db: View,
     identity: int,
     target: Mapping[Any, float] | None = None,
     *,
@@ -139,7 +139,7 @@ def stored_measure(
     return found
 
 
-def network_of(db: Database, kind: torch.dtype | None, place: torch.device) -> Network:
+def network_of(db: View, kind: torch.dtype | None, place: torch.device) -> Network:
     """Return the stored network in a dtype (None: its own) on a device, made once.
 
     Raises
@@ -156,7 +156,7 @@ def network_of(db: Database, kind: torch.dtype | None, place: torch.device) -> N
     return cache[kind, place]  # type: ignore[no-any-return]
 
 
-def batch_of(db: Database, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
+def batch_of(db: View, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
     """Return the stored tensors of several inputs as one batch for every input of the network.
 
     Raises
@@ -170,7 +170,7 @@ def batch_of(db: Database, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
     return tuple(map(torch.cat, zip(*(_tensors(db, i, taken, None) for i in ids), strict=True)))
 
 
-def tokens_of(db: Database, identity: int) -> tuple[str, ...] | None:
+def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
     """Texts of an input's positions, where the store names them.
 
     Raises
@@ -189,7 +189,7 @@ def tokens_of(db: Database, identity: int) -> tuple[str, ...] | None:
     return tuple(tokens)
 
 
-def form_of(db: Database) -> Form:
+def form_of(db: View) -> Form:
     """Return what the store says that its network takes."""
     rows = settings.inputs_of(db.meta)
     return Form(
@@ -200,7 +200,7 @@ def form_of(db: Database) -> Form:
 
 
 def _tensors(
-    db: Database, identity: int, taken: Form, given: Inputs | None
+    db: View, identity: int, taken: Form, given: Inputs | None
 ) -> tuple[torch.Tensor, ...]:
     """Tensors of an input as batches of one: the stored ones, or the caller's."""
     entry = db._snapshot.entries[identity]
@@ -236,7 +236,7 @@ def _tensors(
     )
 
 
-def _compare(db: Database, identity: int, found: Measure) -> None:
+def _compare(db: View, identity: int, found: Measure) -> None:
     """Warn, once for each input, where the network does not give the stored output again."""
     if identity in db._compared:
         return

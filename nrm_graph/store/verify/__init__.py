@@ -22,7 +22,7 @@ from nrm_graph.store.verify.report import Finding, Findings, Report
 from nrm_graph.store.verify.tables import Facts, Rows, check_tables
 
 if TYPE_CHECKING:
-    from nrm_graph.database import Database
+    from nrm_graph.store.view import View
 
 __all__ = ["Finding", "Report", "verify"]
 
@@ -30,7 +30,7 @@ SAMPLE = 3
 
 
 def verify(
-    store: str | os.PathLike[str] | Database, *, sample: int = SAMPLE, progress: bool = False
+    store: str | os.PathLike[str] | View, *, sample: int = SAMPLE, progress: bool = False
 ) -> Report:
     """Check a store; what is committed now, whatever a snapshot saw.
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from nrm_graph.database import Database
 from nrm_graph.errors import InputError, NotRegistered, NrmError, StoreError, UndefinedConditional
 from nrm_graph.network import units
 from nrm_graph.network.ir.validation import PROBLEMS
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
+from nrm_graph.store.measure import measure
 from nrm_graph.store.read.conditions import FOLDER
 from nrm_graph.store.verify.report import Within, pair_of
+from nrm_graph.store.view import View
 from nrm_graph.tables.plan import plan
 from nrm_graph.tables.unit_sums import mean_activations
 
@@ -43,7 +44,7 @@ gets room for fifty times the worst of these.  A wrong weight or rule moves laye
 def recompute(path: Path, sample: int, found: Findings, hidden: bool | None) -> int:
     """Compare a sample of inputs, spread over all; return how many could be computed."""
     try:
-        db = Database(path)
+        db = View(path)
     except StoreError:
         found.note("nothing was recomputed: the store cannot be opened as it is")
         return 0
@@ -63,7 +64,7 @@ def recompute(path: Path, sample: int, found: Findings, hidden: bool | None) -> 
 
 
 def _one_condition(
-    db: Database, condition: Condition, sample: int, found: Findings, hidden: bool | None
+    db: View, condition: Condition, sample: int, found: Findings, hidden: bool | None
 ) -> None:
     """Compare a sample of a condition's inputs, spread over all of them."""
     snapshot = condition.snapshot
@@ -77,7 +78,7 @@ def _one_condition(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the store's own tables are compared
-                m = db.measure(identity)
+                m = measure(db, identity)
             facts = snapshot.facts(identity)
             nodes = snapshot.rows(identity, "nodes")
         except NotRegistered as error:
@@ -108,7 +109,7 @@ def _one_condition(
         _compare_nodes(given, columns, inside, where, max(1.0, rounding))
 
 
-def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) -> bool:
+def _one(db: View, identity: int, found: Findings, where: dict[str, Any]) -> bool:
     snapshot = db._snapshot
     try:
         snapshot.tensors(identity)
@@ -120,7 +121,7 @@ def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) ->
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            m = db.measure(identity)
+            m = measure(db, identity)
         for warning in told:
             found.error(str(warning.message), **where)
         if not _same_units(db, m, found):
@@ -143,7 +144,7 @@ def _one(db: Database, identity: int, found: Findings, where: dict[str, Any]) ->
     return True
 
 
-def _same_units(db: Database, m: Measure, found: Findings) -> bool:
+def _same_units(db: View, m: Measure, found: Findings) -> bool:
     """Whether ``store.json`` counts the units that its resolutions give."""
     wrong = [
         (row["name"], row["n_units"], part.n_units)

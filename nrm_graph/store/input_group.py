@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.database import Database
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.weighted_targets import Aim
+    from nrm_graph.store.view import View
 
 WEIGHTS = ("unit", "logit")
 
@@ -120,7 +120,7 @@ class Group:
 
 
 def group(
-    db: Database,
+    db: View,
     where: str | None = None,
     *,
     inputs: Sequence[str | int] | None = None,
@@ -183,13 +183,13 @@ def group(
     return found
 
 
-def notes_of(db: Database, chosen: Group, weight: str, of: str = "inputs") -> tuple[str, ...]:
+def notes_of(db: View, chosen: Group, weight: str, of: str = "inputs") -> tuple[str, ...]:
     """Say how many inputs of a group are flagged; see :mod:`nrm_graph.propagation.flags`."""
     names = [db._snapshot.entries[i].flags for i in chosen.ids.tolist()]
     return flags.group_notes(chosen.logits.tolist(), names, weight, of)
 
 
-def facts_of(db: Database, chosen: Group, weight: str, given: bool = False) -> dict[str, Any]:
+def facts_of(db: View, chosen: Group, weight: str, given: bool = False) -> dict[str, Any]:
     """Attributes of a graph: what a positive number speaks for, and how many inputs are flagged."""
     sense = flags.group_meaning(chosen.logits.tolist(), weight)
     if given:

@@ -1,0 +1,63 @@
+"""The graph of the strongest edges of a table of statistics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from nrm_graph.circuits.engines import EDGE
+from nrm_graph.graphs.subgraph import subgraph
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from nrm_graph.network.topology import Topology
+
+
+def with_names(topology: Topology, edges: pa.Table) -> pa.Table:
+    """Put the names of both layers, as ``dst`` and ``src``, behind the columns of an edge."""
+    names = np.array([layer.name for layer in topology.layers], object)
+    for end in ("dst", "src"):
+        column = pa.array(names[edges[f"{end}_layer"].to_numpy()], pa.string())
+        edges = edges.append_column(end, column)
+    return edges
+
+
+def edge_graph(
+    topology: Topology,
+    resolutions: tuple[str, ...],
+    nodes: pa.Table,
+    edges: pa.Table,
+    column: str,
+    top: int,
+    attributes: tuple[str, ...] = (),
+) -> nx.DiGraph:
+    """Graph of the strongest edges of a table of statistics.
+
+    Parameters
+    ----------
+    topology, resolutions
+        Names and places of units.
+    nodes : pyarrow.Table
+        ``layer_id``, ``unit``, ``relevance`` and ``activation`` of nodes.
+    edges : pyarrow.Table
+        Columns of an edge and of its statistics, without nulls in ``column``.
+    column : str
+        What becomes the edges' ``relevance``.
+    top : int
+        Number of edges.
+    attributes : tuple of str
+        Columns that edges have besides, where they are not null.
+    """
+    relevance = edges[column]
+    plain = edges.select(EDGE).append_column("relevance", relevance)
+    plain = plain.append_column("conditional", pa.nulls(len(edges), pa.float64()))
+    graph = subgraph(topology, nodes, plain, top, resolutions=resolutions)
+    for row in edges.select([*EDGE, "dst", "src", *attributes]).to_pylist():
+        ends = (row["src"], row["src_unit"]), (row["dst"], row["dst_unit"])
+        if graph.has_edge(*ends):
+            said = {name: row[name] for name in attributes if row[name] is not None}
+            graph.edges[ends].update(said)
+    return graph

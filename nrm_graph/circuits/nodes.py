@@ -1,0 +1,68 @@
+"""Sums over inputs of the nodes at the ends of chosen edges, and of what is absorbed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.view import View
+
+
+def ends_of(edges: pa.Table) -> pa.Table:
+    """Nodes that edges join, each once and in order: columns ``layer_id`` and ``unit``."""
+    ends = [
+        np.column_stack([edges[f"{end}_layer"].to_numpy(), edges[f"{end}_unit"].to_numpy()])
+        for end in ("dst", "src")
+    ]
+    layers, numbers = np.unique(np.concatenate(ends), axis=0).T
+    return pa.table({"layer_id": layers.astype(np.int16), "unit": numbers.astype(np.int32)})
+
+
+def node_sums(
+    db: View, edges: pa.Table, ids: NDArray[np.int64], weights: NDArray[np.float64]
+) -> pa.Table:
+    """Weighted sums over inputs of the nodes at the ends of edges.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    edges : pyarrow.Table
+        Columns of :data:`nrm_graph.circuits.engines.EDGE`.
+    ids : ndarray of int64, (N,)
+        Input ids; one that stands twice counts with both weights.
+    weights : ndarray of float64, (N,)
+        What the relevance of each input is multiplied by.
+
+    Returns
+    -------
+    pyarrow.Table
+        Columns ``layer_id``, ``unit``, ``relevance`` and ``activation`` (null); no row where no
+        input has one.
+    """
+    return db.sql(
+        "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
+        "CAST(NULL AS DOUBLE) AS activation "
+        "FROM nodes JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
+        "GROUP BY layer_id, unit ORDER BY layer_id, unit",
+        inputs=np.unique(ids).tolist(),
+        tables={
+            "weights": pa.table({"input_id": ids, "weight": weights}),
+            "chosen": ends_of(edges),
+        },
+    ).to_arrow_table()
+
+
+def absorbed_share(db: View, group: Group) -> float:
+    """Mean share of the measure that biases, stabilizers and remainders hold."""
+    query = (
+        "SELECT coalesce(sum(CAST(relevance AS DOUBLE)), 0) FROM nodes WHERE unit IN (-1, -2, -4)"
+    )
+    ((total,),) = db.sql(query, inputs=group.ids.tolist()).fetchall()
+    return float(total) / len(group)

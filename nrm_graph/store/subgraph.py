@@ -1,0 +1,58 @@
+"""The strongest stored edges of one input as a graph, out of its tables alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nrm_graph.graphs import subgraph as strongest
+from nrm_graph.propagation import flags
+from nrm_graph.store.lookups import pair
+from nrm_graph.tables.arrow import absorbed
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from nrm_graph.network.targets import Sought
+    from nrm_graph.store.view import View
+
+
+def subgraph(
+    db: View, key: str | int, target: Sought | None = None, *, top: int = 200
+) -> nx.DiGraph:
+    """Return the strongest stored edges of one input as a graph.
+
+    It needs neither torch nor the input: where the store is complete and lossless the graph is
+    that of ``db.measure(key).subgraph(top)``, which is computed from the program.
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    key : str or int
+        Key or input_id.
+    target : int, tuple, mapping or str, optional
+        Needed where the key has several targets.
+    top : int
+        Number of edges.
+
+    Returns
+    -------
+    networkx.DiGraph
+        As of :func:`nrm_graph.graphs.subgraph.subgraph`; what was pruned is there as edges of
+        the pseudo-unit -3.  ``graph["meaning"]`` says what a positive number speaks for, and
+        ``graph["flags"]`` what else to know, in short where the numbers are not stored.
+
+    Raises
+    ------
+    InputError
+        If there is no such input, or it has several targets.
+    StoreError
+        If the store is damaged.
+    """
+    identity = pair(db, key, target)
+    nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
+    graph = strongest.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
+    logit = float(db._snapshot.facts(identity)["logit"])
+    told = flags.stored(logit, absorbed(nodes), db._snapshot.entries[identity].flags)
+    graph.graph |= {"meaning": flags.meaning(logit), "flags": told}
+    return graph

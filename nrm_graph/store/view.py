@@ -1,0 +1,253 @@
+"""A snapshot of a store: SQL over it, its layers and units; what lower rooms read it through."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+from nrm_graph.errors import InputError, QueryError, StoreError
+from nrm_graph.network.targets import stored_outputs
+from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
+from nrm_graph.network.units import resolve
+from nrm_graph.store.format import settings
+from nrm_graph.store.format.files import local_path
+from nrm_graph.store.read.conditions import read_conditions
+from nrm_graph.store.read.snapshot import Snapshot, layers_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    import pyarrow as pa
+
+    from nrm_graph.network.targets import Outputs
+    from nrm_graph.network.units import Partition
+    from nrm_graph.store.read.conditions import Condition
+    from nrm_graph.store.read.interruptible import Call
+    from nrm_graph.store.read.relation import Relation
+    from nrm_graph.store.read.sql import Engine
+
+
+class View:
+    """A snapshot of a store; :class:`nrm_graph.database.Database` adds what users ask of it.
+
+    Parameters
+    ----------
+    path : path
+        Folder of the store.
+
+    Attributes
+    ----------
+    path : Path
+        Folder of the store, absolute.
+    meta : dict
+        Content of ``store.json``.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or it is damaged or of an unknown format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = local_path(path)
+        self.meta = settings.read_settings(self.path)
+        self._begin()
+        self._see(Snapshot(self.path))
+
+    def _begin(self) -> None:
+        """Begin without what only one process can use, or can compute again."""
+        self._network: Any = None
+        self._compared: set[int] = set()  # inputs whose stored logit was compared
+        self._engine: Engine | None = None
+        self._running: set[Call] = set()  # queries, in any thread
+        self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
+
+    def __getstate__(self) -> dict[str, Any]:
+        left = {"_network", "_compared", "_engine", "_running", "_limits", "topology", "partitions"}
+        return {name: value for name, value in vars(self).items() if name not in left}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+
+    def refresh(self) -> None:
+        """Take a new snapshot of the committed shards.
+
+        Raises
+        ------
+        StoreError
+            If the store is no longer there, or another one is; or a manifest, its files or a
+            condition are damaged.  The database goes on with the snapshot that it has.
+        """
+        if settings.read_settings(self.path) != self.meta:
+            raise StoreError(
+                f"another store is at {self.path} than the one that was opened: open it anew"
+            )
+        self._see(Snapshot(self.path))
+
+    def _refresh_conditions(self) -> None:
+        """See what conditions are committed now; the inputs stay those of the snapshot."""
+        self._see(self._snapshot)
+
+    def _see(self, snapshot: Snapshot) -> None:
+        """Answer from a snapshot and the conditions that are committed now."""
+        conditions = read_conditions(self.path, self.meta, snapshot.entries)
+        self._snapshot = snapshot
+        self._conditions: dict[str, Condition] = conditions
+        self._limits = {}
+        # Relations of before keep their own hold on the old engine.
+        self._engine = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the connection; relations made from it end."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def __len__(self) -> int:
+        """Count the (key, target) pairs."""
+        return len(self._snapshot.entries)
+
+    def __repr__(self) -> str:
+        return f"<nrm_graph store {self.path}: {len(self)} inputs>"
+
+    @cached_property
+    def topology(self) -> Topology:
+        """Layers and edge groups."""
+        layers = tuple(
+            LayerInfo(
+                row["layer_id"],
+                row["name"],
+                row["kind"],
+                tuple(row["shape"]),
+                row["depth"],
+                tuple(row["aliases"]),
+            )
+            for row in self.meta["layers"]
+        )
+        return Topology(layers, tuple(EdgeGroup(*group) for group in self.meta["groups"]))
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the network returns, which targets are places in."""
+        return stored_outputs(self.meta)
+
+    def sql(
+        self,
+        query: str,
+        *,
+        inputs: Sequence[str | int] | None = None,
+        params: Any = None,
+        tables: Mapping[str, pa.Table] | None = None,
+        timeout: float | None = None,
+    ) -> Relation:
+        """Run one SELECT over the store.
+
+        Parameters
+        ----------
+        query : str
+            A single SELECT (set operations and CTEs included); anything that writes, attaches
+            or reads other files is refused.
+        inputs : sequence of key or input_id, optional
+            See only these inputs, and open only their files.
+        params : sequence or mapping, optional
+            Values for ``?`` or ``$name``.
+        tables : mapping of name to pyarrow.Table, optional
+            Further tables for this call.
+        timeout : float, optional
+            Seconds that this call may take, and then each that fetches rows of what it returns.
+
+        Returns
+        -------
+        Relation
+            With the methods of ``duckdb.DuckDBPyRelation``: ``fetchall``, ``to_arrow_table``,
+            ``df``, ...; Ctrl-C stops them, and ``cancel`` does from another thread.
+
+        Raises
+        ------
+        QueryError
+            If the query is refused or fails, takes too long or is cancelled, now or when its rows
+            are fetched.
+        InputError
+            If an input is not there, a further table cannot bear its name, or the timeout is no
+            number of seconds.
+
+        Notes
+        -----
+        A process that was forked since, such as a worker of a data loader, answers from the same
+        snapshot.  Relations stay with the process that made them.
+        """
+        if not isinstance(query, str):
+            raise QueryError(f"expected SQL text, found {type(query).__name__}")
+        ids = None
+        if inputs is not None:
+            ids = self._identities(inputs)
+        if self._engine is None or self._engine.process != os.getpid():
+            from nrm_graph.store.read.sql import Engine
+
+            self._engine = Engine(
+                self._snapshot,
+                layers_table(self.meta["layers"]),
+                {name: condition.snapshot for name, condition in self._conditions.items()},
+                self._running,
+            )
+        return self._engine.query(query, params, ids, tables, timeout)
+
+    def cancel(self) -> None:
+        """Stop every query that runs on this database now, in other threads.
+
+        The calls there raise :class:`QueryError`, those of circuits and statistics too; later ones
+        are not affected.  ``cancel`` of a relation stops its own calls alone.
+        """
+        for call in list(self._running):
+            call.cancel()
+
+    def _identities(self, inputs: Sequence[str | int]) -> list[int]:
+        """Input ids of several choices, each once."""
+        if isinstance(inputs, str) or not isinstance(inputs, Iterable):
+            raise InputError(f"inputs must be a list of keys or input_ids, found {inputs!r}")
+        return list(dict.fromkeys(i for choice in inputs for i in self._matching(choice)))
+
+    def _matching(self, choice: str | int) -> tuple[int, ...]:
+        """Input ids of a key, or of an input_id itself."""
+        if not isinstance(choice, str):
+            identity = choice.__index__() if hasattr(choice, "__index__") else None
+            if identity in self._snapshot.entries and not isinstance(choice, bool):
+                return (identity,)
+            raise InputError(f"there is no input_id {choice!r} in {self.path}")
+        found = self._snapshot.by_key.get(choice, ())
+        if not found:
+            keys = self._snapshot.by_key
+            close = difflib.get_close_matches(choice, keys, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(keys)} keys"
+            raise InputError(f"there is no input {choice!r} in {self.path}: {hint}")
+        return found
+
+    @property
+    def resolutions(self) -> tuple[str, ...]:
+        """What the units of every layer are, by ``layer_id``: neuron, channel, ..."""
+        return tuple(row["resolution"] for row in self.meta["layers"])
+
+    @cached_property
+    def partitions(self) -> tuple[Partition, ...]:
+        """Units of every layer, by ``layer_id``."""
+        return resolve(self.topology, self.units())
+
+    def units(self) -> dict[str, Any]:
+        """Resolution of every layer: a name, or the user's own partition."""
+        return settings.read_units(self.path, self.meta)
