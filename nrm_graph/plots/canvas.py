@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.plots.protocols import MeasureLike
 
 _PALE = "#E4E4E4"
 _FONT = 6.5
@@ -141,7 +141,7 @@ class Canvas:
             )
         )
 
-    def draw_units(self, m: Measure, ringed: set[tuple[int, int]]) -> None:
+    def draw_units(self, m: MeasureLike, ringed: set[tuple[int, int]]) -> None:
         """Draw circles, maps and texts; a black ring marks what the condition names."""
         for x, column in enumerate(self.columns):
             shape = column.layer.shape

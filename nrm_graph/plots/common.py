@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.measures.measure import Measure
+    from nrm_graph.plots.protocols import MeasureLike
 
 POSITIVE, NEGATIVE, NEUTRAL = "#D55E00", "#0072B2", "#9A9A9A"
 """Vermillion and blue of Okabe and Ito, which colour-blind readers tell apart, and grey."""
@@ -112,7 +112,7 @@ def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
     )
 
 
-def heading(m: Measure, what: str) -> str:
+def heading(m: MeasureLike, what: str) -> str:
     """Title of a measure's picture: what is shown, of which target, under which condition."""
     text = f"{what}, {m.target_text()}"
     if m.condition is not None:
@@ -120,7 +120,7 @@ def heading(m: Measure, what: str) -> str:
     return text
 
 
-def notes(m: Measure) -> str:
+def notes(m: MeasureLike) -> str:
     """Write what stands under every picture of a measure: what signs mean, flags and rounding."""
     text = sentences(m.meaning, [flag for flag in m.flags if flag.name != "amplified"])
     if m.condition is None:

@@ -21,7 +21,7 @@ from nrm_graph.plots.common import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from nrm_graph.evaluate import Curves
+    from nrm_graph.plots.protocols import CurvesLike
 
 _STYLES = {
     "circuit": (POSITIVE, "-", "o"),
@@ -32,7 +32,7 @@ _STYLES = {
 """Colour (of Okabe and Ito), line and marker of every method."""
 
 
-def plot_faithfulness(curves: Curves, ax: Axes | None = None, *, score: str = "logit") -> Axes:
+def plot_faithfulness(curves: CurvesLike, ax: Axes | None = None, *, score: str = "logit") -> Axes:
     """Draw what held-out inputs keep of their target as more and more is ablated.
 
     Parameters

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.measures.measure import Measure
+    from nrm_graph.plots.protocols import MeasureLike
 
 _COLUMNS = 8  # so many layers are drawn unless they are named
 
 
 def plot_flow(
-    m: Measure,
+    m: MeasureLike,
     ax: Axes | None = None,
     *,
     layers: Sequence[str] | None = None,
@@ -118,7 +118,7 @@ def plot_flow(
 
 
 def _columns(
-    m: Measure,
+    m: MeasureLike,
     rows: list[dict[str, Any]],
     layers: Sequence[str] | None,
     top: int,
@@ -171,7 +171,7 @@ def _columns(
 
 
 def _links(
-    m: Measure, columns: list[Column], edges: Mapping[tuple[str, str], Any] | None
+    m: MeasureLike, columns: list[Column], edges: Mapping[tuple[str, str], Any] | None
 ) -> list[npt.NDArray[np.float64] | None]:
     """Joint relevance of the units drawn, (units to the left, units to the right), by pair."""
     if edges is not None and not isinstance(edges, Mapping):
@@ -222,7 +222,7 @@ def _links(
 
 
 def _images(
-    m: Measure, columns: list[Column], images: Mapping[tuple[str, int], Any] | None
+    m: MeasureLike, columns: list[Column], images: Mapping[tuple[str, int], Any] | None
 ) -> dict[tuple[int, int], npt.NDArray[np.float64]]:
     """Return the maps of drawn units, by layer id and unit."""
     drawn = {(column.layer.layer_id, unit) for column in columns for unit in column.units}
@@ -265,7 +265,7 @@ def _arrange(
         column.beneath = top - len(column.units)
 
 
-def _conditioned(m: Measure, columns: list[Column]) -> set[tuple[int, int]]:
+def _conditioned(m: MeasureLike, columns: list[Column]) -> set[tuple[int, int]]:
     """Units that the measure's condition names, as (column, unit)."""
     sets = m.condition.parts if isinstance(m.condition, And) else (m.condition,)
     found = set()

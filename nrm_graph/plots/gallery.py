@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.circuits.references import References
+    from nrm_graph.plots.protocols import ReferencesLike
 
 _SIDE, _GAP, _BETWEEN, _LINE = 1.3, 0.07, 0.3, 0.125  # inches: of a picture, between pictures
 _MARGIN = 0.35  # of a crop around its box, in sides of the box
@@ -30,7 +30,7 @@ _FRAME = "#111111"
 
 
 def plot_references(
-    found: References,
+    found: ReferencesLike,
     *,
     crop: bool = False,
     columns: int | None = None,
@@ -226,7 +226,7 @@ def _short(text: str, letters: int) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _title(found: References, limit: float | None) -> str:
+def _title(found: ReferencesLike, limit: float | None) -> str:
     ranked = "relevance R" if found.by == "relevance" else "mean activation"
     if found.by == "relevance" and found.weight == "logit":
         ranked = "relevance R times logit"

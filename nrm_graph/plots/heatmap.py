@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
-    from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.plots.protocols import MeasureLike
 
 _FEW = 32  # so many bars are drawn one by one, with numbers below
 _MANY = 1000  # maps of more positions may leave their strongest few beyond the scale
@@ -46,7 +46,7 @@ _BEYOND = 0.001  # the share of positions that may lie there
 
 
 def plot_heatmap(
-    m: Measure,
+    m: MeasureLike,
     ax: Axes | None = None,
     *,
     image: npt.ArrayLike | None = None,
@@ -149,7 +149,7 @@ def plot_heatmap(
 
 
 def _strip(
-    m: Measure, ax: Axes | None, info: LayerInfo, axis: int, limit: float | None, colorbar: bool
+    m: MeasureLike, ax: Axes | None, info: LayerInfo, axis: int, limit: float | None, colorbar: bool
 ) -> Axes:
     """Draw the tokens of the input, each with the sum over its features."""
     assert m.tokens is not None
@@ -294,7 +294,7 @@ def _draw_colorbar(ax: Axes, bound: float, beyond: bool, over: bool) -> None:
     bar.outline.set_linewidth(0.5)
 
 
-def _whereabouts(m: Measure, layer_id: int) -> str:
+def _whereabouts(m: MeasureLike, layer_id: int) -> str:
     """Say what the picture cannot show: relevance that has no place in the layer."""
     rows = report_rows(m)
     whole = total(rows)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from matplotlib.axes import Axes
 
-    from nrm_graph.measures.measure import Measure
+    from nrm_graph.plots.protocols import MeasureLike
 
 _FAR = 8.0  # a scale that reaches so many times the whole is logarithmic beyond it
 _NAMES = {
@@ -42,7 +42,7 @@ _NAMES = {
 }
 
 
-def plot_report(m: Measure | pa.Table, ax: Axes | None = None) -> Axes:
+def plot_report(m: MeasureLike | pa.Table, ax: Axes | None = None) -> Axes:
     """Draw a conservation report: what every layer carries, cancels and absorbs.
 
     Parameters

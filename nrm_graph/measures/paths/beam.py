@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from nrm_graph.measures.measure import Measure
+    from nrm_graph.measures.event_algebra import Algebra
     from nrm_graph.network.topology import LayerInfo
     from nrm_graph.network.units import Partition
 
@@ -52,7 +52,7 @@ class Level:
     run: int
 
     @staticmethod
-    def of(measure: Measure, layer: LayerInfo, by: Any) -> Level:
+    def of(measure: Algebra, layer: LayerInfo, by: Any) -> Level:
         """Divide a layer as asked."""
         if isinstance(by, Mapping):
             named = {measure.topology.layer(name).layer_id: how for name, how in by.items()}

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.measures.measure import Measure
+    from nrm_graph.measures.event_algebra import Algebra
     from nrm_graph.measures.paths.beam import Floats, Units
     from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.propagation.state import State
@@ -80,7 +80,7 @@ def cuts(topology: Topology) -> list[LayerInfo]:
 
 @exact
 def strongest(
-    measure: Measure,
+    measure: Algebra,
     k: int,
     layers: Sequence[str] | None = None,
     beam: int | None = None,
@@ -167,7 +167,7 @@ def strongest(
     )
 
 
-def _layers(measure: Measure, names: Sequence[str] | None) -> list[LayerInfo]:
+def _layers(measure: Algebra, names: Sequence[str] | None) -> list[LayerInfo]:
     if names is None:
         return cuts(measure.topology)
     if isinstance(names, str) or not len(names):
@@ -181,7 +181,7 @@ def _layers(measure: Measure, names: Sequence[str] | None) -> list[LayerInfo]:
 class _Search:
     """Layers, conditions and masses of the search, which do not depend on the beam."""
 
-    def __init__(self, measure: Measure, levels: list[Level], hidden: bool) -> None:
+    def __init__(self, measure: Algebra, levels: list[Level], hidden: bool) -> None:
         self.hidden = hidden
         self.measure, self.levels, self.state = measure, levels, measure.state
         self.clauses = [clause for _, clause in measure.terms]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.measures.measure import Measure
+    from nrm_graph.measures.event_algebra import Algebra
 
     Floats = npt.NDArray[np.float64]
 
@@ -58,7 +58,7 @@ _PREFIX = np.dtype(
 
 @exact
 def strongest(
-    measure: Measure,
+    measure: Algebra,
     k: int,
     sign: str = "both",
     end: str = "input",
@@ -255,7 +255,7 @@ def _pieces(count: npt.NDArray[np.int64]) -> Iterable[slice]:
 
 
 def _members(
-    measure: Measure,
+    measure: Algebra,
     steps: Steps,
     completions: list[Floats],
     start: Floats,
@@ -281,7 +281,7 @@ def _members(
         tried *= 4
 
 
-def _satisfies(measure: Measure, path: Path) -> bool:
+def _satisfies(measure: Algebra, path: Path) -> bool:
     """Whether a walk satisfies the condition: the signed sum of its conjunctions is 1."""
     layers, total = measure.topology.layers, 0.0
     walk = {layer: unit for layer, unit in path.units if unit >= 0}

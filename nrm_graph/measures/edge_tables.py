@@ -1,0 +1,161 @@
+"""Tables of a measure: nodes and edges of its units, and edges of single neurons."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from nrm_graph.errors import EventError, InputError
+from nrm_graph.events.sets import Event, NeuronSet
+from nrm_graph.measures import event_passes
+from nrm_graph.measures.neuron_edges import Between, neuron_batches, neuron_table
+from nrm_graph.tables.plan import plan
+from nrm_graph.tables.pruning import check
+
+if TYPE_CHECKING:
+    from nrm_graph.measures.event_algebra import Algebra
+    from nrm_graph.network.topology import LayerInfo
+
+
+def tables(measure: Algebra, event: Event | None = None) -> tuple[pa.Table, pa.Table]:
+    """Complete node and edge tables of the input, on the unit scale.
+
+    Of a conditioned measure they hold R(n | condition) and R(j -> i | condition); the column
+    ``conditional`` is q under the condition, by which walks of it go on from j, and null where
+    the condition is no single conjunction.
+
+    Parameters
+    ----------
+    measure : Measure
+        Conditioned or not.
+    event : Event, optional
+        Give R(n & event) and R(j -> i & event), which are defined where R(event) vanishes.
+    """
+    if event is not None:
+        made = plan(measure.network, measure.partitions)
+        return event_passes.tables(measure.state, measure.start, measure._joint_terms(event), made)
+    if "tables" not in measure._cache:
+        made = plan(measure.network, measure.partitions)
+        measure._cache["tables"] = event_passes.tables(
+            measure.state, measure.start, measure.terms, made
+        )
+    return measure._cache["tables"]  # type: ignore[no-any-return]
+
+
+def edges(
+    measure: Algebra,
+    upper: str,
+    lower: str,
+    /,
+    by: str = "unit",
+    *,
+    dst: NeuronSet | None = None,
+    src: NeuronSet | None = None,
+    coverage: float = 1.0,
+    top: int | None = None,
+) -> pa.Table:
+    """Edges from one layer to one that it reads, as in the ``edges`` table of a store.
+
+    ``edges(layer, layer)`` gives the layer's pseudo-edges.
+
+    Parameters
+    ----------
+    measure : Measure
+        Conditioned or not.
+    upper, lower : str
+        Layer nearer the output, and the one that it reads.
+    by : "unit" or "neuron"
+        Units of the measure's resolution; or single neurons, numbered by flat index, computed
+        now from the network's program, however large the complete table would be.
+    dst, src : NeuronSet, optional
+        With ``by="neuron"``: only edges from a set of the upper layer, to a set of the lower.
+    coverage : float
+        With ``by="neuron"``: keep the fewest edges that hold this share of the sum of
+        |relevance|; what is left out stands in rows of the pseudo-unit -3.
+    top : int, optional
+        With ``by="neuron"``: keep at most so many edges, the strongest.
+
+    Returns
+    -------
+    pyarrow.Table
+        dst_layer, dst_unit, src_layer, src_unit, relevance, conditional; sorted by units.
+
+    Raises
+    ------
+    EventError
+        If the first layer does not read the second directly, or a set is of another layer.
+    InputError
+        If there are too many neuron-level edges for one table: see :meth:`edge_batches`.
+    """
+    if isinstance(by, str) and by == "neuron":
+        asked = _between(measure, upper, lower, dst, src)
+        return neuron_table(asked, check(coverage, top), measure.scale)
+    if not isinstance(by, str) or by != "unit":
+        raise InputError(f"edges: expected by='unit' or by='neuron', found {by!r}")
+    if dst is not None or src is not None or top is not None or coverage != 1.0:
+        raise InputError("dst, src, coverage and top go with by='neuron'")
+    above, below = _pair(measure, upper, lower)
+    _, rows = tables(measure)
+    keep = (rows["dst_layer"].to_numpy() == above.layer_id) & (
+        rows["src_layer"].to_numpy() == below.layer_id
+    )
+    found = rows.filter(pa.array(keep))
+    if measure.scale != 1.0:
+        scaled = found["relevance"].to_numpy() * measure.scale
+        found = found.set_column(4, "relevance", pa.array(scaled))
+    return found
+
+
+def edge_batches(
+    measure: Algebra,
+    upper: str,
+    lower: str,
+    /,
+    *,
+    dst: NeuronSet | None = None,
+    src: NeuronSet | None = None,
+) -> pa.RecordBatchReader:
+    """Neuron-level edges as a stream of Arrow batches, each computed when it is read.
+
+    Rows are those of ``edges(upper, lower, by="neuron", dst=dst, src=src)``; memory is
+    bounded by a batch, and all edges of an upper neuron are in one.
+    """
+    return neuron_batches(_between(measure, upper, lower, dst, src), measure.scale)
+
+
+def _between(
+    measure: Algebra, upper: str, lower: str, dst: NeuronSet | None, src: NeuronSet | None
+) -> Between:
+    above, below = _pair(measure, upper, lower)
+    masks = []
+    for info, chosen in ((above, dst), (below, src)):
+        if chosen is None:
+            masks.append(np.ones(info.n_neurons, bool))
+            continue
+        if not isinstance(chosen, NeuronSet) or measure.topology.layer(chosen.layer) != info:
+            raise EventError(f"expected a neuron set of layer {info.name}, found {chosen!r}")
+        masks.append(chosen.mask(info.shape, measure.partitions[info.layer_id]).ravel())
+    return Between(
+        measure.state,
+        measure.start,
+        measure.terms,
+        above.layer_id,
+        below.layer_id,
+        dst=masks[0],
+        src=masks[1],
+        known=measure._own.relevance,
+    )
+
+
+def _pair(measure: Algebra, upper: str, lower: str) -> tuple[LayerInfo, LayerInfo]:
+    """Two layers, the first of which reads the second, or is it."""
+    above, below = measure.topology.layer(upper), measure.topology.layer(lower)
+    if above != below and below.layer_id not in measure.topology.sources(above.layer_id):
+        names = [measure.topology.layers[i].name for i in measure.topology.sources(above.layer_id)]
+        raise EventError(
+            f"{above.name} does not read {below.name} directly; it reads "
+            f"{', '.join(names) or 'nothing'}"
+        )
+    return above, below
