@@ -1,4 +1,4 @@
-"""The direction of imports: what is light stays light, and nothing depends on the command line."""
+"""The direction of imports: rooms, circles, and what is light stays light."""
 
 from __future__ import annotations
 
@@ -8,108 +8,92 @@ import sys
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 import nrm_graph
 
 PACKAGE = Path(nrm_graph.__file__).parent
+ROOT = Path(__file__).parents[1]
 
-# Every module imports only from rows above its own (and from its own row, which is one part).
-LEVELS = (
-    ("errors", "_optional", "excerpt", "foreign_errors", "output_files", "signals"),
-    ("network",),
-    ("events",),
-    ("rules",),
-    ("propagation",),
-    ("tables",),
-    (
-        "store",
-        "whole_files",
-        "plots",
-        "graphs",
-        "measures",
-        "database",
-        "circuits",
-    ),
-    ("evaluate",),
-    ("extraction",),
-    ("cli",),
-)
-LIGHT = (
-    "database",
-    "whole_files",
-    "graphs",
-    "circuits",
-    "plots",
-    "cli.main",
-    "cli.commands",
-    "cli.parser",
-    "cli.overview",
-    "cli.output",
-    "cli.demo.tour",
-)
-"""Modules beside the first three rows that never import torch themselves."""
+DUCKDB = {"store"}
+MATPLOTLIB = {"plots"}
 
-DUCKDB = ("store",)
-MATPLOTLIB = ("plots",)
+HEAVY = {
+    "network.ir",
+    "network.layer_names",
+    "network.layout",
+    "network.maps",
+    "network.tracing",
+    "rules",
+    "propagation",
+    "tables",
+    "measures",
+    "store.stored_measure",
+    "store.verify.recompute",
+    "evaluate",
+    "extraction",
+    "cli.demo.fashion_cnn",
+    "cli.inputs",
+    "cli.models",
+}
+"""Rooms and modules that may load torch when they are imported; all others are light."""
 
 
 def modules() -> dict[str, ast.Module]:
-    found = {}
+    trees = {}
     for path in PACKAGE.rglob("*.py"):
         name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        found[name.removesuffix(".__init__")] = ast.parse(path.read_text())
-    return found
+        trees[name.removesuffix(".__init__")] = ast.parse(path.read_text())
+    return trees
 
 
 def imports(tree: ast.AST) -> set[str]:
     """Absolute names that run at import or in a function; not those under TYPE_CHECKING."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        found |= imports(node)
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        names |= imports(node)
+    return names
 
 
-def users(library: str, modules_: dict[str, ast.Module]) -> set[str]:
+def rooms_that_import(library: str) -> set[str]:
     return {
-        name
-        for name, tree in modules_.items()
+        name.split(".")[0]
+        for name, tree in modules().items()
         if any(i.split(".")[0] == library for i in imports(tree))
     }
 
 
+def test_contracts_of_pyproject_hold(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert lint_imports("pyproject.toml", no_cache=True, no_logo=True) == 0, capsys.readouterr().out
+
+
 def test_heavy_libraries_stay_where_they_belong():
-    found = modules()
-    assert {name.split(".")[0] for name in users("duckdb", found)} == set(DUCKDB)
-    assert {name.split(".")[0] for name in users("matplotlib", found)} == set(MATPLOTLIB)
-    pure = {"errors", "_optional", "excerpt", "foreign_errors", "output_files", "signals", "events"}
-    heavy = users("torch", found)
-    assert not ({n.split(".")[0] for n in heavy} | heavy) & (pure | set(LIGHT))
+    assert rooms_that_import("duckdb") == DUCKDB
+    assert rooms_that_import("matplotlib") == MATPLOTLIB
 
 
-def test_imports_point_one_way():
-    level = {name: i for i, row in enumerate(LEVELS) for name in row}
-    for name, tree in modules().items():
-        own = name.split(".")[0]
-        if own in ("__init__", "__main__"):
-            continue
-        assert own in level, f"give {own} a place in LEVELS"
-        for target in imports(tree):
-            parts = target.split(".")
-            if parts[0] != "nrm_graph" or len(parts) < 2 or parts[1] not in level:
-                continue
-            assert level[parts[1]] <= level[own], f"{name} imports {target}, which stands below it"
+def test_light_modules_load_no_torch():
+    def heavy(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[:i]) in HEAVY for i in range(1, len(parts) + 1))
 
-
-def test_only_main_imports_the_command_line():
-    for name, tree in modules().items():
-        if name.split(".")[0] not in ("cli", "__main__"):
-            assert not [i for i in imports(tree) if i.startswith("nrm_graph.cli")], name
+    light = sorted(n for n in modules() if n not in ("__init__", "__main__") and not heavy(n))
+    assert {"events.sets", "database", "circuits.contrast", "cli.main", "plots.flow"} < set(light)
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(f'nrm_graph.{name}')\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, *light], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +122,10 @@ SNIPPETS = {
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_light_uses_import_neither_torch_nor_matplotlib(name, store):
     check = "; import sys; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
-    found = subprocess.run(
+    ran = subprocess.run(
         [sys.executable, "-c", SNIPPETS[name] + check, str(store)],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert found.stdout.strip() == "[]"
+    assert ran.stdout.strip() == "[]"

@@ -83,7 +83,7 @@ def _checked_options(args: argparse.Namespace) -> list[str] | None:
     from nrm_graph import _optional
     from nrm_graph.network import units
     from nrm_graph.store.format.files import local_path
-    from nrm_graph.store.write.place import check_place
+    from nrm_graph.store.format.place import check_place
     from nrm_graph.tables import pruning, rounding
 
     check_place(local_path(args.store))

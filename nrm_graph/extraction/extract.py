@@ -34,8 +34,8 @@ from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings as store_settings
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.format.manifest import is_text
+from nrm_graph.store.format.place import check_place
 from nrm_graph.store.read.snapshot import Snapshot
-from nrm_graph.store.write.place import check_place
 from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
 from nrm_graph.tables.dense_edges import refuse_too_large

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nrm_graph.cli.output import graph_path, text_table, write_graph
 from nrm_graph.store.format.files import local_path
-from nrm_graph.store.write.place import check_place
+from nrm_graph.store.format.place import check_place
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -20,8 +20,8 @@ from nrm_graph.store.format.files import (
     sha256_of,
 )
 from nrm_graph.store.format.manifest import is_text
+from nrm_graph.store.format.place import refuse_foreign
 from nrm_graph.store.format.schema import FORMAT_VERSION, MAX_TENSORS
-from nrm_graph.store.write.place import refuse_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
