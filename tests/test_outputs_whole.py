@@ -14,12 +14,12 @@ import pytest
 from tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import whole_files
+from nrm_graph import output_files
 from nrm_graph.cli import main
 from nrm_graph.cli.output import write_json, write_table
 from nrm_graph.graphs.formats import GRAPH_SUFFIXES, write_graph
+from nrm_graph.output_files import write_files
 from nrm_graph.plots import save_subgraph
-from nrm_graph.whole_files import write_files
 
 TABLE = pa.table({"n": list(range(1000))})
 
@@ -48,7 +48,7 @@ def contents(folder):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
 def test_a_disk_that_fails_leaves_what_was_there(tmp_path, monkeypatch, number):
     """Of every format; of a format of several files none is replaced."""
-    plain, calls = whole_files.write_synced, []
+    plain, calls = output_files.write_synced, []
 
     def full(path, data):
         calls.append(path)
@@ -68,7 +68,7 @@ def test_a_disk_that_fails_leaves_what_was_there(tmp_path, monkeypatch, number):
         if len(before) == 1:
             calls.append("one file alone")
         with monkeypatch.context() as patch:
-            patch.setattr(whole_files, "write_synced", full)
+            patch.setattr(output_files, "write_synced", full)
             with pytest.raises(ng.NrmError) as raised:
                 write_one(folder / name)
         assert raised.value.exit_code == 1

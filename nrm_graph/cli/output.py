@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.errors import InputError, first_line
 from nrm_graph.graphs.formats import graph_path as graph_path
 from nrm_graph.graphs.formats import write_graph as write_graph
-from nrm_graph.output_files import in_folder, plain
-from nrm_graph.whole_files import write_files
+from nrm_graph.output_files import in_folder, plain, write_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

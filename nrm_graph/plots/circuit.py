@@ -15,9 +15,9 @@ from matplotlib.ticker import FixedLocator
 
 from nrm_graph.errors import InputError
 from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.output_files import write_files
 from nrm_graph.plots.common import NEUTRAL, TEXT, colour, graph_notes, percent, wrapped
 from nrm_graph.plots.subgraph import checked, doubtful, layer_name, plot_subgraph, unit_text
-from nrm_graph.whole_files import write_files
 
 if TYPE_CHECKING:
     import os

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
-from nrm_graph.output_files import in_folder, plain
-from nrm_graph.whole_files import write_files
+from nrm_graph.output_files import in_folder, plain, write_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

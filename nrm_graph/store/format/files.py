@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import StoreError
+from nrm_graph.output_files import remove_quietly, write_synced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -155,14 +156,6 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and fsync it; an existing file is an error."""
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def publish(temporary: Path, final: Path) -> None:
     """Rename a synced file to its final name, which must be free, and fsync the folder.
 
@@ -208,12 +201,6 @@ def create_once(path: Path, data: bytes) -> bool:
         return True
     finally:
         remove_quietly(temporary)
-
-
-def remove_quietly(path: Path) -> None:
-    """Remove a file of ours; that it is gone already or cannot be removed is no error."""
-    with contextlib.suppress(OSError):
-        path.unlink()
 
 
 @contextlib.contextmanager

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.store.format.files import (
-    parse_object,
-    publish,
-    read_limited,
-    remove_quietly,
-    seal,
-    write_synced,
-)
+from nrm_graph.output_files import remove_quietly, write_synced
+from nrm_graph.store.format.files import parse_object, publish, read_limited, seal
 from nrm_graph.store.format.metadata import SQL_TYPES, name_problem
 from nrm_graph.store.format.schema import (
     FORMAT_VERSION,

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network.weighted_targets import weights_of
+from nrm_graph.output_files import remove_quietly
 from nrm_graph.store.format import metadata
-from nrm_graph.store.format.files import HashingFile, remove_quietly
+from nrm_graph.store.format.files import HashingFile
 from nrm_graph.store.format.manifest import (
     Entry,
     FileInfo,
