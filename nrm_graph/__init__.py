@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph._version import __version__ as __version__
 from nrm_graph.errors import (
     CompositeError,
     EventError,
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from nrm_graph.rules import composites
     from nrm_graph.store.write.compaction import compact
     from nrm_graph.store.write.deletion import delete
-
-__version__ = "0.1.0"
 
 # What needs torch is imported at first use: opening a store and SQL do without.
 _LAZY = {

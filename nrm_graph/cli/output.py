@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, first_line
-from nrm_graph.graphs.formats import graph_path as graph_path
-from nrm_graph.graphs.formats import write_graph as write_graph
+from nrm_graph.graphs.formats import write_graph
 from nrm_graph.output_files import in_folder, plain, write_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
+    import networkx as nx
     import pyarrow as pa
 
 TABLE_FORMATS = ("table", "csv", "json", "parquet")
@@ -109,12 +109,29 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> None:
     write_files({Path(path): (json.dumps(value, allow_nan=False) + "\n").encode()})
 
 
+def save_graph(graph: nx.DiGraph, path: Path) -> None:
+    """Write a graph, and say where it is."""
+    files = ", ".join(str(file) for file in write_graph(graph, path))
+    print(f"{files}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
+
+
 def one_line(text: str) -> str:
     """Return text on one line, without characters that would steer a terminal."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
         for c in " ".join(text.split())
     )
+
+
+def printable(line: str) -> str:
+    """Return text without characters that would steer a terminal, its spaces kept."""
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
+def print_notes(flags: Sequence[str]) -> None:
+    """Print what to know before trusting an answer, on standard error."""
+    for flag in flags:
+        print(f"note: {one_line(flag)}", file=sys.stderr)
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:

@@ -7,7 +7,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nrm_graph.cli.output import graph_path, text_table, write_graph
+import numpy as np
+
+from nrm_graph.cli.output import text_table
+from nrm_graph.events.sets import Layer
+from nrm_graph.graphs.formats import graph_path, write_graph
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.format.place import check_place
 
@@ -56,15 +60,15 @@ def run(
     picture = graph_path(picture_path)
     check_place(local_path(store_path))
 
-    import nrm_graph as ng
     from nrm_graph.cli.demo.fashion_cnn import CLASSES, load_demo
+    from nrm_graph.extraction.extract import extract
 
     began = time.perf_counter()
     model, inputs = load_demo()
     images = len(inputs)
     print(f"A VGG-style network trained on Fashion-MNIST; {images} test images of ten classes.")
     print(f"Extracting the relevance of every neuron and edge into {store_path} ...")
-    with ng.extract(
+    with extract(
         model,
         inputs,
         store_path,
@@ -105,29 +109,29 @@ def run(
     print(f"Store:   {Path(store_path).resolve()}")
     print(f"Picture: {picture.resolve()} (the {SHOWN} strongest edges of {key})")
     print("Try next:")
-    store = os.fspath(store_path)
-    for command in (
+    for command in _next_commands(os.fspath(store_path), key):
+        print(f"  {command}")
+
+
+def _next_commands(store: str, key: str) -> tuple[str, ...]:
+    """Commands that go on with the demo's store and one of its images."""
+    return (
         f"nrm-graph info {store}",
         f'nrm-graph sql {store} "SELECT label, count(*) AS n, '
         'count(*) FILTER (target = predicted) AS as_predicted FROM inputs GROUP BY label"',
         f'nrm-graph relevance {store} --input {key} "features.6[3] & features.0[:, 14:, :]"',
         f"nrm-graph subgraph {store} --input {key} --top 60 --output subgraph.graphml",
-    ):
-        print(f"  {command}")
+    )
 
 
 def _events(m: Measure) -> None:
     """One joint and one conditional relevance, of this image's strongest channels."""
-    import numpy as np
-
-    import nrm_graph as ng
-
     strongest = {}
     for name in ("features.6", "features.0"):
         neurons = m.marginal(name).reshape(m.topology.layer(name).shape)
         strongest[name] = int(np.argmax(neurons.sum(axis=(1, 2))))
-    upper = ng.Layer("features.6")[strongest["features.6"]]
-    lower = ng.Layer("features.0")[strongest["features.0"]]
+    upper = Layer("features.6")[strongest["features.6"]]
+    lower = Layer("features.0")[strongest["features.0"]]
     answers = (
         ("one", f"R({upper})", m(upper)),
         ("one", f"R({lower})", m(lower)),

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph._version import __version__
 from nrm_graph.graphs.formats.columns import Flat, rows
 from nrm_graph.network.topology import PSEUDO_UNITS
 
@@ -126,8 +127,6 @@ def attribution_graph(graph: Flat) -> dict[str, Any]:
 
 
 def _metadata(graph: Flat, tokens: list[str]) -> dict[str, Any]:
-    from nrm_graph import __version__
-
     title = graph.facts.get("title") or graph.facts.get("where") or "relevance"
     slug = "-".join(re.findall("[a-z0-9]+", str(title).lower()))[:60].strip("-")
     return {

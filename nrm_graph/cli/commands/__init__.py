@@ -1,0 +1,1 @@
+"""What the commands do, each beside its options: it calls the library and prints."""
