@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from nrm_graph.network.topology import Topology
+    from nrm_graph.network.topology import LayerInfo, Topology
 
 
 def check_top(top: object) -> None:
@@ -102,7 +102,6 @@ def subgraph(
     chosen = strongest(strength, top)
     total = float(strength.sum())
     graph = nx.DiGraph(share=float(strength[chosen].sum()) / total if total else 1.0, shapes={})
-    names = [layer.name for layer in topology.layers]
     known = {
         (layer, unit): (relevance, activation)
         for layer, unit, relevance, activation in zip(
@@ -111,39 +110,26 @@ def subgraph(
         )
     }
 
-    def node(layer: int, unit: int) -> tuple[str, int]:
-        key = (names[layer], unit)
+    def node(layer_id: int, unit: int) -> tuple[str, int]:
+        layer = topology.layers[layer_id]
+        key = (layer.name, unit)
         if key not in graph:
-            relevance, activation = known.get((layer, unit), (0.0, None))
+            relevance, activation = known.get((layer_id, unit), (0.0, None))
+            resolution = None if resolutions is None else resolutions[layer_id]
+            position = _position(layer, resolution, unit)
+            if position:
+                graph.graph["shapes"][layer.name] = layer.shape
             graph.add_node(
                 key,
-                layer=names[layer] if unit >= 0 else f"{names[layer]} {PSEUDO_UNITS[unit]}",
+                layer=layer.name if unit >= 0 else f"{layer.name} {PSEUDO_UNITS[unit]}",
                 unit=unit,
                 relevance=float(relevance) * scale,
-                depth=topology.layers[layer].depth,
+                depth=layer.depth,
                 **({} if activation is None else {"activation": float(activation)}),
-                **position(layer, unit),
-                **named(layer, unit),
+                **position,
+                **_names(layer, resolution, unit, tokens),
             )
         return key
-
-    def position(layer: int, unit: int) -> dict[str, str]:
-        shape = topology.layers[layer].shape
-        neuron = resolutions is not None and resolutions[layer] == "neuron"
-        if not neuron or unit < 0 or len(shape) < 2:
-            return {}
-        graph.graph["shapes"][names[layer]] = shape
-        return {"position": ", ".join(str(int(i)) for i in np.unravel_index(unit, shape))}
-
-    def named(layer: int, unit: int) -> dict[str, str | int]:
-        if resolutions is None:
-            return {}
-        info, how = topology.layers[layer], resolutions[layer]
-        text: dict[str, str | int] = {"name": unit_names.unit_name(info, how, unit, tokens)}
-        place = None if tokens is None else unit_names.token_index(info, how, unit, len(tokens))
-        if tokens is None or place is None:
-            return text
-        return text | {"token": tokens[place], "token_index": place}
 
     for row in edges.take(chosen).to_pylist():
         weight = {"relevance": float(row["relevance"]) * scale}
@@ -155,3 +141,24 @@ def subgraph(
             **weight,
         )
     return graph
+
+
+def _position(layer: LayerInfo, resolution: str | None, unit: int) -> dict[str, str]:
+    """Index of a neuron in a layer with several axes; nothing for another unit."""
+    if resolution != "neuron" or unit < 0 or len(layer.shape) < 2:
+        return {}
+    index = np.unravel_index(unit, layer.shape)
+    return {"position": ", ".join(str(int(i)) for i in index)}
+
+
+def _names(
+    layer: LayerInfo, resolution: str | None, unit: int, tokens: Sequence[str] | None
+) -> dict[str, str | int]:
+    """Name of a unit in words, and the token that it belongs to."""
+    if resolution is None:
+        return {}
+    names: dict[str, str | int] = {"name": unit_names.unit_name(layer, resolution, unit, tokens)}
+    if tokens is None:
+        return names
+    place = unit_names.token_index(layer, resolution, unit, len(tokens))
+    return names if place is None else names | {"token": tokens[place], "token_index": place}

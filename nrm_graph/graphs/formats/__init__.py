@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
+from nrm_graph.graphs.formats import attribution_json, neo4j
+from nrm_graph.graphs.formats.columns import flat
 from nrm_graph.output_files import in_folder, plain, write_files
 
 if TYPE_CHECKING:
@@ -105,8 +107,6 @@ def write_graph(
     try:
         if suffix == ".json":
             return write_files({path: _node_link(graph).encode()})
-        from nrm_graph.graphs.formats.columns import flat
-
         return write_files(_encoder(suffix)(flat(graph), path))
     except UnicodeEncodeError as error:
         text = error.object[error.start : error.end]
@@ -150,7 +150,6 @@ def to_arrow(graph: nx.DiGraph) -> tuple[pa.Table, pa.Table]:
     >>> nodes.schema.metadata[b"graph"]
     b'{"share": 1.0}'
     """
-    from nrm_graph.graphs.formats.columns import flat
     from nrm_graph.graphs.formats.parquet import tables
 
     return tables(flat(graph))
@@ -164,14 +163,13 @@ def _suffix(path: Path) -> str | None:
 
 def _encoder(suffix: str | None) -> Callable[[Any, Path], dict[Path, bytes]]:
     """Return what encodes a flat graph as the files that a path stands for."""
-    from nrm_graph.graphs.formats import attribution_json, neo4j, xml
-    from nrm_graph.graphs.formats import parquet as tables
+    from nrm_graph.graphs.formats import parquet, xml
 
     return {
         ".graphml": xml.graphml,
         ".gexf": xml.gexf,
         ".attribution.json": attribution_json.attribution,
-        ".parquet": tables.parquet,
+        ".parquet": parquet.parquet,
         ".neo4j.csv": neo4j.neo4j,
     }[str(suffix)]
 
@@ -179,8 +177,8 @@ def _encoder(suffix: str | None) -> Callable[[Any, Path], dict[Path, bytes]]:
 def _node_link(graph: nx.DiGraph) -> str:
     import networkx as nx
 
-    made = nx.DiGraph(**plain(dict(graph.graph)))
-    made.add_nodes_from((node, plain(data)) for node, data in graph.nodes(data=True))
-    made.add_edges_from((src, dst, plain(data)) for src, dst, data in graph.edges(data=True))
-    data = nx.node_link_data(made, edges="edges")
+    strict = nx.DiGraph(**plain(dict(graph.graph)))
+    strict.add_nodes_from((node, plain(data)) for node, data in graph.nodes(data=True))
+    strict.add_edges_from((src, dst, plain(data)) for src, dst, data in graph.edges(data=True))
+    data = nx.node_link_data(strict, edges="edges")
     return json.dumps(data, indent=1, allow_nan=False, default=str) + "\n"
