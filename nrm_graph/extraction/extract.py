@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from nrm_graph import _optional
 from nrm_graph.database import Database
-from nrm_graph.errors import InputError, NrmError
-from nrm_graph.extraction import store_settings as described
-from nrm_graph.extraction.batches import Run, Task, entries_of, labelled, warn_vanished
+from nrm_graph.errors import InputError
+from nrm_graph.extraction import ray_workers, store_settings
+from nrm_graph.extraction.batches import Run, Task
+from nrm_graph.extraction.first_input import first_readable
+from nrm_graph.extraction.input_targets import check_range, warn_vanished
 from nrm_graph.extraction.item_numbers import first_item
-from nrm_graph.extraction.loaders import Ended, refusal
-from nrm_graph.extraction.samples import Sample, fields_of, indexed, items, length, sample
+from nrm_graph.extraction.options import check_engine, check_options
+from nrm_graph.extraction.progress import Progress
+from nrm_graph.extraction.samples import items, length, sample
 from nrm_graph.foreign_errors import translated
 from nrm_graph.measures.create import device_of, traced
 from nrm_graph.network import units
@@ -31,10 +29,8 @@ from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.propagation import state
 from nrm_graph.rules import check_registered, composites
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store.format import settings as store_settings
+from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import local_path
-from nrm_graph.store.format.manifest import is_text
-from nrm_graph.store.format.place import check_place
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
@@ -43,12 +39,18 @@ from nrm_graph.tables.plan import plan
 from nrm_graph.tables.rounding import check_bits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
-    from nrm_graph.network.targets import Outputs
+    import torch
+
+    from nrm_graph.network.ir.input_spec import Form
+    from nrm_graph.network.ir.program import Program
     from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.propagation.state import Network
     from nrm_graph.rules.composites import Composite
+    from nrm_graph.tables.plan import Plan
+    from nrm_graph.tables.pruning import Limit
 
 
 @translated("extracting")
@@ -172,8 +174,8 @@ def extract(
     """
     limit = pruning.check(coverage, top)
     check_bits(mantissa_bits)
-    _check_options(batch_size, tensors, preprocessing, on_error, classes)
-    _check_engine(engine, workers, inputs)
+    check_options(batch_size, tensors, preprocessing, on_error, classes)
+    check_engine(engine, workers, inputs)
     asked = asked_for(target)
     rules = composites.get(composite)
     units.check(resolution)
@@ -181,47 +183,32 @@ def extract(
     check_place(folder)
     where = device_of(device)
     entries = items(inputs)
-    early, first = _first(entries, on_error)
-    network = plain(model)
-    names, xs = in_order(network, first["input"], "the first input")
-    program, example = traced(network, names, xs, output)
-    taken, kind = form(program, example), precision(program)
+    first = first_readable(entries, on_error)
+    program, taken = _traced(model, first.fields["input"], output)
+    kind = precision(program)
+    sample_of = partial(sample, form=taken, dtype=kind)
     outputs = outputs_of(program)
     targets = outputs.targets(asked)
-    known = sample(first, early[-1][0], taken, kind) if on_error == "stop" else None
-    _check_range(targets, outputs, known, classes)
+    known = sample_of(first.fields, first.name) if on_error == "stop" else None
+    check_range(targets, outputs, known, classes)
     net = state.network(program, rules, kind, where)
     check_registered(net.rules)
     if not (folder / "store.json").exists():  # else it was said when the store was made
         with contextlib.suppress(InputError):  # of an input that may be skipped
-            one = known or sample(first, early[-1][0], taken, kind)
+            one = known or sample_of(first.fields, first.name)
             warn_vanished(net, one, targets, classes, where)
-    topology = net.layout.topology
-    parts = units.resolve(topology, resolution)
-    auto = not isinstance(resolution, str) or resolution == "auto"
-    made = plan(net, parts, pruning.limits(topology, parts, limit, auto))
-    refuse_too_large(made)
-    settings, own = described.settings(net, made, program.hash(), classes)
-    if not taken.plain:
-        settings["inputs"] = taken.to_json()
-    if program.outputs:
-        settings["outputs"] = [{"name": n, "shape": list(s)} for n, s in program.outputs]
-    settings |= {
+    tables = _plan(net, resolution, limit)
+    store_options = {
         "coverage": limit.coverage,
         "top": top,
         "mantissa_bits": mantissa_bits,
         "preprocessing": preprocessing,
     }
-    weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
-    store_settings.create(folder, settings, program.to_json(), weights, own)
+    _create_store(folder, program, tables, taken, classes, store_options)
     shown = progress and sys.stderr.isatty()
     if shown:
-        print(described.sizes(made), file=sys.stderr)
-    bar = tqdm(
-        total=length(inputs),
-        unit=" inputs",
-        disable=None if shown else True,
-    )
+        print(store_settings.sizes(tables), file=sys.stderr)
+    meter = Progress(length(inputs), shown)
     task = Task(
         tuple(targets),
         None if classes is None else tuple(classes),
@@ -231,119 +218,68 @@ def extract(
         _per_pass(batch_size, net, where),
         str(where),
     )
-    told = False
-
-    def done(count: int, seconds: float | None = None) -> None:
-        nonlocal told
-        bar.update(count)
-        if shown and seconds is not None and not told:
-            tqdm.write(_pace(seconds, count, bar.total), sys.stderr)
-            told = True
-
-    entries = chain(early, entries)
-    keys = _keys(inputs, first, early[-1][0])
-
-    def sample_of(item: Any, name: str) -> Sample:
-        return sample(item, name, taken, kind)
-
+    everything = chain(first.read, entries)
+    number = partial(first_item, keys=first.keys_of(inputs), sample_of=sample_of)
     if engine == "ray":
-        from nrm_graph.extraction import ray_workers
-
-        _, start = first_item(Snapshot(folder).items, entries, keys, sample_of)
-        with ending_in_order(), bar:
-            ray_workers.run(folder, inputs, replace(task, start=start), workers, done)
+        _, start = number(Snapshot(folder).items, everything)
+        with ending_in_order(), meter.bar:
+            ray_workers.run(folder, inputs, replace(task, start=start), workers, meter.done)
         return Database(folder)
-    with ending_in_order(), Writer(folder, threads=_writers()) as writer, bar:
-        ahead, start = first_item(writer.items, entries, keys, sample_of)
-        run = Run(made, replace(task, start=start), writer, taken)
-        run.take(chain(ahead, entries), done)
+    with ending_in_order(), Writer(folder, threads=_writers()) as writer, meter.bar:
+        ahead, start = number(writer.items, everything)
+        run = Run(tables, replace(task, start=start), writer, taken)
+        run.take(chain(ahead, everything), meter.done)
     return Database(folder)
 
 
-def _check_options(
-    batch_size: int, tensors: str, preprocessing: object, on_error: str, classes: Any
+def _traced(model: torch.nn.Module, x: Any, output: Choice) -> tuple[Program, Form]:
+    """Trace a network with its first input; say what it takes.
+
+    Raises
+    ------
+    InputError, TraceError
+        If it cannot be traced, or takes another input.
+    """
+    network = plain(model)
+    names, xs = in_order(network, x, "the first input")
+    program, example = traced(network, names, xs, output)
+    return program, form(program, example)
+
+
+def _plan(net: Network, resolution: str | Mapping[str, Any], limit: Limit) -> Plan:
+    """Plan the tables of a network.
+
+    Raises
+    ------
+    InputError
+        If the resolution does not fit the network, or a table is too large.
+    """
+    topology = net.layout.topology
+    partitions = units.resolve(topology, resolution)
+    auto = not isinstance(resolution, str) or resolution == "auto"
+    tables = plan(net, partitions, pruning.limits(topology, partitions, limit, auto))
+    refuse_too_large(tables)
+    return tables
+
+
+def _create_store(
+    folder: Path,
+    program: Program,
+    tables: Plan,
+    taken: Form,
+    classes: Sequence[str] | None,
+    options: Mapping[str, Any],
 ) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, found {batch_size!r}")
-    for name, value, known in (
-        ("tensors", tensors, ("keep", "omit")),
-        ("on_error", on_error, ("stop", "skip")),
-    ):
-        if value not in known:
-            raise InputError(f"{name} must be {' or '.join(map(repr, known))}, found {value!r}")
-    if preprocessing is not None and not is_text(preprocessing):
-        raise InputError(f"preprocessing must be text in UTF-8, found {preprocessing!r:.80}")
-    if classes is not None and (isinstance(classes, str) or not all(map(is_text, classes))):
-        raise InputError(f"classes must be a list of names in UTF-8, found {classes!r:.80}")
+    """Make a store, or check that the one that is there was made alike.
 
-
-def _check_engine(engine: str, workers: int | None, inputs: Iterable[Any]) -> None:
-    if engine not in ("local", "ray"):
-        raise InputError(f"engine must be 'local' or 'ray', found {engine!r}")
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int)):
-        raise InputError(f"workers must be a number of processes, found {workers!r}")
-    if workers is not None and (engine == "local" or workers < 1):
-        raise InputError(
-            f"workers={workers}: expected at least 1, with engine='ray'; one process computes "
-            "with engine='local'"
-        )
-    if engine == "ray":
-        _optional.installed()
-        if not indexed(inputs):
-            raise InputError(
-                "engine='ray' takes inputs with a length and an index (a folder, an array, a data "
-                f"set, a list), found {type(inputs).__name__}: give the data set itself, or a list"
-            )
-
-
-def _check_range(
-    targets: list[Any], outputs: Outputs, first: Sample | None, classes: Sequence[str] | None
-) -> None:
-    """Refuse a target that no input can have, or the first has not, before a store is made."""
-    anything = np.zeros(outputs.count)
-    for choice in targets:
-        for place in choice if isinstance(choice, Mapping) else [choice]:
-            if "label" in entries_of(place):
-                if first is None:
-                    continue
-                place = labelled(place, first, classes)
-            outputs.index(place, anything)
-
-
-def _first(
-    entries: Iterator[tuple[str, Any]], on_error: str
-) -> tuple[list[tuple[str, Any]], dict[str, Any]]:
-    """Return the first input that can be read, which the network is traced with."""
-    early: list[tuple[str, Any]] = []
-    reason: NrmError | None = None
-    for name, item in entries:
-        early.append((name, item))
-        try:
-            return early, _readable(item, name)
-        except Exception as error:  # a data set's own code can raise anything
-            told = refusal(error, name)
-            if on_error == "stop" or isinstance(error, Ended):
-                raise told from told.__cause__
-            reason = reason or told
-    if reason is None:
-        raise InputError("there are no inputs to extract")
-    raise InputError(f"no input could be read; the first of {len(early):,}: {reason}") from reason
-
-
-def _readable(item: Any, name: str) -> dict[str, Any]:
-    """Fields of an item whose numbers are finite."""
-    fields = fields_of(item, name)
-    x = fields["input"]
-    for part in x.values() if isinstance(x, Mapping) else x if isinstance(x, tuple | list) else [x]:
-        if part.is_floating_point() and not torch.isfinite(part).all():
-            raise InputError(f"input {fields.get('key') or name!r} holds NaN or infinity")
-    return fields
-
-
-def _keys(inputs: Any, first: Mapping[str, Any], name: str) -> Sequence[str] | None:
-    """Keys of all inputs, where a data set names them without reading any."""
-    keys = getattr(inputs, "keys", None)
-    return keys if isinstance(keys, Sequence) and first.get("key") == name else None
+    Raises
+    ------
+    StoreError
+        If it was made otherwise, or cannot be written.
+    """
+    description, partitions = store_settings.settings(program, tables, taken, classes)
+    weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
+    settings.create(folder, description | dict(options), program.to_json(), weights, partitions)
 
 
 CPU_NEURONS = 1 << 20
@@ -351,6 +287,7 @@ CPU_NEURONS = 1 << 20
 
 
 def _per_pass(batch_size: int, net: Network, where: torch.device) -> int:
+    """Return the inputs of a batch: on a CPU no more than its caches hold."""
     if where.type != "cpu":
         return batch_size
     neurons = sum(layer.n_neurons for layer in net.layout.topology.layers)
@@ -360,11 +297,3 @@ def _per_pass(batch_size: int, net: Network, where: torch.device) -> int:
 def _writers() -> int:
     """Writer threads: one beside a few cores that compute, more beside many."""
     return max(1, min(4, (os.cpu_count() or 1) // 4))
-
-
-def _pace(seconds: float, inputs: int, total: int | None) -> str:
-    """How long it will take, as the first batch went."""
-    each = seconds / inputs
-    if total is None:
-        return f"about {each:.2g} s an input"
-    return f"about {each:.2g} s an input, {each * total / 60:,.1f} minutes for {total:,}"
