@@ -14,8 +14,8 @@ import nrm_graph as ng
 from nrm_graph.errors import EventError, InputError, StoreError
 from nrm_graph.evaluate import Curves, faithfulness, ranking
 from nrm_graph.evaluate.budgets import budgets, edges_to_ablate, shuffled, units_to_ablate
-from nrm_graph.evaluate.faithfulness import _alternatives
 from nrm_graph.evaluate.held_out import check_outputs, network_for, trained_on
+from nrm_graph.evaluate.scores import _alternatives
 from nrm_graph.network.targets import Outputs
 from nrm_graph.store.input_group import Group
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from nrm_graph.circuits.checks import check_count, checked_layers
+from nrm_graph.circuits.checks import check_count
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate import ranking
 from nrm_graph.evaluate.ablation import Ablation, means, place_of
@@ -24,24 +24,24 @@ from nrm_graph.evaluate.budgets import (
     shuffled,
     units_to_ablate,
 )
+from nrm_graph.evaluate.circuit_parts import parts_of
 from nrm_graph.evaluate.curves import CIRCUIT, RANDOM, Curves
 from nrm_graph.evaluate.held_out import (
     batches,
     check_outputs,
     held_out,
-    logits_of,
     network_for,
     once,
     seeds,
     trained_on,
     unablated,
 )
+from nrm_graph.evaluate.scores import Scorer
 from nrm_graph.network.targets import outputs_of
-from nrm_graph.network.topology import ENDS
 from nrm_graph.store.input_group import Group, group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import networkx as nx
     import numpy.typing as npt
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
     from nrm_graph.evaluate.held_out import Batch
     from nrm_graph.evaluate.ranking import Key, Ranking
-    from nrm_graph.network.targets import Outputs
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.state import Network
@@ -157,66 +156,33 @@ def faithfulness(
     >>> curves.areas().to_pandas()  # doctest: +SKIP
     """
     _check(by, mode, baseline, rivals)
-    for name, count, least in (
-        ("draws", draws, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        check_count(name, count, least)
+    check_count("draws", draws, 1)
+    check_count("batch_size", batch_size, 1)
+    check_count("seed", seed, 0)
     if reference is not None and baseline != "mean":
         raise InputError("reference says what a mean is over: pass baseline='mean' with it")
     own, other = trained_on(db, circuit), held_out(db, circuit, where)
     net = network_for(db, own, device)
-    partitions, outputs = db.partitions, outputs_of(net.program)
-    parts = _parts(circuit, net.layout.topology, partitions, by, layers)
-    order, sequence = ranking.circuit_order(parts)
+    topology, partitions, outputs = net.layout.topology, db.partitions, outputs_of(net.program)
+    order, sequence = ranking.circuit_order(parts_of(circuit, topology, partitions, by, layers))
     spent = budgets(sequence, fractions)
-
-    def inputs() -> Iterator[tuple[Batch, Tensor]]:
-        start = 0
-        for xs in batches(db, net, own, batch_size):
-            n = xs[0].shape[0]
-            yield xs, seeds(own, start, start + n, outputs.count)
-            start += n
-
     below = {key[-1] for key in order}
     for layer in below:
         place_of(net, layer)  # refused before anything is computed
-    orders, everything = _orders(net, partitions, order, by, rivals, inputs)
+    targeted = partial(_targeted, db, net, own, batch_size, outputs.count)
+    orders, everything = _orders(net, partitions, order, by, rivals, targeted)
     sources = None
     if baseline == "mean":
         over = own if reference is None else _reference(db, reference, other)
         sources = means(net, below, batches(db, net, once(over), batch_size))
-    ablation = Ablation(net, partitions, sources)
-    held = list(batches(db, net, other, batch_size))
-    whole = torch.cat([unablated(net, xs) for xs in held])
+    inputs = list(batches(db, net, other, batch_size))
+    whole = torch.cat([unablated(net, xs) for xs in inputs])
     check_outputs(net, other, whole)
-    scored = _Scorer(outputs, other)
-
-    def run(chosen: Ranking) -> npt.NDArray[np.float64]:
-        if by == "units":
-            cut = units_to_ablate(chosen, everything, mode == "keep")
-            return scored(torch.cat([ablation.without_units(xs, cut) for xs in held]))
-        sizes = [part.n_units for part in partitions]
-        without = edges_to_ablate(chosen, sizes, mode == "keep")
-        return scored(torch.cat([ablation.without_edges(xs, without) for xs in held]))
-
-    values: dict[str, npt.NDArray[np.float64]] = {}
-    steps = len(spent.fractions)
-    bar = tqdm(
-        total=steps * (1 + sum(draws if name == RANDOM else 1 for name in rivals)),
-        unit=" runs",
-        desc="faithfulness",
-        disable=None if progress and sys.stderr.isatty() else True,
-    )
-    with bar:
-        for method in (CIRCUIT, *rivals):
-            runs = []
-            for draw in range(draws if method == RANDOM else 1):
-                chosen = shuffled(everything, seed, draw) if method == RANDOM else orders[method]
-                runs.append(_curve(spent, chosen, run, bar))
-            values[method] = np.stack(runs)
-    names = {key: _name(net.layout.topology, key) for key in order}
+    scorer = Scorer(outputs, other)
+    trial = _Trial(by, mode, Ablation(net, partitions, sources), everything, inputs, scorer)
+    runs = {method: draws if method == RANDOM else 1 for method in (CIRCUIT, *rivals)}
+    values = _curves(trial, spent, orders, runs, seed, progress)
+    names = {key: _name(topology, key) for key in order}
     return Curves(
         by,
         mode,
@@ -228,10 +194,21 @@ def faithfulness(
         spent.fractions,
         {names[key]: count for key, count in spent.counts.items()},
         {names[key]: len(everything[key]) for key in order},
-        scored(whole),
+        scorer(whole),
         values,
         seed,
     )
+
+
+def _targeted(
+    db: View, net: Network, chosen: Group, size: int, outputs: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Batches of inputs and their targets."""
+    start = 0
+    for xs in batches(db, net, chosen, size):
+        n = xs[0].shape[0]
+        yield xs, seeds(chosen, start, start + n, outputs)
+        start += n
 
 
 def _reference(db: View, where: str, other: Group) -> Group:
@@ -246,16 +223,78 @@ def _reference(db: View, where: str, other: Group) -> Group:
     return found
 
 
-def _curve(
-    spent: Budgets, order: Ranking, run: Callable[[Ranking], Any], bar: Any
-) -> npt.NDArray[np.float64]:
-    """Scores ``(steps, inputs, 3)`` along a ranking; equal budgets are run once."""
-    found: list[npt.NDArray[np.float64]] = []
-    for step, total in enumerate(spent.total):
-        again = step and total == spent.total[step - 1]
-        found.append(found[-1] if again else run(spent.first(order, step)))
-        bar.update(1)
-    return np.stack(found)
+@dataclass(frozen=True)
+class _Trial:
+    """Held-out inputs in a network whose parts are ablated.
+
+    Attributes
+    ----------
+    by, mode : str
+        As of :func:`faithfulness`.
+    ablation : Ablation
+        The network.
+    everything : Ranking
+        All parts that there are.
+    inputs : list of tuple of Tensor
+        Batches.
+    scorer : Scorer
+        Of the outputs.
+    """
+
+    by: str
+    mode: str
+    ablation: Ablation
+    everything: Ranking
+    inputs: list[Batch]
+    scorer: Scorer
+
+    def scores(self, chosen: Ranking) -> npt.NDArray[np.float64]:
+        """Scores ``(inputs, 3)`` where the chosen parts are ablated, or kept."""
+        keep = self.mode == "keep"
+        if self.by == "units":
+            units = units_to_ablate(chosen, self.everything, keep)
+            runs = [self.ablation.without_units(xs, units) for xs in self.inputs]
+        else:
+            sizes = [part.n_units for part in self.ablation.partitions]
+            edges = edges_to_ablate(chosen, sizes, keep)
+            runs = [self.ablation.without_edges(xs, edges) for xs in self.inputs]
+        return self.scorer(torch.cat(runs))
+
+    def curve(self, spent: Budgets, order: Ranking, bar: Any) -> npt.NDArray[np.float64]:
+        """Scores ``(steps, inputs, 3)`` along a ranking; equal budgets are run once."""
+        curve: list[npt.NDArray[np.float64]] = []
+        for step, total in enumerate(spent.total):
+            again = step and total == spent.total[step - 1]
+            curve.append(curve[-1] if again else self.scores(spent.first(order, step)))
+            bar.update(1)
+        return np.stack(curve)
+
+
+def _curves(
+    trial: _Trial,
+    spent: Budgets,
+    orders: Mapping[str, Ranking],
+    runs: Mapping[str, int],
+    seed: int,
+    progress: bool,
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Scores ``(runs, steps, inputs, 3)`` by method, of so many runs each."""
+    curves: dict[str, npt.NDArray[np.float64]] = {}
+    bar = tqdm(
+        total=len(spent.fractions) * sum(runs.values()),
+        unit=" runs",
+        desc="faithfulness",
+        disable=None if progress and sys.stderr.isatty() else True,
+    )
+    with bar:
+        for method, count in runs.items():
+            drawn = []
+            for draw in range(count):
+                random = method == RANDOM
+                order = shuffled(trial.everything, seed, draw) if random else orders[method]
+                drawn.append(trial.curve(spent, order, bar))
+            curves[method] = np.stack(drawn)
+    return curves
 
 
 def _check(by: str, mode: str, baseline: str, rivals: Sequence[str]) -> None:
@@ -271,56 +310,6 @@ def _check(by: str, mode: str, baseline: str, rivals: Sequence[str]) -> None:
         raise InputError(
             f"rivals must be a list of {', '.join(RIVALS)}, each once, found {rivals!r}"
         )
-
-
-def _parts(
-    circuit: nx.DiGraph,
-    topology: Topology,
-    partitions: Sequence[Partition],
-    by: str,
-    layers: Sequence[str] | None,
-) -> list[tuple[Key, tuple[int, ...], float]]:
-    """Units or edges of a circuit with their relevance; pseudo-neurons are left out."""
-    asked = None
-    if layers is not None:
-        asked = {topology.layer(name).layer_id for name in checked_layers(layers)}
-
-    def place(node: Any) -> tuple[int, int]:
-        name, unit = node
-        layer = topology.layer(name).layer_id
-        if unit >= partitions[layer].n_units:
-            raise InputError(
-                f"the circuit has the unit {unit} of {name}, which has "
-                f"{partitions[layer].n_units}: pass the store that it was computed from"
-            )
-        return layer, int(unit)
-
-    found: list[tuple[Key, tuple[int, ...], float]] = []
-    if by == "units":
-        for node, held in circuit.nodes(data=True):
-            layer, unit = place(node)
-            info = topology.layers[layer]
-            inner = info.kind not in ENDS and info != topology.output
-            if unit >= 0 and (inner if asked is None else layer in asked):
-                found.append(((layer,), (unit,), float(held["relevance"])))
-    else:
-        for source, reader, held in circuit.edges(data=True):
-            (src, below), (dst, above) = place(source), place(reader)
-            if below < 0 or above < 0 or not (asked is None or dst in asked):
-                continue
-            if src not in topology.sources(dst):
-                raise InputError(
-                    f"the circuit has an edge from {source[0]} to {reader[0]}, which "
-                    "does not read it directly: only direct edges can be ablated"
-                )
-            found.append(((dst, src), (above, below), float(held["relevance"])))
-    if not found:
-        raise InputError(
-            f"the circuit has no {by} to ablate"
-            + (" but inputs and outputs" if by == "units" and asked is None else "")
-            + ": compute it with a larger top, or name its layers"
-        )
-    return found
 
 
 def _orders(
@@ -358,41 +347,3 @@ def _orders(
 
 def _name(topology: Topology, key: Key) -> str:
     return " <- ".join(topology.layers[layer].name for layer in key)
-
-
-@dataclass(frozen=True)
-class _Scorer:
-    """Logit, probability and margin of every held-out input's target; of weights their sum."""
-
-    outputs: Outputs
-    chosen: Group
-
-    def __call__(self, found: Tensor) -> npt.NDArray[np.float64]:
-        """``(N, outputs)`` to ``(N, 3)``; NaN where there are no other outputs to compare with."""
-        at = seeds(self.chosen, 0, len(self.chosen), self.outputs.count)
-        values = found.double().cpu().numpy()
-        scores = np.full((len(values), 3), np.nan)
-        scores[:, 0] = logits_of(found.double(), at).cpu().numpy()
-        for b, target in enumerate(self.chosen.aims):
-            if isinstance(target, str):
-                continue
-            first, last = _alternatives(self.outputs, target)
-            row = values[b, first:last]
-            if last - first > 1:
-                shifted = np.exp(row - row.max())
-                scores[b, 1] = shifted[target - first] / shifted.sum()
-                scores[b, 2] = row[target - first] - np.delete(row, target - first).max()
-        return scores
-
-
-def _alternatives(outputs: Outputs, target: int) -> tuple[int, int]:
-    """Find the outputs that a target competes with, those along the last axis: first, last."""
-    first = 0
-    for _, shape in outputs.parts:
-        size = math.prod(shape)
-        if first <= target < first + size:
-            width = shape[-1] if shape else 1
-            start = first + (target - first) // width * width
-            return start, start + width
-        first += size
-    raise InputError(f"target {target} is no output of the network")

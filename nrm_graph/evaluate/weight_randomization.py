@@ -185,12 +185,9 @@ def randomization(
             "the circuit is conditioned: randomize one without given=, for a condition on the "
             "network's own units means something else in another network"
         )
-    for name, count, least in (
-        ("draws", draws, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-    ):
-        check_count(name, count, least)
+    check_count("draws", draws, 1)
+    check_count("batch_size", batch_size, 1)
+    check_count("seed", seed, 0)
     chosen = trained_on(db, circuit)
     net, partitions = network_for(db, chosen, device), db.partitions
     xs = list(batches(db, net, chosen, batch_size))

@@ -31,6 +31,7 @@ from nrm_graph.rules import check_registered, composites
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import local_path
+from nrm_graph.store.format.place import check_place
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
