@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.unit_names import unit_name
 from nrm_graph.propagation.flags import counted, listed
@@ -121,8 +122,6 @@ def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
 
 def circuit_edges(graph: nx.DiGraph) -> pa.Table:
     """Return the edges of a circuit as a table, the strongest first."""
-    from nrm_graph.graphs.formats import to_arrow
-
     _, edges = to_arrow(graph)
     size = np.abs(edges["relevance"].to_numpy())
     return edges.take(np.argsort(-size, kind="stable")).replace_schema_metadata(None)
