@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.circuits.edges import checked_layers
+from nrm_graph.circuits.checks import checked_layers
 from nrm_graph.errors import InputError
 from nrm_graph.network.topology import ENDS
 
