@@ -28,7 +28,7 @@ from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
 from nrm_graph.measures.create import from_network
-from nrm_graph.propagation import state
+from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import composites
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     network, x = vgg16(), photographs()["cat"][None]
     program = ng.trace(network, x)
-    net = state.network(program, composites.get("epsilon_gamma_box"), torch.float32)
+    net = prepared_network.network(program, composites.get("epsilon_gamma_box"), torch.float32)
     measure = from_network(net, x, "predicted")
     target = measure.target
     upper, lower = (int(abs(measure.marginal(name)).argmax()) for name in (UPPER, LOWER))

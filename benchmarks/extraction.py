@@ -28,7 +28,8 @@ from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng
 from nrm_graph.network import units
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation import prepared_network
+from nrm_graph.propagation.forward import forward
 from nrm_graph.rules import composites
 from nrm_graph.tables import builder
 from nrm_graph.tables.plan import plan
@@ -78,18 +79,18 @@ def main() -> None:
         return time.perf_counter() - start
 
     program = ng.trace(network, x)
-    net = states.network(program, composites.get("epsilon_gamma_box"), torch.float32)
+    net = prepared_network.network(program, composites.get("epsilon_gamma_box"), torch.float32)
     tables = plan(net, units.resolve(net.layout.topology))
 
     def compute() -> None:
         """Tables alone: nothing is traced or written."""
-        state = states.forward(net, x)
+        state = forward(net, x)
         start = torch.zeros_like(state.output)
         start[0, int(state.output.argmax())] = 1.0
         builder.edge_tables(state, start, tables)
 
-    def forward() -> None:
-        states.forward(net, x)
+    def run_forward() -> None:
+        forward(net, x)
 
     extract(1), training_step(), heatmap(), compute()  # warm up
     found: dict[str, list[float]] = {}
@@ -97,7 +98,7 @@ def main() -> None:
         times = {
             "training step": seconds(training_step),
             "zennit heatmap": seconds(heatmap),
-            "forward alone": seconds(forward),
+            "forward alone": seconds(run_forward),
             "forward and tables": seconds(compute),
         }
         # One input's own cost: tracing and making the store happen once, whatever the number.

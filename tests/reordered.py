@@ -18,7 +18,9 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.measures import rounding_errors
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation.forward import forward
+from nrm_graph.propagation.output_weights import initial_relevance
+from nrm_graph.propagation.state import State
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -131,10 +133,10 @@ def _reference(m, other, orders, x) -> Measure:
 
     values = {name: turned(name, value).double() for name, value in m.state.values.items()}
     winners = {name: turned(name, index) for name, index in m.state.winners.items()}
-    decided = states.State(net, values, m.state.positive, winners)
+    decided = State(net, values, m.state.positive, winners)
     inputs = {name: values[name] for name, _ in net.program.inputs}
-    state = states.forward(net, inputs, decided)
-    return replace(own, state=state, start=states.seed(state, own.weights), _cache={})
+    state = forward(net, inputs, decided)
+    return replace(own, state=state, start=initial_relevance(state, own.weights), _cache={})
 
 
 def cancelling(values, amplification, rng):

@@ -17,7 +17,9 @@ from nrm_graph.network import units
 from nrm_graph.network.ir import operations
 from nrm_graph.network.maps import interpolation
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation import prepared_network
+from nrm_graph.propagation.forward import forward
+from nrm_graph.propagation.output_weights import initial_relevance
 from nrm_graph.rules import Epsilon, composites
 from nrm_graph.tables.builder import edge_tables
 from nrm_graph.tables.plan import plan
@@ -101,14 +103,14 @@ def test_a_network_that_answers_otherwise_than_its_program_is_refused():
 def tables(network, x, composite, resolution="neuron"):
     """Edges of every sample, in one batch and alone."""
     program = trace(network, x[:1])
-    net = states.network(program, composites.get(composite), torch.float64)
+    net = prepared_network.network(program, composites.get(composite), torch.float64)
     made = plan(net, units.resolve(net.layout.topology, resolution))
 
     def edges(xs):
-        state = states.forward(net, xs)
+        state = forward(net, xs)
         weights = torch.zeros_like(state.output)
         weights[:, 0] = 1
-        return [found[1] for found in edge_tables(state, states.seed(state, weights), made)]
+        return [found[1] for found in edge_tables(state, initial_relevance(state, weights), made)]
 
     return edges(x), [edges(x[b : b + 1])[0] for b in range(len(x))]
 

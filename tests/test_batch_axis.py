@@ -14,8 +14,8 @@ from nrm_graph.measures import create
 from nrm_graph.network import units
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import relevance_pass
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation import prepared_network, relevance_pass
+from nrm_graph.propagation.forward import forward
 from nrm_graph.rules import Epsilon, Norm, composites
 from nrm_graph.tables import builder
 from nrm_graph.tables.plan import plan
@@ -37,11 +37,11 @@ EXACT = composites.composite(
 def network(name: str, rules: str = "exact"):
     net, x = unusual(name)
     composite = EXACT if rules == "exact" else composites.get(rules)
-    return net, x, states.network(trace(net, x[:1]), composite, torch.float64)
+    return net, x, prepared_network.network(trace(net, x[:1]), composite, torch.float64)
 
 
 def tables(net, x, target=1):
-    state = states.forward(net, x)
+    state = forward(net, x)
     start = torch.zeros_like(state.output)
     start[:, target] = 1
     return state, start
@@ -88,7 +88,7 @@ def test_the_program_gives_the_models_output(name):
     net, x, prepared = network(name)
     for batch in (x, x[:1], x[1:]):
         with torch.no_grad():
-            close(states.forward(prepared, batch).output, net(batch))
+            close(forward(prepared, batch).output, net(batch))
 
 
 @pytest.mark.parametrize("name", UNUSUAL)

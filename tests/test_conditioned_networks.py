@@ -19,7 +19,7 @@ import nrm_graph as ng
 from nrm_graph.events.conjunctions import Literal, expand
 from nrm_graph.measures.create import from_network
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation import prepared_network
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import _lost, relevance_pass, shares_of
 from nrm_graph.propagation.routing import send
@@ -35,7 +35,7 @@ NETWORKS = [*UNUSUAL, *ROUTED]
 def network(name: str, rules: str):
     net, x = unusual(name)
     composite = EXACT if rules == "exact" else composites.get(rules)
-    return net, x, states.network(trace(net, x[:1]), composite, torch.float64)
+    return net, x, prepared_network.network(trace(net, x[:1]), composite, torch.float64)
 
 
 @functools.cache
@@ -349,7 +349,7 @@ def test_single_precision(name):
     """Float32 against float64: to some roundings of what is summed, over R(condition)."""
     _, x, _ = network(name, "epsilon_gamma")
     m = measure(name, "epsilon_gamma")
-    single = states.network(m.network.program, m.network.composite, torch.float32)
+    single = prepared_network.network(m.network.program, m.network.composite, torch.float32)
     low = from_network(single, x[:1].float(), 1, "neuron")
     rng = np.random.default_rng(5)
     # Up to eight layers and sums of some 20 terms: about 64 roundings.

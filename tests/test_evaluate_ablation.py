@@ -16,19 +16,19 @@ from nrm_graph.errors import InputError
 from nrm_graph.evaluate.ablation import Ablation, means, place_of
 from nrm_graph.network import units
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import state
+from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import composites
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
-KNOWN: dict[nn.Module, state.Network] = {}
+KNOWN: dict[nn.Module, prepared_network.Network] = {}
 
 
 def prepared(model, x, resolution="neuron", composite="epsilon", baselines=None):
     if model not in KNOWN:
         program = trace(model, x[:1])
-        KNOWN[model] = state.network(program, composites.get(composite), torch.float64)
+        KNOWN[model] = prepared_network.network(program, composites.get(composite), torch.float64)
     net = KNOWN[model]
     return Ablation(net, units.resolve(net.layout.topology, resolution), baselines)
 
@@ -396,7 +396,7 @@ def test_networks_of_several_inputs():
     torch.manual_seed(6)
     model = TwoInputs().double()
     xs = tuple(torch.randn(1, *shape, dtype=torch.float64) for shape in ((1, 6, 6), (3,)))
-    net = state.network(ng.trace(model, xs), composites.get("epsilon"), torch.float64)
+    net = prepared_network.network(ng.trace(model, xs), composites.get("epsilon"), torch.float64)
     found = Ablation(net, units.resolve(net.layout.topology, "auto"))
     with torch.no_grad():
         expected = model(xs[0] * 0, xs[1])

@@ -19,7 +19,7 @@ from nrm_graph.cli.main import main
 from nrm_graph.measures.create import from_network
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.plots import plot_circuit, plot_flow, plot_heatmap, plot_report, plot_subgraph
-from nrm_graph.propagation import flags, state
+from nrm_graph.propagation import flags, prepared_network
 from nrm_graph.rules import composites
 from nrm_graph.store.write.writer import Writer
 from tests import tiny_stores
@@ -49,7 +49,7 @@ def traced(outputs):
 def measure(*rows, target=0, bias=None, scale="unit"):
     net, program = network(*rows, bias=bias or [0.0] * len(rows)), traced(len(rows))
     weights = {name: net.state_dict()[name] for name in program.weights}
-    net = state.network(replace(program, weights=weights), composites.get("epsilon"))
+    net = prepared_network.network(replace(program, weights=weights), composites.get("epsilon"))
     return from_network(net, X, target, scale=scale)
 
 

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
+from nrm_graph.extraction import batches
 from nrm_graph.extraction.samples import items
 from nrm_graph.network.ir import input_spec
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import state
+from nrm_graph.propagation import prepared_network
+from nrm_graph.propagation.forward import forward
 from nrm_graph.rules.composites import get
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.schema import content_hash, content_of
@@ -109,9 +111,9 @@ def test_a_program_says_which_inputs_it_takes():
     ):
         with pytest.raises(ng.InputError, match=message):
             ng.measure(program(), x, target=1)
-    net = state.network(program(), get("epsilon"))
+    net = prepared_network.network(program(), get("epsilon"))
     with pytest.raises(ng.InputError, match="as many samples in every input"):
-        state.forward(net, (torch.zeros(2, 3), torch.zeros(1, 2)))
+        forward(net, (torch.zeros(2, 3), torch.zeros(1, 2)))
 
 
 def test_a_store_gives_all_inputs_back(store):
@@ -152,7 +154,7 @@ def test_without_tensors_the_inputs_must_be_given(tmp_path):
 
 
 def test_the_same_inputs_are_not_computed_twice(store, monkeypatch):
-    monkeypatch.setattr(state, "forward", None)
+    monkeypatch.setattr(batches, "forward", None)
     rows = [{"input": pair(i), "key": f"k{i}"} for i in range(3)]
     with ng.extract(network(), rows, store, target=1, composite="epsilon", progress=False) as db:
         assert len(db) == 3

@@ -9,7 +9,8 @@ from nrm_graph.network import units
 from nrm_graph.network.ir.interpreter import run
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation.forward import forward
+from nrm_graph.propagation.prepared_network import Network
 from nrm_graph.rules import composites
 
 SIZES = {
@@ -42,13 +43,13 @@ def test_forward(name):
     program = trace(net, x[:1])
     found = layout(program)
     nothing = (None,) * len(found.topology.layers)
-    network = states.Network(program, found, composites.epsilon(), nothing)
+    network = Network(program, found, composites.epsilon(), nothing)
     for batch in (x, x[1:]):
         with torch.no_grad():
             expected = net(batch)
         tolerance = 2e-5 * float(expected.abs().max())
         torch.testing.assert_close(run(program, batch), expected, rtol=0, atol=tolerance)
-        state = states.forward(network, batch)
+        state = forward(network, batch)
         torch.testing.assert_close(state.output, expected, rtol=0, atol=tolerance)
     for layer in found.topology.layers[1:]:
         assert found.topology.sources(layer.layer_id), layer

@@ -12,7 +12,7 @@ from reordered import case, tally
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation.kernels import awake
 
 cases = functools.cache(case)
 
@@ -48,7 +48,7 @@ def test_both_precisions_decide_alike_and_differ_by_rounding(name):
     for node, winners in single.winners.items():
         assert torch.equal(winners, double.winners[node])
     for name_ in m.network.layout.weighings:
-        a, b = (states.awake(state, name_) for state in (double, single))
+        a, b = (awake(state, name_) for state in (double, single))
         assert (a is None and b is None) or torch.equal(a, b)
     for layer in m.topology.layers:
         exact, rough = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nrm_graph as ng
-from nrm_graph.extraction import extract
+from nrm_graph.extraction import batches
 from nrm_graph.store import stored_measure
 
 
@@ -31,10 +31,8 @@ def test_nothing_is_computed_for_what_is_stored(tmp_path, monkeypatch):
     targets = ["predicted", 2]
     ng.extract(network(), inputs(4), path, target=targets, **OPTIONS)
     calls = []
-    plain = extract.state.forward
-    monkeypatch.setattr(
-        extract.state, "forward", lambda net, x: calls.append(len(x[0])) or plain(net, x)
-    )
+    plain = batches.forward
+    monkeypatch.setattr(batches, "forward", lambda net, x: calls.append(len(x[0])) or plain(net, x))
     db = ng.extract(network(), inputs(4), path, target=targets, **OPTIONS)
     assert calls == []
     before = len(db)

@@ -13,7 +13,8 @@ from nrm_graph.network.ir.interpreter import run
 from nrm_graph.network.ir.program import from_json
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import state
+from nrm_graph.propagation.forward import forward
+from nrm_graph.propagation.prepared_network import Network
 from nrm_graph.rules import composites
 
 TINY = 1e-13
@@ -399,8 +400,8 @@ def test_attention_is_taken_apart(options):
         ng.CompositeError, match=r"no rule for product \(product\); softmax \(.*attn_lrp"
     ):
         ng.measure(program, x[:1], composite="epsilon")
-    network = state.Network(program, layout(program), composites.epsilon(), (None,) * len(kinds))
-    torch.testing.assert_close(state.forward(network, x).output, model(x))
+    network = Network(program, layout(program), composites.epsilon(), (None,) * len(kinds))
+    torch.testing.assert_close(forward(network, x).output, model(x))
 
 
 WEIGHED = {

@@ -18,10 +18,10 @@ import nrm_graph as ng
 from nrm_graph.cli import overview
 from nrm_graph.cli.output import write_graph
 from nrm_graph.evaluate import faithfulness
+from nrm_graph.extraction import batches
 from nrm_graph.network import weighted_targets
 from nrm_graph.network.targets import Outputs, asked_for
 from nrm_graph.plots import plot_circuit, plot_references
-from nrm_graph.propagation import state
 from nrm_graph.store.format.manifest import WEIGHTED_VERSION
 from nrm_graph.store.format.schema import input_id
 from nrm_graph.store.write.compaction import compact
@@ -200,8 +200,8 @@ def test_equal_weights_are_one_target_and_go_on(tmp_path, monkeypatch):
     path = tmp_path / "s.nrm"
     extract(path, X[:2], target=DIFFERENCE).close()
     calls = []
-    plain = state.forward
-    monkeypatch.setattr(state, "forward", lambda net, x: calls.append(1) or plain(net, x))
+    plain = batches.forward
+    monkeypatch.setattr(batches, "forward", lambda net, x: calls.append(1) or plain(net, x))
     for same in ({1: -1.0, 0: np.float64(1)}, [DIFFERENCE, {(0,): 1, (1,): -1}]):
         with extract(path, X[:2], target=same) as db:
             assert len(db) == 2

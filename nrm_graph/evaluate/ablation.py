@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.ir.program import Node
     from nrm_graph.network.units import Partition
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
 
 Change = Callable[[str, Any, Mapping[str, Any]], Any]
 """Takes a value's name, the value and all values before it; gives what is to stand there."""

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from nrm_graph.evaluate.ranking import Key, Ranking
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.units import Partition
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.store.view import View
 
 RIVALS = (RANDOM, "activation", "gradient_x_activation")

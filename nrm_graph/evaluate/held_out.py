@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import networkx as nx
     from torch import Tensor
 
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.store.input_group import Group
     from nrm_graph.store.view import View
 

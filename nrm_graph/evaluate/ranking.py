@@ -18,7 +18,7 @@ import torch
 from nrm_graph.evaluate.ablation import execute, outputs, place_of
 from nrm_graph.evaluate.held_out import logits_of
 from nrm_graph.network.maps.linear import same
-from nrm_graph.propagation.state import forward
+from nrm_graph.propagation.forward import forward
 from nrm_graph.rules.base import Group, Part, Rule, Signs
 from nrm_graph.tables.builder import Tables
 from nrm_graph.tables.plan import plan
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nrm_graph.evaluate.held_out import Batch
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.network.units import Partition
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
 
 Key = tuple[int, ...]
 """A layer id, or those of a pair (dst, src)."""

@@ -20,7 +20,9 @@ from nrm_graph.errors import InputError
 from nrm_graph.evaluate.held_out import batches, logits_of, network_for, seeds, trained_on
 from nrm_graph.evaluate.ranking import by_unit
 from nrm_graph.network.ir.program import Weight
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation import prepared_network
+from nrm_graph.propagation.forward import forward
+from nrm_graph.propagation.output_weights import initial_relevance
 from nrm_graph.propagation.relevance_pass import relevance_pass
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.ir.program import Node, Program
     from nrm_graph.network.units import Partition
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.store.input_group import Group
     from nrm_graph.store.view import View
 
@@ -207,7 +209,7 @@ def randomization(
                     if tensor not in drawn:
                         drawn[tensor] = _drawn(net.program.weights[tensor], rng)
             program = replace(net.program, weights={**net.program.weights, **drawn})
-            other = states.network(program, net.composite)
+            other = prepared_network.network(program, net.composite)
             after = _relevance(other, partitions, own, chosen, xs, weight)
             for k, (layer, units) in enumerate(own.items()):
                 strongest = np.argsort(-np.abs(after[layer]), kind="stable")[: len(units)]
@@ -252,7 +254,7 @@ def _relevance(
     total: dict[int, Any] = dict.fromkeys(layers, 0.0)
     start = 0
     for xs in batches:
-        state = states.forward(net, xs)
+        state = forward(net, xs)
         n = len(state.output)
         at = seeds(chosen, start, start + n, state.output.shape[1]).to(state.output.device)
         scale = logits_of(state.output, at).double() if weight == "logit" else 1.0
@@ -268,7 +270,7 @@ def _relevance(
             wanted = at.to(state.output)
             if at.ndim == 1:
                 wanted = torch.zeros_like(state.output).scatter(1, at[:, None], 1.0)
-            relevance_pass(state, states.seed(state, wanted), visit=visit)
+            relevance_pass(state, initial_relevance(state, wanted), visit=visit)
     # A layer that no walk reaches has no relevance.
     return {
         layer: np.zeros(partitions[layer].n_units) + sums / len(chosen)

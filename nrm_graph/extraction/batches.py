@@ -17,13 +17,14 @@ from nrm_graph.extraction.input_targets import entries_of, labelled
 from nrm_graph.extraction.item_numbers import Numbering
 from nrm_graph.extraction.known_inputs import KnownInputs, Relabelled
 from nrm_graph.extraction.loaders import Ended, refusal
-from nrm_graph.measures.create import checked_tokens, output_weights
+from nrm_graph.measures.create import checked_tokens
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.propagation import state as states
 from nrm_graph.propagation.flags import flags_of
+from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_scale import added_up
+from nrm_graph.propagation.output_weights import initial_relevance, output_weights
 from nrm_graph.store.format.schema import Record
 from nrm_graph.tables.arrow import absorbed
 from nrm_graph.tables.builder import tables_and_variation
@@ -200,7 +201,7 @@ class Run:
         stacked = (np.stack(arrays) for arrays in zip(*(s.arrays for s in batch), strict=True))
         xs = tuple(torch.from_numpy(x).to(device, non_blocking=True) for x in stacked)
         try:
-            state = states.forward(self.plan.network, xs)
+            state = forward(self.plan.network, xs)
         except NrmError as error:
             error.add_note(f"in a batch with the inputs {', '.join(s.key for s in batch)}")
             raise
@@ -246,7 +247,9 @@ class Run:
                     f"input {sample.key!r}: the weighted sum of the target outputs is zero: "
                     "shares are undefined"
                 )
-        tables, variation = tables_and_variation(state, states.seed(state, weights), self.plan)
+        tables, variation = tables_and_variation(
+            state, initial_relevance(state, weights), self.plan
+        )
         added = added_up(state, weights).tolist()
         predicted = state.output.argmax(1).tolist()
         for i, (sample, aim, (nodes, edges)) in enumerate(zip(batch, aims, tables, strict=True)):

@@ -26,7 +26,7 @@ from nrm_graph.network import units
 from nrm_graph.network.ir.input_spec import form, in_order, precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.torch_modules import plain
-from nrm_graph.propagation import state
+from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import check_registered, composites
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.input_spec import Form
     from nrm_graph.network.ir.program import Program
     from nrm_graph.network.tracing.output_choice import Choice
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.rules.composites import Composite
     from nrm_graph.tables.plan import Plan
     from nrm_graph.tables.pruning import Limit
@@ -192,7 +192,7 @@ def extract(
     targets = outputs.targets(asked)
     known = sample_of(first.fields, first.name) if on_error == "stop" else None
     check_range(targets, outputs, known, classes)
-    net = state.network(program, rules, kind, where)
+    net = prepared_network.network(program, rules, kind, where)
     check_registered(net.rules)
     if not (folder / "store.json").exists():  # else it was said when the store was made
         with contextlib.suppress(InputError):  # of an input that may be skipped

@@ -11,19 +11,19 @@ import torch
 
 from nrm_graph.errors import InputError
 from nrm_graph.extraction.input_labels import class_index
-from nrm_graph.measures.create import output_weights
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.weighted_targets import weights_of
-from nrm_graph.propagation import state as states
 from nrm_graph.propagation.flags import flags_of, vanished
+from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_scale import added_up
+from nrm_graph.propagation.output_weights import output_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nrm_graph.extraction.samples import Sample
     from nrm_graph.network.targets import Outputs
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
 
 
 def labelled(choice: Any, sample: Sample, classes: Sequence[str] | None) -> Any:
@@ -59,9 +59,7 @@ def warn_vanished(
     """
     outputs = outputs_of(net.program)
     try:
-        state = states.forward(
-            net, tuple(torch.from_numpy(x)[None].to(device) for x in sample.arrays)
-        )
+        state = forward(net, tuple(torch.from_numpy(x)[None].to(device) for x in sample.arrays))
         values = state.output[0].double().cpu().numpy()
         aims = [outputs.aim(labelled(c, sample, classes), values) for c in targets]
     except InputError:

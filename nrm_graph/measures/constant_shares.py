@@ -9,9 +9,9 @@ import pyarrow as pa
 
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.ir.program import Ref, Weight
+from nrm_graph.propagation.kernels import flow
 from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.routed_constants import plain
-from nrm_graph.propagation.state import flow
 
 if TYPE_CHECKING:
     from torch import Tensor

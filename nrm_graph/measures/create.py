@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from nrm_graph.errors import InputError
@@ -22,7 +19,14 @@ from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.tracing.constant_folding import HALF
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import state as states
+from nrm_graph.propagation import prepared_network
+from nrm_graph.propagation.forward import forward
+from nrm_graph.propagation.output_weights import (
+    Target,
+    initial_relevance,
+    named_outputs,
+    output_weights,
+)
 from nrm_graph.rules import composites
 
 if TYPE_CHECKING:
@@ -31,72 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.network.ir.input_spec import Inputs, Names
-    from nrm_graph.network.targets import Outputs
     from nrm_graph.network.tracing.output_choice import Choice
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.rules.composites import Composite
-
-
-Target = str | int | tuple[Any, ...] | Mapping[Any, float]
-"""What of the output to explain."""
-
-
-def output_weights(target: Any, output: Tensor, outputs: Outputs) -> Tensor:
-    """Signed weights over outputs, ``(N, outputs)``, of one target for all samples.
-
-    Parameters
-    ----------
-    target : "predicted", int, tuple, or mapping of int or tuple to float
-        The arg-max output, an output's index or place, or signed weights such as
-        ``{3: 1, 5: -1}``.
-    output : Tensor, (N, outputs)
-        The network's output.
-    outputs : Outputs
-        Its shape.
-    """
-    weights = torch.zeros_like(output)
-    if isinstance(target, str) and target == "predicted":
-        return weights.scatter(1, output.argmax(1, keepdim=True), 1.0)
-    for index, weight in weighed(target):
-        if abs(weight) > torch.finfo(output.dtype).max:
-            raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
-        for row, flat in enumerate(places(index, output, outputs)):
-            weights[row, flat] += weight
-    return weights
-
-
-def weighed(target: Any) -> list[tuple[Any, float]]:
-    """Return the outputs that a target names, with their weights; their places are not looked at.
-
-    Raises
-    ------
-    InputError
-        If it is no target of any network.
-    """
-    if isinstance(target, str) and target == "predicted":
-        return [(target, 1.0)]
-    if isinstance(target, Mapping) and not target:
-        raise InputError("target is an empty mapping: expected weights of outputs, such as {3: 1}")
-    pairs = target.items() if isinstance(target, Mapping) else [(target, 1.0)]
-    weights = []
-    for index, weight in pairs:
-        if isinstance(index, bool) or not isinstance(index, int | np.integer | tuple):
-            raise InputError(
-                f"target must be 'predicted', a class index, a place such as (position, class), or "
-                f"a mapping of these to weights, found {target!r}"
-            )
-        size: Any = abs(weight) if isinstance(weight, Real) else math.nan
-        if not size <= sys.float_info.max:
-            raise InputError(f"the weight of target {index} must be finite, found {weight!r}")
-        weights.append((index, float(weight)))
-    return weights
-
-
-def places(target: Any, output: Tensor, outputs: Outputs) -> list[int]:
-    """Flat index of a target for every sample of a batch."""
-    if isinstance(target, str) or (isinstance(target, tuple) and "predicted" in target):
-        return [outputs.index(target, values) for values in output.double().cpu().numpy()]
-    return [outputs.index(target)] * len(output)
 
 
 @translated("measuring")
@@ -165,7 +106,7 @@ def measure(
     1.0
     """
     check_options(dtype, scale, memory)
-    weighed(target)
+    named_outputs(target)
     if tokens is not None:
         _check_text(tokens)
     rules = composites.get(composite)
@@ -185,7 +126,7 @@ def measure(
     if dtype is None and any(t.is_floating_point() for t in xs):
         # The caller's own, whatever the program was stored in.
         kind = torch.float64 if any(t.dtype == torch.float64 for t in xs) else torch.float32
-    net = states.network(program, rules, kind, place)
+    net = prepared_network.network(program, rules, kind, place)
     one = tuple(t.detach().to(place).contiguous() for t in form(program).samples(xs, kind))
     return from_network(net, one, target, resolution, scale, memory, checked_tokens(net, tokens))
 
@@ -303,9 +244,9 @@ def from_network(
 ) -> Measure:
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
-    state = states.forward(net, x)
+    state = forward(net, x)
     weights = output_weights(target, state.output.cpu().double(), outputs_of(net.program))
-    start = states.seed(state, weights.to(state.output))
+    start = initial_relevance(state, weights.to(state.output))
     logit = float((weights.to(state.output) * state.output).sum())
     if not math.isfinite(logit):
         raise InputError(f"the weighted sum of the target outputs is {logit}: smaller weights do")

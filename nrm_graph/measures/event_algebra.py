@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.flags import Flag
-    from nrm_graph.propagation.state import Network, State
+    from nrm_graph.propagation.prepared_network import Network
+    from nrm_graph.propagation.state import State
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,8 +14,8 @@ import torch
 
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense
+from nrm_graph.propagation.kernels import awake, flow
 from nrm_graph.propagation.routing import carry
-from nrm_graph.propagation.state import awake, flow
 from nrm_graph.tables.dense_edges import CHUNK
 from nrm_graph.tables.edge_block import Block, merged
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.propagation.adjoint_pass import Reach
-    from nrm_graph.propagation.state import Network, State
+    from nrm_graph.propagation.prepared_network import Network
+    from nrm_graph.propagation.state import State
 
 
 class Arrival(NamedTuple):

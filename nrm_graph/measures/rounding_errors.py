@@ -3,9 +3,10 @@
 Deep in a network relevance itself carries far more than the rounding of the last sum: quotients by
 denominators that nearly vanish amplify what the forward run lost.  No formula of sizes tells by how
 much, so it is measured.  An event is evaluated in float64 and in float32, with the same decisions
-(:func:`nrm_graph.propagation.state.in_precision`); the float64 value is the answer.  To first order
-both errors are the same function of their machine epsilon, so the float64 error is estimated from
-the difference of both, neuron by neuron, times the quotient of the epsilons and a safety factor.
+(:func:`nrm_graph.propagation.forward.in_precision`); the float64 value is the answer.  To first
+order both errors are the same function of their machine epsilon, so the float64 error is estimated
+from the difference of both, neuron by neuron, times the quotient of the epsilons and a safety
+factor.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from nrm_graph.measures.event_passes import nodes
 from nrm_graph.measures.joint import Groups, joint
 from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.propagation.forward import in_precision
+from nrm_graph.propagation.output_weights import initial_relevance
 from nrm_graph.propagation.relevance_pass import lowest_pass, relevance_pass
-from nrm_graph.propagation.state import in_precision, seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -104,7 +106,7 @@ def precisions(own: Run, weights: Tensor) -> Precisions:
     """
     is_double = own.start.dtype == torch.float64
     state = in_precision(own.state, torch.float32 if is_double else torch.float64)
-    other = Run(state, seed(state, weights.to(state.output)))
+    other = Run(state, initial_relevance(state, weights.to(state.output)))
     return Precisions(own, other) if is_double else Precisions(other, own)
 
 

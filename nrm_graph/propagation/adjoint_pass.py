@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.propagation.kernels import flow
 from nrm_graph.propagation.relevance_pass import lowest_pass, only
 from nrm_graph.propagation.routing import carry
-from nrm_graph.propagation.state import flow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.propagation.state import Network, State
+    from nrm_graph.network.ir.program import Node
+    from nrm_graph.propagation.prepared_network import Network
+    from nrm_graph.propagation.state import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,36 +101,41 @@ def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
     places = {i: net.position[net.values[i]] for i in clause}
     barriers = tuple(sorted(places[i] for i, literal in clause.items() if literal.passes))
     values: dict[str, Any] = {}
-    found = Reach(net, values, barriers, lowest_pass(clause))
+    reached = Reach(net, values, barriers, lowest_pass(clause))
     if not clause:
-        return found
+        return reached
     n = layout.batches[net.values[0]].samples(state.values[net.values[0]]).shape[0]
     first, end = min(places.values()), net.position[net.values[until]]
     for name, node in net.order[first : end + 1]:
         layer_id = layout.layer_of.get(name)
         if layer_id is None:
             assert node is not None
-            value = None
-            read_ = [read for read in node.references() if read not in net.passive]
-            if name not in net.passive and any(_some(found.below(name, read)) for read in read_):
-
-                def operand(read: str, name: str = name) -> Any:
-                    return _full(state, read, found.below(name, read))
-
-                native = state.values[name]
-                shape = () if isinstance(native, list | tuple) else tuple(native.shape)
-                weights = net.program.weights
-                value = carry(node, operand, state.winners, weights, shape, n, 0.0)
+            value = _selected(state, node, reached, n)
         elif net.position[name] == first or name not in layout.weighings:
             value = torch.ones_like(state.values[name])
         else:
-            value = _weighed(state, name, found)
+            value = _weighed(state, name, reached)
         literal = clause.get(layer_id) if layer_id is not None else None
         if literal is not None and value is not None:
             own = layout.batches[name].samples(value)
             value = layout.batches[name].native(only(literal, own))
         values[name] = value
-    return found
+    return reached
+
+
+def _selected(state: State, node: Node, known: Reach, n: int) -> Any:
+    """Return h of a selection of what it reads; None if it is 0."""
+    name, net = node.name, state.network
+    reads = [read for read in node.references() if read not in net.passive]
+    if name in net.passive or not any(_some(known.below(name, read)) for read in reads):
+        return None
+
+    def operand(read: str) -> Any:
+        return _full(state, read, known.below(name, read))
+
+    native = state.values[name]
+    shape = () if isinstance(native, list | tuple) else tuple(native.shape)
+    return carry(node, operand, state.winners, net.program.weights, shape, n, 0.0)
 
 
 def _some(h: Any) -> bool:
@@ -152,7 +159,7 @@ def _filled(like: Tensor, h: float, constant: Tensor | None) -> Tensor:
     return full if constant is None else full.masked_fill(constant != 0, 0.0)
 
 
-def _weighed(state: State, name: str, found: Reach) -> Tensor | None:
+def _weighed(state: State, name: str, known: Reach) -> Tensor | None:
     """Return h of a layer that weighs its inputs; None if it is 0."""
     kernel, op = flow(state, name), state.network.layout.weighings[name]
     total: Tensor | None = None
@@ -160,7 +167,7 @@ def _weighed(state: State, name: str, found: Reach) -> Tensor | None:
         inner: Tensor | None = None
         for term in share.terms:
             operand = op.operands[term.operand]
-            h = found.below(name, operand)
+            h = known.below(name, operand)
             if not _some(h):
                 continue
             if isinstance(h, float) and operand in state.constant:
@@ -170,7 +177,7 @@ def _weighed(state: State, name: str, found: Reach) -> Tensor | None:
         if inner is not None:
             inner = share.weigh(inner)
             total = inner if total is None else total + inner
-    if found.absorbs(state.network.layout.layer_of[name]):
+    if known.absorbs(state.network.layout.layer_of[name]):
         for _, lost in kernel.absorbed():
             total = lost if total is None else total + lost
     return None if total is None else total.expand_as(state.values[name])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.propagation.kernels import bounded, resolved
 from nrm_graph.propagation.relevance_pass import relevance_pass
-from nrm_graph.propagation.state import bounded, resolved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

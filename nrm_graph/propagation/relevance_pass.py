@@ -19,8 +19,8 @@ import torch
 
 from nrm_graph.network.ir.interpreter import own_precision
 from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.propagation.kernels import flow
 from nrm_graph.propagation.routing import send
-from nrm_graph.propagation.state import State, flow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause, Literal
+    from nrm_graph.propagation.state import State
 
 
 @dataclass
@@ -40,6 +41,54 @@ class Outcome:
 
     value: Tensor
     magnitude: Tensor
+
+
+@dataclass
+class _Sums:
+    """What a pass has summed so far, per sample, ``(N,)``.
+
+    Attributes
+    ----------
+    magnitude : Tensor
+        As that of the outcome, without what is summed over the ends of walks.
+    ended, spread : Tensor
+        Relevance of the walks that ended since the last literal that passes; the sum of its
+        sizes, where only the ends of walks tell the value.
+    only_ends : bool
+        Whether they do.
+    passed : bool
+        Whether a literal that passes was met.
+    value : Tensor or None
+        Value of the clause, where its last literal passes and was met.
+    """
+
+    magnitude: Tensor
+    ended: Tensor
+    spread: Tensor
+    only_ends: bool
+    passed: bool = False
+    value: Tensor | None = None
+
+    def select(self, literal: Literal, relevance: Tensor, last: bool) -> Tensor:
+        """Keep what a literal lets through of the relevance ``(N, *shape)`` of its layer."""
+        mask = torch.as_tensor(literal.mask, device=relevance.device)
+        chosen = relevance * mask
+        size = _total(chosen.abs())
+        anew = literal.passes and not self.passed
+        self.magnitude = size if anew else torch.maximum(self.magnitude, size)
+        if not literal.passes:
+            return relevance * ~mask
+        self.passed = True
+        if last:  # all that remains is summed here: below, rounding is not the event's own
+            self.value = _total(chosen)
+        self.ended = self.spread = torch.zeros_like(self.ended)
+        return chosen
+
+    def end(self, relevance: Tensor) -> None:
+        """Add relevance of walks that end, ``(N, *shape)``."""
+        self.ended = self.ended + _total(relevance)
+        if self.only_ends:
+            self.spread = self.spread + _total(relevance.abs())
 
 
 @own_precision
@@ -92,11 +141,9 @@ def relevance_pass(
     clause = {i: literal for i, literal in (clause or {}).items() if i <= at}
     lowest = min(clause, default=-1)
     last = lowest_pass(clause)
-    ended = spread = start.new_zeros(n)
     # Where the last literal avoids, the value is summed over the ends of walks.
     only_ends = bool(clause) and last != lowest
-    magnitude, value = _total(start.abs()), None
-    first = True
+    sums = _Sums(_total(start.abs()), start.new_zeros(n), start.new_zeros(n), only_ends)
     useful = None if until is None else net.readers(until)
     for name, node in reversed(net.order[: net.position[top] + 1]):
         relevance = pending.pop(name, None)
@@ -106,24 +153,13 @@ def relevance_pass(
         if literal is not None:
             if relevance is None:
                 relevance = torch.zeros_like(state.values[name])
-            relevance = layout.batches[name].samples(relevance)
-            mask = torch.as_tensor(literal.mask, device=relevance.device)
-            chosen = relevance * mask
-            size = _total(chosen.abs())
-            magnitude = size if first and literal.passes else torch.maximum(magnitude, size)
-            first = first and not literal.passes
-            if literal.passes and layer_id == lowest:
-                # All that remains is summed here: below, rounding is not the event's own.
-                value = _total(chosen)
-                if not (visit or absorb or stop or weigh):
-                    return Outcome(value, magnitude)
+            batch = layout.batches[name]
+            chosen = sums.select(literal, batch.samples(relevance), last=layer_id == lowest)
+            if sums.value is not None and not (visit or absorb or stop or weigh):
+                return Outcome(sums.value, sums.magnitude)
             if literal.passes:
                 pending.clear()
-                ended = spread = torch.zeros_like(ended)
-                relevance = chosen
-            else:
-                relevance = relevance * ~mask
-            relevance = layout.batches[name].native(relevance)
+            relevance = batch.native(chosen)
         if empty or (useful is not None and name not in useful):
             continue
         if layer_id is None:
@@ -138,19 +174,18 @@ def relevance_pass(
             break
         # At inputs, walks end.
         if (stop is not None and stop(layer_id, own)) or name not in layout.weighings:
-            ended = ended + _total(own)
-            spread = spread + _total(own.abs()) if only_ends else spread
+            sums.end(own)
             continue
         shares = shares_of(state, name, relevance) if weigh is None else weigh(name, relevance)
         for operand, share in shares:
             pending[operand] = pending[operand] + share if operand in pending else share
         if weigh is None and until is None:
             for kind, part in _lost(state, name, relevance):
-                ended = ended + _total(part)
-                spread = spread + _total(part.abs()) if only_ends else spread
+                sums.end(part)
                 if absorb is not None and (last < 0 or layer_id <= last):
                     absorb(layer_id, kind, part)
-    return Outcome(ended if value is None else value, torch.maximum(magnitude, spread))
+    value = sums.ended if sums.value is None else sums.value
+    return Outcome(value, torch.maximum(sums.magnitude, sums.spread))
 
 
 def lowest_pass(clause: Clause) -> int:

@@ -17,7 +17,7 @@ from nrm_graph.network.ir.interpreter import settle_threads
 from nrm_graph.network.ir.program import Program, from_json
 from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
-from nrm_graph.propagation import state
+from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import composites
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import read_limited
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.input_spec import Inputs
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.store.view import View
 
 # Two float32 forward runs of one network differ by the order of their sums: by about 1e-6 of the
@@ -88,7 +88,9 @@ def _network(db: View, kind: torch.dtype | None, device: torch.device, taken: Fo
     if program.outputs or "outputs" in db.meta:
         _listed(db, "outputs", outputs_of(program).parts == stored_outputs(db.meta).parts)
     kind = precision(program) if kind is None else kind
-    net = state.network(program, composites.from_json(db.meta["composite"]), kind, device)
+    net = prepared_network.network(
+        program, composites.from_json(db.meta["composite"]), kind, device
+    )
     found = net.layout.topology.to_json()
     listed = [{name: row[name] for name in found["layers"][0]} for row in db.meta["layers"]]
     _listed(db, "layers", found["layers"] == listed and found["groups"] == db.meta["groups"])

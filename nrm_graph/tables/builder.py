@@ -19,8 +19,8 @@ from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.maps.linear import Jacobian
 from nrm_graph.network.topology import BIAS, PRUNED, REMAINDER, STABILIZER
 from nrm_graph.propagation import relevance_pass
-from nrm_graph.propagation import state as states
 from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.propagation.kernels import awake, flow
 from nrm_graph.tables.aggregated_edges import down_blocks, probe_blocks, set_blocks, up_blocks
 from nrm_graph.tables.arrow import edge_rows, node_columns, node_rows
 from nrm_graph.tables.dense_edges import (
@@ -156,7 +156,7 @@ class Tables:
         """Take the step through one operation: its edges, and the relevance of its operands."""
         net, state = self.plan.network, self.state
         layer_id, op = net.layout.layer_of[name], net.layout.weighings[name]
-        kernel = states.flow(state, name)
+        kernel = flow(state, name)
         weighed = [share.weigh(relevance) for share in kernel.shares]
         made: list[list[Block]] = [[] for _ in range(self.n)]
         for k, operand in enumerate(op.operands):
@@ -325,10 +325,10 @@ class Tables:
 
     def _awake(self, b: int, layer_id: int) -> Any:
         """Units that may hold relevance, of a layer of single neurons."""
-        awake = states.awake(self.state, self.plan.network.values[layer_id])
-        if awake is None:
+        neurons = awake(self.state, self.plan.network.values[layer_id])
+        if neurons is None:
             return True
-        own = awake[b : b + 1].to(self.start.dtype)
+        own = neurons[b : b + 1].to(self.start.dtype)
         return unit_sums(self.plan, layer_id, own)[0].cpu().numpy() > 0
 
     def _pruned(self, b: int, block: Block) -> Block:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.maps.linear import Map, Weighing
     from nrm_graph.network.units import Partition
-    from nrm_graph.propagation.state import Network, State
+    from nrm_graph.propagation.prepared_network import Network
+    from nrm_graph.propagation.state import State
     from nrm_graph.tables.pruning import Limit
 
     Labels = npt.NDArray[np.signedinteger[Any]]

@@ -9,7 +9,7 @@ import torch
 
 from nrm_graph.network.ir.interpreter import resolve
 from nrm_graph.network.ir.operations import MAX_POOL
-from nrm_graph.propagation import state
+from nrm_graph.propagation.forward import max_pool
 from nrm_graph.propagation.routing import carry
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.network.units import Partition
-    from nrm_graph.propagation.state import Network
+    from nrm_graph.propagation.prepared_network import Network
 
 
 def offsets(partitions: Sequence[Partition]) -> Any:
@@ -66,8 +66,8 @@ def unit_labels(
             labels[node.name] = torch.full(native[node.name], -1.0, dtype=torch.float64)
         elif node.op in MAX_POOL and winners is None:
             source, args = labels[references[0]], resolve(node.args[1:], {}, {}, 1)
-            high = state.max_pool(node.op, [source, *args])[0]
-            if not torch.equal(high, -state.max_pool(node.op, [-source, *args])[0]):
+            high = max_pool(node.op, [source, *args])[0]
+            if not torch.equal(high, -max_pool(node.op, [-source, *args])[0]):
                 return None
             labels[node.name] = high
         else:

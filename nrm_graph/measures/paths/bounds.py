@@ -14,9 +14,10 @@ import torch
 from nrm_graph.measures.paths import sliced_convolution
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.ir.operations import MAX_POOL, SAME
+from nrm_graph.propagation.kernels import flow
 from nrm_graph.propagation.relevance_pass import only
 from nrm_graph.propagation.routing import carry
-from nrm_graph.propagation.state import flow, repeated
+from nrm_graph.propagation.state import repeated
 
 if TYPE_CHECKING:
     from torch import Tensor

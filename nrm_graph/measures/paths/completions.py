@@ -17,8 +17,8 @@ from tqdm import tqdm
 from nrm_graph.errors import InputError
 from nrm_graph.measures.kernel_edges import neuron_blocks, offsets
 from nrm_graph.measures.paths import max_plus
+from nrm_graph.propagation.kernels import awake, flow
 from nrm_graph.propagation.relevance_pass import lowest_pass
-from nrm_graph.propagation.state import awake, flow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

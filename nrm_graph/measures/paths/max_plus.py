@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from nrm_graph.measures.kernel_edges import origins
 from nrm_graph.measures.paths.sliced_convolution import sliceable
 from nrm_graph.network.maps.linear import Dense
-from nrm_graph.propagation.state import flow
+from nrm_graph.propagation.kernels import flow
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -31,8 +31,9 @@ from nrm_graph.measures.paths.sliced_convolution import sliceable
 from nrm_graph.measures.results import Path, Paths
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.adjoint_pass import reach
+from nrm_graph.propagation.kernels import flow
 from nrm_graph.propagation.relevance_pass import only, relevance_pass, shares_of
-from nrm_graph.propagation.state import flow, repeated
+from nrm_graph.propagation.state import repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
