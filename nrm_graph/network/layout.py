@@ -16,6 +16,8 @@ from nrm_graph.network.maps.of_operation import weighing
 from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nrm_graph.network.ir.batch_axis import BatchAxis
     from nrm_graph.network.ir.program import Node, Program
 
@@ -70,24 +72,17 @@ def layout(program: Program) -> Layout:
         names["output"] = "output"
         home["output"] = {"output": Fraction(1)}
     layer_of = {value: i for i, value in enumerate(values)}
-    reads = {value: [home[operand] for operand in w.operands] for value, w in weighings.items()}
+    sources = {value: _sources(value, op, native, home) for value, op in weighings.items()}
     depth: dict[str, int] = dict.fromkeys(ends, 0)
-    groups = []
     for value in values:
-        if value not in weighings:
-            continue
-        sources: dict[str, int] = defaultdict(int)
-        for index, homes in enumerate(reads[value]):
-            count = weighings[value].dense_edges(
-                index, native[value], native[weighings[value].operands[index]]
-            )
-            for source, share in homes.items():
-                sources[source] += round(count * share)
-        depth[value] = 1 + max((depth[s] for s in sources), default=0)
-        groups += [
-            EdgeGroup(layer_of[value], layer_of[s], n)
-            for s, n in sorted(sources.items(), key=lambda item: layer_of[item[0]])
-        ]
+        if value in weighings:
+            depth[value] = 1 + max((depth[source] for source in sources[value]), default=0)
+    groups = tuple(
+        EdgeGroup(layer_of[value], layer_of[source], count)
+        for value in values
+        if value in weighings
+        for source, count in sorted(sources[value].items(), key=lambda item: layer_of[item[0]])
+    )
     final = next(iter(home["output"] if "output" in home else home[program.output]))
     aliases = alias_names(program, names, layer_of, final)
     layers = tuple(
@@ -102,12 +97,27 @@ def layout(program: Program) -> Layout:
         for value in values
     )
     return Layout(
-        Topology(layers, tuple(groups)),
+        Topology(layers, groups),
         layer_of,
         weighings,
         _activations(program, values),
         batches,
     )
+
+
+def _sources(
+    value: str,
+    op: Weighing,
+    native: Mapping[str, tuple[int, ...]],
+    home: Mapping[str, Mapping[str, Fraction]],
+) -> dict[str, int]:
+    """Layers that an operation reads, and the neuron-level edges to each."""
+    edges: dict[str, int] = defaultdict(int)
+    for index, operand in enumerate(op.operands):
+        count = op.dense_edges(index, native[value], native[operand])
+        for source, share in home[operand].items():
+            edges[source] += round(count * share)
+    return edges
 
 
 def _home(

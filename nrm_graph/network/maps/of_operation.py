@@ -53,7 +53,6 @@ def weighing(
         If the weight of a convolution or dense layer depends on the input.
     """
     kind, args, weights = WEIGH[node.op], node.args, program.weights
-    kwargs = dict(node.kwargs)
 
     def tensor(i: int) -> Tensor | None:
         found = args[i] if len(args) > i else None
@@ -79,81 +78,105 @@ def weighing(
     if kind in ("layer_norm", "group_norm", "instance_norm"):
         return _norm(node, kind, tensor, shapes[args[0].name])
     if kind == "interpolation":
-        x = args[0].name
-        *rest, scales = args[2:]
-        n = len(shapes[x]) - 2
-        found, coefficients = taps(function(node.op), shapes[x][-n:], args[1], rest, scales)
-        return Weighing(kind, (x,), (found,), (coefficients,), None)
+        return _interpolation(node, shapes)
     if kind == "convolution":
-        weight, shift = tensor(1), tensor(2)
-        if weight is None:
-            raise refuse("its weight depends on the input, expected a parameter")
-        if len(shapes[args[0].name]) != weight.ndim or node.batch.axis:
-            raise refuse("expected the batch on the first axis")
-        n = weight.ndim - 2
-        transposed = "transpose" in node.op
-        rest = [*args[3:], *[None] * 5]
-        if transposed:
-            stride, padding, out_padding, groups, dilation = rest[:5]
-        else:
-            stride, padding, dilation, groups = rest[:4]
-            out_padding = None
-        skip = (0,) * n
-        if isinstance(padding, str):
-            totals = [
-                d * (k - 1) if padding == "same" else 0
-                for d, k in zip(_tuple(dilation or 1, n), weight.shape[2:], strict=True)
-            ]
-            padding = tuple(total - total // 2 for total in totals)
-            skip = tuple(total % 2 for total in totals)
-        conv = Convolution(
-            _tuple(stride or 1, n),
-            _tuple(padding or 0, n),
-            _tuple(dilation or 1, n),
-            transposed,
-            _tuple(out_padding or 0, n),
-            groups or 1,
-            skip,
-        )
-        shape = (1, -1) + (1,) * n
-        shift = None if shift is None else shift.reshape(shape)
-        return Weighing(kind, (args[0].name,), (conv,), (weight,), shift)
+        return _convolution(node, tensor, shapes, refuse)
     if kind == "dense":
         return _dense(node, tensor, refuse)
-    if kind == "sum":
-        sign = (-1.0 if node.op.startswith("aten.sub") else 1.0) * kwargs.get("alpha", 1)
-        operands, scales = [], []
-        bias: Tensor | Moving | None = None
-        if node.op == "aten.sum.dim_IntList":
-            return _average(node, kwargs, shapes, program.batches()[args[0].name])
-        for i, factor in ((0, 1.0), (1, sign)):
-            if isinstance(args[i], Ref) and args[i].name in passive:
-                bias = Moving((args[i].name,), same, args[i].name, factor=factor)
-            elif isinstance(args[i], Ref):
-                operands.append(args[i].name)
-                scales.append(None if factor == 1.0 else torch.tensor(factor, dtype=torch.float64))
-            elif isinstance(args[i], Weight):
-                bias = weights[args[i].name] * factor
-            else:
-                bias = torch.tensor(float(args[i]) * factor, dtype=torch.float64)
-        return Weighing(kind, tuple(operands), (Scale(),) * len(operands), tuple(scales), bias)
+    if kind == "sum" and node.op != "aten.sum.dim_IntList":
+        return _sum(node, weights, passive)
     if kind == "batch_norm":
-        scale, shift = tensor(1), tensor(2)
-        if scale is None or shift is None:
-            raise refuse("its scale and shift must be constants")
-        shape = (-1,) + (1,) * (len(shapes[node.name]) - 2)
-        return Weighing(
-            kind, (args[0].name,), (Scale(),), (scale.reshape(shape),), shift.reshape(shape)
-        )
-    return _average(node, kwargs, shapes, program.batches()[args[0].name])
+        return _batch_norm(node, tensor, shapes, refuse)
+    return _average(node, shapes, program.batches()[args[0].name])
 
 
-def _average(
+def _interpolation(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Weighing:
+    source = node.args[0].name
+    *rest, scales = node.args[2:]
+    n = len(shapes[source]) - 2
+    gathered, shares = taps(function(node.op), shapes[source][-n:], node.args[1], rest, scales)
+    return Weighing("interpolation", (source,), (gathered,), (shares,), None)
+
+
+def _convolution(
     node: Node,
-    kwargs: Mapping[str, Any],
+    tensor: Callable[[int], Tensor | None],
     shapes: Mapping[str, tuple[int, ...]],
-    batch: BatchAxis,
+    refuse: Callable[[str], TraceError],
 ) -> Weighing:
+    args, weight, shift = node.args, tensor(1), tensor(2)
+    if weight is None:
+        raise refuse("its weight depends on the input, expected a parameter")
+    if len(shapes[args[0].name]) != weight.ndim or node.batch.axis:
+        raise refuse("expected the batch on the first axis")
+    n = weight.ndim - 2
+    transposed = "transpose" in node.op
+    rest = [*args[3:], *[None] * 5]
+    if transposed:
+        stride, padding, out_padding, groups, dilation = rest[:5]
+    else:
+        stride, padding, dilation, groups = rest[:4]
+        out_padding = None
+    skip = (0,) * n
+    if isinstance(padding, str):
+        totals = [
+            d * (k - 1) if padding == "same" else 0
+            for d, k in zip(_tuple(dilation or 1, n), weight.shape[2:], strict=True)
+        ]
+        padding = tuple(total - total // 2 for total in totals)
+        skip = tuple(total % 2 for total in totals)
+    conv = Convolution(
+        _tuple(stride or 1, n),
+        _tuple(padding or 0, n),
+        _tuple(dilation or 1, n),
+        transposed,
+        _tuple(out_padding or 0, n),
+        groups or 1,
+        skip,
+    )
+    shift = None if shift is None else shift.reshape((1, -1) + (1,) * n)
+    return Weighing("convolution", (args[0].name,), (conv,), (weight,), shift)
+
+
+def _sum(node: Node, weights: Mapping[str, Tensor], passive: Collection[str]) -> Weighing:
+    """Sum or difference; what carries no relevance is its bias."""
+    args = node.args
+    sign = (-1.0 if node.op.startswith("aten.sub") else 1.0) * dict(node.kwargs).get("alpha", 1)
+    operands, scales = [], []
+    bias: Tensor | Moving | None = None
+    for i, factor in ((0, 1.0), (1, sign)):
+        if isinstance(args[i], Ref) and args[i].name in passive:
+            bias = Moving((args[i].name,), same, args[i].name, factor=factor)
+        elif isinstance(args[i], Ref):
+            operands.append(args[i].name)
+            scales.append(None if factor == 1.0 else torch.tensor(factor, dtype=torch.float64))
+        elif isinstance(args[i], Weight):
+            bias = weights[args[i].name] * factor
+        else:
+            bias = torch.tensor(float(args[i]) * factor, dtype=torch.float64)
+    return Weighing("sum", tuple(operands), (Scale(),) * len(operands), tuple(scales), bias)
+
+
+def _batch_norm(
+    node: Node,
+    tensor: Callable[[int], Tensor | None],
+    shapes: Mapping[str, tuple[int, ...]],
+    refuse: Callable[[str], TraceError],
+) -> Weighing:
+    scale, shift = tensor(1), tensor(2)
+    if scale is None or shift is None:
+        raise refuse("its scale and shift must be constants")
+    shape = (-1,) + (1,) * (len(shapes[node.name]) - 2)
+    return Weighing(
+        "batch_norm",
+        (node.args[0].name,),
+        (Scale(),),
+        (scale.reshape(shape),),
+        shift.reshape(shape),
+    )
+
+
+def _average(node: Node, shapes: Mapping[str, tuple[int, ...]], batch: BatchAxis) -> Weighing:
     source = node.args[0].name
     shape = shapes[source]
     if node.op in ("aten.mean.dim", "aten.sum.dim_IntList"):
@@ -172,7 +195,7 @@ def _average(
     ones = torch.ones(shape, dtype=torch.float64)
     # The divisor (padding counted or not, clipped windows) is torch's own: average over sum.
     unit = torch.ones((), dtype=torch.float64)
-    share = function(node.op)(ones, *node.args[1:], **kwargs) / window.apply(ones, unit)
+    share = function(node.op)(ones, *node.args[1:], **dict(node.kwargs)) / window.apply(ones, unit)
     share = share.narrow(node.batch.axis, 0, 1)
     return Weighing("average", (source,), (window,), (share,), None)
 
@@ -205,7 +228,11 @@ def _window(node: Node, shape: tuple[int, ...], output: tuple[int, ...]) -> Wind
     )
 
 
-def _dense(node: Node, tensor: Any, refuse: Any) -> Weighing:
+def _dense(
+    node: Node,
+    tensor: Callable[[int], Any],
+    refuse: Callable[[str], TraceError],
+) -> Weighing:
     args = node.args
     if node.op == "aten.linear.default":
         if tensor(1) is None:
