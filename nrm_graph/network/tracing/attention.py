@@ -9,11 +9,12 @@ import torch
 
 from nrm_graph.network.ir.program import Batch, Ref, Weight
 from nrm_graph.network.tracing.constant_folding import LOWEST
-from nrm_graph.network.tracing.convert import Refused
 from nrm_graph.network.tracing.masks import add_mask, as_number, carries, fill, invert, tensor
+from nrm_graph.network.tracing.step import Refused
 
 if TYPE_CHECKING:
-    from nrm_graph.network.tracing.convert import Converter, Step
+    from nrm_graph.network.tracing.converter import Converter
+    from nrm_graph.network.tracing.step import Step
 
 ATTENTION = "aten.scaled_dot_product_attention.default"
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.network.ir.program import Batch, Ref, Weight
-from nrm_graph.network.tracing.convert import Converter, Refused, Step
 from nrm_graph.network.tracing.masks import MASKS, add_mask, carries, hides, number_of, tensor
+from nrm_graph.network.tracing.step import Refused, Step
 from nrm_graph.network.tracing.symbolic_shapes import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from nrm_graph.network.tracing.converter import Converter
 
 _ADD, _SUB, _MUL = "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor"
 

@@ -9,14 +9,15 @@ import torch
 
 from nrm_graph.network.ir.operations import MAX_POOL
 from nrm_graph.network.ir.program import Batch, Ref, Weight
-from nrm_graph.network.tracing.convert import Refused
 from nrm_graph.network.tracing.masks import as_number, carries, fill, tensor
+from nrm_graph.network.tracing.step import Refused
 from nrm_graph.network.tracing.symbolic_shapes import SIZES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nrm_graph.network.tracing.convert import Converter, Step
+    from nrm_graph.network.tracing.converter import Converter
+    from nrm_graph.network.tracing.step import Step
 
 _Size = int | Batch
 

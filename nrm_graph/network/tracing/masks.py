@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.network.ir.program import Ref, Weight
 from nrm_graph.network.tracing.constant_folding import LOWEST
-from nrm_graph.network.tracing.convert import Converter, Refused, Step
+from nrm_graph.network.tracing.step import Refused, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
+
+    from nrm_graph.network.tracing.converter import Converter
 
 _ADD, _MUL = "aten.add.Tensor", "aten.mul.Tensor"
 

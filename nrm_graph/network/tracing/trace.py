@@ -29,11 +29,13 @@ from nrm_graph.network.ir.program import passive
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.attention import ATTENTION, attention
 from nrm_graph.network.tracing.batch_norm import fold_batch_norm, prune
-from nrm_graph.network.tracing.convert import Converter
+from nrm_graph.network.tracing.convert import Conversion
+from nrm_graph.network.tracing.converter import Converter
 from nrm_graph.network.tracing.decompositions import REWRITES
 from nrm_graph.network.tracing.fusion import fuse
 from nrm_graph.network.tracing.indexing import axes
 from nrm_graph.network.tracing.input_batch import LOW, read, tolerance
+from nrm_graph.network.tracing.module_calls import ModuleCalls
 from nrm_graph.network.tracing.output_choice import Choice, Chosen
 from nrm_graph.network.tracing.torch_modules import (
     plain,
@@ -129,8 +131,9 @@ def trace(
         unwrapped(path) for path, module in model.named_modules() if not any(module.children())
     }
     arguments = names or _arguments(model, len(examples))
-    converter = Converter(exported, arguments, "network", _REWRITES)
-    program = prune(fuse(prune(converter.program())))
+    converter = Converter(ModuleCalls("network"))
+    conversion = Conversion(exported, arguments, _REWRITES, converter)
+    program = prune(fuse(prune(conversion.program())))
     _refuse_unknown(program)
     if program.output in passive(program):
         raise TraceError("the network's output does not depend on its input")
@@ -143,7 +146,7 @@ def trace(
     program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, reading.examples)
-    _compare(type(model).__name__, program, reading, converter.half)
+    _compare(type(model).__name__, program, reading, conversion.half)
     layout(program)  # refuses what has no layer, now and not at the first question
     return program
 
