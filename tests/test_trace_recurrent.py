@@ -10,7 +10,7 @@ from traced import kinds, same
 
 import nrm_graph as ng
 from nrm_graph.network.layout import layout
-from nrm_graph.network.tracing import trace
+from nrm_graph.network.tracing import export, trace
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +72,7 @@ def test_relevance_runs_through_time():
 
 
 def test_very_long_sequences_are_refused(monkeypatch):
-    monkeypatch.setattr(trace, "MAX_STEPS", 9)
+    monkeypatch.setattr(export, "MAX_STEPS", 9)
     model = build(last, rnn=nn.GRU(4, 3, 2, batch_first=True), fc=fc(3))
     with pytest.raises(ng.TraceError, match=r"gru would be unrolled into 10 steps, expected at mo"):
         trace.trace(model, rows(5, 4)[0])

@@ -10,19 +10,15 @@ evaluation-mode batch-norm goes into the convolution before it where that is exa
 from __future__ import annotations
 
 import inspect
-import io
-import logging
 import threading
-import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nrm_graph.errors import InputError, TraceError, first_line
+from nrm_graph.errors import InputError, TraceError
 from nrm_graph.foreign_errors import translated
 from nrm_graph.network.ir.interpreter import exact, run, settle_batches
 from nrm_graph.network.ir.program import passive
@@ -32,10 +28,12 @@ from nrm_graph.network.tracing.batch_norm import fold_batch_norm, prune
 from nrm_graph.network.tracing.convert import Conversion
 from nrm_graph.network.tracing.converter import Converter
 from nrm_graph.network.tracing.decompositions import REWRITES
+from nrm_graph.network.tracing.export import export
 from nrm_graph.network.tracing.fusion import fuse
 from nrm_graph.network.tracing.indexing import axes
 from nrm_graph.network.tracing.input_batch import LOW, read, tolerance
 from nrm_graph.network.tracing.module_calls import ModuleCalls
+from nrm_graph.network.tracing.module_outputs import module_outputs, passed_through
 from nrm_graph.network.tracing.output_choice import Choice, Chosen
 from nrm_graph.network.tracing.torch_modules import (
     plain,
@@ -46,33 +44,10 @@ from nrm_graph.network.tracing.torch_modules import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from nrm_graph.network.ir.program import Node, Program
+    from nrm_graph.network.ir.program import Program
     from nrm_graph.network.tracing.input_batch import Reading
 
 _REWRITES = axes({**REWRITES, ATTENTION: attention})
-
-_COMPOSITE = (
-    "einsum.default",
-    "baddbmm.default",
-    "glu.default",
-    "addcmul.default",
-    "cosine_similarity.default",
-    "rot90.default",
-    "tile.default",
-    "repeat_interleave.self_int",
-    "im2col.default",
-    "lstm.input",
-    "gru.input",
-    "rnn_tanh.input",
-    "rnn_relu.input",
-    "lstm_cell.default",
-    "gru_cell.default",
-    "rnn_tanh_cell.default",
-    "rnn_relu_cell.default",
-)
-"""Operations that torch itself writes out in others, names without ``aten``."""
 
 _HINTS = {
     "aten.log_softmax.int": "explain the scores before it: leave the log-softmax out",
@@ -80,9 +55,6 @@ _HINTS = {
 }
 
 _EXPORT = threading.RLock()  # torch.export serves one thread at a time
-
-MAX_STEPS = 2_000
-"""Steps of recurrent networks that are unrolled."""
 
 
 @translated("tracing", TraceError)
@@ -122,11 +94,11 @@ def trace(
     with _EXPORT, undisturbed(model):
         if not any(x.numel() for x in examples):
             raise InputError("the input has a size of 0: there is nothing to explain")
-        with _passed_through(model) as same:
+        with passed_through(model) as same:
             reading = read(chosen, examples)
         _refuse_empty(reading)
         with unguarded(model):
-            exported = _export(chosen, reading.examples)
+            exported = export(chosen, reading.examples)
     leaves = {
         unwrapped(path) for path, module in model.named_modules() if not any(module.children())
     }
@@ -143,7 +115,7 @@ def trace(
     if output is not None:
         stated = tuple((name, tuple(part.shape[1:])) for name, part in reading.pair)
         program = replace(program, outputs=stated)
-    program = replace(program, aliases=_module_outputs(program.nodes, leaves, same))
+    program = replace(program, aliases=module_outputs(program.nodes, leaves, same))
     program = prune(fold_batch_norm(program))
     program = settle_batches(program, reading.examples)
     _compare(type(model).__name__, program, reading, conversion.half)
@@ -229,140 +201,3 @@ def _refuse_unknown(program: Program) -> None:
         "(nrm_graph.register_operation), replace them by supported ones, or explain a part of the "
         "network that does without"
     )
-
-
-def _export(around: Chosen, examples: Sequence[Tensor]) -> Any:
-    batch = torch.export.Dim("batch", min=1)
-    pairs = tuple(torch.cat([x, x]) for x in examples)
-    known = torch.export.default_decompositions()
-    name = type(around.network).__name__
-    try:
-        with _quiet():
-            exported = torch.export.export(
-                around, pairs, dynamic_shapes=(tuple({0: batch} for _ in pairs),)
-            )
-            _bound_unrolling(exported)
-            return exported.run_decompositions({op: known[op] for op in _taken_apart(known)})
-    except TraceError:
-        raise
-    except Exception as error:
-        raise TraceError(_untraced(name, error)) from error
-
-
-def _untraced(name: str, error: Exception) -> str:
-    """Why torch.export cannot trace a network, in a line."""
-    reason = first_line(error)
-    if type(error).__name__ == "GuardOnDataDependentSymNode":
-        lines = [line.strip() for line in str(error).splitlines()]
-        at = next((i for i, line in enumerate(lines) if line.startswith("File ")), None)
-        code = f" ({lines[at + 1]})" if at is not None and at + 1 < len(lines) else ""
-        return (
-            f"the forward of {name} branches or sizes something by the values of its input{code}: "
-            "a traced network does the same for every input; rewrite that, or explain the part of "
-            "the network that does without"
-        )
-    return (
-        f"torch.export cannot trace {name} with a free batch size: {reason}; what depends on the "
-        "input's values, on a fixed batch size or leaves torch cannot be traced"
-    )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what torch says of an export to itself, and fused attention out of it."""
-    logger, fast = logging.getLogger("torch"), torch.backends.mha.get_fastpath_enabled()
-    level = logger.level
-    torch.backends.mha.set_fastpath_enabled(False)
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # it prints graphs
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _taken_apart(known: Any) -> list[Any]:
-    """Operations that torch writes out in ones that have a rule."""
-    found = []
-    for name in _COMPOSITE:
-        packet, overload = name.split(".")
-        op = getattr(getattr(torch.ops.aten, packet), overload)
-        if op in known:
-            found.append(op)
-    return found
-
-
-def _bound_unrolling(exported: Any) -> None:
-    """Refuse to unroll a recurrent network over very many steps."""
-    for node in exported.graph.nodes:
-        kind = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""
-        if kind not in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            continue
-        size = node.args[0].meta["val"].shape[0 if not node.args[-1] else 1]
-        layers, bidirectional = node.args[-5], node.args[-2]
-        steps = layers * (2 if bidirectional else 1) * (size if isinstance(size, int) else 1)
-        if steps > MAX_STEPS:
-            raise TraceError(
-                f"{kind} would be unrolled into {steps:,} steps, expected at most {MAX_STEPS:,}: "
-                "give shorter sequences"
-            )
-
-
-@contextmanager
-def _passed_through(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
-    """Record the module calls that return their input: dropout and identity leave no node.
-
-    Yields
-    ------
-    list of (call, call before)
-        Of the last run, in order; calls are ``path``, ``path@1``, ...
-    """
-    found: list[tuple[str, str]] = []
-    calls: dict[str, int] = {}
-    made: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept so that its id stays its own
-
-    def clear(*_: Any) -> None:
-        for record in (found, calls, made):
-            record.clear()
-
-    def hook(path: str) -> Any:
-        def record(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-            number = calls[path] = calls.get(path, -1) + 1
-            call = f"{path}@{number}" if number else path
-            if not isinstance(out, Tensor):
-                return
-            if args and out is args[0] and id(out) in made:
-                found.append((call, made[id(out)][1]))
-            made[id(out)] = (out, call)
-
-        return record
-
-    handles = [model.register_forward_pre_hook(clear)]
-    handles += [
-        module.register_forward_hook(hook(path))
-        for path, module in model.named_modules()
-        if path and not any(module.children())
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-        made.clear()
-
-
-def _module_outputs(
-    nodes: Sequence[Node], leaves: set[str], same: Sequence[tuple[str, str]]
-) -> tuple[tuple[str, str], ...]:
-    """Value that each call of a module without children ends with."""
-    last = {
-        node.call.rpartition("/")[2]: node.name
-        for node in nodes
-        if node.module and node.module in leaves
-    }
-    for call, before in same:
-        if call not in last and before in last:
-            last[call] = last[before]
-    return tuple((value, call) for call, value in last.items())
