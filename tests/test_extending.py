@@ -14,7 +14,8 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph.network.ir import operations
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.rules import RULES, Epsilon, Group, Part, Rule, register
+from nrm_graph.rules import Epsilon, Group, Part, Rule, register
+from nrm_graph.rules.registry import RULES
 from nrm_graph.store.format.schema import content_hash
 
 TINY = 1e-12

@@ -27,7 +27,8 @@ from nrm_graph.network.ir.input_spec import form, in_order, precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.propagation import prepared_network
-from nrm_graph.rules import check_registered, composites
+from nrm_graph.rules import composites
+from nrm_graph.rules.registry import check_registered
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import local_path

@@ -6,28 +6,17 @@ import fnmatch
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph import rules
 from nrm_graph.errors import CompositeError, StoreError
 from nrm_graph.network.ir.operations import WEIGH
-from nrm_graph.rules import (
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    Hold,
-    Norm,
-    Pass,
-    Softmax,
-    Uniform,
-    ZBox,
-    ZPlus,
-)
+from nrm_graph.rules import registry
+from nrm_graph.rules.attention import Hold, Pass, Softmax, Uniform
+from nrm_graph.rules.base import Rule
+from nrm_graph.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, Norm, ZBox, ZPlus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from nrm_graph.network.topology import LayerInfo, Topology
-    from nrm_graph.rules.base import Rule
 
 __all__ = [
     "NAMED",
@@ -83,7 +72,7 @@ class Composite:
             If the composite has none.
         """
         if layer.kind == "output":  # a selection of neurons, read one to one
-            return rules.Pass()
+            return Pass()
         for pattern, rule in self.layers:
             if fnmatch.fnmatchcase(layer.name, pattern):
                 return rule
@@ -155,7 +144,7 @@ def from_json(data: Mapping[str, Any]) -> Composite:
     """Read a composite that :meth:`Composite.to_json` wrote."""
     try:
         parts = {
-            part: tuple((str(key), rules.from_json(rule)) for key, rule in data[part])
+            part: tuple((str(key), registry.from_json(rule)) for key, rule in data[part])
             for part in ("kinds", "first", "layers")
         }
         return Composite(str(data["name"]), **parts)
@@ -210,7 +199,7 @@ def composite(
                 f"{', '.join(sorted(known))}, or one that was registered before"
             )
     for key, rule in (*kinds.items(), *(first or {}).items(), *(layers or {}).items()):
-        if not isinstance(rule, rules.Rule):
+        if not isinstance(rule, Rule):
             raise CompositeError(
                 f"composite {name}: the rule for {key!r} must be a rule such as "
                 f"ng.rules.Epsilon(), found {rule!r}"
