@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from crp.attribution import CondAttribution
-from real_vgg16 import photographs, vgg16
+from helpers.real_vgg16 import photographs, vgg16
 from zennit.composites import EpsilonGammaBox
 
 import nrm_graph as ng

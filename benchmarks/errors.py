@@ -3,7 +3,7 @@
 Random sets of neurons whose relevance cancels, amplified from once to a million times, on a deep
 residual network and on one with overlapping pools and saturated regions; the reference is the same
 network with its channels in another order, in float64 and with the same decisions (see
-``tests/reordered.py``).  One line per figure; costs are CPU time of one thread.
+``tests/reference/reordered.py``).  One line per figure; costs are CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from reordered import case, tally
+from reference.reordered import case, tally
 
 import nrm_graph as ng
 from nrm_graph.propagation.relevance_pass import relevance_pass

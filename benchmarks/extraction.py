@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from real_vgg16 import photographs, vgg16
+from helpers.real_vgg16 import photographs, vgg16
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 

@@ -97,7 +97,7 @@ def comparison(
 def compare(photograph: str = "cat") -> list[Row]:
     """Every figure, for one photograph and its predicted class."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from real_vgg16 import photographs, vgg16
+    from helpers.real_vgg16 import photographs, vgg16
 
     x = photographs()[photograph][None]
     program = ng.trace(vgg16(), x)

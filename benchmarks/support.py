@@ -30,9 +30,9 @@ import torchvision.models as tv
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import architectures as small
-import attention_gradients
-import transformer_networks
-from transformer_networks import Last, tiny
+from helpers import transformer_networks
+from helpers.transformer_networks import Last, tiny
+from reference import attention_gradients
 
 import nrm_graph as ng
 
@@ -48,7 +48,7 @@ IMAGE = ((3, 224, 224),)
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a network of real size, and its small relative in ``tests/architectures.py``."""
+    """A network of real size, and its small relative in ``tests/helpers/architectures.py``."""
 
     title: str
     make: Callable[[], nn.Module]

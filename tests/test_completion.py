@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_stores import make, record, write
+from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
 

@@ -1,14 +1,14 @@
 """The generator of benchmark stores: sound, deterministic, sparse, signed, with planted classes."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.processes import ROOT
 
 import nrm_graph as ng
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
 import generate
 
 EDGES = 400_000

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
-import interrupted
 import pytest
-from interrupted import COUNT, Images, extract
-from tiny_stores import checksums, make, record, write
+from helpers import interrupted
+from helpers.interrupted import COUNT, Images, extract
+from helpers.processes import TESTS, environment
+from helpers.tiny_stores import checksums, make, record, write
 
 import nrm_graph as ng
 from nrm_graph.cli import main
@@ -24,11 +24,6 @@ from nrm_graph.store.write.deletion import delete
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 SLOW = pytest.mark.slow
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(Path(ng.__file__).parents[1]),
-    "OMP_NUM_THREADS": "1",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +218,7 @@ def test_a_query_of_the_command(tmp_path, before, capsys):
 SLOWLY = """
 import os, signal, sys, time
 sys.path.insert(0, sys.argv[2])
-from tiny_stores import make, record
+from helpers.tiny_stores import make, record
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.write import shard
 from nrm_graph.store.write.writer import Writer
@@ -257,8 +252,8 @@ with ending_in_order(), Writer(path) as writer:
     [signal.SIGTERM, *(pytest.param(n, marks=SLOW) for n in (signal.SIGHUP, signal.SIGINT))],
 )
 def test_a_second_signal_ends_at_once(tmp_path, second):
-    command = [sys.executable, "-c", SLOWLY, str(tmp_path / "s.nrm"), str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as child:
+    command = [sys.executable, "-c", SLOWLY, str(tmp_path / "s.nrm"), str(TESTS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as child:
         assert child.stdout.readline() == f"{-signal.SIGTERM}\n"
         assert child.stdout.readline() == "committing\n"
         began = time.monotonic()

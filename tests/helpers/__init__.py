@@ -1,0 +1,1 @@
+"""What tests share and is no test: networks, stores by hand, programs of other processes."""

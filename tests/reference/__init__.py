@@ -1,0 +1,1 @@
+"""Answers by other means: enumerated walks and dense matrices."""
