@@ -1,20 +1,26 @@
 """What users get wrong: one clear line, the documented exit code, and a store left as it was.
 
-Each mistake is made in the library and on the command line, where both can make it.
+Each mistake is classes_and_store in the library and on the command line, where both can make it.
 """
 
-import errno
-import shutil
 import struct
-import subprocess
-import sys
-import types
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_stores import checksums
+from helpers.class_images import (
+    CLASSES,
+    MODELS,
+    MODULE,
+    Net,
+    extract,
+    picture,
+    said,
+    transformer,
+    truncated,
+    unchanged,
+)
 from PIL import Image
 from torch import nn
 
@@ -22,133 +28,14 @@ import nrm_graph as ng
 from nrm_graph.cli import inputs as sources
 from nrm_graph.cli import main
 from nrm_graph.events import parser
-from nrm_graph.measures import create
 
-MODULE = "nrm_bad_models"
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.head = nn.Linear(144, 3)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.conv(x)).flatten(1))
-
-
-def broken(path, value):
-    net = Net()
-    with torch.no_grad():
-        net.get_parameter(path).view(-1)[1] = value
-    return net
-
-
-def transformer():
-    from torchvision.models import VisionTransformer
-
-    torch.manual_seed(0)
-    return VisionTransformer(8, 4, 1, 2, 8, 16, num_classes=3)
-
-
-CLASSES = ("cat", "dog", "cow")
-MODELS = {
-    "net": lambda: (Net(), None, CLASSES),
-    "unnamed": Net,
-    "nan": lambda: broken("conv.weight", torch.nan),
-    "inf": lambda: broken("head.bias", torch.inf),
-    "vit": transformer,
-    "other": lambda: (broken("head.bias", 3.0), None, CLASSES),
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _trace_once():
-    """Remember traces: half a second each, and most mistakes have nothing to do with them."""
-    plain, known = create.trace, {}
-
-    def trace(model, example, output=None):
-        shape = tuple(example.shape) if isinstance(example, torch.Tensor) else id(example)
-        key = (
-            type(model),
-            *(p.detach().sum().item() for p in model.parameters()),
-            (shape, getattr(example, "dtype", None), output),
-        )
-        if key not in known:  # NaN is never known
-            known[key] = plain(model, example, output)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(create, "trace", trace)
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _models():
-    module = types.ModuleType(MODULE)
-    for name, make in MODELS.items():
-        setattr(module, name, make)
-    sys.modules[MODULE] = module
-    yield
-    del sys.modules[MODULE]
-
-
-def picture(seed=0, size=(8, 8), mode="RGB"):
-    channels = len(mode) if mode != "L" else 1
-    values = np.random.default_rng(seed).integers(0, 256, (*size, channels), np.uint8)
-    return Image.fromarray(values[:, :, 0] if mode == "L" else values, mode=None)
+pytestmark = pytest.mark.usefixtures("class_models", "remembered_traces")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory, _models):
-    """Images in folders by label, and their store."""
-    folder = tmp_path_factory.mktemp("bad")
-    for i, label in enumerate(CLASSES):
-        (folder / "photos" / label).mkdir(parents=True)
-        picture(i).save(folder / "photos" / label / "a.png")
-    argv = ["extract", f"{MODULE}:net", str(folder / "photos"), "--store", str(folder / "s.nrm")]
-    assert main.main([*argv, "--quiet"]) == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def measure(made):
-    with ng.open(made / "s.nrm") as db:
+def measure(classes_and_store):
+    with ng.open(classes_and_store / "s.nrm") as db:
         return db.measure("cat/a.png")
-
-
-@pytest.fixture
-def place(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "w")
-
-
-def said(capsys, argv, code, message):
-    """Run a command that must fail; its one line."""
-    capsys.readouterr()
-    assert main.main([str(a) for a in argv]) == code
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    lines = [line for line in printed.err.splitlines() if not line.startswith("note: ")]
-    assert len(lines) == 1
-    assert lines[0].startswith("nrm-graph: ")
-    assert len(lines[0]) < 1200
-    assert message in lines[0]
-    return lines[0]
-
-
-def extract(place, *more, model="net", inputs="photos"):
-    path = place / inputs if isinstance(inputs, str) else inputs
-    return ["extract", f"{MODULE}:{model}", path, "--store", place / "s.nrm", "--quiet", *more]
-
-
-def unchanged(place, capsys, argv, code, message):
-    before = checksums(place / "s.nrm")
-    said(capsys, argv, code, message)
-    assert checksums(place / "s.nrm") == before
-
-
-# --- inputs -----------------------------------------------------------------------------------
 
 
 def enormous(path):
@@ -161,11 +48,6 @@ def enormous(path):
     head = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     pixels = chunk(b"IDAT", zlib.compress(bytes(100)))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + pixels + chunk(b"IEND", b""))
-
-
-def truncated(path):
-    picture(9, (64, 64)).save(path)
-    path.write_bytes(path.read_bytes()[:-4000])
 
 
 def corrupt(path):
@@ -386,231 +268,3 @@ def test_a_condition_below_rounding(place, capsys):
     unchanged(place, capsys, [*ask, "--given", "x[0, 0:0]"], 5, "below rounding")
     with pytest.raises(ng.UndefinedConditional), ng.open(place / "s.nrm") as db:
         db.measure("cat/a.png")(ng.Layer("conv")[1], given=ng.Layer("x")[0, 0:0])
-
-
-def test_inputs_that_are_not_there(place, capsys):
-    ask = ["relevance", place / "s.nrm", "conv[1]", "--input"]
-    unchanged(place, capsys, [*ask, "cat/b.png"], 3, "did you mean cat/a.png")
-    unchanged(place, capsys, [*ask, "cat/a.png", "--target", "99"], 3, "has the targets")
-    unchanged(place, capsys, [*ask, "\udcff"], 3, "there is no input")
-
-
-# --- keys and metadata ------------------------------------------------------------------------
-
-
-def test_one_key_with_other_content(place, capsys):
-    picture(77).save(place / "photos" / "cat" / "a.png")
-    message = "'cat/a.png' is in the store with another content"
-    unchanged(place, capsys, extract(place), 6, message)
-    unchanged(place, capsys, extract(place, "--on-error", "skip"), 6, message)
-
-
-def rows(**metadata):
-    torch.manual_seed(3)
-    return [{"input": torch.rand(3, 8, 8), "key": "new", **metadata}]
-
-
-SAME = {"classes": CLASSES, "preprocessing": sources.PIXELS, "progress": False}
-
-
-@pytest.mark.parametrize("name", ["input_id", "Logit", "target", "predicted", " x", "", "a\nb"])
-def test_reserved_metadata(place, name):
-    before = checksums(place / "s.nrm")
-    with pytest.raises(ng.InputError, match="new"):
-        ng.extract(Net(), rows(**{name: 1}), place / "s.nrm", **SAME)
-    assert checksums(place / "s.nrm") == before
-
-
-def test_metadata_that_changes_its_type(place):
-    with ng.extract(Net(), rows(age=3), place / "s.nrm", **SAME):
-        pass
-    before = checksums(place / "s.nrm")
-    other = [{**rows()[0], "input": torch.zeros(3, 8, 8), "key": "other", "age": "old"}]
-    with pytest.raises(ng.InputError, match=r"'other'.*age"):
-        ng.extract(Net(), other, place / "s.nrm", **SAME)
-    assert checksums(place / "s.nrm") == before
-
-
-# --- stores -----------------------------------------------------------------------------------
-
-
-def version(path):
-    file = path / "store.json"
-    file.write_text(file.read_text().replace('"format_version": 1', '"format_version": 7'))
-
-
-def half(path):
-    next((path / "shards").glob("*.edges.parquet")).unlink()
-
-
-def short(path):
-    file = next((path / "shards").glob("*.nodes.parquet"))
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def emptied(path):
-    shutil.rmtree(path)
-    path.mkdir()
-
-
-def a_file(path):
-    shutil.rmtree(path)
-    path.write_text("x")
-
-
-STORES = {
-    "unknown version": (version, "format version 7", 6),
-    "without settings": (lambda p: (p / "store.json").unlink(), "not a store", None),
-    "half copied": (half, "incomplete", 6),
-    "truncated": (short, "truncated", 6),
-    "without weights": (lambda p: (p / "weights.safetensors").unlink(), "incomplete", 6),
-    "empty folder": (emptied, "not a store", None),
-    "a file": (a_file, "no store", 3),
-    "nothing": (shutil.rmtree, "no store", None),
-}
-
-
-@pytest.mark.parametrize("name", STORES)
-def test_stores(place, capsys, name):
-    spoil, message, extracting = STORES[name]
-    path = place / "s.nrm"
-    spoil(path)
-    before = checksums(path)
-    for argv in (
-        ["info", path],
-        ["sql", path, "SELECT 1"],
-        ["relevance", path, "--input", "k", "conv[1]"],
-        ["subgraph", path, "--input", "k", "--output", place / "g.json"],
-    ):
-        said(capsys, argv, 6, message)
-    with pytest.raises(ng.StoreError, match=message):
-        ng.open(path)
-    if extracting is not None:
-        said(capsys, extract(place), extracting, "")
-    assert checksums(path) == before
-
-
-@pytest.mark.parametrize("path", ["s3://bucket/s.nrm", "https://a.b/s.nrm"])
-def test_addresses(place, capsys, path):
-    said(capsys, ["info", path], 6, "URL")
-    argv = extract(place)
-    argv[4] = path
-    said(capsys, argv, 6, "URL")
-
-
-def test_a_store_of_another_program(place, capsys):
-    unchanged(place, capsys, extract(place, model="other"), 6, "another program")
-    unchanged(place, capsys, extract(place, "--composite", "epsilon"), 6, "another composite")
-    unchanged(place, capsys, extract(place, "--top", "3"), 6, ["another coverage", "top"][1])
-
-
-def test_a_folder_with_other_things(place, capsys):
-    argv = extract(place)
-    argv[4] = place
-    before = checksums(place)
-    said(capsys, argv, 6, "is no store")
-    assert checksums(place) == before
-
-
-# --- disks ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
-@pytest.mark.parametrize("at", ["write.shard.HashingFile", "format.settings.create_once"])
-def test_disks_that_refuse(place, capsys, monkeypatch, number, at):
-    def refuse(*args, **kwargs):
-        raise OSError(number, "The disk refuses")
-
-    monkeypatch.setattr(f"nrm_graph.store.{at}", refuse)
-    argv = extract(place)
-    if at.startswith("write.shard"):
-        picture(50).save(place / "photos" / "cat" / "new.png")
-        unchanged(place, capsys, argv, 6, "The disk refuses")
-        with pytest.raises(ng.StoreError, match="The disk refuses"):
-            ng.extract(Net(), rows(), place / "s.nrm", **SAME)
-    else:
-        argv[4] = place / "new.nrm"
-        said(capsys, argv, 6, "The disk refuses")
-        with pytest.raises(ng.StoreError, match="The disk refuses"):
-            ng.extract(Net(), rows(), place / "new.nrm", **SAME)
-
-
-def test_a_full_disk(place, disk, capsys):
-    path = disk("size=256k") / "s.nrm"
-    shutil.copytree(place / "s.nrm", path)
-    for i in range(60):
-        picture(100 + i).save(place / "photos" / "cat" / f"n{i}.png")
-    argv = extract(place)
-    argv[4] = path
-    said(capsys, argv, 6, "No space left on device")
-    with ng.open(path) as db:  # what was committed is whole
-        assert {"cat/a.png", "dog/a.png", "cow/a.png"} <= {
-            key for (key,) in db.sql("SELECT key FROM inputs").fetchall()
-        }
-
-
-def test_a_read_only_disk(place, disk, capsys):
-    where = disk("size=4m")
-    shutil.copytree(place / "s.nrm", where / "s.nrm")
-    subprocess.run(["mount", "-o", "remount,ro", str(where)], check=True)
-    picture(50).save(place / "photos" / "cat" / "new.png")
-    argv = extract(place)
-    argv[4] = where / "s.nrm"
-    said(capsys, argv, 6, "Read-only")
-    argv[4] = where / "new.nrm"
-    said(capsys, argv, 6, "Read-only")
-    assert main.main(["info", str(where / "s.nrm")]) == 0
-    said(capsys, ["info", where / "s.nrm", "--output", where / "t.csv"], 3, "Read-only")
-
-
-# --- interruption, and going on ---------------------------------------------------------------
-
-
-def test_ctrl_c_keeps_what_was_done_and_the_same_command_goes_on(place, capsys, monkeypatch):
-    argv = extract(place, "--batch-size", "1")
-    argv[4] = place / "new.nrm"
-    plain, calls = sources._image, []
-
-    def stop(path, preprocessing):
-        calls.append(path)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return plain(path, preprocessing)
-
-    monkeypatch.setattr(sources, "_image", stop)
-    said(capsys, argv, 130, "interrupted")
-    with ng.open(place / "new.nrm") as db:
-        assert len(db) == 2
-    assert main.main([str(a) for a in argv]) == 0
-    with ng.open(place / "new.nrm") as db:
-        assert len(db) == 3
-
-
-def test_one_bad_image_among_many_is_skipped_recorded_and_taken_back(place, capsys):
-    bad = place / "photos" / "cat" / "b.png"
-    truncated(bad)
-    picture(4).save(place / "photos" / "cat" / "c.png")
-    picture(5, mode="L").save(place / "photos" / "dog" / "grey.png")
-    argv = [str(a) for a in extract(place, "--on-error", "skip")]
-    capsys.readouterr()
-    assert main.main(argv) == 0
-    assert "4 inputs, 2 failed" in capsys.readouterr().out
-    assert main.main(["info", str(place / "s.nrm")]) == 0
-    shown = capsys.readouterr().out
-    assert "failures" in shown
-    assert "failed: cat/b.png: cannot read the image" in shown
-    assert "failed: dog/grey.png: input 'dog/grey.png' has shape" in shown
-    with ng.open(place / "s.nrm") as db:
-        keys = [key for (key,) in db.sql("SELECT key FROM failures ORDER BY key").fetchall()]
-    assert keys == ["cat/b.png", "dog/grey.png"]
-    picture(6).save(bad)
-    assert main.main(argv) == 0
-    with ng.open(place / "s.nrm") as db:
-        assert db.sql("SELECT key FROM failures").fetchall() == [("dog/grey.png",)]
-        assert len(db) == 5
-
-
-def test_nothing_but_bad_images(place, capsys):
-    for file in (place / "photos").rglob("*.png"):
-        file.write_bytes(b"x")
-    unchanged(place, capsys, extract(place, "--on-error", "skip"), 3, "no input could be read")

@@ -32,7 +32,7 @@ by such a sum; 3.1 epsilons of the total variation is the worst found here (batc
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda handle: None)  # test_store_commit.py is about that
+    monkeypatch.setattr("os.fsync", lambda handle: None)  # store/test_commit.py is about that
 
 
 @pytest.fixture(scope="module")

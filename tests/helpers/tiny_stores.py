@@ -1,6 +1,7 @@
 """Stores without a network: settings and records of a few rows, made by hand."""
 
 import hashlib
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -110,3 +111,25 @@ def all_rows(db):
         table: db.sql(f"SELECT * FROM {table} ORDER BY ALL").fetchall()
         for table in ("inputs", "nodes", "edges", "failures")
     }
+
+
+def manifest_of(path):
+    return next((path / "shards").glob("*.json"))
+
+
+GONE = object()
+
+
+def edit(file, **changes):
+    """Change fields of a JSON file: a__0__b is data["a"][0]["b"]; GONE removes one."""
+    data = json.loads(file.read_text())
+    for name, value in changes.items():
+        at = data
+        *way, last = [int(step) if step.isdigit() else step for step in name.split("__")]
+        for step in way:
+            at = at[step]
+        if value is GONE:
+            del at[last]
+        else:
+            at[last] = value
+    file.write_text(json.dumps(data))

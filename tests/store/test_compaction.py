@@ -17,11 +17,6 @@ from nrm_graph.store.write.deletion import delete
 from nrm_graph.store.write.writer import Writer
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-
-
 @pytest.fixture
 def path(tmp_path):
     return make(tmp_path / "s.nrm")

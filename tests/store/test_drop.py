@@ -20,11 +20,6 @@ from nrm_graph.store.write.compaction import compact
 from nrm_graph.store.write.dropping import drop
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda handle: None)
-
-
 @pytest.fixture
 def path(tmp_path):
     found = make(tmp_path / "s.nrm")
