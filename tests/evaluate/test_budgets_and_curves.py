@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate import Curves
 from nrm_graph.evaluate.budgets import budgets, edges_to_ablate, shuffled, units_to_ablate
-from nrm_graph.evaluate.faithfulness import _alternatives
+from nrm_graph.evaluate.scores import _alternatives
 from nrm_graph.network.targets import Outputs
 
 

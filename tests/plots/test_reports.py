@@ -1,4 +1,4 @@
-"""Pictures of reports: masses, what is absorbed, scales; and what every picture takes and leaves."""
+"""Pictures of reports: masses, absorption, scales; and what every picture takes and leaves."""
 
 from __future__ import annotations
 
