@@ -10,7 +10,7 @@ import torch
 from nrm_graph.circuits.checks import check_circuit
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.evaluate.ablation import execute, outputs
-from nrm_graph.measures.create import device_of
+from nrm_graph.network.device import device_of
 from nrm_graph.store.input_group import group
 from nrm_graph.store.stored_measure import LOGIT_TOLERANCE, batch_of, network_of
 

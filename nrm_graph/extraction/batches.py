@@ -17,9 +17,9 @@ from nrm_graph.extraction.input_targets import entries_of, labelled
 from nrm_graph.extraction.item_numbers import Numbering
 from nrm_graph.extraction.known_inputs import KnownInputs, Relabelled
 from nrm_graph.extraction.loaders import Ended, refusal
-from nrm_graph.measures.create import checked_tokens
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import outputs_of
+from nrm_graph.network.token_texts import checked_tokens
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.propagation.flags import flags_of
 from nrm_graph.propagation.forward import forward
@@ -168,7 +168,7 @@ class Run:
         """Sample of an item; None where there is nothing to compute."""
         sample = samples.sample(item, name, self.taken, self._precision)
         if isinstance(sample.metadata.get("tokens"), list | tuple):
-            checked_tokens(self.plan.network, sample.metadata["tokens"])
+            checked_tokens(self.plan.network.layout.topology, sample.metadata["tokens"])
         if not self._known.meet(sample, name, place):
             return None
         return replace(sample, item=self._numbering.item(sample.key, place))

@@ -21,11 +21,12 @@ from nrm_graph.extraction.options import check_engine, check_options
 from nrm_graph.extraction.progress import Progress
 from nrm_graph.extraction.samples import items, length, sample
 from nrm_graph.foreign_errors import translated
-from nrm_graph.measures.create import device_of, traced
 from nrm_graph.network import units
+from nrm_graph.network.device import device_of
 from nrm_graph.network.ir.input_spec import form, in_order, precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.torch_modules import plain
+from nrm_graph.network.tracing.trace_as_given import traced
 from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import composites
 from nrm_graph.rules.registry import check_registered

@@ -1,9 +1,9 @@
-"""Measures of a model and an input: tracing, targets, devices."""
+"""Measures of a model and an input, without a store."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,13 +12,14 @@ from nrm_graph.errors import InputError
 from nrm_graph.foreign_errors import translated
 from nrm_graph.measures.event_passes import MEMORY
 from nrm_graph.measures.measure import Measure
-from nrm_graph.network import unit_names, units
-from nrm_graph.network.ir.input_spec import arranged, candidates, form, in_order, precision
+from nrm_graph.network import units
+from nrm_graph.network.device import device_of
+from nrm_graph.network.ir.input_spec import arranged, form, in_order, precision
 from nrm_graph.network.ir.program import Program
 from nrm_graph.network.targets import outputs_of
-from nrm_graph.network.tracing.constant_folding import HALF
+from nrm_graph.network.token_texts import check_texts, checked_tokens
 from nrm_graph.network.tracing.torch_modules import plain
-from nrm_graph.network.tracing.trace import trace
+from nrm_graph.network.tracing.trace_as_given import traced
 from nrm_graph.propagation import prepared_network
 from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_weights import (
@@ -32,9 +33,7 @@ from nrm_graph.rules import composites
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
-
-    from nrm_graph.network.ir.input_spec import Inputs, Names
+    from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.rules.composites import Composite
@@ -108,7 +107,7 @@ def measure(
     check_options(dtype, scale, memory)
     named_outputs(target)
     if tokens is not None:
-        _check_text(tokens)
+        check_texts(tokens)
     rules = composites.get(composite)
     units.check(resolution)
     place = device_of(device)
@@ -128,71 +127,9 @@ def measure(
         kind = torch.float64 if any(t.dtype == torch.float64 for t in xs) else torch.float32
     net = prepared_network.network(program, rules, kind, place)
     one = tuple(t.detach().to(place).contiguous() for t in form(program).samples(xs, kind))
-    return from_network(net, one, target, resolution, scale, memory, checked_tokens(net, tokens))
-
-
-def checked_tokens(net: Network, tokens: Any) -> tuple[str, ...] | None:
-    """Return the texts of an input's positions.
-
-    Raises
-    ------
-    InputError
-        If they are no texts, or no layer has as many positions.
-    """
-    if tokens is None:
-        return None
-    _check_text(tokens)
-    if not unit_names.fits(net.layout.topology, len(tokens)):
-        raise InputError(
-            f"tokens names {len(tokens)} positions, but no layer has as many: expected one text "
-            "for each position of the input, padding and special tokens included"
-        )
-    return tuple(tokens)
-
-
-def _check_text(tokens: Any) -> None:
-    listed = isinstance(tokens, Iterable) and not isinstance(tokens, str)
-    if not listed or not all(isinstance(token, str) for token in tokens):
-        raise InputError("tokens must be a list of text, one for each position of the input")
-
-
-def traced(
-    model: torch.nn.Module, names: Names, xs: Sequence[Tensor], output: Choice = None
-) -> tuple[Program, tuple[Tensor, ...]]:
-    """Trace a network with one input, and return that as the network takes it.
-
-    Parameters
-    ----------
-    names : tuple of str, or None
-        Keywords of the inputs, or None for the first arguments.
-    xs : sequence of Tensor
-        The inputs.
-    output : str, int, or list of them, optional
-        See :func:`measure`.
-
-    Raises
-    ------
-    TraceError, InputError
-        If the network cannot be traced, or takes whole numbers neither as such nor as floats.
-    """
-    known = next((p for p in model.parameters() if p.is_floating_point()), None)
-    other = next((t for t in xs if t.is_floating_point()), torch.empty(0))
-    like = other if known is None else known
-    errors = []
-    for example in candidates(xs, like):
-        try:
-            given: Any = dict(zip(names, example, strict=True)) if names else example
-            found = trace(model, given if len(given) > 1 or names else example[0], output)
-            # A pass in float32 begins with the caller's numbers, not with half precision's.
-            return found, tuple(
-                x.to(e.device, torch.float32) if e.dtype in HALF else e
-                for x, e in zip(xs, example, strict=True)
-            )
-        except InputError as error:
-            errors.append(error)
-    # A lone input of whole numbers was tried as floats first, which tells nothing of token ids.
-    ids = len(xs) == 1 and xs[0].dtype in (torch.int32, torch.int64)
-    raise errors[-1] if ids else errors[0]
+    return from_network(
+        net, one, target, resolution, scale, memory, checked_tokens(net.layout.topology, tokens)
+    )
 
 
 def check_options(dtype: str | None, scale: str, memory: int) -> None:
@@ -209,28 +146,6 @@ def check_options(dtype: str | None, scale: str, memory: int) -> None:
         raise InputError(f"scale must be 'unit' or 'logit', found {scale!r}")
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise InputError(f"memory must be a positive number of bytes, found {memory!r}")
-
-
-def device_of(device: str | torch.device) -> torch.device:
-    """Return a device that can be used; ``auto`` is the accelerator if there is one.
-
-    Raises
-    ------
-    InputError
-        If there is no such device here.
-    """
-    if isinstance(device, str) and device == "auto":
-        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
-        return found or torch.device("cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"the device {device!r} cannot be used: {first}") from None
-    if place.type == "meta":
-        raise InputError("the device 'meta' holds no data")
-    return place
 
 
 def from_network(

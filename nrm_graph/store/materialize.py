@@ -221,7 +221,7 @@ def _chosen(db: View, where: str | None, inputs: Sequence[str | int] | None) -> 
 
 def _check_first(db: View, identity: int, device: str | torch.device) -> None:
     """Refuse a store without input tensors, or a device, before anything is made."""
-    from nrm_graph.measures.create import device_of
+    from nrm_graph.network.device import device_of
 
     device_of(device)
     try:

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from nrm_graph.errors import InputError, NrmError, StoreError, first_line
-from nrm_graph.measures.create import check_options, device_of, from_network
+from nrm_graph.measures.create import check_options, from_network
 from nrm_graph.measures.event_passes import MEMORY
+from nrm_graph.network.device import device_of
 from nrm_graph.network.ir.input_spec import Form, precision
 from nrm_graph.network.ir.interpreter import settle_threads
 from nrm_graph.network.ir.program import Program, from_json

@@ -9,13 +9,13 @@ import torch
 from helpers.class_images import CLASSES, MODELS, MODULE, picture
 
 from nrm_graph.cli import main
-from nrm_graph.measures import create
+from nrm_graph.network.tracing import trace_as_given
 
 
 @pytest.fixture(scope="module")
 def remembered_traces():
     """Remember traces: half a second each, and most mistakes have nothing to do with them."""
-    plain, known = create.trace, {}
+    plain, known = trace_as_given.trace, {}
 
     def trace(model, example, output=None):
         shape = tuple(example.shape) if isinstance(example, torch.Tensor) else id(example)
@@ -29,7 +29,7 @@ def remembered_traces():
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(create, "trace", trace)
+        patch.setattr(trace_as_given, "trace", trace)
         yield
 
 

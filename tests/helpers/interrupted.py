@@ -64,9 +64,9 @@ def program():
 
 def extract(path, count, batch, data=None):
     import nrm_graph as ng
-    from nrm_graph.measures import create
+    from nrm_graph.network.tracing import trace_as_given
 
-    with mock.patch.object(create, "trace", return_value=program()):
+    with mock.patch.object(trace_as_given, "trace", return_value=program()):
         return ng.extract(
             network(),
             Images(count) if data is None else data,

@@ -319,6 +319,8 @@ def test_numbers_are_the_same_under_autocast_and_in_inference_mode():
     ids=str,
 )
 def test_cheap_mistakes_are_found_before_anything_is_traced(option, monkeypatch):
-    monkeypatch.setattr("nrm_graph.measures.create.trace", lambda *_: pytest.fail("it was traced"))
+    monkeypatch.setattr(
+        "nrm_graph.network.tracing.trace_as_given.trace", lambda *_: pytest.fail("it was traced")
+    )
     with pytest.raises(ng.NrmError):
         ng.measure(ONE_SAMPLE["row"][0], torch.ones(1, 6), **option)

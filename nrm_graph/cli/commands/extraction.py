@@ -211,7 +211,7 @@ def _checked_options(args: argparse.Namespace) -> list[str] | None:
     names = None if args.classes is None else arguments.lines(args.classes)
 
     from nrm_graph.cli import inputs, models
-    from nrm_graph.measures.create import device_of
+    from nrm_graph.network.device import device_of
     from nrm_graph.rules import composites
 
     composites.get(args.composite)

@@ -1,0 +1,44 @@
+"""Texts of an input's positions, as users give them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import InputError
+from nrm_graph.network import unit_names
+
+if TYPE_CHECKING:
+    from nrm_graph.network.topology import Topology
+
+
+def checked_tokens(topology: Topology, tokens: Any) -> tuple[str, ...] | None:
+    """Return the texts of an input's positions.
+
+    Raises
+    ------
+    InputError
+        If they are no texts, or no layer has as many positions.
+    """
+    if tokens is None:
+        return None
+    check_texts(tokens)
+    if not unit_names.fits(topology, len(tokens)):
+        raise InputError(
+            f"tokens names {len(tokens)} positions, but no layer has as many: expected one text "
+            "for each position of the input, padding and special tokens included"
+        )
+    return tuple(tokens)
+
+
+def check_texts(tokens: Any) -> None:
+    """Refuse what is no list of texts.
+
+    Raises
+    ------
+    InputError
+        If it is none.
+    """
+    listed = isinstance(tokens, Iterable) and not isinstance(tokens, str)
+    if not listed or not all(isinstance(token, str) for token in tokens):
+        raise InputError("tokens must be a list of text, one for each position of the input")
