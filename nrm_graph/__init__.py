@@ -16,13 +16,13 @@ from nrm_graph.errors import (
     TraceError,
     UndefinedConditional,
 )
-from nrm_graph.events.sets import Edge, Event, Layer, stay
 
 if TYPE_CHECKING:
     from nrm_graph import circuits, evaluate, plots, rules
     from nrm_graph.database import Database, open
     from nrm_graph.events.serialization import from_json as event_from_json
     from nrm_graph.events.serialization import to_json as event_to_json
+    from nrm_graph.events.sets import Edge, Event, Layer, stay
     from nrm_graph.extraction.extract import extract
     from nrm_graph.measures.create import measure
     from nrm_graph.measures.measure import Measure
@@ -32,13 +32,18 @@ if TYPE_CHECKING:
     from nrm_graph.store.write.compaction import compact
     from nrm_graph.store.write.deletion import delete
 
-# What needs torch is imported at first use: opening a store and SQL do without.
+# What needs numpy or torch is imported at first use: help does without both, opening a store and
+# SQL without torch.
 _LAZY = {
     "compact": ("nrm_graph.store.write.compaction", "compact"),
     "Database": ("nrm_graph.database", "Database"),
     "delete": ("nrm_graph.store.write.deletion", "delete"),
     "event_from_json": ("nrm_graph.events.serialization", "from_json"),
     "event_to_json": ("nrm_graph.events.serialization", "to_json"),
+    "Edge": ("nrm_graph.events.sets", "Edge"),
+    "Event": ("nrm_graph.events.sets", "Event"),
+    "Layer": ("nrm_graph.events.sets", "Layer"),
+    "stay": ("nrm_graph.events.sets", "stay"),
     "extract": ("nrm_graph.extraction.extract", "extract"),
     "open": ("nrm_graph.database", "open"),
     "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
@@ -56,7 +61,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch or matplotlib when it is first asked for."""
+    """Import what needs numpy, torch or matplotlib when it is first asked for."""
     if name in _LAZY:
         module, attribute = _LAZY[name]
         return getattr(importlib.import_module(module), attribute)

@@ -11,8 +11,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nrm_graph.errors import InputError, NrmError
 
 if TYPE_CHECKING:
@@ -128,6 +126,8 @@ def remove_quietly(path: Path) -> None:
 
 def plain(value: Any) -> Any:
     """Return a value that strict JSON can hold: NaN and infinity become null, arrays lists."""
+    import numpy as np  # here: help is shown without it
+
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):

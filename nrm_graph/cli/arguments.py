@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import EventError, InputError
-from nrm_graph.events import parser, serialization
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,6 +199,8 @@ def event(text: str) -> Event:
     InputError
         If the file cannot be read.
     """
+    from nrm_graph.events import parser, serialization
+
     if not text.startswith("@"):
         return parser.parse(text)
     path = Path(text[1:])

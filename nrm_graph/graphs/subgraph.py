@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 
 from nrm_graph.errors import InputError
@@ -14,6 +13,7 @@ from nrm_graph.network.topology import PSEUDO_UNITS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import networkx as nx
     import numpy.typing as npt
     import pyarrow as pa
 
@@ -97,6 +97,8 @@ def subgraph(
         that the graph keeps,
         ``graph["shapes"]`` maps the layers of nodes with a position to their shapes.
     """
+    import networkx as nx
+
     check_top(top)
     strength = np.abs(edges["relevance"].to_numpy())
     chosen = strongest(strength, top)

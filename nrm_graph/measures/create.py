@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +30,7 @@ from nrm_graph.propagation.output_weights import (
 from nrm_graph.rules import composites
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.network.tracing.output_choice import Choice

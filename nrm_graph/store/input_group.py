@@ -11,7 +11,6 @@ import numpy as np
 from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.propagation import flags
-from nrm_graph.store.read.sql_guard import chosen_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,6 +150,8 @@ def group(
     QueryError
         If ``where`` is not one SQL condition over ``inputs``.
     """
+    from nrm_graph.store.read.sql_guard import chosen_inputs
+
     query = "SELECT input_id, key, label, target, logit FROM inputs"
     if where is not None:
         query += f" WHERE input_id IN ({chosen_inputs(where)})"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
@@ -122,6 +121,8 @@ def _compute(
     form = stored_form(db)
     if chosen:
         _check_first(db, chosen[0], device)
+    from tqdm import tqdm
+
     bar = tqdm(
         total=len(chosen),
         unit=" inputs",
@@ -254,7 +255,7 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: Form) -> 
     try:
         given = m.given(event)
     except UndefinedConditional as error:
-        writer.add(record(*_NOTHING, **_undefined(m, event, str(error))))
+        writer.add(record(*_nothing(), **_undefined(m, event, str(error))))
         return
     nodes, edges = form.stored(*given.tables())
     facts = {
@@ -268,10 +269,12 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: Form) -> 
     try:
         writer.add(record(nodes, edges, **facts))
     except InputError as error:  # a number that is not finite in float32
-        writer.add(record(*_NOTHING, **_undefined(m, event, str(error))))
+        writer.add(record(*_nothing(), **_undefined(m, event, str(error))))
 
 
-_NOTHING = NODES.remove(0).empty_table(), EDGES.remove(0).empty_table()
+def _nothing() -> tuple[pa.Table, pa.Table]:
+    """Tables of an input whose conditional is undefined."""
+    return NODES.remove(0).empty_table(), EDGES.remove(0).empty_table()
 
 
 def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:

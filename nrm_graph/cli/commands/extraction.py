@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nrm_graph import _optional
 from nrm_graph.cli import arguments
-from nrm_graph.cli.demo import tour
 from nrm_graph.cli.options import add_command, add_quiet
 from nrm_graph.cli.output import print_notes
 from nrm_graph.errors import InputError
-from nrm_graph.network import units
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.format.place import check_place
-from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     import argparse
@@ -55,6 +51,8 @@ def add_demo(commands: Commands) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Make and tour the demo's store."""
+    from nrm_graph.cli.demo import tour
+
     tour.run(args.store, args.picture)
 
 
@@ -198,7 +196,9 @@ def extract(args: argparse.Namespace) -> None:
 
 def _checked_options(args: argparse.Namespace) -> list[str] | None:
     """Refuse what is wrong whatever the network is, before one is loaded; return the classes."""
-    from nrm_graph.tables import rounding
+    from nrm_graph import _optional
+    from nrm_graph.network import units
+    from nrm_graph.tables import pruning, rounding
 
     check_place(local_path(args.store))
     pruning.check(args.coverage, args.top)

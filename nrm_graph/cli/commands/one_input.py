@@ -25,7 +25,6 @@ from nrm_graph.cli.output import (
     write_json,
     write_table,
 )
-from nrm_graph.events.serialization import to_json
 from nrm_graph.graphs.formats import graph_path
 from nrm_graph.output_files import in_folder
 
@@ -67,6 +66,7 @@ def relevance(args: argparse.Namespace) -> None:
 
     from nrm_graph import database
     from nrm_graph.cli import overview
+    from nrm_graph.events.serialization import to_json
 
     with database.open(args.store) as db:
         m = _measure(db, args)

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
-from nrm_graph.graphs.formats import attribution_json, neo4j
-from nrm_graph.graphs.formats.columns import flat
 from nrm_graph.output_files import in_folder, plain, write_files
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ def write_graph(
     try:
         if suffix == ".json":
             return write_files({path: _node_link(graph).encode()})
-        return write_files(_encoder(suffix)(flat(graph), path))
+        return write_files(_encoded(graph, suffix, path))
     except UnicodeEncodeError as error:
         text = error.object[error.start : error.end]
         raise InputError(f"cannot write {path}: a name holds {text!r}, which is no text") from None
@@ -150,6 +148,7 @@ def to_arrow(graph: nx.DiGraph) -> tuple[pa.Table, pa.Table]:
     >>> nodes.schema.metadata[b"graph"]
     b'{"share": 1.0}'
     """
+    from nrm_graph.graphs.formats.columns import flat
     from nrm_graph.graphs.formats.parquet import tables
 
     return tables(flat(graph))
@@ -161,17 +160,18 @@ def _suffix(path: Path) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def _encoder(suffix: str | None) -> Callable[[Any, Path], dict[Path, bytes]]:
-    """Return what encodes a flat graph as the files that a path stands for."""
-    from nrm_graph.graphs.formats import parquet, xml
+def _encoded(graph: nx.DiGraph, suffix: str | None, path: Path) -> dict[Path, bytes]:
+    """Encode a graph as the files that a path stands for."""
+    from nrm_graph.graphs.formats import attribution_json, columns, neo4j, parquet, xml
 
-    return {
+    encode: Callable[[columns.Flat, Path], dict[Path, bytes]] = {
         ".graphml": xml.graphml,
         ".gexf": xml.gexf,
         ".attribution.json": attribution_json.attribution,
         ".parquet": parquet.parquet,
         ".neo4j.csv": neo4j.neo4j,
     }[str(suffix)]
+    return encode(columns.flat(graph), path)
 
 
 def _node_link(graph: nx.DiGraph) -> str:

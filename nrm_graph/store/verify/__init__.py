@@ -11,8 +11,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.verify import conservation
@@ -81,6 +79,8 @@ def verify(
         except MemoryError:  # a stranger's store.json may describe any number of units
             units = f"{sum(row['n_units'] for row in meta['layers']):,}"
             found.error(f"not checked: {units} units do not fit in memory", **where)
+
+    from tqdm import tqdm
 
     hidden = None if progress and sys.stderr.isatty() else True
     total = sum(len(m.inputs) for one in (manifests, *(c.manifests for c in held)) for m in one)
