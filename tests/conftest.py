@@ -12,6 +12,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a p
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """Refuse a smoke test that is slow: ``-m smoke`` would run it."""
+    for item in items:
+        if item.get_closest_marker("smoke") and item.get_closest_marker("slow"):
+            raise pytest.UsageError(f"{item.nodeid} is marked smoke and slow")
+
+
 @pytest.fixture(autouse=True)
 def _interruptible():
     """Let Ctrl-C interrupt, also where the tests run in the background, which ignores it."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nrm_graph.network.tracing.trace import trace
+from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import Epsilon, Norm, composites
 
 
@@ -178,3 +182,10 @@ EXACT = composites.composite(
         "average": Norm(TINY),
     },
 )
+
+
+@functools.cache
+def network(name: str, rules: str = "exact"):
+    net, x = unusual(name)
+    composite = EXACT if rules == "exact" else composites.get(rules)
+    return net, x, prepared_network.network(trace(net, x[:1]), composite, torch.float64)

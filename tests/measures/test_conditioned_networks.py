@@ -11,30 +11,21 @@ import functools
 import numpy as np
 import pytest
 import torch
-from helpers.networks import EXACT, ROUTED, UNUSUAL, unusual
+from helpers.networks import ROUTED, UNUSUAL, network
 from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.events.conjunctions import Literal, expand
 from nrm_graph.measures.create import from_network
-from nrm_graph.network.tracing.trace import trace
 from nrm_graph.propagation import prepared_network
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import _lost, relevance_pass, shares_of
 from nrm_graph.propagation.routing import send
-from nrm_graph.rules import composites
 
 torch.set_num_threads(1)
 
 
 NETWORKS = [*UNUSUAL, *ROUTED]
-
-
-@functools.cache
-def network(name: str, rules: str):
-    net, x = unusual(name)
-    composite = EXACT if rules == "exact" else composites.get(rules)
-    return net, x, prepared_network.network(trace(net, x[:1]), composite, torch.float64)
 
 
 @functools.cache

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import torch
-from helpers.networks import EXACT, UNUSUAL, unusual
+from helpers.networks import UNUSUAL, network
 
 import nrm_graph as ng
 from nrm_graph.measures import create
 from nrm_graph.network import units
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.propagation import prepared_network, relevance_pass
+from nrm_graph.propagation import relevance_pass
 from nrm_graph.propagation.forward import forward
-from nrm_graph.rules import composites
 from nrm_graph.tables import builder
 from nrm_graph.tables.plan import plan
-
-
-@functools.cache
-def network(name: str, rules: str = "exact"):
-    net, x = unusual(name)
-    composite = EXACT if rules == "exact" else composites.get(rules)
-    return net, x, prepared_network.network(trace(net, x[:1]), composite, torch.float64)
 
 
 def tables(net, x, target=1):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import damaged, interrupted, materialized, resealed
+from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
 
@@ -14,6 +15,27 @@ import nrm_graph as ng
 def _no_fsync(monkeypatch):
     """Nothing is synced, which is faster; test_commit.py is about when it is."""
     monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store without inputs."""
+    return make(tmp_path / "s.nrm")
+
+
+@pytest.fixture
+def three_inputs(path):
+    """A store of three inputs, each in its own shard."""
+    for number in range(3):
+        write(path, [record(number)])
+    return path
+
+
+@pytest.fixture(scope="session")
+def two_targets(tmp_path_factory):
+    """A store of four inputs in two targets each, to read."""
+    folder = make(tmp_path_factory.mktemp("sql") / "s.nrm")
+    return write(folder, [record(i, t, metadata={"n": i}) for i in range(4) for t in range(2)])
 
 
 @pytest.fixture(scope="session")

@@ -6,20 +6,12 @@ from functools import partial
 
 import pytest
 from helpers import interrupted
-from helpers.tiny_stores import make, record, write
+from helpers.tiny_stores import record
 
 import nrm_graph as ng
 from nrm_graph.store.read import conditions
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.writer import Writer
-
-
-@pytest.fixture
-def path(tmp_path):
-    found = make(tmp_path / "s.nrm")
-    for number in range(3):
-        write(found, [record(number)])
-    return found
 
 
 def committed(path, wanted, seconds=20):
@@ -33,20 +25,20 @@ def committed(path, wanted, seconds=20):
     return False
 
 
-def test_what_is_added_is_committed_after_a_time(path):
-    with Writer(path, seconds=0.3) as writer:
+def test_what_is_added_is_committed_after_a_time(three_inputs):
+    with Writer(three_inputs, seconds=0.3) as writer:
         writer.add(record(20))
-        assert len(Snapshot(path).entries) == 3
-        assert committed(path, (4, 0))  # while nothing else happens
+        assert len(Snapshot(three_inputs).entries) == 3
+        assert committed(three_inputs, (4, 0))  # while nothing else happens
         writer.fail("broken", "why")
-        assert committed(path, (4, 1))
+        assert committed(three_inputs, (4, 1))
         for number in range(21, 60):  # and while it is never idle
             writer.add(record(number))
             time.sleep(0.02)
-        assert len(Snapshot(path).entries) > 10
+        assert len(Snapshot(three_inputs).entries) > 10
         made = len(writer.shards)
     assert 4 <= made <= 12
-    assert len(Snapshot(path).entries) == 3 + 40
+    assert len(Snapshot(three_inputs).entries) == 3 + 40
 
 
 def test_a_minute_is_the_limit():

@@ -17,11 +17,6 @@ from nrm_graph.store.write.deletion import delete
 from nrm_graph.store.write.writer import Writer
 
 
-@pytest.fixture
-def path(tmp_path):
-    return make(tmp_path / "s.nrm")
-
-
 def test_small_shards_become_one_of_the_same_rows(path):
     for number in range(5):
         write(path, [record(number, t, metadata={"n": number}) for t in range(2)])

@@ -39,11 +39,6 @@ from nrm_graph.store.write.writer import Writer
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture
-def path(tmp_path):
-    return make(tmp_path / "s.nrm")
-
-
 def counts(db):
     ((inputs, nodes, edges),) = db.sql(
         "SELECT (SELECT count(*) FROM inputs), (SELECT count(*) FROM nodes), "

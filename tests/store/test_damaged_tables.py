@@ -5,7 +5,6 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_stores import (
     edit,
-    make,
     manifest_of,
     record,
     write,
@@ -14,11 +13,6 @@ from helpers.tiny_stores import (
 import nrm_graph as ng
 from nrm_graph.store.format.schema import TENSORS, input_id
 from nrm_graph.store.read.snapshot import Snapshot
-
-
-@pytest.fixture
-def path(tmp_path):
-    return make(tmp_path / "s.nrm")
 
 
 def flip(file, position):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import interrupted
 from helpers.compacted import FACTS, ages, condition_of, files, named, rows, shards, twice
-from helpers.tiny_stores import all_rows, make, record, write
+from helpers.tiny_stores import all_rows, record, write
 
 import nrm_graph as ng
 from nrm_graph.extraction import extract
@@ -17,11 +17,6 @@ from nrm_graph.store.write import compaction
 from nrm_graph.store.write.compaction import compact
 from nrm_graph.store.write.deletion import delete
 from nrm_graph.store.write.writer import Writer
-
-
-@pytest.fixture
-def path(tmp_path):
-    return make(tmp_path / "s.nrm")
 
 
 def test_deletion_and_extraction_anew(path):

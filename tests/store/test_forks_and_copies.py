@@ -9,19 +9,11 @@ import sys
 import pytest
 from helpers import forked
 from helpers.processes import environment
-from helpers.tiny_stores import all_rows, make, record, write
+from helpers.tiny_stores import all_rows, record, write
 
 import nrm_graph as ng
 
 FLOWS = 15
-
-
-@pytest.fixture
-def path(tmp_path):
-    found = make(tmp_path / "s.nrm")
-    for number in range(3):
-        write(found, [record(number)])
-    return found
 
 
 def run(what, path):
@@ -40,8 +32,8 @@ def run(what, path):
 # --- forks ------------------------------------------------------------------------------------
 
 
-def test_an_open_database_answers_after_a_fork(path):
-    told = run("fork", path)
+def test_an_open_database_answers_after_a_fork(three_inputs):
+    told = run("fork", three_inputs)
     each = [
         f"0 {FLOWS}",
         f"0 {FLOWS}",
@@ -62,8 +54,8 @@ def test_an_open_database_answers_after_a_fork(path):
 
 
 @pytest.mark.slow
-def test_a_fork_while_threads_are_at_work(path):
-    *children, stopped = run("busy", path)
+def test_a_fork_while_threads_are_at_work(three_inputs):
+    *children, stopped = run("busy", three_inputs)
     assert children == [f"0 {FLOWS}"] * 3
     assert stopped == "0 ['the query was cancelled']"
 
@@ -82,15 +74,15 @@ def test_workers_however_they_start(conditioned_store):
     assert told[5:] == [f"0 {count} {count}"] * 3
 
 
-def test_a_writer_belongs_to_its_process(path):
-    *refused, closed, keys = run("writer", path)
+def test_a_writer_belongs_to_its_process(three_inputs):
+    *refused, closed, keys = run("writer", three_inputs)
     assert len(refused) == 3
     for line in refused:
         assert line.startswith("0 StoreError: this writer belongs to the process ")
         assert line.endswith("write from there, or open another writer here")
     assert closed == "0 None"
     assert keys == "0 [('input50',), ('input52',)]"
-    assert {p.suffix for p in (path / "shards").iterdir()} == {".json", ".parquet"}
+    assert {p.suffix for p in (three_inputs / "shards").iterdir()} == {".json", ".parquet"}
 
 
 # --- copies -----------------------------------------------------------------------------------
@@ -142,10 +134,10 @@ def test_a_copy_carries_no_networks(conditioned_store):
         assert len(pickle.dumps(db)) < plain + 1000
 
 
-def test_a_copy_of_what_is_gone(path):
+def test_a_copy_of_what_is_gone(three_inputs):
     """It is copied all the same, and says what is wrong when it is asked."""
-    db = ng.open(path)
-    shutil.rmtree(path)
+    db = ng.open(three_inputs)
+    shutil.rmtree(three_inputs)
     for how in COPIES.values():
         twin = how(db)
         assert len(twin) == 3
@@ -155,12 +147,12 @@ def test_a_copy_of_what_is_gone(path):
             twin.refresh()
 
 
-def test_a_pickle_is_read_elsewhere(path):
+def test_a_pickle_is_read_elsewhere(three_inputs):
     code = (
         "import pickle, sys; db = pickle.load(sys.stdin.buffer); "
         "print(db.sql('SELECT count(*) FROM flows').fetchall()[0][0], 'torch' in sys.modules)"
     )
-    with ng.open(path) as db:
+    with ng.open(three_inputs) as db:
         db.sql("SELECT 1").fetchall()
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -173,8 +165,8 @@ def test_a_pickle_is_read_elsewhere(path):
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_relations_are_not_copied(path, how):
-    with ng.open(path) as db:
+def test_relations_are_not_copied(three_inputs, how):
+    with ng.open(three_inputs) as db:
         relation = db.sql("SELECT 1 AS x")
         with pytest.raises(
             ng.QueryError, match=r"cannot be copied or pickled.+: copy the database"

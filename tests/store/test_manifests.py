@@ -24,11 +24,6 @@ from nrm_graph.store.format import files, manifest, settings
 from nrm_graph.store.read.snapshot import Snapshot
 
 
-@pytest.fixture
-def path(tmp_path):
-    return make(tmp_path / "s.nrm")
-
-
 def test_manifest_round_trip(path):
     write(path, [record(0, metadata={"a": 1, "b": None})])
     file = manifest_of(path)

@@ -25,11 +25,6 @@ from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.writer import Writer
 
 
-@pytest.fixture
-def path(tmp_path):
-    return make(tmp_path / "s.nrm")
-
-
 def replaced(table, column, row, value):
     values = table[column].to_pylist()
     values[row] = value

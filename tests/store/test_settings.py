@@ -19,11 +19,6 @@ from nrm_graph.store.format import files, settings
 from nrm_graph.store.format.schema import content_hash
 
 
-@pytest.fixture
-def path(tmp_path):
-    return make(tmp_path / "s.nrm")
-
-
 def test_settings_round_trip(path):
     found = settings.read_settings(path)
     assert {name: found[name] for name in settings_of()} == settings_of()

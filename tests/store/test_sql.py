@@ -15,18 +15,9 @@ from nrm_graph.store.write.writer import Writer
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    folder = make(tmp_path_factory.mktemp("sql") / "s.nrm")
-    return write(folder, [record(i, t, metadata={"n": i}) for i in range(4) for t in range(2)])
-
-
-@pytest.fixture(scope="module")
-def db(path):
-    with ng.open(path) as opened:
+def db(two_targets):
+    with ng.open(two_targets) as opened:
         yield opened
-
-
-FILE = "{file}"
 
 
 STORED = ["edges", "failures", "flows", "inputs", "layers", "nodes"]
@@ -103,7 +94,7 @@ def test_relations_chain(db):
     assert "input_id" in repr(relation)
 
 
-def test_inputs_restrict_every_table(db, path):
+def test_inputs_restrict_every_table(db, two_targets):
     chosen = db.sql("SELECT input_id FROM inputs WHERE key = 'input2'").fetchall()
     ids = {row[0] for row in chosen}
     assert len(ids) == 2
@@ -198,9 +189,9 @@ def test_a_partitioned_folder_name_is_no_column(tmp_path):
         assert db.sql("SELECT key FROM inputs").fetchall() == [("input0",)]
 
 
-def test_spilled_data_stays_out_of_the_store(db, path):
+def test_spilled_data_stays_out_of_the_store(db, two_targets):
     spill = db._engine._con.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]
-    assert not str(spill).startswith(str(path))
+    assert not str(spill).startswith(str(two_targets))
     assert spill not in ("", None)
 
 
@@ -222,8 +213,8 @@ with ng.open(sys.argv[1]) as db:
 
 
 @pytest.mark.parametrize("method", ["fetchall", "to_arrow_table"])
-def test_ctrl_c_stops_a_long_query(path, method):
-    command = [sys.executable, "-c", INTERRUPTED, str(path), method]
+def test_ctrl_c_stops_a_long_query(two_targets, method):
+    command = [sys.executable, "-c", INTERRUPTED, str(two_targets), method]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "running\n"

@@ -1,21 +1,15 @@
 """Which SQL a store runs: queries of its own tables, and nothing that reads or writes elsewhere."""
 
 import pytest
-from helpers.tiny_stores import checksums, make, record, write
+from helpers.tiny_stores import checksums
 
 import nrm_graph as ng
 from nrm_graph.store.read.sql_guard import check_statement
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    folder = make(tmp_path_factory.mktemp("sql") / "s.nrm")
-    return write(folder, [record(i, t, metadata={"n": i}) for i in range(4) for t in range(2)])
-
-
-@pytest.fixture(scope="module")
-def db(path):
-    with ng.open(path) as opened:
+def db(two_targets):
+    with ng.open(two_targets) as opened:
         yield opened
 
 
@@ -175,13 +169,13 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_only_queries_of_the_store_run(db, path, attack):
-    before = checksums(path)
-    file = next((path / "shards").glob("*.edges.parquet"))
-    tensors = next((path / "shards").glob("*.tensors.parquet"))
+def test_only_queries_of_the_store_run(db, two_targets, attack):
+    before = checksums(two_targets)
+    file = next((two_targets / "shards").glob("*.edges.parquet"))
+    tensors = next((two_targets / "shards").glob("*.tensors.parquet"))
     with pytest.raises(ng.QueryError):
-        db.sql(attack.format(file=file, folder=path, tensors=tensors)).fetchall()
-    assert checksums(path) == before
+        db.sql(attack.format(file=file, folder=two_targets, tensors=tensors)).fetchall()
+    assert checksums(two_targets) == before
 
 
 @pytest.mark.parametrize(

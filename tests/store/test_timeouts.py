@@ -5,20 +5,11 @@ import time
 
 import pytest
 from helpers import forked
-from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
 from nrm_graph.cli import main
 
 FLOWS = 15
-
-
-@pytest.fixture
-def path(tmp_path):
-    found = make(tmp_path / "s.nrm")
-    for number in range(3):
-        write(found, [record(number)])
-    return found
 
 
 LONG = forked.LONG
@@ -50,8 +41,8 @@ def in_thread(call):
 
 @pytest.mark.parametrize("how", [lambda call: call(), in_thread], ids=["main", "thread"])
 @pytest.mark.parametrize("method", ["fetchall", "to_arrow_table", "__len__", "__repr__"])
-def test_a_timeout_stops_a_query(path, how, method):
-    with ng.open(path) as db:
+def test_a_timeout_stops_a_query(three_inputs, how, method):
+    with ng.open(three_inputs) as db:
         relation = db.sql(LONG, timeout=0.2)
         spent = elapsed(
             lambda: how(lambda: getattr(relation, method)()),
@@ -61,8 +52,8 @@ def test_a_timeout_stops_a_query(path, how, method):
         assert db.sql("SELECT count(*) FROM flows", timeout=60).fetchall() == [(FLOWS,)]
 
 
-def test_a_timeout_is_of_each_fetch(path):
-    with ng.open(path) as db:
+def test_a_timeout_is_of_each_fetch(three_inputs):
+    with ng.open(three_inputs) as db:
         relation = db.sql("SELECT count(*) FROM flows", timeout=1)
         for _ in range(2):
             time.sleep(0.6)
@@ -71,35 +62,38 @@ def test_a_timeout_is_of_each_fetch(path):
         assert elapsed(lambda: db.sql(LONG, timeout=0.2).shape, "timeout=0.2") < 10
 
 
-def test_a_timeout_holds_for_the_query_itself(path, monkeypatch):
+def test_a_timeout_holds_for_the_query_itself(three_inputs, monkeypatch):
     """Before there is a relation: here a view takes long to make."""
     from nrm_graph.store.read import sql
 
     monkeypatch.setattr(sql, "FLOWS", f"SELECT 1 AS x; {LONG}")
-    with ng.open(path) as db:
+    with ng.open(three_inputs) as db:
         spent = elapsed(lambda: db.sql("SELECT * FROM flows", timeout=0.3), "timeout=0.3")
         assert spent < 10
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "1", True, float("nan"), float("inf"), [1]])
-def test_odd_timeouts_are_refused(path, timeout):
-    with ng.open(path) as db, pytest.raises(ng.InputError, match="number of seconds above 0"):
+def test_odd_timeouts_are_refused(three_inputs, timeout):
+    with (
+        ng.open(three_inputs) as db,
+        pytest.raises(ng.InputError, match="number of seconds above 0"),
+    ):
         db.sql("SELECT 1", timeout=timeout)
 
 
-def test_the_command_takes_a_timeout(path, capsys):
+def test_the_command_takes_a_timeout(three_inputs, capsys):
     began = time.monotonic()
-    assert main.main(["sql", str(path), LONG, "--timeout", "0.3"]) == 7
+    assert main.main(["sql", str(three_inputs), LONG, "--timeout", "0.3"]) == 7
     assert time.monotonic() - began < 20
     assert "stopped after timeout=0.3 s" in capsys.readouterr().err
-    assert main.main(["sql", str(path), "SELECT 5 AS x", "--timeout", "60"]) == 0
-    assert main.main(["sql", str(path), "SELECT 5 AS x", "--timeout", "0"]) == 3
+    assert main.main(["sql", str(three_inputs), "SELECT 5 AS x", "--timeout", "60"]) == 0
+    assert main.main(["sql", str(three_inputs), "SELECT 5 AS x", "--timeout", "0"]) == 3
     assert "above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["database", "relation"])
-def test_another_thread_cancels(path, by):
-    with ng.open(path) as db:
+def test_another_thread_cancels(three_inputs, by):
+    with ng.open(three_inputs) as db:
         relation = db.sql(LONG)
         other = db.sql("SELECT 1 AS x")
         timer = threading.Timer(0.3, db.cancel if by == "database" else relation.cancel)
@@ -111,8 +105,8 @@ def test_another_thread_cancels(path, by):
         assert db.sql("SELECT count(*) FROM flows").fetchall() == [(FLOWS,)]
 
 
-def test_the_main_thread_cancels_others(path):
-    with ng.open(path) as db:
+def test_the_main_thread_cancels_others(three_inputs):
+    with ng.open(three_inputs) as db:
         told = []
 
         def work(timeout):
@@ -131,8 +125,8 @@ def test_the_main_thread_cancels_others(path):
         assert told == ["the query was cancelled"] * 3
 
 
-def test_a_relation_cancels_its_own_calls_alone(path):
-    with ng.open(path) as db:
+def test_a_relation_cancels_its_own_calls_alone(three_inputs):
+    with ng.open(three_inputs) as db:
         relation, other = db.sql(LONG), db.sql("SELECT count(*) FROM range(30000000)")
         counted = []
 
@@ -154,8 +148,8 @@ def test_a_relation_cancels_its_own_calls_alone(path):
         assert counted == [[(30000000,)]]
 
 
-def test_cancelling_nothing(path):
-    with ng.open(path) as db:
+def test_cancelling_nothing(three_inputs):
+    with ng.open(three_inputs) as db:
         db.cancel()
         relation = db.sql("SELECT count(*) FROM flows")
         for cancel in (db.cancel, relation.cancel):

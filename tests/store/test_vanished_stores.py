@@ -9,38 +9,30 @@ import nrm_graph as ng
 from nrm_graph.cli import main
 
 
-@pytest.fixture
-def path(tmp_path):
-    found = make(tmp_path / "s.nrm")
-    for number in range(3):
-        write(found, [record(number)])
-    return found
-
-
 @pytest.mark.parametrize("gone", [".", "shards", "store.json"])
-def test_a_store_that_vanished(path, gone):
-    with ng.open(path) as db:
+def test_a_store_that_vanished(three_inputs, gone):
+    with ng.open(three_inputs) as db:
         before = len(db)
-        target = path / gone
+        target = three_inputs / gone
         shutil.rmtree(target) if target.is_dir() else target.unlink()
-        for call in (db.refresh, lambda: ng.open(path)):
+        for call in (db.refresh, lambda: ng.open(three_inputs)):
             with pytest.raises(ng.StoreError) as raised:
                 call()
-            assert str(path) in str(raised.value)
+            assert str(three_inputs) in str(raised.value)
             assert "\n" not in str(raised.value)
         assert len(db) == before  # it goes on with what it saw
 
 
 @pytest.mark.parametrize("gone", [".", "shards"])
-def test_the_commands_say_so(path, gone, capsys):
-    shutil.rmtree(path / gone)
+def test_the_commands_say_so(three_inputs, gone, capsys):
+    shutil.rmtree(three_inputs / gone)
     for command in (["info"], ["sql"], ["compact"]):
-        argv = [*command, str(path), *(["SELECT 1"] if command == ["sql"] else [])]
+        argv = [*command, str(three_inputs), *(["SELECT 1"] if command == ["sql"] else [])]
         assert main.main(argv) == 6
         said = capsys.readouterr().err
         assert "expected" in said or "must be a folder" in said
         assert said.count("\n") == 1
-    assert main.main(["verify", str(path), "--sample", "0"]) == 6
+    assert main.main(["verify", str(three_inputs), "--sample", "0"]) == 6
     if gone == "shards":
         assert "shards: expected a folder, found none" in capsys.readouterr().out
 
@@ -55,15 +47,15 @@ def test_shards_of_a_condition_that_vanished(conditioned_store, tmp_path):
         assert set(db._conditions) == {"b"}
 
 
-def test_another_store_in_its_place(path, tmp_path):
-    with ng.open(path) as db:
-        shutil.rmtree(path)
-        make(path, coverage=0.5)
+def test_another_store_in_its_place(three_inputs, tmp_path):
+    with ng.open(three_inputs) as db:
+        shutil.rmtree(three_inputs)
+        make(three_inputs, coverage=0.5)
         with pytest.raises(ng.StoreError, match=r"another store is at .+: open it anew"):
             db.refresh()
         assert len(db) == 3
-        shutil.rmtree(path)
-        write(make(path), [record(7)])  # the same settings: the same store, extracted again
+        shutil.rmtree(three_inputs)
+        write(make(three_inputs), [record(7)])  # the same settings: the same store, extracted again
         db.refresh()
         assert db.sql("SELECT key FROM inputs").fetchall() == [("input7",)]
 
