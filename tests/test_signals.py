@@ -15,8 +15,8 @@ from helpers.tiny_stores import checksums, make, record, write
 
 import nrm_graph as ng
 from nrm_graph.cli import main
-from nrm_graph.database import Database
 from nrm_graph.signals import Terminated, ending_in_order
+from nrm_graph.store import materialize
 from nrm_graph.store.verify import verify
 from nrm_graph.store.write import rewrite
 from nrm_graph.store.write.compaction import compact
@@ -164,7 +164,7 @@ def test_nested_uses_are_one():
 def test_a_materialization_commits_what_is_computed(tmp_path, before, number, monkeypatch):
     path = tmp_path / "s.nrm"
     event = ng.Layer("0")[1]
-    plain, calls = Database.measure, []
+    plain, calls = materialize.measure, []
 
     def measure(db, *args, **options):
         calls.append(1)
@@ -173,7 +173,7 @@ def test_a_materialization_commits_what_is_computed(tmp_path, before, number, mo
         return plain(db, *args, **options)
 
     with extract(path, COUNT, 2) as db:
-        monkeypatch.setattr(Database, "measure", measure)
+        monkeypatch.setattr(materialize, "measure", measure)
         with pytest.raises(SystemExit):
             db.materialize(event, name="b", progress=False)
         assert db.sql("SELECT count(*) FROM b_inputs").fetchall() == [(3,)]

@@ -269,7 +269,7 @@ def test_what_other_libraries_raise_becomes_an_error_of_this_package():
     assert raising(None).__doc__ == "Own words."
     for error, kind, words in (
         (RuntimeError("odd size\nmore"), ng.TraceError, "failed, with RuntimeError: odd size"),
-        (ValueError("odd"), ng.TraceError, "ValueError: odd, in test_modules.py line"),
+        (ValueError("odd"), ng.TraceError, "ValueError: odd, in test_kinds_of_modules.py line"),
         (duckdb.Error("no table"), ng.QueryError, "testing failed: no table"),
         (pa.ArrowInvalid("bad"), ng.StoreError, "testing failed: bad"),
         (MemoryError(), ng.NrmError, "not enough memory"),

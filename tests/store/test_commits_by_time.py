@@ -50,7 +50,6 @@ def test_a_minute_is_the_limit():
 @pytest.mark.parametrize("job", ["extract", "materialize"])
 def test_a_slow_run_commits_by_time(conditioned_store, tmp_path, monkeypatch, job):
     """Each item sees that those before it are committed, though shards are far from full."""
-    from nrm_graph.database import Database
     from nrm_graph.extraction import extract
     from nrm_graph.store import materialize as conditioned
 
@@ -71,13 +70,13 @@ def test_a_slow_run_commits_by_time(conditioned_store, tmp_path, monkeypatch, jo
         return
     shutil.copytree(conditioned_store, path)
     folder = path / "conditions" / "c"
-    plain = Database.measure
+    plain = conditioned.measure
 
     def measure(db, *args, **options):
         seen.append(not seen or committed(folder, (len(seen), 0)))
         return plain(db, *args, **options)
 
-    monkeypatch.setattr(Database, "measure", measure)
+    monkeypatch.setattr(conditioned, "measure", measure)
     with ng.open(path) as db:
         db.materialize(ng.Layer("0")[1], name="c", progress=False)
         assert seen == [True] * len(db)
