@@ -13,10 +13,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a p
 
 
 def pytest_collection_modifyitems(items):
-    """Refuse a smoke test that is slow: ``-m smoke`` would run it."""
-    for item in items:
-        if item.get_closest_marker("smoke") and item.get_closest_marker("slow"):
-            raise pytest.UsageError(f"{item.nodeid} is marked smoke and slow")
+    """Refuse smoke tests that are slow: ``-m smoke`` would run them."""
+    marked = [{mark.name for mark in item.iter_markers()} for item in items]
+    both = [
+        item.nodeid for item, names in zip(items, marked, strict=True) if {"smoke", "slow"} <= names
+    ]
+    if both:
+        raise pytest.UsageError(f"marked smoke and slow: {', '.join(both)}")
 
 
 @pytest.fixture(autouse=True)

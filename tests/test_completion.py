@@ -11,6 +11,8 @@ from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
 
+pytestmark = pytest.mark.smoke
+
 
 def fresh(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -6,6 +6,8 @@ import pytest
 
 import nrm_graph
 
+pytestmark = pytest.mark.smoke
+
 TESTS = Path(__file__).parent
 SHARED = {"helpers", "oracles", "reference"}
 """Folders that are no room of the package."""
@@ -31,7 +33,6 @@ def test_no_file_is_long():
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("room", sorted(rooms() - {"helpers"}))
 def test_every_room_has_a_smoke_test(room):
     files = (TESTS / room).glob("test_*.py")

@@ -117,6 +117,7 @@ def held(tmp_path_factory):
         yield db, dense_stores.read(path), pattern
 
 
+@pytest.mark.smoke
 def test_means_and_silhouettes_are_those_of_dense_arrays(held):
     db, dense, pattern = held
     found = clusters(db, mixed_targets=True, k=2, edges=100)

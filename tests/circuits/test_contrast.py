@@ -127,6 +127,7 @@ def test_targets_of_a_key_are_one_observation(held):
     assert "explain different outputs, 0, 1, 2 and 0, 1, 2" in found.notes[0]
 
 
+@pytest.mark.smoke
 def test_keys_in_both_groups_are_pairs(held):
     db, dense = held
     found = contrast(db, "target = 0", "target = 2", draws=20_000)
@@ -297,6 +298,7 @@ def test_a_graph_of_differences_is_drawn_and_exported(held, tmp_path):
     assert len(nx.read_graphml(tmp_path / "g.graphml").edges) == 12
 
 
+@pytest.mark.smoke
 def test_one_look_tells_what_was_compared(held):
     db, _ = held
     text = repr(contrast(db, "label = 'cat'", "label = 'dog'", draws=100, target=0))

@@ -96,6 +96,7 @@ def test_edge_values_are_dense_rows(held, weight):
         np.testing.assert_array_equal(found[:, i], expected)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("weight", ["unit", "logit"])
 @pytest.mark.parametrize("top", [7, 1000])
 def test_a_circuit_is_what_dense_arrays_say(held, weight, top):
@@ -227,6 +228,7 @@ def condition_rows(path):
     return base, joint
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("weight", ["unit", "logit"])
 def test_conditionals_of_a_group_are_ratios_of_means(conditioned, weight):
     db, path = conditioned

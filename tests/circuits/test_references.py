@@ -112,6 +112,7 @@ def test_relevance_is_that_of_measures(channels: ng.Database, name: str, weight:
     assert len(found) == 7
 
 
+@pytest.mark.smoke
 def test_activation_is_that_of_the_network(channels: ng.Database, neurons: ng.Database) -> None:
     cases = [
         (channels, ng.Layer("3")[1], active(3)[:, 1]),
@@ -281,6 +282,7 @@ def smallest(positive: np.ndarray, share: float) -> tuple[float, ...]:
     return min(found)
 
 
+@pytest.mark.smoke
 @settings(max_examples=150, deadline=None)
 @given(
     arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 9)),

@@ -186,6 +186,7 @@ def test_what_makes_no_sense_is_refused(held, options, words):
         stability(held[0], **{"target": 0, **options})
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("weight", ["unit", "logit"])
 def test_prototypes_are_cosines_of_dense_rows(held, weight):
     db, dense = held

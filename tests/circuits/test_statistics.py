@@ -35,6 +35,7 @@ def test_rows_of_a_key_are_added_whatever_their_order():
     assert once[1].tolist() == [[4, 5], [0, 1], [2, 3]]
 
 
+@pytest.mark.smoke
 @settings(deadline=None, max_examples=40)
 @given(sizes)
 def test_welch_is_scipys_where_scipy_has_an_answer(drawn):
@@ -124,6 +125,7 @@ def test_few_sign_flips_are_enumerated(n, seed):
     np.testing.assert_array_equal(p, expected / 2**n)
 
 
+@pytest.mark.smoke
 def test_permutations_agree_with_scipys():
     values, first = heavy(5, 40, 6, present=0.9), np.arange(40) < 15
     values[first] += np.median(np.abs(values), 0) * np.array([0, 0, 1, 1, 2, 2])
@@ -190,6 +192,7 @@ def plain_q(p, by):
     return q
 
 
+@pytest.mark.smoke
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 2), st.booleans()), max_size=30),

@@ -119,6 +119,7 @@ def test_circuit_refuses(store, capsys, options, code, message):
     assert err.count("\n") == 1
 
 
+@pytest.mark.smoke
 def test_contrast(store, tmp_path, capsys):
     file = tmp_path / "d.csv"
     options = ("contrast", store, "label = 'a'", "label = 'b'", "--target", "1")

@@ -52,6 +52,7 @@ def test_help_shows_an_example_and_the_exit_codes(capsys: pytest.CaptureFixture[
         assert ("INPUTS" if name == "inputs" else f"--{name.replace('_', '-')}") in text
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
@@ -130,6 +131,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, module: str) -> Path:
     return path
 
 
+@pytest.mark.smoke
 def test_sql(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = "SELECT key, label FROM inputs ORDER BY key"
     output = tmp_path / "t.csv"
@@ -144,6 +146,7 @@ def test_sql(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.smoke
 def test_relevance(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def ask(*argv: str) -> dict[str, Any]:
         base = ["relevance", str(store), "--input", "three-00000", "--format", "json"]
@@ -161,6 +164,7 @@ def test_relevance(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert total == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("suffix", [".graphml", ".json", ".png"])
 def test_subgraph(store: Path, tmp_path: Path, suffix: str) -> None:
     output = tmp_path / f"g{suffix}"

@@ -16,6 +16,8 @@ from torch import nn
 
 from nrm_graph.cli.demo.fashion_cnn import CLASSES, fashion_cnn, load_demo
 
+pytestmark = pytest.mark.smoke
+
 DATA = files("nrm_graph").joinpath("data")
 
 

@@ -25,6 +25,8 @@ from nrm_graph.graphs.subgraph import subgraph
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.smoke
+
 
 def made_up(layers: int = 4, name: str = "features.{}") -> nx.DiGraph:
     """Graph like a measure's, with NumPy scalars and a pseudo node."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.smoke
+
 
 def test_folder_of_images(tmp_path: Path) -> None:
     for name in ("dog/b.png", "cat/a.png", "cat/deep/c.jpg", "top.png", ".hidden/x.png"):

@@ -17,6 +17,8 @@ from nrm_graph.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:

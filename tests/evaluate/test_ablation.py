@@ -92,6 +92,7 @@ def pooled():
 # Units
 
 
+@pytest.mark.smoke
 def test_units_of_an_mlp_are_zeroed_after_the_activation(mlp):
     net, x = mlp
     found = prepared(net, x)
@@ -229,6 +230,7 @@ def test_a_selection_of_layers_cannot_be_ablated_but_what_it_reads():
 # Edges
 
 
+@pytest.mark.smoke
 def test_edges_of_an_mlp_are_edited_weights(mlp):
     net, x = mlp
     found = prepared(net, x)

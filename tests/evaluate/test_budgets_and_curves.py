@@ -13,6 +13,8 @@ from nrm_graph.evaluate.budgets import budgets, edges_to_ablate, shuffled, units
 from nrm_graph.evaluate.scores import _alternatives
 from nrm_graph.network.targets import Outputs
 
+pytestmark = pytest.mark.smoke
+
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.integers(2, 7))
 def test_budgets_follow_the_circuit(layers, steps):

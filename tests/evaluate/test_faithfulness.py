@@ -87,6 +87,7 @@ def in_order(db, keys):
     return [int(key[1:]) for key in keys]
 
 
+@pytest.mark.smoke
 def test_curves_of_units_equal_dense_ones(mlp, circuit):
     net, rows, db = mlp
     found = faithfulness(db, circuit, "fold = 2", fractions=FRACTIONS, draws=4, progress=False)
@@ -154,6 +155,7 @@ def test_the_mean_is_over_the_circuits_inputs_or_a_reference(mlp, circuit):
         faithfulness(db, circuit, reference="fold = 1")
 
 
+@pytest.mark.smoke
 def test_curves_of_edges_equal_edited_weights(mlp):
     net, rows, db = mlp
     graph = db.circuit("fold < 2", target=0, top=12)

@@ -12,6 +12,8 @@ from nrm_graph import excerpt
 from nrm_graph.cli import main
 from nrm_graph.events import parser
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):

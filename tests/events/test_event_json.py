@@ -16,6 +16,8 @@ from nrm_graph.events import serialization
 from nrm_graph.events.parser import parse
 from nrm_graph.events.sets import And, BoolMask, Combined, Edge, Indexed, Not, Or, Slice, Units
 
+pytestmark = pytest.mark.smoke
+
 INTEGERS = st.integers(-(1 << 63), (1 << 63) - 1)
 SMALL = st.integers(-3, 3)
 NAMES = st.sampled_from(["x", "features.28", "odd name\n", "é漢", ""])

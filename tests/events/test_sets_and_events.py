@@ -12,6 +12,8 @@ from helpers.small_convolution import A, B, L, image, network
 
 import nrm_graph as ng
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def m():

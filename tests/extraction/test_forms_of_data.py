@@ -13,6 +13,8 @@ import nrm_graph as ng
 from nrm_graph.extraction import samples
 from nrm_graph.extraction.samples import items
 
+pytestmark = pytest.mark.smoke
+
 Named = collections.namedtuple("Named", "input label")
 Point = collections.namedtuple("Point", "x y")
 

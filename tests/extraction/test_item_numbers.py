@@ -39,6 +39,7 @@ def places(count):
     return {i: i for i in range(count)}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "inputs",
     [X, list(X), DataLoader(X, batch_size=5), (x for x in X), DataLoader(X, batch_size=None)],

@@ -12,6 +12,8 @@ from helpers.small import X, extract, rows, values
 import nrm_graph as ng
 from nrm_graph.extraction import input_labels
 
+pytestmark = pytest.mark.smoke
+
 
 class Colour(enum.Enum):
     RED = 1

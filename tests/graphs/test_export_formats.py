@@ -25,6 +25,8 @@ from nrm_graph.graphs.formats.columns import flat
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.smoke
+
 ODD = 'a "quoted", <b> & \u00e9\u732b; \n\\x'
 
 

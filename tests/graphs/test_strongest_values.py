@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from nrm_graph.graphs.subgraph import strongest
 
+pytestmark = pytest.mark.smoke
+
 
 @given(
     seed=st.integers(0, 2**32 - 1),

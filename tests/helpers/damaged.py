@@ -1,14 +1,18 @@
 """Stores to verify, and ways to damage them that leave checksums valid."""
 
+import functools
 import json
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from torch import nn
 
 import nrm_graph as ng
+from nrm_graph.measures import create
+from nrm_graph.network.tracing.trace import trace
 from nrm_graph.store.format.files import seal, sha256_of
 from nrm_graph.store.format.schema import ORDER, parquet_options
 
@@ -48,8 +52,19 @@ def images(count, shape=(2, 6, 6)):
 OPTIONS = {"progress": False, "composite": "epsilon"}
 
 
+@functools.cache
+def program():
+    """The branches, traced: it takes longer than all the rest of an extraction."""
+    return trace(branches(), images(1)[0]["input"])
+
+
 def build(path, net=None, count=4, shape=(2, 6, 6), **options):
-    ng.extract(net or branches(), images(count, shape), path, **{**OPTIONS, **options}).close()
+    """Extract the branches, or another network."""
+    with pytest.MonkeyPatch.context() as patch:
+        if net is None:
+            patch.setattr(create, "trace", lambda *_: program())
+        rows = images(count, shape)
+        ng.extract(net or branches(), rows, path, **{**OPTIONS, **options}).close()
     return path
 
 

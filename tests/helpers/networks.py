@@ -185,7 +185,15 @@ EXACT = composites.composite(
 
 
 @functools.cache
-def network(name: str, rules: str = "exact"):
+def traced(name: str):
+    """The network, its inputs and its program: what is slow, and the same for all rules."""
     net, x = unusual(name)
+    return net, x, trace(net, x[:1])
+
+
+@functools.cache
+def network(name: str, rules: str = "exact"):
+    """The network, its inputs, and the network with rules that relevance is propagated in."""
+    net, x, program = traced(name)
     composite = EXACT if rules == "exact" else composites.get(rules)
-    return net, x, prepared_network.network(trace(net, x[:1]), composite, torch.float64)
+    return net, x, prepared_network.network(program, composite, torch.float64)

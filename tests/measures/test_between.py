@@ -7,13 +7,13 @@ import pyarrow as pa
 import pytest
 import torch
 from reference.brute_networks import (
-    CASES,
     close,
     conditions,
     links,
     measure,
     random_mask,
     reached,
+    sampled,
     walks,
 )
 from torch import nn
@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+@pytest.fixture(params=sampled())
 def case(request):
     return walks(*request.param), measure(*request.param)
 
@@ -115,6 +115,7 @@ def m():
 PAIRS = [("0", "input"), ("3", "0"), ("5", "3"), ("7", "5")]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("upper", "lower"), PAIRS)
 def test_chunks_make_no_difference(m, upper, lower, monkeypatch):
     whole = m.edges(upper, lower, by="neuron")
@@ -133,6 +134,7 @@ def test_chunks_make_no_difference(m, upper, lower, monkeypatch):
         assert streamed.sort_by(keys).combine_chunks().equals(part.combine_chunks())
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("upper", "lower"), PAIRS)
 def test_they_sum_to_the_stored_table(m, upper, lower):
     fine = m.edges(upper, lower, by="neuron")

@@ -80,7 +80,9 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(params=["exact", "epsilon_gamma", "epsilon_plus"])
+@pytest.fixture(
+    params=["exact", "epsilon_plus", pytest.param("epsilon_gamma", marks=pytest.mark.slow)]
+)
 def rules(request):
     return request.param
 

@@ -34,6 +34,7 @@ def cancelling(below: float = 0.0) -> tuple[nn.Module, torch.Tensor]:
     return nn.Sequential(first, second, third).double(), x.double()
 
 
+@pytest.mark.smoke
 def test_a_condition_that_cancels_is_undefined():
     net, x = cancelling()
     m = ng.measure(net, x, composite=ng.composites.epsilon(1e-12))
@@ -133,6 +134,7 @@ def test_zero_and_negative_logits_are_flagged():
     assert ng.measure(net, x, target=2, composite="epsilon").flags == ()
 
 
+@pytest.mark.smoke
 def test_the_logit_scale_multiplies_everything(m):
     scaled = ng.measure(network(), image(), target=1, dtype="float64", scale="logit")
     assert scaled(A) == pytest.approx(m(A) * m.logit, rel=1e-9)

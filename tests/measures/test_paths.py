@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.brute import Walks
-from reference.brute_networks import CASES, build, measure, random_event, walks
+from reference.brute_networks import CASES, build, measure, random_event, sampled, walks
 
 import nrm_graph as ng
 from nrm_graph.measures.paths import max_plus, sliced_convolution
@@ -28,7 +28,7 @@ PATHS = [pair for pair in CASES if pair[1] in ("epsilon", "epsilon_gamma")]
 UNITS = [pair for i, pair in enumerate(PATHS) if i >= 18 or i % 4 in (0, 3)]
 
 
-@pytest.fixture(params=PATHS, ids=lambda pair: "-".join(pair))
+@pytest.fixture(params=sampled(PATHS))
 def case(request):
     name, composite = request.param
     return walks(name, composite), measure(name, composite)
@@ -250,7 +250,7 @@ def some_layers(w: Walks, rng: np.random.Generator) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["neuron", "channel", "random"])
-@pytest.mark.parametrize("case", UNITS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("case", sampled(UNITS), indirect=True)
 def test_unit_paths(case, how):
     w, m = case
     rng = np.random.default_rng(13)
@@ -268,7 +268,7 @@ def test_unit_paths(case, how):
             check_units(narrow, w, expected, 5, w.variation())
 
 
-@pytest.mark.parametrize("case", UNITS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("case", sampled(UNITS), indirect=True)
 def test_unit_paths_given_an_event(case):
     w, m = case
     rng = np.random.default_rng(14)
@@ -286,7 +286,7 @@ def test_unit_paths_given_an_event(case):
         check_units(strongest_units(given, 5, layers, beam=2, by=labels), w, expected, 5, scale)
 
 
-@pytest.mark.parametrize("case", UNITS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("case", sampled(UNITS), indirect=True)
 def test_unit_paths_of_all_cuts_by_default(case):
     w, m = case
     to_inputs = to_input(w)
@@ -322,6 +322,7 @@ def test_mass_is_the_sum_of_absolute_walks(name):
         assert float(found) == pytest.approx(total, rel=1e-10)
 
 
+@pytest.mark.smoke
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -366,6 +367,7 @@ def test_unit_paths_are_asked_for_in_words():
         strongest_units(m, 1, ["fc7"])
 
 
+@pytest.mark.smoke
 def test_the_beam_makes_the_answer_certain():
     """A beam of 1 keeps too little to know; a wide one finds the same or better, and knows it."""
     m = measure("inception", "epsilon")
@@ -398,6 +400,7 @@ def test_unit_paths_are_no_products_of_grouped_edges():
         assert path.relevance == pytest.approx(m(event), rel=1e-9)
 
 
+@pytest.mark.smoke
 def test_batches_of_any_size_find_the_same():
     m = measure("pooled", "epsilon")
     small = replace(m, memory=1)

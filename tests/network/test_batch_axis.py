@@ -29,6 +29,7 @@ def close(a, b, scale=1.0):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=1e-9 * max(1.0, scale))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("outer", [1, 2])
 @pytest.mark.parametrize("inner", [1, 3])
 @pytest.mark.parametrize("axis", [0, 1, 2])

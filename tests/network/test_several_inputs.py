@@ -58,6 +58,7 @@ def store(tmp_path_factory):
     return path
 
 
+@pytest.mark.smoke
 def test_every_cut_sums_to_one():
     m = ng.measure(program(), pair(), target=1, composite="epsilon", dtype="float64")
     assert [layer.name for layer in m.topology.inputs] == ["left", "right"]
@@ -116,6 +117,7 @@ def test_a_program_says_which_inputs_it_takes():
         forward(net, (torch.zeros(2, 3), torch.zeros(1, 2)))
 
 
+@pytest.mark.smoke
 def test_a_store_gives_all_inputs_back(store):
     with ng.open(store) as db:
         assert [row["name"] for row in db.meta["inputs"]] == ["left", "right"]

@@ -13,6 +13,8 @@ from nrm_graph.cli import arguments, main
 from nrm_graph.network.targets import Outputs
 from nrm_graph.network.tracing.trace import trace
 
+pytestmark = pytest.mark.smoke
+
 LONE = Outputs((("", (4,)),))
 GRID = Outputs((("", (5, 4)),))
 SEVERAL = Outputs((("logits", (5, 4)), ("scores", (3,)), ("value", ())))

@@ -96,6 +96,7 @@ def test_an_expression_survives_its_text(squared):
     assert again.hash() == squared.hash()
 
 
+@pytest.mark.smoke
 def test_very_deep_text_is_refused_before_it_is_run(squared):
     text = squared.to_json()
     graph = json.loads(text)

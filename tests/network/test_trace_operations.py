@@ -51,6 +51,7 @@ class Heads(nn.Module):
         return torch.cat(found, 1)
 
 
+@pytest.mark.smoke
 def test_selections():
     torch.manual_seed(0)
     x = rows(3, 4)

@@ -177,12 +177,14 @@ def test_relevance_is_input_times_gradient(name):
         assert m.cut(layer.name).total == pytest.approx(1, abs=1e-9 * scale)
 
 
+@pytest.mark.smoke
 def test_aliases_of_a_shared_activation():
     found = topology(build("shared_activation"), image()[:1])
     assert found.layer("act").name == "a"
     assert found.layer("act@1").name == "add"
 
 
+@pytest.mark.smoke
 def test_a_reused_module_is_a_layer_per_call():
     found = topology(build("reused"), image()[:1])
     assert [layer.name for layer in found.layers] == ["x", "a", "a@1", "average", "fc"]
@@ -193,6 +195,7 @@ def test_a_functional_call_is_named_by_its_parameter():
     assert [layer.name for layer in found.layers] == ["x", "a", "average", "fc"]
 
 
+@pytest.mark.smoke
 def test_batch_norm_folds_only_where_exact():
     kinds = {
         name: [(layer.name, layer.kind) for layer in topology(build(name), image()[:1]).layers]

@@ -246,6 +246,7 @@ def plain() -> nn.Sequential:
     ).double()
 
 
+@pytest.mark.smoke
 def test_captum_epsilon():
     from captum.attr import LRP
     from captum.attr._utils.lrp_rules import EpsilonRule

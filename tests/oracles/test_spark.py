@@ -47,6 +47,7 @@ def test_partials_in_another_order_are_the_same(partials):
     assert spark_circuit.largest_difference(partials, partials.take(order)) == 0
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["total", "squares"])
 def test_a_sum_that_is_off_in_its_tenth_digit_is_seen(partials, name):
     other = changed(partials, name, lambda value: value * (1 + 1e-10))

@@ -12,7 +12,7 @@ from torch import nn
 import nrm_graph as ng
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def conv() -> Any:
     torch.manual_seed(1)
     net = nn.Sequential(
@@ -22,14 +22,14 @@ def conv() -> Any:
     return ng.measure(net, torch.rand(2, 6, 6), target=1, resolution=how, dtype="float64")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def residual() -> Any:
     torch.manual_seed(2)
     x = torch.rand(2, 6, 5)
     return ng.measure(Residual(), x, target=0, resolution=CHANNELS, dtype="float64")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def dense() -> Any:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
+pytestmark = pytest.mark.smoke
+
 
 def circuit(**facts: Any) -> nx.DiGraph:
     graph = nx.DiGraph(

@@ -13,6 +13,8 @@ from nrm_graph.errors import InputError
 from nrm_graph.evaluate import Curves
 from nrm_graph.plots import POSITIVE, plot_faithfulness
 
+pytestmark = pytest.mark.smoke
+
 
 def curves(mode="remove", by="units", **changes):
     rng = np.random.default_rng(0)

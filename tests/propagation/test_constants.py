@@ -43,6 +43,7 @@ def test_constants_sum_to_the_bias(name):
     sums_agree(ng.measure(net, x[:1], target=1, composite="epsilon", scale="logit"))
 
 
+@pytest.mark.smoke
 def test_biases_bear_the_names_of_parameters():
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -77,6 +78,7 @@ def named():
     return ng.measure(Named(), torch.randn(3, 3), target=0, composite="epsilon", dtype="float64")
 
 
+@pytest.mark.smoke
 def test_constants_bear_their_own_names(named):
     m = named
     sums_agree(m)

@@ -61,6 +61,7 @@ def names(m):
 # --- logits -------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("logit", "found"),
     [
@@ -88,6 +89,7 @@ def test_one_output(logit, found):
         assert "the sum of |R| over layer 0 is 2,999,999 times the whole" in text
 
 
+@pytest.mark.smoke
 def test_biases_are_contributions():
     assert names(measure([1.0, 0.0, 0.0], bias=[-0.999])) == ["small_logit", "absorbed"]
     assert names(measure([1.0, 0.0, 0.0], bias=[0.5])) == []
@@ -148,6 +150,7 @@ def test_a_softmax_is_compared_with_what_its_rule_divides_by():
 # --- sizes ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.smoke
 def test_mostly_absorbed():
     m = measure([1.0, 0.0, 0.0], bias=[3.0])
     assert names(m) == ["absorbed"]

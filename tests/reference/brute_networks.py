@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import pytest
 import torch
 
 import nrm_graph as ng
@@ -245,6 +246,15 @@ CASES += [(f"image{i}", "epsilon") for i in (13, 20, 32, 39)]
 CASES += [(f"image{i}", "epsilon_gamma") for i in (7, 29, 42, 55)]
 
 
+def sampled(cases: list[tuple[str, str]] = CASES) -> list[object]:
+    """Cases as parameters: of the random networks all but three are slow, as they take long."""
+    first = (*NETS, "vector6", "image13", "image7")
+    return [
+        pytest.param(case, marks=[] if case[0] in first else [pytest.mark.slow], id="-".join(case))
+        for case in cases
+    ]
+
+
 @functools.cache
 def build(name: str) -> tuple[Net, torch.Tensor]:
     if name.startswith("vector"):
@@ -268,10 +278,17 @@ def walks(name: str, composite: str) -> Walks:
 
 
 @functools.cache
-def measure(name: str, composite: str):
+def program(name: str):
+    """Trace a network: what is slow, and the same for every composite."""
     net, x = build(name)
+    return ng.trace(net, x[None])
+
+
+@functools.cache
+def measure(name: str, composite: str):
+    _, x = build(name)
     return ng.measure(
-        net, x[None], target=1, composite=composite, dtype="float64", resolution="neuron"
+        program(name), x[None], target=1, composite=composite, dtype="float64", resolution="neuron"
     )
 
 

@@ -21,6 +21,7 @@ from reference.brute_networks import (
     random_mask,
     random_set,
     reached,
+    sampled,
     walks,
 )
 
@@ -29,13 +30,7 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
-def _marks(case: tuple[str, str]) -> list[pytest.MarkDecorator]:
-    """Of the random networks, all but three are slow: together they take long."""
-    first = (*NETS, "vector6", "image13", "image7")
-    return [] if case[0] in first else [pytest.mark.slow]
-
-
-@pytest.fixture(params=[pytest.param(c, marks=_marks(c), id="-".join(c)) for c in CASES])
+@pytest.fixture(params=sampled())
 def case(request):
     name, composite = request.param
     return walks(name, composite), measure(name, composite)
@@ -44,6 +39,7 @@ def case(request):
 # The reference itself
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("name", "composite"), CASES)
 def test_walks_sum_to_one_and_marginals_are_chained_kernels(name, composite):
     w = walks(name, composite)
@@ -332,6 +328,7 @@ def test_every_cut_sums_to_one(case):
 # Known answers
 
 
+@pytest.mark.smoke
 def test_parallel_branches_have_joint_relevance_zero():
     m = measure("branches", "epsilon")
     left, right, deep = (ng.Layer(name)[...] for name in ("left", "right", "deep"))
@@ -342,6 +339,7 @@ def test_parallel_branches_have_joint_relevance_zero():
     assert m(ng.Edge(deep, left)) == 0
 
 
+@pytest.mark.smoke
 def test_an_edge_beside_a_skip_is_not_the_joint():
     w, m = walks("residual", "epsilon"), measure("residual", "epsilon")
     dst, src = ng.Layer("add")[...], ng.Layer("fc1")[...]

@@ -191,13 +191,26 @@ def compare(
     np.testing.assert_allclose(flow, relevance[:, None] * k.q, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("rule", RULES)
+COMMON = {"dense", "conv1d_strided", "conv2d", "conv2d_grouped", "transposed2d", "average_padded"}
+PLAIN = {"epsilon_large", "gamma", "zplus", "alpha2_beta1", "zbox", "wsquare", "flat", "norm"}
+
+
+def of_signed_input(rule, operation):
+    """Parameters; slow where both are a further form of one that is not."""
+    both = operation not in COMMON and rule not in PLAIN
+    return pytest.param(rule, operation, marks=[pytest.mark.slow] if both else [])
+
+
+@pytest.mark.parametrize(
+    ("rule", "operation"),
+    [of_signed_input(rule, operation) for operation in OPERATIONS for rule in RULES],
+)
 def test_rule_on_signed_input(rule, operation):
     name, params = RULES[rule]
     compare(*drawn("operations", operation, len(operation)), "0", name, params)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("operation", ["dense", "conv2d", "conv2d_grouped", "transposed2d"])
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_behind_a_relu(rule, operation):

@@ -112,6 +112,7 @@ def test_batches_of_an_expanded_operation_agree_with_single_inputs(registered, t
             )
 
 
+@pytest.mark.smoke
 def test_an_activation_of_ones_own_passes_relevance(registered):
     model, x = Wave().double(), torch.randn(1, 4, dtype=torch.float64)
     registered("aten.special_bessel_j1.default", "activation")

@@ -37,6 +37,7 @@ X = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
 OPTIONS = {"target": 1, "composite": "attn_lrp"}
 
 
+@pytest.mark.smoke
 def test_reports_and_cuts_hold_the_remainder():
     m = ng.measure(network(), X, dtype="float64", **OPTIONS)
     rows = m.report().to_pylist()

@@ -151,6 +151,7 @@ def test_a_kill_at_any_step_leaves_a_sound_store(tmp_path, whole):
         assert contents(path) == whole, k
 
 
+@pytest.mark.smoke
 def test_the_order_of_the_protocol(tmp_path):
     """Synced, renamed, str(TESTS) synced; data files before the manifest; store.json last."""
     path = tmp_path / "s.nrm"
@@ -240,6 +241,7 @@ def test_a_read_only_folder_is_one_sentence(tmp_path):
             write(path, RECORDS)
 
 
+@pytest.mark.smoke
 def test_commits_by_count_bytes_and_flush(tmp_path):
     for options, shards in (
         ({"shard_inputs": 4}, [4, 2]),
@@ -263,6 +265,7 @@ def test_commits_by_count_bytes_and_flush(tmp_path):
     assert len(Snapshot(path).manifests) == 3
 
 
+@pytest.mark.smoke
 def test_committed_pairs_and_conflicts(tmp_path):
     path = write(make(tmp_path / "s.nrm"), [record(0, 1)])
     before = checksums(path)

@@ -45,6 +45,7 @@ def test_small_shards_become_one_of_the_same_rows(path):
     assert rows(path) == before
 
 
+@pytest.mark.smoke
 def test_the_layout_is_that_of_the_writer(path, tmp_path):
     """Row groups of one input each, in order, encoded and hashed alike."""
     records = [record(n, edges=tables(n, 1 + 4 * n)[1], metadata={"n": n}) for n in range(6)]
@@ -143,6 +144,7 @@ def test_a_merged_shard_takes_the_place_of_its_last(path):
     assert rows(path) == before
 
 
+@pytest.mark.smoke
 def test_failures_that_count_are_carried(path):
     with Writer(path) as writer:
         writer.fail("input0", "first")

@@ -14,6 +14,8 @@ import nrm_graph as ng
 from nrm_graph.store.format.schema import TENSORS, input_id
 from nrm_graph.store.read.snapshot import Snapshot
 
+pytestmark = pytest.mark.smoke
+
 
 def flip(file, position):
     data = bytearray(file.read_bytes())

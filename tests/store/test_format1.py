@@ -6,6 +6,8 @@ from helpers.make_format1 import PATH, make
 
 import nrm_graph as ng
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def db():

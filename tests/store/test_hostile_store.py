@@ -19,6 +19,8 @@ from helpers.resealed import edited, refused, seal
 import nrm_graph as ng
 from nrm_graph.cli import main
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def path(honest, tmp_path):

@@ -23,6 +23,8 @@ import nrm_graph as ng
 from nrm_graph.store.format import files, manifest, settings
 from nrm_graph.store.read.snapshot import Snapshot
 
+pytestmark = pytest.mark.smoke
+
 
 def test_manifest_round_trip(path):
     write(path, [record(0, metadata={"a": 1, "b": None})])

@@ -88,6 +88,7 @@ def test_rows_are_those_of_the_conditioned_measures(path, event):
     }
 
 
+@pytest.mark.smoke
 def test_tables_in_sql(path):
     with ng.open(path) as db:
         before = db.sql("SELECT count(*) FROM nodes").fetchall()
@@ -210,6 +211,7 @@ def test_another_condition_of_the_name_is_refused(path):
         assert rows(db, "B") == before
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     "name",
     [

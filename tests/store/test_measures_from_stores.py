@@ -52,6 +52,7 @@ def test_the_same_input_twice_is_stored_once(tmp_path):
         ng.extract(network(), twice, db.path, **OPTIONS)
 
 
+@pytest.mark.smoke
 def test_settings_of_an_extraction(tmp_path):
     path = tmp_path / "s.nrm"
     db = ng.extract(network(), inputs(), path, preprocessing="scaled to [0, 1]", **OPTIONS)

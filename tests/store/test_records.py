@@ -35,6 +35,7 @@ def replaced(table, column, row, value):
 NODE_TABLE, EDGE_TABLE = tables()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(
     ("table", "column", "layer"),
@@ -102,6 +103,7 @@ def test_records_that_cannot_be_stored_are_refused(path, changes, message):
     assert not list((path / "shards").iterdir())
 
 
+@pytest.mark.smoke
 def test_rows_are_sorted_and_duplicates_refused(path):
     shuffled = EDGE_TABLE.take(pa.array([3, 0, 4, 1, 2]))
     write(path, [record(0, edges=shuffled, nodes=NODE_TABLE.take(pa.array([4, 3, 2, 1, 0])))])
@@ -164,6 +166,7 @@ def test_tensors_of_all_types_come_back(path, kind):
     np.testing.assert_array_equal(found, x)
 
 
+@pytest.mark.smoke
 def test_metadata_types_are_fixed_at_first_sight(path):
     write(path, [record(0, metadata={"n": 1, "s": "a", "b": True, "f": 0.5, "later": None})])
     with Writer(path) as writer:

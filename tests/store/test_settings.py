@@ -18,6 +18,8 @@ import nrm_graph as ng
 from nrm_graph.store.format import files, settings
 from nrm_graph.store.format.schema import content_hash
 
+pytestmark = pytest.mark.smoke
+
 
 def test_settings_round_trip(path):
     found = settings.read_settings(path)

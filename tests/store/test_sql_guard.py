@@ -6,6 +6,8 @@ from helpers.tiny_stores import checksums
 import nrm_graph as ng
 from nrm_graph.store.read.sql_guard import check_statement
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope="module")
 def db(two_targets):

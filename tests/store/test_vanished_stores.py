@@ -8,6 +8,8 @@ from helpers.tiny_stores import make, record, write
 import nrm_graph as ng
 from nrm_graph.cli import main
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize("gone", [".", "shards", "store.json"])
 def test_a_store_that_vanished(three_inputs, gone):

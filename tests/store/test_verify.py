@@ -64,6 +64,7 @@ def test_networks_in_float64_and_several_shards(tmp_path):
     assert (report.shards, report.inputs) == (3, 3)
 
 
+@pytest.mark.smoke
 def test_the_committed_store_of_format_1():
     from helpers.make_format1 import PATH
 
@@ -109,6 +110,7 @@ def copy(two_shards, tmp_path):
     return shutil.copytree(two_shards, tmp_path / "copy.nrm")
 
 
+@pytest.mark.smoke
 def test_the_command(copy, capsys):
     assert main.main(["verify", str(copy), "--sample", "1"]) == 0
     assert capsys.readouterr().out == f"{copy}: 3 inputs in 2 shards, 1 recomputed: sound\n"

@@ -68,6 +68,7 @@ def test_smallest_covering_set_and_exact_totals(values, coverage, top, pieces):
     assert np.array_equal(order, np.arange(len(found)))
 
 
+@pytest.mark.smoke
 def test_a_limit_that_leaves_room_keeps_everything():
     whole = random_block([1.0, -2.0, 3.0, 1e-30, 0.5, 4.0], 3)
     assert len(prune(whole, Limit(1.0, 6))) == len(whole) == 6
@@ -146,6 +147,7 @@ def test_automatic_limits_of_large_groups(monkeypatch):
     assert asked == dict.fromkeys(sizes, Limit(0.5))
 
 
+@pytest.mark.smoke
 def test_a_store_says_which_groups_are_pruned(monkeypatch, tmp_path):
     from nrm_graph.tables import pruning
 

@@ -109,6 +109,7 @@ def test_rows_that_wait_for_the_end_of_the_pass_are_the_same(resolution, monkeyp
         assert table.equals(expected)
 
 
+@pytest.mark.smoke
 def test_single_neurons_in_an_order_of_the_users_own():
     """A partition that renumbers neurons: node and pseudo rows follow it, as edges do."""
     torch.manual_seed(4)
