@@ -29,7 +29,7 @@ import torch
 import torchvision.models as tv
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import architectures as small
+from helpers import architectures as small
 from helpers import transformer_networks
 from helpers.transformer_networks import Last, tiny
 from reference import attention_gradients
