@@ -1,5 +1,7 @@
 """The structure of package and tests: rooms, small files and functions, a smoke test a room."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,36 @@ def test_no_file_is_long():
 def test_every_room_has_a_smoke_test(room):
     files = (TESTS / room).glob("test_*.py")
     assert any("pytest.mark.smoke" in file.read_text("utf-8") for file in files)
+
+
+PACKAGE = Path(nrm_graph.__file__).parent
+ROOT = TESTS.parent
+
+
+def test_few_modules_belong_to_no_room():
+    assert len(list(PACKAGE.glob("*.py"))) <= 10
+
+
+def test_no_module_and_no_function_is_long():
+    """A function's docstring, comments and empty lines do not count."""
+    long = []
+    for path in PACKAGE.rglob("*.py"):
+        lines = path.read_text("utf-8").splitlines()
+        if len(lines) > 450:
+            long.append(f"{path.name}: {len(lines)} lines")
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                first = body[0].lineno - 1 if body else node.end_lineno
+                code = [line for line in lines[first : node.end_lineno] if line.strip()]
+                if sum(not line.strip().startswith("#") for line in code) > 80:
+                    long.append(f"{path.name}: {node.name}")
+    assert long == []
+
+
+def test_contributing_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    names = {name.partition(":")[0] for name in re.findall(r"`([\w./-]+\.(?:py|md|toml))", text)}
+    everything = [*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py"), *ROOT.glob("*.*")]
+    known = ["/" + str(path.relative_to(ROOT)) for path in everything]
+    assert [n for n in sorted(names) if not any(k.endswith(f"/{n}") for k in known)] == []

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.measures import create
+from nrm_graph.network.tracing import trace_as_given
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.store.format.files import seal, sha256_of
 from nrm_graph.store.format.schema import ORDER, parquet_options
@@ -62,7 +62,7 @@ def build(path, net=None, count=4, shape=(2, 6, 6), **options):
     """Extract the branches, or another network."""
     with pytest.MonkeyPatch.context() as patch:
         if net is None:
-            patch.setattr(create, "trace", lambda *_: program())
+            patch.setattr(trace_as_given, "trace", lambda *_: program())
         rows = images(count, shape)
         ng.extract(net or branches(), rows, path, **{**OPTIONS, **options}).close()
     return path
