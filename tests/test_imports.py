@@ -19,6 +19,7 @@ DUCKDB = {"store"}
 MATPLOTLIB = {"plots"}
 
 HEAVY = {
+    "network.device",
     "network.ir",
     "network.layer_names",
     "network.layout",
