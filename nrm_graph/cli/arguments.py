@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from nrm_graph.errors import EventError, InputError
 
@@ -33,9 +34,9 @@ def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, found {_short(text)}") from None
+        raise click.BadParameter(f"expected a whole number, found {_short(text)}") from None
     if value < least:
-        raise argparse.ArgumentTypeError(f"expected at least {least}, found {value}")
+        raise click.BadParameter(f"expected at least {least}, found {value}")
     return value
 
 
@@ -62,7 +63,7 @@ def _target(text: str) -> Any:
         elif _is_number(part):
             entries.append(int(part))
         else:
-            raise argparse.ArgumentTypeError(
+            raise click.BadParameter(
                 f"expected predicted, label, a number or POSITION:CLASS, found {_short(text)}"
             )
     return entries[0] if len(entries) == 1 else tuple(entries)
@@ -72,7 +73,7 @@ def _weight(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a weight, found {_short(text)}") from None
+        raise click.BadParameter(f"expected a weight, found {_short(text)}") from None
 
 
 def _is_number(text: str) -> bool:
@@ -84,27 +85,16 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 100 else f"{text[:97]}...")
 
 
-def joined(argv: Sequence[str]) -> list[str]:
-    """Arguments with ``--target -1:464`` as one: it is no option, though it begins with a dash."""
-    found: list[str] = []
-    for text in argv:
-        if found and found[-1] == "--target" and _is_number(text.partition(":")[0]):
-            found[-1] = f"--target={text}"
-        else:
-            found.append(text)
-    return found
-
-
 def resolution(text: str) -> str | dict[str, str]:
     """Read a resolution, or one by layer."""
     if "=" not in text:
         return text
     pairs = [[side.strip() for side in part.rpartition("=")] for part in text.split(",")]
     if not all(name and how for name, _, how in pairs):
-        raise argparse.ArgumentTypeError(f"expected LAYER=RESOLUTION,..., found {_short(text)}")
+        raise click.BadParameter(f"expected LAYER=RESOLUTION,..., found {_short(text)}")
     chosen = {name: how for name, _, how in pairs}
     if len(chosen) < len(pairs):
-        raise argparse.ArgumentTypeError(f"a layer is named twice in {_short(text)}")
+        raise click.BadParameter(f"a layer is named twice in {_short(text)}")
     return chosen
 
 
@@ -131,7 +121,7 @@ def names(text: str) -> list[str]:
     """Read names with commas."""
     found = [part.strip() for part in text.split(",")]
     if not all(found):
-        raise argparse.ArgumentTypeError(f"expected names with commas between, found {text!r}")
+        raise click.BadParameter(f"expected names with commas between, found {text!r}")
     return found
 
 

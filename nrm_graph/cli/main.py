@@ -8,15 +8,15 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.cli import arguments
+import click
+
 from nrm_graph.cli.output import one_line
-from nrm_graph.cli.parser import parser
+from nrm_graph.cli.parser import COMPLETION, cli
 from nrm_graph.errors import NrmError
 from nrm_graph.excerpt import inline
 from nrm_graph.signals import Terminated, ending_in_order
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
 
@@ -31,21 +31,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # an encoding that lacks a character is no error
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        args = parser().parse_args(arguments.joined(sys.argv[1:] if argv is None else argv))
-    except SystemExit as stop:  # argparse has printed help or usage
-        return stop.code if isinstance(stop.code, int) else 2
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # type: ignore[assignment]
-        return _run(args)
+        return _run(sys.argv[1:] if argv is None else list(argv))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(argv: list[str]) -> int:
     try:
-        with ending_in_order():
-            args.command(args)
+        if completion := os.environ.get(COMPLETION):
+            from click.shell_completion import shell_complete
+
+            return shell_complete(cli, {}, "nrm-graph", COMPLETION, completion)
+        with ending_in_order(), cli.make_context("nrm-graph", argv) as context:
+            cli.invoke(context)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except click.exceptions.Exit as done:  # help or the version was shown
+        return done.exit_code
+    except click.UsageError as error:
+        asked = error.ctx or click.Context(cli, info_name="nrm-graph")
+        hint = f"({asked.get_usage()}; see {asked.command_path} --help)"
+        return _say(f"{error.format_message()} {hint}", error.exit_code)
     except NrmError as error:
         return _say(" ".join([str(error), *getattr(error, "__notes__", ())]), error.exit_code)
     except KeyboardInterrupt:
@@ -76,8 +82,8 @@ def _drop_output() -> None:
 
 def _say(message: str, code: int) -> int:
     """Print a message on one line, without what would steer a terminal; return the exit code."""
-    with contextlib.suppress(OSError):  # a terminal that hung up is gone
-        print(f"nrm-graph: {one_line(inline(message))}", file=sys.stderr)
+    with contextlib.suppress(OSError, AttributeError):  # a terminal that hung up, or none at all
+        sys.stderr.write(f"nrm-graph: {one_line(inline(message))}\n")
     return code
 
 

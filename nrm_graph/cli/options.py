@@ -1,135 +1,160 @@
-"""How a command is added to the parser, and the options that several commands share."""
+"""How a function becomes a command, and the options that several commands share."""
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+import functools
+import re
+from collections.abc import Callable
+from os import PathLike, fspath
+from typing import Any
+
+import click
 
 from nrm_graph.cli.arguments import positive
 from nrm_graph.cli.output import TABLE_FORMATS
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-    """What commands are added to."""
+Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
 
 EXIT_CODES = """\
-exit codes:
-  0 done                    5 an expression does not parse or fit, or a conditional is undefined
-  1 other known failure     6 the store is missing, damaged or in conflict
-  2 wrong usage             7 the SQL query was refused or failed
-  3 an input is not right   130 interrupted, 143 by SIGTERM, 129 by SIGHUP
-  4 the model or composite cannot be used"""
+Exit codes:
+  0  done
+  1  other known failure
+  2  wrong usage
+  3  an input is not right
+  4  the model or composite cannot be used
+  5  an expression does not parse or fit, or a conditional is undefined
+  6  the store is missing, damaged or in conflict
+  7  the SQL query was refused or failed
+  130 interrupted, 143 by SIGTERM, 129 by SIGHUP"""
 
 EXPRESSIONS = """\
-expressions, as in Python with NumPy's indexing into a layer's shape:
-  features.28[12]                      channel 12          features.21[[3, 7], 4:9, :]
-  classifier.3[1] & features.28[12]    both                A | B   either
-  ~features.28[12]                     everything else     A - B   A and not B
-  classifier.3[1] -> classifier.0[7]   the direct step     features.28.units([1, 2])
+Expressions, as in Python with NumPy's indexing into a layer's shape:
+  features.28[12]                     channel 12       features.21[[3, 7], 4:9]
+  classifier.3[1] & features.28[12]   both             A | B   either
+  ~features.28[12]                    everything else  A - B   A and not B
+  classifier.3[1] -> classifier.0[7]  the direct step  features.28.units([1, 2])
 Names with other characters stand in quotes: "odd name"[3].
 @FILE reads an event from JSON, as --save-event and ng.event_to_json write it."""
 
 GRAPH_FORMATS = """\
-.graphml, .gexf, .json (node-link),
-.attribution.json (circuit-tracer, Neuronpedia), .parquet, .neo4j.csv, .svg or .png."""
+Formats of graphs, by the suffix of --output:
+  .graphml, .gexf, .json (node-link), .parquet, .neo4j.csv, .svg or .png
+  .attribution.json (circuit-tracer, Neuronpedia)"""
+
+_WORD = re.compile(r"-?|[^-].*|-[\d.].*|.*\s.*", re.DOTALL)
+"""No option: what begins without a dash or as a negative number, and text of several words."""
 
 
-def add_command(
-    commands: Commands,
-    name: str,
-    call: Callable[[argparse.Namespace], None],
-    text: str,
-    example: str,
-    more: str = "",
-) -> argparse.ArgumentParser:
-    """Add a command without options.
+class AnyPath(click.Path):
+    """A path that is judged where it is used; completion offers files."""
+
+    def convert(self, value: str | PathLike[str], param: object, ctx: object) -> str:
+        """Return it as it is."""
+        return fspath(value)
+
+
+class Command(click.Command):
+    """A command with an example in its help, to which ``-1`` and ``-- comment`` are no options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Set options and arguments apart: an option is never taken for the value of another."""
+        valued = {
+            name
+            for option in self.get_params(ctx)
+            if isinstance(option, click.Option) and not option.is_flag
+            for name in option.opts
+        }
+        options: list[str] = []
+        words: list[str] = []
+        rest = iter(args)
+        for text in rest:
+            if text == "--":
+                words += rest
+            elif text in valued:
+                value = next(rest, None)
+                if value is not None and _WORD.fullmatch(value):
+                    options.append(f"{text}={value}")
+                elif not ctx.resilient_parsing:
+                    ctx.fail(
+                        f"Option {text!r} expects a value, found nothing."
+                        if value is None
+                        else f"Option {text!r} expects a value, found {value!r}; if that is it, "
+                        f"write {text}={value}"
+                    )
+            elif text.partition("=")[0] in valued or not _WORD.fullmatch(text):
+                options.append(text)
+            else:
+                words.append(text)
+        return super().parse_args(ctx, [*options, "--", *words])
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the first sentence of the help, however long it is."""
+        return super().get_short_help_str(len(self.help or ""))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the lines of the epilog as they are."""
+        formatter.write(f"\n{self.epilog}\n")
+
+
+def command(example: str, *more: str) -> Callable[[Function], click.Command]:
+    """Make a command of a function; its docstring is the help.
 
     Parameters
     ----------
-    commands : subparsers action
-        Of the whole parser.
-    name : str
-        What it is called by.
-    call : callable
-        What runs it.
-    text : str
-        What it does, in one line.
     example : str
         A call of it.
-    more : str
-        What its help says beside its options.
-
-    Returns
-    -------
-    argparse.ArgumentParser
-        What its options are added to.
+    *more : str
+        What its help says below the options.
     """
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"{more}{chr(10) * 2 if more else ''}example:\n  {example}\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog = "\n\n".join([*more, f"Example:\n  {example}", EXIT_CODES])
+    return click.command(cls=Command, epilog=epilog)
+
+
+def _together(*options: Decorator) -> Decorator:
+    """Return several options as one decorator, in the order in which help shows them."""
+    return lambda function: functools.reduce(lambda f, option: option(f), options[::-1], function)
+
+
+def averaging(weight: str) -> Decorator:
+    """Let a command say what is averaged over inputs (by default ``weight``), and of which."""
+    return _together(
+        click.option(
+            "--weight",
+            type=click.Choice(("unit", "logit")),
+            default=weight,
+            help="average R, or R x logit",
+        ),
+        click.option("--target", metavar="N", help="only inputs of this target"),
+        click.option(
+            "--mixed-targets", is_flag=True, help="allow inputs that explain other outputs"
+        ),
     )
-    parser.set_defaults(command=call)
-    return parser
 
 
-def add_store(parser: argparse.ArgumentParser) -> None:
-    """Let a command take the store that it is about."""
-    parser.add_argument("store", metavar="STORE")
+def form(text: str) -> Decorator:
+    """Let a command write a table in a format; ``text`` is its help."""
+    return click.option("--format", "form", type=click.Choice(TABLE_FORMATS), help=text)
 
 
-def add_given(parser: argparse.ArgumentParser) -> None:
-    """Let a command condition on an event."""
-    parser.add_argument("--given", metavar="EXPR", help="condition on this event")
-
-
-def add_input(parser: argparse.ArgumentParser) -> None:
-    """Let a command name an input, and which of its targets."""
-    parser.add_argument("--input", required=True, metavar="KEY", help="key of the input")
-    parser.add_argument(
+FILE = AnyPath()
+store = click.argument("store", type=FILE)
+given = click.option("--given", metavar="EXPR", help="condition on this event")
+measured = _together(
+    click.option("--input", "key", required=True, metavar="KEY", help="key of the input"),
+    click.option(
         "--target",
         metavar="N",
-        help="which of several targets: its number, class or POSITION:CLASS (-1:464); or "
-        "weights of outputs, 3=1,5=-1",
-    )
-
-
-def add_where(parser: argparse.ArgumentParser) -> None:
-    """Let a command choose inputs by SQL."""
-    parser.add_argument(
-        "--where", metavar="SQL", help="condition over inputs, such as \"label = 'cat'\" (all)"
-    )
-
-
-def add_averaging(parser: argparse.ArgumentParser, weight: str) -> None:
-    """Let a command say what is averaged over inputs (by default ``weight``), and of which."""
-    parser.add_argument(
-        "--weight",
-        choices=("unit", "logit"),
-        default=weight,
-        help=f"average R, or R x logit ({weight})",
-    )
-    parser.add_argument("--target", metavar="N", help="only inputs of this target")
-    parser.add_argument(
-        "--mixed-targets", action="store_true", help="allow inputs that explain other outputs"
-    )
-
-
-def add_table(parser: argparse.ArgumentParser) -> None:
-    """Let a command write its table in a format, and to a file."""
-    parser.add_argument("--format", choices=TABLE_FORMATS, help="by default that of --output")
-    parser.add_argument("--output", metavar="FILE", help="write here, not to standard output")
-
-
-def add_top(parser: argparse.ArgumentParser) -> None:
-    """Let a command say how many edges its graph keeps."""
-    parser.add_argument("--top", type=positive, default=200, help="edges to keep (200)")
-
-
-def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """Let a command show no progress bar."""
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+        help="which of several targets: its number, class or POSITION:CLASS (-1:464); or weights "
+        "of outputs, 3=1,5=-1",
+    ),
+)
+where = click.option(
+    "--where", metavar="SQL", help="condition over inputs, such as \"label = 'cat'\" (all)"
+)
+table = _together(
+    form("by default that of --output"),
+    click.option("--output", type=FILE, metavar="FILE", help="write here, not to standard output"),
+)
+top = click.option("--top", type=positive, default=200, metavar="N", help="edges to keep")
+quiet = click.option("--quiet", is_flag=True, help="show no progress bar")

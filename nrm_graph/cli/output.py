@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError, first_line
-from nrm_graph.graphs.formats import write_graph
-from nrm_graph.output_files import in_folder, plain, write_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +44,8 @@ def table_format(form: str | None, output: str | os.PathLike[str] | None) -> str
                 "Parquet is not for a terminal: give --output FILE or redirect the output"
             )
         return form or "table"
+    from nrm_graph.output_files import in_folder
+
     named = _TABLE_SUFFIXES.get(Path(output).suffix.lower())
     if form is None and named is None:
         raise InputError(
@@ -93,6 +93,8 @@ def write_table(
         else:
             sys.stdout.write(data.decode())
         return
+    from nrm_graph.output_files import write_files
+
     write_files({Path(output): data})
 
 
@@ -106,11 +108,15 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> None:
     NrmError
         If the disk is full or fails.  A file that was there before is as it was.
     """
+    from nrm_graph.output_files import write_files
+
     write_files({Path(path): (json.dumps(value, allow_nan=False) + "\n").encode()})
 
 
 def save_graph(graph: nx.DiGraph, path: Path) -> None:
     """Write a graph, and say where it is."""
+    from nrm_graph.graphs.formats import write_graph
+
     files = ", ".join(str(file) for file in write_graph(graph, path))
     print(f"{files}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
 
@@ -164,6 +170,8 @@ def encode_table(table: pa.Table, form: str, limit: int | None = None) -> bytes:
 def _encoded(table: pa.Table, form: str, limit: int | None) -> bytes:
     import pyarrow as pa
 
+    from nrm_graph.output_files import plain
+
     if form == "table":
         return (text_table(table, limit) + "\n").encode()
     if form == "json":
@@ -193,6 +201,8 @@ def _encoded(table: pa.Table, form: str, limit: int | None) -> bytes:
 def _flat(table: pa.Table) -> pa.Table:
     """Write lists and structures as JSON text, which CSV has no other form for."""
     import pyarrow as pa
+
+    from nrm_graph.output_files import plain
 
     for position, field in enumerate(table.schema):
         if pa.types.is_nested(field.type):

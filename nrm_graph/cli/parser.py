@@ -1,42 +1,62 @@
-"""The parser of the command line: its commands in the order in which help shows them."""
+"""The command line as a whole: its commands in the order in which help shows them."""
 
 from __future__ import annotations
 
-import argparse
+import click
 
 from nrm_graph._version import __version__
 from nrm_graph.cli.commands import extraction, many_inputs, one_input, store
-from nrm_graph.cli.options import EXIT_CODES
+from nrm_graph.cli.options import EXIT_CODES, Command
+
+COMPLETION = "_NRM_GRAPH_COMPLETE"
+"""The variable in which a shell asks for completions."""
 
 COMMANDS = (
-    extraction.add_demo,
-    extraction.add_extract,
-    store.add_info,
-    store.add_sql,
-    one_input.add_relevance,
-    one_input.add_paths,
-    many_inputs.add_materialize,
-    one_input.add_subgraph,
-    many_inputs.add_circuit,
-    many_inputs.add_contrast,
-    store.add_compact,
-    store.add_delete,
-    store.add_drop,
-    store.add_verify,
+    extraction.demo,
+    extraction.extract,
+    store.info,
+    store.sql,
+    one_input.relevance,
+    one_input.paths,
+    many_inputs.materialize,
+    one_input.subgraph,
+    many_inputs.circuit,
+    many_inputs.contrast,
+    store.compact,
+    store.delete,
+    store.drop,
+    store.verify,
 )
-"""What adds each command."""
+
+_EPILOG = f"""\
+Start here:
+  nrm-graph demo
+
+Completion of commands, options, choices and files, by a line in the file that
+the shell reads first:
+  bash  eval "$({COMPLETION}=bash_source nrm-graph)"
+  zsh   eval "$({COMPLETION}=zsh_source nrm-graph)"
+  fish  {COMPLETION}=fish_source nrm-graph | source
+
+{EXIT_CODES}"""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    whole = argparse.ArgumentParser(
-        prog="nrm-graph",
-        description="Turn a trained network and inputs into a relevance database, and ask it.",
-        epilog=f"start here:\n  nrm-graph demo\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    whole.add_argument("--version", action="version", version=f"nrm-graph {__version__}")
-    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in COMMANDS:
-        add(commands)
-    return whole
+class _Group(click.Group):
+    """Commands in the order in which they are given."""
+
+    format_epilog = Command.format_epilog
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_Group,
+    commands=COMMANDS,
+    epilog=_EPILOG,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(__version__, message=f"nrm-graph {__version__}")
+def cli() -> None:
+    """Turn a trained network and inputs into a relevance database, and ask it."""

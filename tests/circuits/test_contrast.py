@@ -16,8 +16,8 @@ import nrm_graph as ng
 from nrm_graph.circuits import edges as chosen_edges
 from nrm_graph.circuits.contrast import contrast
 from nrm_graph.circuits.engines import EDGE
-from nrm_graph.cli import output
 from nrm_graph.errors import InputError, QueryError
+from nrm_graph.graphs.formats import write_graph
 from nrm_graph.plots import plot_subgraph
 from nrm_graph.store.write.writer import Writer
 
@@ -294,7 +294,7 @@ def test_a_graph_of_differences_is_drawn_and_exported(held, tmp_path):
         expected = [(p.held[:, i] * p.logits).mean() for p in part]
         np.testing.assert_allclose(data["relevance"], expected[0] - expected[1], **CLOSE)
     plot_subgraph(graph)
-    output.write_graph(graph, tmp_path / "g.graphml")
+    write_graph(graph, tmp_path / "g.graphml")
     assert len(nx.read_graphml(tmp_path / "g.graphml").edges) == 12
 
 

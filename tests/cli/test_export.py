@@ -20,6 +20,7 @@ import nrm_graph as ng
 from nrm_graph import plots
 from nrm_graph.cli import output
 from nrm_graph.errors import InputError
+from nrm_graph.graphs.formats import write_graph
 from nrm_graph.graphs.subgraph import subgraph
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def made_up(layers: int = 4, name: str = "features.{}") -> nx.DiGraph:
 
 def test_graphml_and_json_can_be_read_again(tmp_path: Path) -> None:
     graph = made_up()
-    output.write_graph(graph, tmp_path / "g.graphml")
+    write_graph(graph, tmp_path / "g.graphml")
     again = nx.read_graphml(tmp_path / "g.graphml")
     assert set(again) == {f"{layer}:{unit}" for layer, unit in graph}
     assert again.edges["features.0:0", "features.1:1"]["relevance"] == -0.25
@@ -63,7 +64,7 @@ def test_graphml_and_json_can_be_read_again(tmp_path: Path) -> None:
         "relevance": pytest.approx(0.5 + 1 / 3),
         "depth": 1,
     }
-    output.write_graph(graph, tmp_path / "g.json")
+    write_graph(graph, tmp_path / "g.json")
     data = json.loads((tmp_path / "g.json").read_text())
     again = nx.node_link_graph(data, edges="edges")
     assert dict(again.nodes) == dict(graph.nodes)
@@ -73,7 +74,7 @@ def test_graphml_and_json_can_be_read_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml")])
 def test_pictures(tmp_path: Path, suffix: str, magic: bytes) -> None:
-    output.write_graph(made_up(), tmp_path / f"g{suffix}")
+    write_graph(made_up(), tmp_path / f"g{suffix}")
     assert (tmp_path / f"g{suffix}").read_bytes().startswith(magic)
 
 
@@ -83,7 +84,7 @@ def test_graph_errors(tmp_path: Path) -> None:
         (tmp_path / "no" / "g.json", "no folder"),
     ):
         with pytest.raises(InputError, match=message):
-            output.write_graph(made_up(), path)
+            write_graph(made_up(), path)
     with pytest.raises(InputError, match="no nodes"):
         plots.plot_subgraph(nx.DiGraph())
     graph = made_up()

@@ -1,10 +1,10 @@
 """Signed weights of outputs as one target: what is stored, found again, aggregated and verified."""
 
-import argparse
 import json
 import types
 from fractions import Fraction
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -15,9 +15,9 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.cli import overview
-from nrm_graph.cli.output import write_graph
 from nrm_graph.evaluate import faithfulness
 from nrm_graph.extraction import batches
+from nrm_graph.graphs.formats import write_graph
 from nrm_graph.network import weighted_targets
 from nrm_graph.network.targets import Outputs, asked_for
 from nrm_graph.plots import plot_circuit, plot_references
@@ -443,5 +443,5 @@ def test_weights_on_the_command_line():
     assert arguments.target("-1:464=2") == {(-1, 464): 2.0}
     assert arguments.target("3,5") == [3, 5]
     for wrong in ("3=x", "3=1,5", "cat=1"):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+        with pytest.raises(click.BadParameter, match="expected"):
             arguments.target(wrong)
