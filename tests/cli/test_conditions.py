@@ -259,7 +259,7 @@ def test_paths_as_a_table(store: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--input", KEYS[0], "--target", "9", "--given", "nothing[1]"], 5, "nothing"),
         (["--input", KEYS[0], "--target", "9", "--given", "features.6[[]]"], 5, "undefined"),
         (["--input", KEYS[0], "--k", "0"], 2, "at least 1"),
-        (["--input", KEYS[0], "--by", "pixel"], 2, "invalid choice"),
+        (["--input", KEYS[0], "--by", "pixel"], 2, "is not one of"),
         (["--input", KEYS[0], "--layers", "a,,b"], 2, "names with commas"),
     ],
 )
