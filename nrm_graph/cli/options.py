@@ -30,10 +30,11 @@ Exit codes:
 
 EXPRESSIONS = """\
 Expressions, as in Python with NumPy's indexing into a layer's shape:
-  features.28[12]                     channel 12       features.21[[3, 7], 4:9]
-  classifier.3[1] & features.28[12]   both             A | B   either
-  ~features.28[12]                    everything else  A - B   A and not B
-  classifier.3[1] -> classifier.0[7]  the direct step  features.28.units([1, 2])
+  features.28[12]                     channel 12       A | B  either
+  classifier.3[1] & features.28[12]   both             A - B  A and not B
+  ~features.28[12]                    everything else
+  classifier.3[1] -> classifier.0[7]  the direct step
+  features.21[[3, 7], 4:9, :]         features.28.units([1, 2])
 Names with other characters stand in quotes: "odd name"[3].
 @FILE reads an event from JSON, as --save-event and ng.event_to_json write it."""
 

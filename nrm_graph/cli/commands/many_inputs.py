@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 )
 @store
 @click.argument("expression", metavar="EXPR")
-@click.option("--name", required=True, help="of the tables: letters, digits and _")
+@click.option("--name", required=True, metavar="NAME", help="of the tables: letters, digits and _")
 @where
-@click.option("--device", default="cpu", help="auto, cpu, cuda, ...")
+@click.option("--device", default="cpu", metavar="NAME", help="auto, cpu, cuda, ...")
 @quiet
 def materialize(
     store: str, expression: str, name: str, where: str | None, device: str, quiet: bool
@@ -135,9 +135,7 @@ def circuit(
         print_notes(graph.graph["flags"])
 
 
-@command(
-    "nrm-graph contrast relevance.nrm \"label = 'cat'\" \"label = 'dog'\" --target 3",
-)
+@command("nrm-graph contrast relevance.nrm \"label = 'cat'\" \"label = 'dog'\" --target 3")
 @store
 @click.argument("a")
 @click.argument("b")
