@@ -1,4 +1,4 @@
-"""Which architectures are supported, how exactly, and at what cost?  The table of the README.
+"""Which architectures are supported, how exactly, and at what cost?  A table in ``docs``.
 
 Every network has its real input size and seeded random weights, batch-norm statistics near those of
 random inputs, float32.  Columns: the composite; the number of layers; the largest error of
@@ -8,7 +8,7 @@ relevance of the layer, in float64 on a small network of the same family; and th
 one input's tables, written to disk, over that of a training step (forward and full backward) of the
 network in the same process.
 
-    python benchmarks/support.py [--readme] [--rounds 3] [names ...]
+    python benchmarks/support.py [--page] [--rounds 3] [names ...]
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 BEGIN, END = "<!-- architectures:begin -->", "<!-- architectures:end -->"
 IMAGE = ((3, 224, 224),)
 
@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="titles to measure; all by default")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--readme", action="store_true", help="rewrite the table of the README")
+    parser.add_argument("--page", action="store_true", help="rewrite the table in docs")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     lines = [
@@ -220,12 +220,12 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
         small.network.cache_clear()
-    if args.readme and not args.names:
-        text = README.read_text(encoding="utf-8")
+    if args.page and not args.names:
+        text = PAGE.read_text(encoding="utf-8")
         before, rest = text.split(BEGIN)
         _, after = rest.split(END)
         table = "\n".join(lines)
-        README.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+        PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

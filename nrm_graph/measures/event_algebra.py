@@ -1,7 +1,7 @@
 """The algebra of events of one input: values, conditions, interaction.
 
 All numbers come from relevance passes over the traced program at the neuron level; grouped
-edges are never multiplied, because grouping destroys the Markov property (see the README).
+edges are never multiplied, because grouping destroys the Markov property (see docs/concepts.md).
 """
 
 from __future__ import annotations
