@@ -289,7 +289,8 @@ def test_the_lines_on_a_photograph_run(tmp_path, monkeypatch, capsys):
     Image.fromarray(pixels).save("photo.jpg")
     (lines,) = (code for mark, code in blocks(README, "python") if mark == "photograph")
     exec(compile(lines, "README.md", "exec"), {})
-    assert Image.open("explained.png").size == (1400, 500)
+    with Image.open("explained.png") as picture:
+        assert picture.size == (1400, 500)
     assert "Measure of target" in capsys.readouterr().out
 
 
