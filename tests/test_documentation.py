@@ -1,6 +1,5 @@
 """README and docs: what they link, name, call and print is there; their Python runs."""
 
-import argparse
 import ast
 import dataclasses
 import inspect
@@ -13,7 +12,7 @@ import pytest
 
 import nrm_graph
 from nrm_graph.cli.options import EXIT_CODES
-from nrm_graph.cli.parser import parser
+from nrm_graph.cli.parser import cli
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.units import RESOLUTIONS
 from nrm_graph.propagation.flags import SHORT
@@ -100,9 +99,8 @@ def test_files_that_are_named_exist(page):
 # The command line
 
 
-def commands():
-    (action,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
-    return action.choices
+def options_of(command):
+    return {"--help", *(name for option in cli.commands[command].params for name in option.opts)}
 
 
 def shown(page):
@@ -122,7 +120,7 @@ def test_commands_and_options_exist(page):
         _, command, *words = shlex.split(line.replace("...", ""))
         if command in ("COMMAND", "--help"):
             continue
-        options = commands()[command]._option_string_actions
+        options = options_of(command)
         assert [w for w in words if w.startswith("--") and w not in options] == [], line
 
 
@@ -137,12 +135,14 @@ def test_blocks_of_commands_parse():
     calls = [call for call in calls if call.startswith("nrm-graph ")]
     assert len(calls) > 5
     for call in calls:
-        parser().parse_args(shlex.split(call)[1:])
+        _, command, *words = shlex.split(call)
+        if command in cli.commands:
+            cli.commands[command].make_context(command, words)
 
 
 def test_the_page_on_commands_is_complete():
     page = text(ROOT / "docs" / "command-line.md")
-    assert re.findall(r"^\| `(\w+)` \| .* \| `nrm-graph \1", page, re.M) == list(commands())
+    assert re.findall(r"^\| `(\w+)` \| .* \| `nrm-graph \1", page, re.M) == list(cli.commands)
     codes = set(re.findall(r"^ +(\d+) ", EXIT_CODES, re.M))
     assert codes <= set(re.findall(r"^\| ([\d, ]+) \|", page, re.M)) | {"130", "143", "129"}
 
