@@ -40,7 +40,7 @@ _CELLS = 64  # a map at a unit shows at most so many rows and columns
 
 
 @dataclass
-class Column:
+class LayerColumn:
     """One layer of the picture: what is drawn of it, and where."""
 
     layer: LayerInfo
@@ -60,7 +60,7 @@ class Canvas:
     def __init__(
         self,
         ax: Axes,
-        columns: list[Column],
+        columns: list[LayerColumn],
         whole: float,
         maps: dict[tuple[int, int], npt.NDArray[np.float64]],
         links: list[npt.NDArray[np.float64] | None],
@@ -105,7 +105,7 @@ class Canvas:
         side = min(self.side, 0.6 * self.across / max(ratio, 1e-3))
         return side * ratio / self.across, side / self.up
 
-    def size(self, relevance: Any) -> float:
+    def size(self, relevance: float) -> float:
         """Area of a circle's frame, in square points, as scatter wants it."""
         return max(self.diameter**2 * abs(float(relevance)) / self.largest, 3.0)
 
@@ -161,8 +161,8 @@ class Canvas:
                     lift = self.frame(array)[1] * self.up / 2 + 1.0
                 place = ",".join(str(i) for i in np.unravel_index(unit, shape)) if neurons else ""
                 name = f"[{place}]" if neurons else str(unit)
-                how = m.partitions[column.layer.layer_id].resolution
-                token = token_of(column.layer, how, unit, m.tokens)
+                resolution = m.partitions[column.layer.layer_id].resolution
+                token = token_of(column.layer, resolution, unit, m.tokens)
                 if token is not None:
                     name = f"{drawable(token)} {name}"
                 self._text(x, y, name, value, lift)
@@ -229,7 +229,7 @@ def thumbnail(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def label(
-    ax: Axes, columns: list[Column], whole: float, title: str, note: str, grows: bool
+    ax: Axes, columns: list[LayerColumn], whole: float, title: str, note: str, grows: bool
 ) -> None:
     """Write everything that stands outside of the axes; the figure grows with it, if it may."""
     width = size_in_points(ax)[0]

@@ -9,23 +9,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from nrm_graph.errors import InputError
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.output_files import write_files
-from nrm_graph.plots.common import NEUTRAL, TEXT, colour, graph_notes, percent, wrapped
-from nrm_graph.plots.subgraph import checked, doubtful, layer_name, plot_subgraph, unit_text
+from nrm_graph.plots.common import (
+    NEUTRAL,
+    TEXT,
+    colour,
+    graph_notes,
+    hide_frame,
+    new_figure,
+    percent,
+    wrapped,
+)
+from nrm_graph.plots.subgraph import (
+    checked,
+    doubtful,
+    layer_name,
+    picture_height,
+    plot_subgraph,
+    unit_text,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     import networkx as nx
     import numpy.typing as npt
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _ROWS = 30  # edges with whiskers, of all pairs of layers together
 _PAIRS = 10
@@ -94,24 +109,23 @@ def plot_circuit(
     width = max(4.8, 1.4 + (1.2 if columns <= 12 else 0.9) * columns)
     busiest = max(np.unique([layer_name(graph, n) for n in graph], return_counts=True)[1])
     maps = any(len(shape) == 3 for shape in graph.graph.get("shapes", {}).values())
-    left = min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
-    height = max(left, 0.9 + 0.17 * rows + 0.42 * len(pairs))
+    graph_height = picture_height(busiest, maps)
+    height = max(graph_height, 0.9 + 0.17 * rows + 0.42 * len(pairs))
     title, note = _title(graph, classes), f"{_note(graph)}\n{graph_notes(graph.graph)}".strip()
     note = _wrapped(note, width + _WIDTH, 7.5)
     height += 0.75 + 0.13 * note.count("\n")
-    figure = Figure(figsize=(width + _WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width + _WIDTH, height)
     figure.suptitle(_wrapped(title, width + _WIDTH, 10.0), fontsize=10)
     figure.supxlabel(note, fontsize=7.5, color=TEXT)
     if not pairs:
         plot_subgraph(_untitled(graph), figure.subplots(), image=image)
         return figure
     halves: Any = figure.subfigures(1, 2, width_ratios=[width, _WIDTH], wspace=0.02)
-    one, two = halves
-    plot_subgraph(_untitled(graph), one.subplots(), image=image)
+    graph_side, edge_side = halves
+    plot_subgraph(_untitled(graph), graph_side.subplots(), image=image)
     # Half a row for each pair's title and scale.
     ratios = [len(edges) + 1.2 for edges in pairs.values()]
-    axes = two.subplots(len(pairs), 1, squeeze=False, height_ratios=ratios)[:, 0]
+    axes = edge_side.subplots(len(pairs), 1, squeeze=False, height_ratios=ratios)[:, 0]
     for ax, (pair, edges) in zip(axes, pairs.items(), strict=True):
         _draw_pair(ax, graph, pair, edges)
     if graph.graph["inputs"] > 1:
@@ -143,27 +157,31 @@ def save_subgraph(
 
 def _untitled(graph: nx.DiGraph) -> nx.DiGraph:
     view = graph.copy(as_view=True)
-    told = ("title", "meaning", "flags")  # which the whole picture says
-    view.graph = {name: value for name, value in graph.graph.items() if name not in told}
+    omitted = ("title", "meaning", "flags")  # which the whole picture says
+    view.graph = {name: value for name, value in graph.graph.items() if name not in omitted}
     return view
 
 
-def _pairs(graph: nx.DiGraph) -> dict[tuple[str, str], list[tuple[Any, Any, dict[str, Any]]]]:
+def _pairs(
+    graph: nx.DiGraph,
+) -> dict[tuple[str, str], list[tuple[Hashable, Hashable, dict[str, Any]]]]:
     """Strongest edges of each pair of layers, the pairs from the output to the input."""
-    found: dict[tuple[str, str], list[tuple[Any, Any, dict[str, Any]]]] = defaultdict(list)
+    by_pair: dict[tuple[str, str], list[tuple[Hashable, Hashable, dict[str, Any]]]] = defaultdict(
+        list
+    )
     depth: dict[tuple[str, str], tuple[int, int]] = {}
     for src, dst, data in graph.edges(data=True):
         pair = layer_name(graph, src), layer_name(graph, dst)
-        found[pair].append((src, dst, data))
+        by_pair[pair].append((src, dst, data))
         depth[pair] = -int(graph.nodes[dst]["depth"]), -int(graph.nodes[src]["depth"])
     strength = {
-        pair: sum(abs(data["relevance"]) for *_, data in edges) for pair, edges in found.items()
+        pair: sum(abs(data["relevance"]) for *_, data in edges) for pair, edges in by_pair.items()
     }
-    kept = sorted(found, key=lambda pair: -strength[pair])[:_PAIRS]
-    each = max(2, _ROWS // max(len(kept), 1))
+    drawn = sorted(by_pair, key=lambda pair: -strength[pair])[:_PAIRS]
+    each = max(2, _ROWS // max(len(drawn), 1))
     return {
-        pair: sorted(found[pair], key=lambda edge: -abs(edge[2]["relevance"]))[:each]
-        for pair in sorted(kept, key=lambda pair: (*depth[pair], pair))
+        pair: sorted(by_pair[pair], key=lambda edge: -abs(edge[2]["relevance"]))[:each]
+        for pair in sorted(drawn, key=lambda pair: (*depth[pair], pair))
     }
 
 
@@ -171,7 +189,7 @@ def _draw_pair(
     ax: Axes,
     graph: nx.DiGraph,
     pair: tuple[str, str],
-    edges: list[tuple[Any, Any, dict[str, Any]]],
+    edges: list[tuple[Hashable, Hashable, dict[str, Any]]],
 ) -> None:
     """Draw means and whiskers of one pair of layers, the strongest on top."""
     bound = max(abs(d["relevance"]) + 2.0 * d.get("stderr", 0.0) for *_, d in edges) or 1.0
@@ -198,8 +216,7 @@ def _draw_pair(
     src, dst = (name if len(name) <= 28 else f"{name[:27]}…" for name in pair)
     name = f"{src} → {dst}" if pair[0] != pair[1] else f"absorbed by {dst}"
     ax.set_title(name, fontsize=7, loc="left", pad=3, parse_math=False)
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
+    hide_frame(ax, "top", "right", "left")
     ax.spines["bottom"].set(edgecolor="#999999", linewidth=0.5)
 
 
@@ -226,13 +243,13 @@ def _shares(data: dict[str, Any], count: int) -> tuple[str, str, str]:
         return "", "", ""
     if "missing" in data:
         return "", "", f"{data['missing']:,} unknown"
-    held = data["inputs"] / count if "inputs" in data else None
-    shares = (held, data.get("agreement"), data.get("top_share"))
-    one, two, three = ("" if share is None else percent(share) for share in shares)
-    return one, two, three
+    present = data["inputs"] / count if "inputs" in data else None
+    shares = (present, data.get("agreement"), data.get("top_share"))
+    first, second, third = ("" if share is None else percent(share) for share in shares)
+    return first, second, third
 
 
-def _name(graph: nx.DiGraph, node: Any) -> str:
+def _name(graph: nx.DiGraph, node: Hashable) -> str:
     unit = int(graph.nodes[node]["unit"])
     return PSEUDO_UNITS.get(unit, str(unit)) if unit < 0 else unit_text(graph.nodes[node])
 
@@ -264,8 +281,8 @@ def _note(graph: nx.DiGraph) -> str:
     parts += [f"kept share of the sum of |mean|: {percent(facts['share'])}"]
     weight = facts.get("weight", "unit")
     if "absorbed" in facts:
-        held = facts["absorbed"]
-        parts.append(f"absorbed: {percent(held) if weight == 'unit' else f'{held:.3g}'}")
+        share = facts["absorbed"]
+        parts.append(f"absorbed: {percent(share) if weight == 'unit' else f'{share:.3g}'}")
     if facts.get("pruned"):
         parts.append(f"pruned: {facts['pruned']:.3g}")
     if facts.get("undefined"):

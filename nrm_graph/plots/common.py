@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from nrm_graph.plots.protocols import MeasureLike
@@ -54,11 +56,30 @@ CHARACTER = 0.62  # width of a letter in font sizes
 HALO = [withStroke(linewidth=1.6, foreground="white")]  # text stays readable on lines
 
 
-def new_axes(width: float, height: float) -> Axes:
-    """Return the axes of a new figure of a size in inches, of which pyplot knows nothing."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """Return a figure of a size in inches, of which pyplot knows nothing."""
+    figure = Figure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
-    return figure.add_subplot()
+    return figure
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Return the axes of a new figure of a size in inches."""
+    return new_figure(width, height).add_subplot()
+
+
+def hide_frame(ax: Axes, *sides: str) -> None:
+    """Hide some sides of the frame of axes."""
+    for side in sides:
+        ax.spines[side].set_visible(False)
+
+
+def thin_frame(ax: Axes) -> None:
+    """Draw the frame of axes as a thin grey line."""
+    for side in ax.spines.values():
+        side.set(edgecolor="#999999", linewidth=0.5)
 
 
 def size_in_points(ax: Axes) -> tuple[float, float]:
@@ -92,7 +113,7 @@ def wrapped(text: str, points: float, font: float) -> str:
     return "\n".join(part for line in lines for part in line)
 
 
-def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
+def add_legend(ax: Axes, handles: Sequence[Artist], below: float) -> None:
     """Put a legend so many points below the axes, in as many columns as there is room for."""
     width = size_in_points(ax)[0]
     # In points, whatever height the layout will leave to the axes.
@@ -112,9 +133,9 @@ def add_legend(ax: Axes, handles: Sequence[Any], below: float) -> None:
     )
 
 
-def heading(m: MeasureLike, what: str) -> str:
+def heading(m: MeasureLike, shown: str) -> str:
     """Title of a measure's picture: what is shown, of which target, under which condition."""
-    text = f"{what}, {m.target_text()}"
+    text = f"{shown}, {m.target_text()}"
     if m.condition is not None:
         text += f", given {textwrap.shorten(repr(m.condition), 120, placeholder=' ...')}"
     return text
@@ -143,7 +164,33 @@ def room_for(ax: Axes, lines: int, font: float) -> None:
         figure.set_figheight(figure.get_figheight() + 1.3 * font / 72.0 * lines)
 
 
-def report_rows(source: Any) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class ReportRow:
+    """What a layer carries and absorbs, as the report of a measure says it.
+
+    Attributes
+    ----------
+    layer, kind : str
+        Name and kind of the layer.
+    sum, variation : float
+        Sum of its relevance, and of the absolute values.
+    absorbed_by : mapping of str to float
+        Relevance that each kind of pseudo-neuron holds, by the names of :data:`ABSORBED`.
+    """
+
+    layer: str
+    kind: str
+    sum: float
+    variation: float
+    absorbed_by: Mapping[str, float]
+
+    @property
+    def absorbed(self) -> float:
+        """Relevance that the pseudo-neurons of the layer hold."""
+        return sum(self.absorbed_by.values())
+
+
+def report_rows(source: object) -> list[ReportRow]:
     """Rows of a measure's report, from the output to the input.
 
     Raises
@@ -166,21 +213,25 @@ def report_rows(source: Any) -> list[dict[str, Any]]:
     missing = [name for name in needed if name not in rows[0]]
     if missing:
         raise InputError(f"the report has no column {', '.join(missing)}")
-    return rows
+    return [
+        ReportRow(
+            str(row["layer"]),
+            str(row["kind"]),
+            float(row["sum"]),
+            float(row["total_variation"]),
+            {kind: float(row[kind] or 0.0) for kind in ABSORBED},
+        )
+        for row in rows
+    ]
 
 
-def absorbed(row: dict[str, Any]) -> float:
-    """Relevance that the pseudo-neurons of a report's layer hold."""
-    return sum(float(row[kind] or 0.0) for kind in ABSORBED)
-
-
-def total(rows: list[dict[str, Any]]) -> float:
+def total(rows: Sequence[ReportRow]) -> float:
     """Relevance of all walks: 1, or the logit on its scale."""
-    ends = sum(float(row["sum"]) for row in rows if row["kind"] in ENDS)
-    return (ends + sum(absorbed(row) for row in rows)) or 1.0
+    ends = sum(row.sum for row in rows if row.kind in ENDS)
+    return (ends + sum(row.absorbed for row in rows)) or 1.0
 
 
-def grey(image: Any) -> npt.NDArray[np.float64]:
+def grey(image: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Image in grey, from 0 to 1.
 
     Raises

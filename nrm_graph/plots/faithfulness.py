@@ -13,6 +13,7 @@ from nrm_graph.plots.common import (
     POSITIVE,
     TEXT,
     add_legend,
+    hide_frame,
     new_axes,
     size_in_points,
     wrapped,
@@ -98,8 +99,8 @@ def plot_faithfulness(curves: CurvesLike, ax: Axes | None = None, *, score: str 
     width, points = size_in_points(ax)[0], 8.0
     parts = f"{int(curves.ablated[-1]):,} {curves.by}"
     where = "layer" if curves.by == "units" else "pair of layers"
-    done = {"remove": "ablated", "keep": "kept, all others ablated"}[curves.mode]
-    label = f"share of the circuit's {parts} {done}; rivals: as many in every {where}"
+    verb = {"remove": "ablated", "keep": "kept, all others ablated"}[curves.mode]
+    label = f"share of the circuit's {parts} {verb}; rivals: as many in every {where}"
     ax.set_xlabel(wrapped(label, width, points), fontsize=points)
     ax.set_ylabel(f"{score} of the target" + (", of the whole network's" if normalized else ""),
                   fontsize=8)  # fmt: skip
@@ -111,6 +112,5 @@ def plot_faithfulness(curves: CurvesLike, ax: Axes | None = None, *, score: str 
     )
     ax.set_title(wrapped(title, width, 9.0), fontsize=9)
     add_legend(ax, handles, 30.0 + 10.0 * ax.get_xlabel().count("\n"))
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    hide_frame(ax, "top", "right")
     return ax

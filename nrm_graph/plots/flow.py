@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nrm_graph.errors import InputError
 from nrm_graph.events.sets import And, Layer, NeuronSet
-from nrm_graph.plots.canvas import Canvas, Column, label
-from nrm_graph.plots.common import absorbed, heading, new_axes, notes, report_rows, total
+from nrm_graph.plots.canvas import Canvas, LayerColumn, label
+from nrm_graph.plots.common import heading, new_axes, notes, report_rows, total
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from matplotlib.axes import Axes
 
+    from nrm_graph.plots.common import ReportRow
     from nrm_graph.plots.protocols import MeasureLike
 
 _COLUMNS = 8  # so many layers are drawn unless they are named
@@ -101,12 +102,12 @@ def plot_flow(
     maps = _images(m, columns, images)
     floor = 0.65 if maps else 1.2
     _arrange(columns, links, floor)
-    own = ax is None
+    is_new = ax is None
     if ax is None:
         height = max(len(column.heights) + (column.more > 0) for column in columns)
         step = 0.8 if maps else 0.4
         ax = new_axes(1.1 + 1.25 * max(len(columns), 3), 1.9 + step * max(height, 3))
-    label(ax, columns, whole, heading(m, "flow of relevance"), notes(m), own)
+    label(ax, columns, whole, heading(m, "flow of relevance"), notes(m), is_new)
     canvas = Canvas(ax, columns, whole, maps, links)
     canvas.draw_links()
     canvas.draw_units(m, _conditioned(m, columns))
@@ -119,17 +120,19 @@ def plot_flow(
 
 def _columns(
     m: MeasureLike,
-    rows: list[dict[str, Any]],
+    rows: Sequence[ReportRow],
     layers: Sequence[str] | None,
     top: int,
     units: Mapping[str, Sequence[int]] | None,
-) -> list[Column]:
+) -> list[LayerColumn]:
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
         raise InputError(f"top must be at least 1, found {top!r}")
-    every = m.topology.layers
+    all_layers = m.topology.layers
     if layers is None:
-        picked = np.unique(np.linspace(0, len(every) - 1, min(_COLUMNS, len(every))).round())
-        chosen = [every[int(i)] for i in picked]
+        picked = np.unique(
+            np.linspace(0, len(all_layers) - 1, min(_COLUMNS, len(all_layers))).round()
+        )
+        chosen = [all_layers[int(i)] for i in picked]
     elif isinstance(layers, str):
         raise InputError(f"layers must be a list of names, found {layers!r}")
     else:
@@ -146,9 +149,11 @@ def _columns(
             raise InputError(f"units of {name} must be a list, found {ids!r}")
         named[m.topology.layer(name).layer_id] = list(ids)
     for layer_id in named.keys() - {info.layer_id for info in chosen}:
-        raise InputError(f"units names {every[layer_id].name}, which is not among the layers drawn")
-    reports = {row["layer"]: row for row in rows}
-    found = []
+        raise InputError(
+            f"units names {all_layers[layer_id].name}, which is not among the layers drawn"
+        )
+    reports = {row.layer: row for row in rows}
+    columns = []
     for below, info in zip([None, *chosen], chosen, strict=False):
         relevance = np.asarray(m.marginal(info.name), dtype=np.float64)
         shown = named.get(info.layer_id)
@@ -161,46 +166,49 @@ def _columns(
                     f"layer {info.name} has units 0 to {len(relevance) - 1}, found {unit!r}"
                 )
         shown = list(dict.fromkeys(int(unit) for unit in shown))
-        held = float(reports[info.name]["sum"])
+        layer_sum = reports[info.name].sum
         floor = -1 if below is None else below.layer_id
-        lost = sum(absorbed(reports[e.name]) for e in every[floor + 1 : info.layer_id + 1])
+        lost = sum(reports[e.name].absorbed for e in all_layers[floor + 1 : info.layer_id + 1])
         values = relevance[shown]
         more = int(np.count_nonzero(relevance)) - int(np.count_nonzero(values))
-        found.append(Column(info, shown, values, held, lost, more, held - float(values.sum())))
-    return found
+        columns.append(
+            LayerColumn(info, shown, values, layer_sum, lost, more, layer_sum - float(values.sum()))
+        )
+    return columns
 
 
 def _links(
-    m: MeasureLike, columns: list[Column], edges: Mapping[tuple[str, str], Any] | None
+    m: MeasureLike,
+    columns: list[LayerColumn],
+    edges: Mapping[tuple[str, str], npt.ArrayLike] | None,
 ) -> list[npt.NDArray[np.float64] | None]:
     """Joint relevance of the units drawn, (units to the left, units to the right), by pair."""
     if edges is not None and not isinstance(edges, Mapping):
         raise InputError(f"edges must be a mapping of pairs of layers, found {edges!r}")
-    given = {}
+    matrices: dict[tuple[int, ...], npt.ArrayLike] = {}
     for names, values in (edges or {}).items():
         if not isinstance(names, tuple) or len(names) != 2:
             raise InputError(f"edges needs pairs of layers as keys, found {names!r}")
-        given[tuple(m.topology.layer(name).layer_id for name in names)] = values
-    found: list[npt.NDArray[np.float64] | None] = []
+        matrices[tuple(m.topology.layer(name).layer_id for name in names)] = values
+    joints: list[npt.NDArray[np.float64] | None] = []
     for left, right in itertools.pairwise(columns):
         key = left.layer.layer_id, right.layer.layer_id
         if edges is None:
             if not left.units or not right.units:
-                found.append(None)
+                joints.append(None)
                 continue
             sets = [Layer(column.layer.name).units(column.units) for column in (left, right)]
             joint = m.joint(*sets)  # of the units drawn alone: far fewer passes
             ids = [joint.rows.units.tolist(), joint.columns.units.tolist()]
             values = np.asarray(joint.values, dtype=np.float64)
         else:
-            values = given.pop(key, None)
-            if values is None:
-                values = given.pop(key[::-1], None)
-                values = None if values is None else np.asarray(values, dtype=np.float64).T
-            if values is None:
-                found.append(None)
+            matrix = matrices.pop(key, None)
+            if matrix is None and (turned := matrices.pop(key[::-1], None)) is not None:
+                matrix = np.asarray(turned, dtype=np.float64).T
+            if matrix is None:
+                joints.append(None)
                 continue
-            values = np.asarray(values, dtype=np.float64)
+            values = np.asarray(matrix, dtype=np.float64)
             ids = [list(range(m.partitions[i].n_units)) for i in key]
             if values.shape != (len(ids[0]), len(ids[1])):
                 raise InputError(
@@ -214,19 +222,21 @@ def _links(
             [place.get(unit, -1) for unit in column.units]
             for place, column in zip(places, (left, right), strict=True)
         ]
-        found.append(padded[np.ix_(*at)])
-    if given:
-        pair = " and ".join(m.topology.layers[i].name for i in next(iter(given)))
+        joints.append(padded[np.ix_(*at)])
+    if matrices:
+        pair = " and ".join(m.topology.layers[i].name for i in next(iter(matrices)))
         raise InputError(f"edges names {pair}, which are not neighbouring columns")
-    return found
+    return joints
 
 
 def _images(
-    m: MeasureLike, columns: list[Column], images: Mapping[tuple[str, int], Any] | None
+    m: MeasureLike,
+    columns: list[LayerColumn],
+    images: Mapping[tuple[str, int], npt.ArrayLike] | None,
 ) -> dict[tuple[int, int], npt.NDArray[np.float64]]:
     """Return the maps of drawn units, by layer id and unit."""
     drawn = {(column.layer.layer_id, unit) for column in columns for unit in column.units}
-    found = {}
+    maps = {}
     for key, values in (images or {}).items():
         if not isinstance(key, tuple) or len(key) != 2:
             raise InputError(f"images needs (layer, unit) as keys, found {key!r}")
@@ -238,12 +248,12 @@ def _images(
                 f"the image of {name}[{unit}] must have the shape (H, W), found {array.shape}"
             )
         if place in drawn:  # those of weaker units are left out
-            found[place] = array
-    return found
+            maps[place] = array
+    return maps
 
 
 def _arrange(
-    columns: list[Column], links: list[npt.NDArray[np.float64] | None], floor: float
+    columns: list[LayerColumn], links: list[npt.NDArray[np.float64] | None], floor: float
 ) -> None:
     """Heights of the units: from the top by relevance, or near what they are linked to.
 
@@ -265,10 +275,10 @@ def _arrange(
         column.beneath = top - len(column.units)
 
 
-def _conditioned(m: MeasureLike, columns: list[Column]) -> set[tuple[int, int]]:
+def _conditioned(m: MeasureLike, columns: list[LayerColumn]) -> set[tuple[int, int]]:
     """Units that the measure's condition names, as (column, unit)."""
     sets = m.condition.parts if isinstance(m.condition, And) else (m.condition,)
-    found = set()
+    ringed = set()
     for part in sets:
         if not isinstance(part, NeuronSet):
             continue
@@ -277,5 +287,5 @@ def _conditioned(m: MeasureLike, columns: list[Column]) -> set[tuple[int, int]]:
         ids = np.unique(partition.labels[part.mask(info.shape, partition)]).tolist()
         for x, column in enumerate(columns):
             if column.layer == info:
-                found |= {(x, unit) for unit in column.units if unit in ids}
-    return found
+                ringed |= {(x, unit) for unit in column.units if unit in ids}
+    return ringed

@@ -7,13 +7,11 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from nrm_graph.errors import InputError
 from nrm_graph.plots.canvas import block, thumbnail
-from nrm_graph.plots.common import OVERLAY, TEXT, grey, percent, wrapped
+from nrm_graph.plots.common import OVERLAY, TEXT, grey, new_figure, percent, thin_frame, wrapped
 from nrm_graph.plots.token_strip import drawable
 
 if TYPE_CHECKING:
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from nrm_graph.plots.protocols import ReferencesLike
 
@@ -105,8 +104,7 @@ def plot_references(
     title = wrapped(_title(found, limit), 72 * (width - 0.3), 9.0)
     head = 0.25 + 0.17 * (1 + title.count("\n"))
     height = head + lines * step[1]
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height, layout=None)
     start = (width - columns * step[0] + _BETWEEN) / 2
     for i, row in enumerate(rows):
         x = start + (i % columns) * step[0]
@@ -135,8 +133,7 @@ def _draw(
     """Draw one input, and beside it what its conditional relevance selects."""
     for ax in (left, right):
         ax.set(xticks=[], yticks=[])
-        for side in ax.spines.values():
-            side.set(edgecolor="#999999", linewidth=0.5)
+        thin_frame(ax)
     if image is None:
         left.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=7, color=TEXT)
         return
@@ -226,18 +223,18 @@ def _short(text: str, letters: int) -> str:
     return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _title(found: ReferencesLike, limit: float | None) -> str:
-    ranked = "relevance R" if found.by == "relevance" else "mean activation"
-    if found.by == "relevance" and found.weight == "logit":
+def _title(references: ReferencesLike, limit: float | None) -> str:
+    ranked = "relevance R" if references.by == "relevance" else "mean activation"
+    if references.by == "relevance" and references.weight == "logit":
         ranked = "relevance R times logit"
-    chosen = f"of {found.inputs:,} inputs"
-    if found.where is not None:
-        chosen += f" where {textwrap.shorten(found.where, 60, placeholder=' ...')}"
+    chosen = f"of {references.inputs:,} inputs"
+    if references.where is not None:
+        chosen += f" where {textwrap.shorten(references.where, 60, placeholder=' ...')}"
     scale = "each on its own scale" if limit is None else f"from {-limit:g} to {limit:g}"
-    event = textwrap.shorten(repr(found.event), 80, placeholder=" ...")
-    assert found.share is not None  # checked
+    event = textwrap.shorten(repr(references.event), 80, placeholder=" ...")
+    assert references.share is not None  # checked
     return (
         f"Inputs with the largest {ranked} of {event}, {chosen}\n"
-        f"frame: the smallest box that holds {percent(found.share)} of the positive "
+        f"frame: the smallest box that holds {percent(references.share)} of the positive "
         f"R(pixel given the unit); colours {scale}"
     )

@@ -20,9 +20,9 @@ from nrm_graph.plots.common import (
     POSITIVE,
     SIGNED,
     TEXT,
-    absorbed,
     grey,
     heading,
+    hide_frame,
     new_axes,
     notes,
     percent,
@@ -130,7 +130,7 @@ def plot_heatmap(
             f"an image needs a layer of maps below it: {info.name} has the shape {info.shape}"
         )
     bound, beyond = _limit(shown, limit)
-    own = ax is None
+    is_new = ax is None
     if ax is None:
         ax = new_axes(*_size(shown))
     width = size_in_points(ax)[0]  # a colour bar will take some of it
@@ -143,7 +143,7 @@ def plot_heatmap(
     ax.set_title(wrapped(heading(m, f"relevance of {info.name}"), width, 9.0), fontsize=9)
     note = f"{_whereabouts(m, info.layer_id)} {notes(m)}"
     ax.set_xlabel(wrapped(note, 0.9 * width, 7.0), fontsize=7, color=TEXT)
-    if own:
+    if is_new:
         room_for(ax, ax.get_title().count("\n") + ax.get_xlabel().count("\n"), 8.0)
     return ax
 
@@ -276,8 +276,7 @@ def _draw_bars(ax: Axes, values: npt.NDArray[np.float64], bound: float) -> None:
     ax.set(xlim=(-0.7, len(values) - 0.3), ylim=(-1.05 * bound, 1.05 * bound))
     ax.set_ylabel("relevance", fontsize=8)
     ax.tick_params(labelsize=7)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+    hide_frame(ax, "top", "right")
 
 
 def _draw_colorbar(ax: Axes, bound: float, beyond: bool, over: bool) -> None:
@@ -300,18 +299,18 @@ def _whereabouts(m: MeasureLike, layer_id: int) -> str:
     whole = total(rows)
     info = m.topology.layers[layer_id]
     if info.kind in ENDS:
-        share = sum(absorbed(row) for row in rows) / whole
+        share = sum(row.absorbed for row in rows) / whole
         kinds = "bias and stabilizer"
-        if any(row["remainder"] for row in rows):
+        if any(row.absorbed_by["remainder"] for row in rows):
             kinds = "bias, stabilizer and remainder"
         start = f"{percent(share)} of it is absorbed by {kinds}"
-        others = [r for r in rows if r["kind"] in ENDS and r["layer"] != info.name]
+        others = [row for row in rows if row.kind in ENDS and row.layer != info.name]
         if others:
-            part = sum(float(row["sum"]) for row in others) / whole
+            part = sum(row.sum for row in others) / whole
             start = f"{percent(part)} of the whole is in other inputs, {percent(share)}"
             start += f" is absorbed by {kinds}"
     else:
-        share = 1.0 - next(float(row["sum"]) for row in rows if row["layer"] == info.name) / whole
+        share = 1.0 - next(row.sum for row in rows if row.layer == info.name) / whole
         around = any(group.dst > layer_id > group.src for group in m.topology.groups)
         start = f"{percent(share)} of the whole is absorbed in layers above"
         start += " or goes around this one" if around else ""

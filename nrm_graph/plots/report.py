@@ -14,9 +14,9 @@ from nrm_graph.plots.common import (
     NEGATIVE,
     POSITIVE,
     TEXT,
-    absorbed,
     add_legend,
     heading,
+    hide_frame,
     new_axes,
     notes,
     percent,
@@ -28,9 +28,13 @@ from nrm_graph.plots.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
     import pyarrow as pa
     from matplotlib.axes import Axes
 
+    from nrm_graph.plots.common import ReportRow
     from nrm_graph.plots.protocols import MeasureLike
 
 _FAR = 8.0  # a scale that reaches so many times the whole is logarithmic beyond it
@@ -89,31 +93,30 @@ def plot_report(m: MeasureLike | pa.Table, ax: Axes | None = None) -> Axes:
     """
     rows = report_rows(m)
     whole = total(rows)
-    count, own = len(rows), ax is None
+    count, is_new = len(rows), ax is None
     if ax is None:
         ax = new_axes(6.6, min(12.0, 1.5 + max(0.16, 0.34 - 0.004 * count) * max(count, 3)))
     _limits(ax, rows, whole)
     _draw_bars(ax, rows)
-    left = whole - np.cumsum([0.0, *(absorbed(row) for row in rows)])[:-1]
-    _draw_left(ax, left)
-    _label(ax, m, rows, left, whole, own)
+    remaining = whole - np.cumsum([0.0, *(row.absorbed for row in rows)])[:-1]
+    _draw_left(ax, remaining)
+    _label(ax, m, rows, remaining, whole, is_new)
     _name_constants(ax, m, rows)
     return ax
 
 
-def _masses(row: dict[str, Any]) -> tuple[float, float]:
+def _masses(row: ReportRow) -> tuple[float, float]:
     """Positive and negative relevance of a layer, both as numbers above zero."""
-    variation, net = float(row["total_variation"]), float(row["sum"])
-    return max(0.0, (variation + net) / 2), max(0.0, (variation - net) / 2)
+    return max(0.0, (row.variation + row.sum) / 2), max(0.0, (row.variation - row.sum) / 2)
 
 
-def _limits(ax: Axes, rows: list[dict[str, Any]], whole: float) -> None:
+def _limits(ax: Axes, rows: Sequence[ReportRow], whole: float) -> None:
     """Choose a linear or logarithmic scale that reaches every bar."""
     unit = abs(whole)
     high = max(unit, *(_masses(row)[0] for row in rows))
     low = max(*(_masses(row)[1] for row in rows), 0.0)
     for row in rows:
-        parts = [float(row[kind] or 0.0) for kind in ABSORBED]
+        parts = row.absorbed_by.values()
         high = max(high, sum(v for v in parts if v > 0))
         low = max(low, -sum(v for v in parts if v < 0))
     if max(high, low) > _FAR * unit:
@@ -135,19 +138,19 @@ def _limits(ax: Axes, rows: list[dict[str, Any]], whole: float) -> None:
     ax.set_ylim(len(rows) - 0.4, -0.6)
 
 
-def _seen(rows: list[dict[str, Any]], kind: str) -> bool:
+def _seen(rows: Sequence[ReportRow], kind: str) -> bool:
     """Whether a kind of absorption is large enough anywhere to be seen."""
-    return max(abs(float(row[kind] or 0.0)) for row in rows) >= 1e-4 * abs(total(rows))
+    return max(abs(row.absorbed_by[kind]) for row in rows) >= 1e-4 * abs(total(rows))
 
 
-def _draw_bars(ax: Axes, rows: list[dict[str, Any]]) -> None:
+def _draw_bars(ax: Axes, rows: Sequence[ReportRow]) -> None:
     place = np.arange(len(rows), dtype=np.float64)
     masses = np.array([_masses(row) for row in rows])
     ax.barh(place - 0.1, masses[:, 0], 0.52, color=POSITIVE, label="positive", linewidth=0)
     ax.barh(place - 0.1, -masses[:, 1], 0.52, color=NEGATIVE, label="negative", linewidth=0)
     ends = {1: np.zeros(len(rows)), -1: np.zeros(len(rows))}
     for kind, shade in ABSORBED.items():
-        values = np.array([float(row[kind] or 0.0) for row in rows])
+        values = np.array([row.absorbed_by[kind] for row in rows])
         if not _seen(rows, kind):
             continue
         for sign, end in ends.items():
@@ -158,25 +161,30 @@ def _draw_bars(ax: Axes, rows: list[dict[str, Any]]) -> None:
     ax.axvline(0.0, color="#333333", linewidth=0.6)
 
 
-def _draw_left(ax: Axes, left: Any) -> None:
+def _draw_left(ax: Axes, remaining: npt.NDArray[np.float64]) -> None:
     """Share left as a line of steps, down the layers."""
-    heights = np.repeat(np.arange(len(left) + 1) - 0.5, 2)[1:-1]
+    heights = np.repeat(np.arange(len(remaining) + 1) - 0.5, 2)[1:-1]
     ax.plot(
-        np.repeat(left, 2), heights, color="black", linewidth=1.0, solid_joinstyle="miter", zorder=3
+        np.repeat(remaining, 2),
+        heights,
+        color="black",
+        linewidth=1.0,
+        solid_joinstyle="miter",
+        zorder=3,
     )
 
 
-def _name_constants(ax: Axes, m: Any, rows: list[dict[str, Any]]) -> None:
+def _name_constants(ax: Axes, m: MeasureLike | pa.Table, rows: Sequence[ReportRow]) -> None:
     """Name what holds most of a bias beside its bar, where it is not the layer's own alone."""
     if not hasattr(m, "constants"):
         return
-    held: dict[str, list[dict[str, Any]]] = {}
+    by_layer: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(m.constants().to_pylist(), key=lambda row: -abs(row["relevance"])):
-        held.setdefault(row["layer"], []).append(row)
+        by_layer.setdefault(row["layer"], []).append(row)
     foreign = {
         layer
-        for layer, found in held.items()
-        if not all(row["constant"].startswith(layer) for row in found)
+        for layer, constants in by_layer.items()
+        if not all(row["constant"].startswith(layer) for row in constants)
     }
     if not foreign:
         return
@@ -190,16 +198,16 @@ def _name_constants(ax: Axes, m: Any, rows: list[dict[str, Any]]) -> None:
         return min(width, max(0.0, float(place) * width / ax.bbox.width))
 
     for y, row in enumerate(rows):
-        if row["layer"] not in foreign:
+        if row.layer not in foreign:
             continue
-        found = held[row["layer"]]
-        names = [constant["constant"] for constant in found]
-        if abs(across(found[0]["relevance"]) - across(0.0)) < 8.0:  # too small to be seen
+        constants = by_layer[row.layer]
+        names = [constant["constant"] for constant in constants]
+        if abs(across(constants[0]["relevance"]) - across(0.0)) < 8.0:  # too small to be seen
             continue
         short = [n if len(n) <= 24 else f"...{n.rpartition('.')[2]}" for n in names[:2]]
         texts = [", ".join([*short, *(["..."] if len(names) > 2 else [])])]
         texts += [f"{short[0]}, ..."] if len(names) > 1 else []
-        parts = [float(row[kind] or 0.0) for kind in ABSORBED]
+        parts = row.absorbed_by.values()
         ends = sum(v for v in parts if v < 0), sum(v for v in parts if v > 0)
         right = bool(width - across(ends[1]) >= across(ends[0]))
         room = width - across(ends[1]) if right else across(ends[0])
@@ -221,17 +229,22 @@ def _name_constants(ax: Axes, m: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _label(
-    ax: Axes, m: Any, rows: list[dict[str, Any]], left: Any, whole: float, own: bool
+    ax: Axes,
+    m: MeasureLike | pa.Table,
+    rows: Sequence[ReportRow],
+    remaining: npt.NDArray[np.float64],
+    whole: float,
+    is_new: bool,
 ) -> None:
     width, height = size_in_points(ax)
     font = min(7.5, max(4.0, 0.8 * height / len(rows)))
-    ax.set_yticks(range(len(rows)), [str(row["layer"]) for row in rows], fontsize=font)
+    ax.set_yticks(range(len(rows)), [row.layer for row in rows], fontsize=font)
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=7)
     columns = [
-        ("sum", [float(row["sum"]) / whole for row in rows]),
-        ("absorbed", [absorbed(row) / whole for row in rows]),
-        ("left", [float(v) / whole for v in left]),
+        ("sum", [row.sum / whole for row in rows]),
+        ("absorbed", [row.absorbed / whole for row in rows]),
+        ("left", [float(v) / whole for v in remaining]),
     ][max(0, 3 - int(width / 75.0)) :]  # narrow axes have room for the last
     style: dict[str, Any] = {"ha": "right"}
     for number, (name, shares) in enumerate(columns):
@@ -264,7 +277,7 @@ def _label(
         ax.set_title(wrapped(heading(m, "relevance by layer"), width, 9.0), fontsize=9, pad=12)
     # Layout keeps columns and names beside the axes, but not what is wider than they are.
     ax.set_xlabel(wrapped(text, 0.9 * width, 7.5), fontsize=7.5)
-    if own:
+    if is_new:
         room_for(ax, ax.get_xlabel().count("\n"), 8.0)
     handles: list[Any] = [
         Patch(color=POSITIVE, label="positive"),
@@ -275,5 +288,4 @@ def _label(
             handles.append(Patch(color=shade, label=_NAMES[kind]))
     handles.append(Line2D([], [], color="black", linewidth=1.0, label="left"))
     add_legend(ax, handles, 32.0 + 10.0 * ax.get_xlabel().count("\n"))
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
+    hide_frame(ax, "top", "right", "left")

@@ -25,6 +25,7 @@ from nrm_graph.plots.common import (
     new_axes,
     room_for,
     size_in_points,
+    thin_frame,
     wrapped,
 )
 from nrm_graph.plots.token_strip import drawable
@@ -92,13 +93,13 @@ def plot_subgraph(
     places = _places(graph, columns)
     busiest = max(len(column) for column in columns.values())
     maps = _mapped(graph, columns)
-    own = ax is None
+    is_new = ax is None
     if ax is None:
         column = 1.25 if len(columns) <= 12 else 0.9
-        height = min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
+        height = picture_height(busiest, bool(maps))
         ax = new_axes(max(5.0, 1.5 + column * len(columns)), height)
     note = _note(ax, graph, bool(maps))
-    if own:
+    if is_new:
         room_for(ax, max(0, note.count("\n") - 1), 7.0)
     bottom = _limits(ax, graph, columns, bool(maps))
     _draw_edges(ax, graph, places)
@@ -129,7 +130,12 @@ def checked(graph: nx.DiGraph) -> list[Hashable]:
     return nodes
 
 
-def layer_name(graph: nx.DiGraph, node: Any) -> str:
+def picture_height(busiest: int, maps: bool) -> float:
+    """Inches of a graph whose largest column has so many nodes, with or without maps below."""
+    return min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
+
+
+def layer_name(graph: nx.DiGraph, node: Hashable) -> str:
     """Name of a node's layer; the attribute of a pseudo node may hold its kind as well."""
     return str(node[0] if isinstance(node, tuple) else graph.nodes[node]["layer"])
 
@@ -330,8 +336,7 @@ def _draw_maps(
         frame.set_xticks([])
         frame.set_yticks([])
         frame.set_facecolor("#F7F7F7")
-        for side in frame.spines.values():
-            side.set(edgecolor="#999999", linewidth=0.5)
+        thin_frame(frame)
 
 
 def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], maps: bool) -> float:

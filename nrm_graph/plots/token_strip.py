@@ -37,16 +37,16 @@ def _known(letter: str) -> bool:
 
 def lines(tokens: Sequence[str], width: float) -> list[list[int]]:
     """Positions of the tokens, line by line, for so many points of width."""
-    found: list[list[int]] = [[]]
+    rows: list[list[int]] = [[]]
     x = 0.0
     for i, token in enumerate(tokens):
         size = _size(token) + _GAP
-        if found[-1] and x + size > width:
-            found.append([])
+        if rows[-1] and x + size > width:
+            rows.append([])
             x = 0.0
-        found[-1].append(i)
+        rows[-1].append(i)
         x += size
-    return found
+    return rows
 
 
 def _size(token: str) -> float:
