@@ -96,7 +96,7 @@ def peak(path: str, limit: str) -> None:
     with ng.open(path) as db:
         db.circuit(top=200, mixed_targets=True)
         ((set_to,),) = (
-            db._engine._con.cursor().execute("SELECT current_setting('memory_limit')").fetchall()
+            db._reader._con.cursor().execute("SELECT current_setting('memory_limit')").fetchall()
         )
     # Not ru_maxrss, which starts at the size of the process that this one was forked from.
     status = Path("/proc/self/status").read_text()

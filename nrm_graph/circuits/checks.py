@@ -34,8 +34,8 @@ def check_circuit(graph: object) -> None:
     if not isinstance(graph, nx.DiGraph):
         raise InputError(f"expected a circuit as db.circuit() returns it, found {graph!r}")
     for node in graph:
-        good = isinstance(node, tuple) and len(node) == 2 and isinstance(node[0], str)
-        if not (good and isinstance(node[1], int | np.integer)):
+        is_pair = isinstance(node, tuple) and len(node) == 2 and isinstance(node[0], str)
+        if not (is_pair and isinstance(node[1], int | np.integer)):
             raise InputError(f"a circuit's nodes are (layer name, unit), found {node!r}")
     for src, dst, relevance in graph.edges(data="relevance"):
         if relevance is None:
@@ -50,6 +50,6 @@ def checked_layers(names: object) -> list[str]:
     InputError
         If it is not; whether there are such layers is not looked at.
     """
-    if isinstance(names, str) or not isinstance(names, Iterable) or not (found := list(names)):
+    if isinstance(names, str) or not isinstance(names, Iterable) or not (layers := list(names)):
         raise InputError(f"layers must be a list of names of layers, found {names!r}")
-    return found
+    return layers

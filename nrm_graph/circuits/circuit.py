@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from nrm_graph.store.view import View
 
 
-MOST = 999_999
+MOST_EDGES = 999_999
 """Edges of a circuit: DuckDB's max(x, n) takes no larger n."""
 
-HELD = 1 << 26
+VALUES_AT_ONCE = 1 << 26
 """Values that the strongest edges of inputs are kept in at once: max(x, n) takes room for n of
 every input, however few edges it has."""
 
@@ -119,52 +119,55 @@ def circuit(
     ``std`` of a ratio of means is that of the usual linearisation (Cochran, Sampling
     Techniques, 1977, section 2.11).
     """
-    run = named(engine)
+    query_engine = engine_of(engine)
     graphs.check_top(top)
-    if top > MOST:
+    if top > MOST_EDGES:
         raise InputError(
-            f"top must be at most {MOST:,} for a circuit, found {top:,}: "
+            f"top must be at most {MOST_EDGES:,} for a circuit, found {top:,}: "
             "nrm_graph.circuits.sums.edge_partials gives the sums of all edges as a table"
         )
     chosen = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
     pairs = _layers(db, layers)
     rows = source(db, chosen, weight, given, per_input)
-    totals, whole = _strongest(db, rows, top, pairs, run)
-    edges = _edge_statistics(db, rows, totals, top, pairs, run)
-    nodes, absorbed = _node_statistics(db, rows, edges, run)
-    found = graphs.subgraph(
+    totals, size = _strongest_edges(db, rows, top, pairs, query_engine)
+    edges = _edge_statistics(db, rows, totals, top, pairs, query_engine)
+    nodes, absorbed = _node_statistics(db, rows, edges, query_engine)
+    graph = graphs.subgraph(
         db.topology,
         nodes,
         edges.append_column("conditional", pa.nulls(len(edges), pa.float64())),
         top,
         resolutions=db.resolutions,
     )
-    _annotate(found, db, rows, nodes, edges)
-    kept = float(np.abs(totals["total"].to_numpy()).sum())
-    found.graph |= {
-        "share": kept / whole if whole else 1.0,
+    _annotate(graph, db, rows, nodes, edges)
+    chosen_size = float(np.abs(totals["total"].to_numpy()).sum())
+    graph.graph |= {
+        "share": chosen_size / size if size else 1.0,
         **absorbed,
         "inputs": len(rows.group),
         "keys": tuple(sorted(set(rows.group.keys))),
         "weight": weight,
         "top": top,
     }
-    found.graph |= facts_of(db, rows.group, weight, given is not None)
-    found.graph |= {} if rows.group.target is None else {"target": rows.group.target}
-    found.graph |= {} if where is None else {"where": where}
-    found.graph |= {} if layers is None else {"layers": tuple(layers)}
+    graph.graph |= facts_of(db, rows.group, weight, given is not None)
+    choice = {
+        "target": rows.group.target,
+        "where": where,
+        "layers": None if layers is None else tuple(layers),
+    }
+    graph.graph |= {name: value for name, value in choice.items() if value is not None}
     if given is not None:
-        found.graph |= {
+        graph.graph |= {
             "given": rows.condition,
             "per_input": per_input,
             "undefined": rows.undefined,
             "condition_relevance": float(rows.base.mean()),
             "amplification": rows.amplification,
         }
-    return found
+    return graph
 
 
-def named(engine: str | Engine) -> Engine:
+def engine_of(engine: str | Engine) -> Engine:
     """Return the engine of a name, or the one that is given.
 
     Raises
@@ -203,15 +206,15 @@ def _layers(db: View, names: Sequence[str] | None) -> list[int] | None:
     return ids
 
 
-def _strongest(
+def _strongest_edges(
     db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine
 ) -> tuple[pa.Table, float]:
     """Edges of the largest |sum of v|, the strongest first, and the sum of |sum of v| over all."""
-    found = edge_sums(db, rows, engine, ("total",), pairs)
-    size = np.abs(found["total"].to_numpy())
+    sums = edge_sums(db, rows, engine, ("total",), pairs)
+    size = np.abs(sums["total"].to_numpy())
     # Ties by the edge's name: the same circuit whatever the order of threads.
-    places = graphs.strongest(size, top, [found[name].to_numpy() for name in EDGE])
-    return found.take(places[size[places] > 0]), float(size.sum())
+    places = graphs.largest(size, top, [sums[name].to_numpy() for name in EDGE])
+    return sums.take(places[size[places] > 0]), float(size.sum())
 
 
 # The k-th largest value without a sort of all; where windows are all there is, as in Spark:
@@ -281,12 +284,14 @@ def _limits(db: View, rows: Source, top: int, pairs: list[int] | None, engine: E
     ids = rows.group.ids.tolist()
     missing = [identity for identity in ids if identity not in limits]
     query = _LIMITS.format(top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned))
-    size = max(1, HELD // int(top))
+    size = max(1, VALUES_AT_ONCE // int(top))
     for start in range(0, len(missing), size):
         part = missing[start : start + size]
-        found = engine(db, query, part, rows.tables, ("input_id",))
+        new_limits = engine(db, query, part, rows.tables, ("input_id",))
         limits |= dict.fromkeys(part, 0.0)  # one may have no edges
-        limits |= zip(found["input_id"].to_pylist(), found["least"].to_pylist(), strict=True)
+        limits |= zip(
+            new_limits["input_id"].to_pylist(), new_limits["least"].to_pylist(), strict=True
+        )
     return pa.table({"input_id": ids, "least": pa.array([limits[i] for i in ids], pa.float32())})
 
 
@@ -311,21 +316,21 @@ def _node_statistics(
     both = np.array([sums.get(pair, (0.0, 0.0)) for pair in pairs])
     total, activation = both.reshape(-1, 2).T
     chosen = chosen.append_column("mean", [total / rows.base.sum()])
-    found = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
+    summed = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
     mean = pa.array(activation / len(rows.group), mask=chosen["unit"].to_numpy() < 0)
-    return _scattered(rows, found).append_column("activation", mean), _absorbed(rows, sums)
+    return _scattered(rows, summed).append_column("activation", mean), _absorbed(rows, sums)
 
 
 def _absorbed(
     rows: Source, sums: Mapping[tuple[int, int], tuple[float, float]]
 ) -> dict[str, float]:
     """Mean relevance that pseudo-units hold, and that pruning took from the edges."""
-    held = dict.fromkeys((BIAS, STABILIZER, REMAINDER, PRUNED), 0.0)
+    relevance = dict.fromkeys((BIAS, STABILIZER, REMAINDER, PRUNED), 0.0)
     for (_, unit), (total, _) in sums.items():
-        if unit in held:
-            held[unit] += total / float(rows.base.sum())
-    absorbed = sum(value for unit, value in held.items() if unit != PRUNED)
-    return {"absorbed": absorbed} | {PSEUDO_UNITS[unit]: value for unit, value in held.items()}
+        if unit in relevance:
+            relevance[unit] += total / float(rows.base.sum())
+    absorbed = sum(value for unit, value in relevance.items() if unit != PRUNED)
+    return {"absorbed": absorbed} | {PSEUDO_UNITS[unit]: value for unit, value in relevance.items()}
 
 
 def _sums(
@@ -338,10 +343,10 @@ def _sums(
 ) -> pa.Table:
     """Aggregate chosen edges or nodes, a row each in their order; 0 where there is no row."""
     tables = {**rows.tables, **further, "weights": rows.weights, "chosen": _placed(chosen)}
-    found = engine(db, query, rows.group.ids.tolist(), tables, ("place",))
-    at = found["place"].to_numpy()
-    for name in found.column_names[1:]:
-        column = found[name].fill_null(0).to_numpy()
+    partials = engine(db, query, rows.group.ids.tolist(), tables, ("place",))
+    at = partials["place"].to_numpy()
+    for name in partials.column_names[1:]:
+        column = partials[name].fill_null(0).to_numpy()
         values = np.zeros(len(chosen), np.float64 if column.dtype.kind == "f" else np.int64)
         values[at] = column
         chosen = chosen.append_column(name, [values])
@@ -366,21 +371,21 @@ def _scattered(rows: Source, sums: pa.Table) -> pa.Table:
     return sums.rename_columns(names).append_column("std", [std])
 
 
-def _annotate(found: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges: pa.Table) -> None:
+def _annotate(graph: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges: pa.Table) -> None:
     """Add statistics to the nodes and edges of a graph."""
     names = [layer.name for layer in db.topology.layers]
     limits = pruning.stored(db.meta, db.topology)
     for row in nodes.to_pylist():
-        data = found.nodes[(names[row["layer_id"]], row["unit"])]
+        data = graph.nodes[(names[row["layer_id"]], row["unit"])]
         data |= _statistics(rows, row)
     for row in edges.to_pylist():
         src, dst = ((names[row[f"{end}_layer"]], row[f"{end}_unit"]) for end in ("src", "dst"))
         missing = len(rows.group) - row["n"]
         if missing and (row["dst_layer"], row["src_layer"]) in limits:
             # What is not stored here is unknown, so only what is stored can be said.
-            found.edges[src, dst]["missing"] = missing
+            graph.edges[src, dst]["missing"] = missing
             continue
-        found.edges[src, dst].update(
+        graph.edges[src, dst].update(
             _statistics(rows, row) | {"top_share": row["strong"] / len(rows.group)}
         )
 
@@ -389,9 +394,9 @@ def _statistics(rows: Source, row: Mapping[str, Any]) -> dict[str, Any]:
     count = len(rows.group)
     nonzero = row["positive"] + row["negative"]
     same = row["positive"] if row["relevance"] * rows.base.sum() > 0 else row["negative"]
-    found: dict[str, Any] = {"inputs": nonzero}
+    statistics: dict[str, Any] = {"inputs": nonzero}
     if nonzero:
-        found["agreement"] = same / nonzero
+        statistics["agreement"] = same / nonzero
     if count > 1:
-        found |= {"std": row["std"], "stderr": row["std"] / count**0.5}
-    return found
+        statistics |= {"std": row["std"], "stderr": row["std"] / count**0.5}
+    return statistics

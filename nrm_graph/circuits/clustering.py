@@ -23,16 +23,16 @@ SAMPLE = 500
 
 def standardized(flows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Signed roots of shares, of mean 0 and variance 1 over keys; 0 where nothing varies."""
-    root = unit(np.sign(flows) * np.sqrt(np.abs(flows)))
+    root = normalized(np.sign(flows) * np.sqrt(np.abs(flows)))
     if not len(root):
         return root
     spread = root.std(0)
     varying = spread > 1e-9
-    found: NDArray[np.float64] = np.where(varying, root - root.mean(0), 0.0)
-    return found / np.where(varying, spread, 1.0)
+    centered: NDArray[np.float64] = np.where(varying, root - root.mean(0), 0.0)
+    return centered / np.where(varying, spread, 1.0)
 
 
-def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def normalized(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Rows of length 1; those of length 0 stay."""
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(length > 0, length, 1.0)
@@ -43,8 +43,8 @@ def rotated(points: NDArray[np.float64]) -> NDArray[np.float64]:
     if points.shape[1] <= len(points):
         return points
     u, s, _ = np.linalg.svd(points, full_matrices=False)
-    found: NDArray[np.float64] = u * s
-    return found
+    coordinates: NDArray[np.float64] = u * s
+    return coordinates
 
 
 def divide(points: NDArray[np.float64], k: int, seed: int, starts: int = 10) -> NDArray[np.int64]:
@@ -52,12 +52,12 @@ def divide(points: NDArray[np.float64], k: int, seed: int, starts: int = 10) -> 
     if k == 1 or not len(points):
         return np.zeros(len(points), np.int64)
     means = stats_library("sklearn.cluster").KMeans(k, n_init=starts, random_state=seed)
-    of = means.fit_predict(points)
-    sizes = np.bincount(of, minlength=k)
-    first = np.array([np.argmax(of == c) for c in range(k)])
+    labels = means.fit_predict(points)
+    sizes = np.bincount(labels, minlength=k)
+    first = np.array([np.argmax(labels == c) for c in range(k)])
     rank = np.argsort(np.lexsort([first, -sizes]))
-    found: NDArray[np.int64] = rank[of].astype(np.int64)
-    return found
+    clusters: NDArray[np.int64] = rank[labels].astype(np.int64)
+    return clusters
 
 
 def choose(
@@ -96,7 +96,7 @@ def choose(
     largest = -1.0
     for _ in range(REFERENCES):
         mixed = rng.standard_normal((len(points), len(points))) / np.sqrt(len(points) - 1)
-        reference = unit(points.mean(0) + mixed @ centered)
+        reference = normalized(points.mean(0) + mixed @ centered)
         largest = max(largest, *(value for _, value in _silhouettes(reference, most, seed)))
     best, value = max(tried, key=lambda pair: pair[1])
     return best if value > largest else 1, tried, largest

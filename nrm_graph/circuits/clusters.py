@@ -10,14 +10,13 @@ import pyarrow as pa
 
 from nrm_graph._optional import stats_library
 from nrm_graph.circuits.checks import check_count
-from nrm_graph.circuits.clustering import choose, divide, rotated, standardized, unit
+from nrm_graph.circuits.clustering import choose, divide, normalized, rotated, standardized
 from nrm_graph.circuits.edge_graph import edge_graph, with_names
-from nrm_graph.circuits.edges import blocks, choose_edges, edge_values, key_shares, nullable
+from nrm_graph.circuits.edges import blocks, choose_edges, key_means, key_shares, nullable
 from nrm_graph.circuits.nodes import node_sums
-from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
 from nrm_graph.propagation import flags
-from nrm_graph.store.input_group import Group, group
+from nrm_graph.store.input_group import InputGroup, group
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -34,7 +33,7 @@ class Clusters:
 
     Attributes
     ----------
-    group : Group
+    group : InputGroup
         The inputs.
     assignment : pyarrow.Table
         One row per key, in order: ``key``, ``label``, ``cluster`` (0 is the largest; null for a
@@ -57,7 +56,7 @@ class Clusters:
         them.
     """
 
-    group: Group
+    group: InputGroup
     assignment: pa.Table
     clusters: pa.Table
     edges: pa.Table
@@ -76,8 +75,8 @@ class Clusters:
     @property
     def silhouette(self) -> float | None:
         """Mean over the keys, or None with one cluster."""
-        known = self.assignment["silhouette"].drop_null().to_numpy()
-        return float(known.mean()) if len(known) else None
+        values = self.assignment["silhouette"].drop_null().to_numpy()
+        return float(values.mean()) if len(values) else None
 
     def graph(self, cluster: int, top: int = 50) -> nx.DiGraph:
         """Graph of the strongest edges of a cluster's mean flow.
@@ -99,7 +98,7 @@ class Clusters:
         if cluster >= self.k:
             raise InputError(f"there are {self.k} clusters, from 0 on: there is no {cluster}")
         rows = self.edges.filter(np.asarray(self.edges["cluster"]) == cluster)
-        found = edge_graph(
+        graph = edge_graph(
             self.topology,
             self.resolutions,
             self.nodes[cluster],
@@ -109,16 +108,16 @@ class Clusters:
             ("rest", "separation"),
         )
         keys = [r["key"] for r in self.assignment.to_pylist() if r["cluster"] == cluster]
-        found.graph |= {"inputs": len(keys), "keys": tuple(keys), "weight": "unit"}
-        own = np.isin(np.array(self.group.keys, object), keys)
-        logits = self.group.logits[own].tolist()
-        found.graph |= {
+        graph.graph |= {"inputs": len(keys), "keys": tuple(keys), "weight": "unit"}
+        members = np.isin(np.array(self.group.keys, object), keys)
+        logits = self.group.logits[members].tolist()
+        graph.graph |= {
             "meaning": flags.group_meaning(logits, "unit"),
             "flags": flags.group_notes(logits, (), "unit"),
         }
-        found.graph |= {} if self.group.target is None else {"target": self.group.target}
-        found.graph |= {} if self.group.where is None else {"where": self.group.where}
-        return found
+        choice = {"target": self.group.target, "where": self.group.where}
+        graph.graph |= {name: value for name, value in choice.items() if value is not None}
+        return graph
 
     def __repr__(self) -> str:
         chosen = "all inputs" if self.group.where is None else self.group.where
@@ -127,18 +126,18 @@ class Clusters:
             lines[0] += f", silhouette {self.silhouette:.3f}"
         if self.reference is not None:
             best = max(self.choice["silhouette"].to_pylist(), default=None)
-            said = "none" if best is None else f"{best:.3f}"
+            best_text = "none" if best is None else f"{best:.3f}"
             lines.append(
-                f"  k was chosen: the best silhouette is {said}, that of structureless data up to "
-                f"{self.reference:.3f}"
+                f"  k was chosen: the best silhouette is {best_text}, that of structureless data "
+                f"up to {self.reference:.3f}"
             )
         for row in self.clusters.to_pylist():
-            mine = self.edges.filter(np.asarray(self.edges["cluster"]) == row["cluster"])
-            told = ", ".join(
+            cluster_edges = self.edges.filter(np.asarray(self.edges["cluster"]) == row["cluster"])
+            names = ", ".join(
                 f"{e['dst']}[{e['dst_unit']}] <- {e['src']}[{e['src_unit']}]"
-                for e in mine.slice(0, 3).to_pylist()
+                for e in cluster_edges.slice(0, 3).to_pylist()
             )
-            lines.append(f"  {row['cluster']}: {row['size']:,} keys, told by {told or 'no edge'}")
+            lines.append(f"  {row['cluster']}: {row['size']:,} keys, told by {names or 'no edge'}")
         if not self.k:
             lines.append("  no edge's relevance differs between the keys: there are no clusters")
         elif missing := self.assignment["cluster"].null_count:
@@ -216,9 +215,9 @@ def clusters(
     chosen = group(db, where, target=target, mixed_targets=mixed_targets)
     names, unknown = choose_edges(db, chosen, "unit", edges, "std")
     keys, flows = _flows(db, chosen, names)
-    some = np.flatnonzero(np.abs(flows).sum(1))
-    standard = standardized(flows[some])
-    points = rotated(unit(standard))
+    flowing = np.flatnonzero(np.abs(flows).sum(1))
+    standard = standardized(flows[flowing])
+    points = rotated(normalized(standard))
     distinct = len(np.unique(points.round(9), axis=0))
     choice: list[tuple[int, float]] = []
     reference = None
@@ -226,15 +225,15 @@ def clusters(
         k, choice, reference = choose(points, distinct, seed)
     elif k > max(distinct, 1):
         raise InputError(f"{k} clusters were asked for, and there are {distinct:,} different flows")
-    of = divide(points, k, seed)
+    assigned = divide(points, k, seed)
     silhouettes = np.full(len(keys), np.nan)
     if k > 1 and k < len(points):
         score = stats_library("sklearn.metrics").silhouette_samples
-        silhouettes[some] = score(points, of)
+        silhouettes[flowing] = score(points, assigned)
     label = dict(zip(chosen.keys, chosen.labels, strict=True))
     cluster = np.full(len(keys), -1)
-    cluster[some] = of
-    count = int(of.max()) + 1 if len(of) else 0
+    cluster[flowing] = assigned
+    count = int(assigned.max()) + 1 if len(assigned) else 0
     return Clusters(
         chosen,
         pa.table(
@@ -245,8 +244,8 @@ def clusters(
                 "silhouette": nullable(silhouettes),
             }
         ),
-        _summary(of, silhouettes[some], count),
-        _told(with_names(db.topology, names), flows[some], standard, of, count),
+        _summary(assigned, silhouettes[flowing], count),
+        _edge_table(with_names(db.topology, names), flows[flowing], standard, assigned, count),
         pa.table(
             {
                 "k": pa.array([n for n, _ in choice], pa.int64()),
@@ -261,48 +260,49 @@ def clusters(
     )
 
 
-def _flows(db: View, chosen: Group, edges: pa.Table) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+def _flows(
+    db: View, chosen: InputGroup, edges: pa.Table
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Keys, and the mean over targets of each key's edges, (K, E)."""
-    keys, _, counts = key_sums(chosen.keys, np.zeros((len(chosen), 0)))
+    keys = tuple(sorted(set(chosen.keys)))
     flows = np.zeros((len(keys), len(edges)))
     for part, block in blocks(edges, len(chosen)):
-        _, sums, _ = key_sums(chosen.keys, edge_values(db, chosen, block))
-        flows[:, part] = sums / counts[:, None]
+        _, flows[:, part] = key_means(db, chosen, block)
     return keys, flows
 
 
-def _summary(of: NDArray[np.int64], silhouettes: NDArray[np.float64], count: int) -> pa.Table:
-    means = [silhouettes[of == c].mean() for c in range(count)]
+def _summary(assigned: NDArray[np.int64], silhouettes: NDArray[np.float64], count: int) -> pa.Table:
+    means = [silhouettes[assigned == c].mean() for c in range(count)]
     return pa.table(
         {
             "cluster": pa.array(range(count), pa.int64()),
-            "size": pa.array(np.bincount(of, minlength=count), pa.int64()),
+            "size": pa.array(np.bincount(assigned, minlength=count), pa.int64()),
             "silhouette": nullable(np.array(means, np.float64)),
         }
     )
 
 
-def _told(
+def _edge_table(
     edges: pa.Table,
     flows: NDArray[np.float64],
     standard: NDArray[np.float64],
-    of: NDArray[np.int64],
+    assigned: NDArray[np.int64],
     count: int,
 ) -> pa.Table:
     """Mean flow of every cluster, and how well each edge tells it from the others."""
     empty = np.zeros(0)
-    parts = [_rows(edges.slice(0, 0), 0, empty, empty, empty)]
+    tables = [_rows(edges.slice(0, 0), 0, empty, empty, empty)]
     for c in range(count):
-        mine = of == c
-        mean = flows[mine].mean(0)
+        members = assigned == c
+        mean = flows[members].mean(0)
         rest, apart = np.full(len(mean), np.nan), np.zeros(len(mean))
-        if not mine.all():
-            rest = flows[~mine].mean(0)
-            between = standard[mine].mean(0) - standard[~mine].mean(0)
-            apart = mine.mean() * (1 - mine.mean()) * between**2
+        if not members.all():
+            rest = flows[~members].mean(0)
+            between = standard[members].mean(0) - standard[~members].mean(0)
+            apart = members.mean() * (1 - members.mean()) * between**2
         order = np.lexsort([-np.abs(mean), -apart])
-        parts.append(_rows(edges.take(pa.array(order)), c, mean[order], rest[order], apart[order]))
-    return pa.concat_tables(parts)
+        tables.append(_rows(edges.take(pa.array(order)), c, mean[order], rest[order], apart[order]))
+    return pa.concat_tables(tables)
 
 
 def _rows(
@@ -320,14 +320,14 @@ def _rows(
 
 def _nodes(
     db: View,
-    chosen: Group,
+    chosen: InputGroup,
     edges: pa.Table,
     keys: tuple[str, ...],
-    cluster: NDArray[np.int64],
-    which: int,
+    assigned: NDArray[np.int64],
+    cluster: int,
 ) -> pa.Table:
     """Mean relevance, over a cluster's keys, of the nodes at the ends of edges."""
-    held = {key for key, c in zip(keys, cluster.tolist(), strict=True) if c == which}
-    rows = [i for i, key in enumerate(chosen.keys) if key in held]
+    members = {key for key, c in zip(keys, assigned.tolist(), strict=True) if c == cluster}
+    rows = [i for i, key in enumerate(chosen.keys) if key in members]
     shares = key_shares([chosen.keys[i] for i in rows])
     return node_sums(db, edges, chosen.ids[rows], shares)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from nrm_graph.circuits.edge_graph import edge_graph, with_names
 from nrm_graph.circuits.edges import (
     blocks,
     choose_edges,
-    edge_values,
+    key_means,
     key_shares,
     nullable,
     pair_codes,
@@ -22,7 +22,7 @@ from nrm_graph.circuits.edges import (
 from nrm_graph.circuits.nodes import absorbed_share, node_sums
 from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import order
-from nrm_graph.store.input_group import Group, group, notes_of
+from nrm_graph.store.input_group import InputGroup, group, notes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Contrast:
 
     Attributes
     ----------
-    a, b : Group
+    a, b : InputGroup
         The groups.
     table : pyarrow.Table
         One row per edge, that of the largest \|difference\| first: ``dst_layer``, ``dst_unit``,
@@ -72,8 +72,8 @@ class Contrast:
         What to know before reading the numbers.
     """
 
-    a: Group
-    b: Group
+    a: InputGroup
+    b: InputGroup
     table: pa.Table
     nodes: pa.Table
     paired: bool
@@ -117,7 +117,7 @@ class Contrast:
             ``relevance`` of nodes and edges is the difference; edges have the further columns of
             the table.  ``graph["share"]`` is of the sum of \|difference\| over the table.
         """
-        found = edge_graph(
+        graph = edge_graph(
             self.topology,
             self.resolutions,
             self.nodes,
@@ -127,7 +127,7 @@ class Contrast:
             _STATISTICS,
         )
         keys = {*self.a.keys, *self.b.keys}
-        found.graph |= {
+        graph.graph |= {
             "inputs": len({*self.a.ids.tolist(), *self.b.ids.tolist()}),
             "keys": tuple(sorted(keys)),
             "weight": self.weight,
@@ -138,14 +138,14 @@ class Contrast:
             "flags": self.notes,
         }
         if self.a.target is not None and self.a.target == self.b.target:
-            found.graph["target"] = self.a.target
-        return found
+            graph.graph["target"] = self.a.target
+        return graph
 
     def __repr__(self) -> str:
         n_a, n_b = (len(set(g.keys)) for g in (self.a, self.b))
-        what = "R x logit" if self.weight == "logit" else "R"
+        quantity = "R x logit" if self.weight == "logit" else "R"
         lines = [
-            f"<Contrast of {what}: {n_a:,} keys ({_where(self.a)}) minus {n_b:,} "
+            f"<Contrast of {quantity}: {n_a:,} keys ({_where(self.a)}) minus {n_b:,} "
             f"({_where(self.b)}){', paired' if self.paired else ''}",
             f"  {len(self.table):,} edges; {self.adjust.upper()} q < 0.05: "
             f"{_below(self.table['welch_q'])} ({'paired t' if self.paired else 'Welch'}), "
@@ -164,15 +164,15 @@ class Contrast:
         return "\n".join(lines) + ">"
 
 
-def _aims(g: Group) -> tuple[Aim, ...]:
+def _aims(g: InputGroup) -> tuple[Aim, ...]:
     return tuple(sorted(set(g.aims), key=order))
 
 
-def _where(g: Group) -> str:
+def _where(g: InputGroup) -> str:
     return "all" if g.where is None else g.where
 
 
-def _below(q: Any) -> int:
+def _below(q: pa.ChunkedArray) -> int:
     return sum(value is not None and value < 0.05 for value in q.to_pylist())
 
 
@@ -279,7 +279,7 @@ def contrast(
     )
 
 
-def _design(a: Group, b: Group) -> bool:
+def _design(a: InputGroup, b: InputGroup) -> bool:
     """Whether the groups are of the same keys; anything between that and none is refused."""
     ours, theirs = set(a.keys), set(b.keys)
     both = ours & theirs
@@ -292,11 +292,11 @@ def _design(a: Group, b: Group) -> bool:
     return bool(both)
 
 
-def _pooled(a: Group, b: Group) -> Group:
+def _pooled(a: InputGroup, b: InputGroup) -> InputGroup:
     """Both groups together, each pair once."""
     new = b.take(np.flatnonzero(~np.isin(b.ids, a.ids)))
     weighted = a.weighted or new.weighted
-    both = Group(
+    both = InputGroup(
         None,
         np.concatenate([a.ids, new.ids]),
         a.keys + new.keys,
@@ -310,8 +310,8 @@ def _pooled(a: Group, b: Group) -> Group:
 
 def _tests(
     db: View,
-    a: Group,
-    b: Group,
+    a: InputGroup,
+    b: InputGroup,
     edges: pa.Table,
     weight: str,
     is_paired: bool,
@@ -320,51 +320,53 @@ def _tests(
 ) -> tuple[dict[str, NDArray[np.float64]], bool]:
     """Statistics of every edge, and whether permutations were enumerated."""
     names = ("mean_a", "mean_b", "difference", "stderr", "welch_p", "permutation_p")
-    found = {name: np.zeros(len(edges)) for name in names}
+    columns = {name: np.zeros(len(edges)) for name in names}
     exact = False
     for part, block in blocks(edges, len(a) + len(b)):
         keys: list[str] = []
         means = []
         for g in (a, b):
-            own, sums, counts = statistics.key_sums(g.keys, edge_values(db, g, block, weight))
-            keys += own
-            means.append(sums / counts[:, None])
-        found["mean_a"][part], found["mean_b"][part] = (m.mean(0) for m in means)
+            group_keys, mean = key_means(db, g, block, weight)
+            keys += group_keys
+            means.append(mean)
+        columns["mean_a"][part], columns["mean_b"][part] = (m.mean(0) for m in means)
         if is_paired:
             within = means[0] - means[1]
-            found["stderr"][part], found["welch_p"][part] = statistics.paired(within)
+            columns["stderr"][part], columns["welch_p"][part] = statistics.paired(within)
             p, exact = statistics.sign_flips(within, draws, seed)
         else:
-            found["stderr"][part], found["welch_p"][part] = statistics.welch(*means)
+            columns["stderr"][part], columns["welch_p"][part] = statistics.welch(*means)
             order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-            every = np.concatenate(means)[order]
-            p, exact = statistics.label_permutations(every, order < len(means[0]), draws, seed)
-        found["permutation_p"][part] = p
-    found["difference"] = found["mean_a"] - found["mean_b"]
-    return found, exact
+            values = np.concatenate(means)[order]
+            p, exact = statistics.label_permutations(values, order < len(means[0]), draws, seed)
+        columns["permutation_p"][part] = p
+    columns["difference"] = columns["mean_a"] - columns["mean_b"]
+    return columns, exact
 
 
-def _node_differences(db: View, a: Group, b: Group, edges: pa.Table, weight: str) -> pa.Table:
+def _node_differences(
+    db: View, a: InputGroup, b: InputGroup, edges: pa.Table, weight: str
+) -> pa.Table:
     """Difference of the means, over keys, of the nodes at the ends of edges."""
     ids = np.concatenate([a.ids, b.ids])
     shares = [key_shares(a.keys) * a.weights(weight), -key_shares(b.keys) * b.weights(weight)]
     return node_sums(db, edges, ids, np.concatenate(shares))
 
 
-def _flagged(db: View, a: Group, b: Group, weight: str) -> Iterator[str]:
+def _flagged(db: View, a: InputGroup, b: InputGroup, weight: str) -> Iterator[str]:
     """Say how many inputs of each group are flagged."""
     for g, name in ((a, "first"), (b, "second")):
         yield from notes_of(db, g, weight, f"inputs of the {name} group")
 
 
-def _notes(db: View, a: Group, b: Group, sizes: list[int], unknown: int) -> list[str]:
+def _notes(db: View, a: InputGroup, b: InputGroup, sizes: list[int], unknown: int) -> list[str]:
     """Say what to know before reading the numbers."""
     notes = []
     if a.target is None or a.target != b.target:
-        said = [", ".join(map(db.outputs.text, _aims(g)[:5])) for g in (a, b)]
+        outputs = [", ".join(map(db.outputs.text, _aims(g)[:5])) for g in (a, b)]
         notes.append(
-            f"the groups explain different outputs, {said[0]} and {said[1]}: a difference may be "
-            "one of the questions; target= fixes one for both"
+            f"the groups explain different outputs, {outputs[0]} and {outputs[1]}: a difference "
+            "may be one of the questions; target= fixes one for both"
         )
     if min(sizes) < 2:
         notes.append(

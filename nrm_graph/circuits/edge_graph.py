@@ -58,6 +58,6 @@ def edge_graph(
     for row in edges.select([*EDGE, "dst", "src", *attributes]).to_pylist():
         ends = (row["src"], row["src_unit"]), (row["dst"], row["dst_unit"])
         if graph.has_edge(*ends):
-            said = {name: row[name] for name in attributes if row[name] is not None}
-            graph.edges[ends].update(said)
+            statistics = {name: row[name] for name in attributes if row[name] is not None}
+            graph.edges[ends].update(statistics)
     return graph

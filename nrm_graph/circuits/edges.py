@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.source import source
+from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.circuits.sums import edge_partials
-from nrm_graph.graphs.subgraph import strongest
+from nrm_graph.graphs.subgraph import largest
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.events.sets import Event
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
 BLOCK_BYTES = 256 << 20
 """Values of all inputs of a group are read for as many edges at once as fit into this."""
 
 
-def known_partials(db: View, group: Group, weight: str) -> tuple[pa.Table, int]:
+def known_partials(db: View, group: InputGroup, weight: str) -> tuple[pa.Table, int]:
     """Sum the edges whose relevance is known in every input of a group.
 
     Returns
@@ -37,13 +38,13 @@ def known_partials(db: View, group: Group, weight: str) -> tuple[pa.Table, int]:
     unknown : int
         Edges left out: the store prunes their pair of layers, and an input has no row of them.
     """
-    found = edge_partials(db, group, weight)
+    partials = edge_partials(db, group, weight)
     limits = pruning.stored(db.meta, db.topology)
     if not limits:
-        return found, 0
-    pruned = np.isin(pair_codes(found), [(d << 16) + s for d, s in limits])
-    unknown = pruned & (found["n"].to_numpy() < len(group))
-    return found.filter(pa.array(~unknown)), int(unknown.sum())
+        return partials, 0
+    pruned = np.isin(pair_codes(partials), [(d << 16) + s for d, s in limits])
+    unknown = pruned & (partials["n"].to_numpy() < len(group))
+    return partials.filter(pa.array(~unknown)), int(unknown.sum())
 
 
 def pair_codes(edges: pa.Table) -> NDArray[np.int64]:
@@ -55,12 +56,12 @@ def pair_codes(edges: pa.Table) -> NDArray[np.int64]:
 
 def by_size(partials: pa.Table, size: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Places of at most so many edges, the largest first; none of size 0.  Ties by name."""
-    order = strongest(size, count, [partials[name].to_numpy() for name in EDGE])
+    order = largest(size, count, [partials[name].to_numpy() for name in EDGE])
     return order[size[order] > 0]
 
 
 def choose_edges(
-    db: View, group: Group, weight: str, count: int, by: Literal["rms", "std"]
+    db: View, group: InputGroup, weight: str, count: int, by: Literal["rms", "std"]
 ) -> tuple[pa.Table, int]:
     """Choose the edges of the largest root mean square, or standard deviation, over a group.
 
@@ -99,9 +100,17 @@ def key_shares(keys: Sequence[str]) -> NDArray[np.float64]:
     return np.array([1 / (len(times) * times[key]) for key in keys], np.float64)
 
 
+def key_means(
+    db: View, group: InputGroup, edges: pa.Table, weight: str = "unit"
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Keys of a group in order, and the mean over targets of each key's edges, (K, E)."""
+    keys, sums, counts = key_sums(group.keys, edge_values(db, group, edges, weight))
+    return keys, sums / counts[:, None]
+
+
 def edge_values(
     db: View,
-    group: Group,
+    group: InputGroup,
     edges: pa.Table,
     weight: str = "unit",
     given: str | Event | None = None,
@@ -112,7 +121,7 @@ def edge_values(
     ----------
     db : Database
         The store.
-    group : Group
+    group : InputGroup
         N inputs.
     edges : pyarrow.Table
         E edges: columns dst_layer, dst_unit, src_layer, src_unit.
@@ -130,13 +139,13 @@ def edge_values(
     rows = source(db, group, weight, given)
     chosen = edges.select(EDGE).append_column("place", [np.arange(len(edges))])
     keys = ", ".join(EDGE)
-    found = db.sql(
+    relevances = db.sql(
         f"SELECT input_id, place, CAST(relevance AS DOUBLE) AS v FROM {rows.edges} "
         f"JOIN chosen USING ({keys})",
         inputs=group.ids.tolist(),
         tables={**rows.tables, "chosen": chosen},
     ).to_arrow_table()
     values = np.zeros((len(group), len(edges)))
-    row = np.searchsorted(group.ids, found["input_id"].to_numpy())
-    values[row, found["place"].to_numpy()] = found["v"].to_numpy()
+    row = np.searchsorted(group.ids, relevances["input_id"].to_numpy())
+    values[row, relevances["place"].to_numpy()] = relevances["v"].to_numpy()
     return values * rows.weight[:, None]

@@ -43,8 +43,8 @@ def local(
 
 def merged(parts: Sequence[pa.Table], keys: Sequence[str] = EDGE) -> pa.Table:
     """Merge partials of disjoint sets of inputs; sorted by the keys."""
-    whole = pa.concat_tables(parts)
-    sums = [name for name in whole.column_names if name not in keys]
-    found = whole.group_by(list(keys)).aggregate([(name, "sum") for name in sums])
-    found = found.rename_columns([*keys, *sums]).select(whole.column_names)
-    return found.sort_by([(key, "ascending") for key in keys])
+    partials = pa.concat_tables(parts)
+    sums = [name for name in partials.column_names if name not in keys]
+    summed = partials.group_by(list(keys)).aggregate([(name, "sum") for name in sums])
+    summed = summed.rename_columns([*keys, *sums]).select(partials.column_names)
+    return summed.sort_by([(key, "ascending") for key in keys])

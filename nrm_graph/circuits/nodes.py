@@ -10,7 +10,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
 
@@ -59,7 +59,7 @@ def node_sums(
     ).to_arrow_table()
 
 
-def absorbed_share(db: View, group: Group) -> float:
+def absorbed_share(db: View, group: InputGroup) -> float:
     """Mean share of the measure that biases, stabilizers and remainders hold."""
     query = (
         "SELECT coalesce(sum(CAST(relevance AS DOUBLE)), 0) FROM nodes WHERE unit IN (-1, -2, -4)"

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from nrm_graph import _optional
 from nrm_graph.circuits.engines import merged
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
-from nrm_graph.store.read.sql import Engine
+from nrm_graph.store.read.sql import SqlReader
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Piece:
+class InputShards:
     """Some inputs, and the shards that they are in.
 
     Attributes
@@ -42,31 +42,31 @@ class Piece:
     layers: pa.Table
 
 
-def partial(piece: Piece, query: str, tables: Mapping[str, pa.Table]) -> pa.Table:
-    """Run a query over a piece; of further tables, too, it sees the rows of these inputs alone."""
-    ids = pa.array(piece.ids, pa.int64())
-    own = {
+def partial_sums(part: InputShards, query: str, tables: Mapping[str, pa.Table]) -> pa.Table:
+    """Run a query over some inputs; of further tables, too, it sees their rows alone."""
+    ids = pa.array(part.ids, pa.int64())
+    own_tables = {
         name: table.filter(pc.is_in(table["input_id"], ids))
         if "input_id" in table.column_names
         else table
         for name, table in tables.items()
     }
-    own_shards = Snapshot(*piece.shards[None])
+    snapshot = Snapshot(*part.shards[None])
     conditions = {
-        name: Snapshot(*shards, own_shards.entries)
-        for name, shards in piece.shards.items()
+        name: Snapshot(*shards, snapshot.entries)
+        for name, shards in part.shards.items()
         if name is not None
     }
-    engine = Engine(own_shards, piece.layers, conditions)
+    reader = SqlReader(snapshot, part.layers, conditions)
     try:
-        found: pa.Table = engine.query(query, None, piece.ids, own).to_arrow_table()
-        return found
+        sums: pa.Table = reader.query(query, None, part.ids, own_tables).to_arrow_table()
+        return sums
     finally:
-        engine.close()
+        reader.close()
 
 
-def pieces(db: View, ids: Sequence[int], number: int) -> list[Piece]:
-    """Split inputs of a store in so many pieces, or fewer: whole shards, of about the same size."""
+def split_inputs(db: View, ids: Sequence[int], number: int) -> list[InputShards]:
+    """Split inputs of a store in so many parts, or fewer: whole shards, of about the same size."""
     by_shard: dict[str, list[int]] = {}
     for identity in ids:
         by_shard.setdefault(db._snapshot.shard_of[identity], []).append(identity)
@@ -78,18 +78,18 @@ def pieces(db: View, ids: Sequence[int], number: int) -> list[Piece]:
         split.setdefault(before * number // total, []).extend(by_shard[name])
         before += size
     layers = layers_table(db.meta["layers"])
-    return [Piece(tuple(some), _shards(db, some), layers) for some in split.values()]
+    return [InputShards(tuple(inputs), _shards(db, inputs), layers) for inputs in split.values()]
 
 
 def _shards(db: View, ids: Collection[int]) -> dict[str | None, tuple[Path, tuple[Manifest, ...]]]:
     """Shards of the store and of its conditions that hold some inputs."""
     snapshots: dict[str | None, Snapshot] = {None: db._snapshot}
     snapshots |= {name: condition.snapshot for name, condition in db._conditions.items()}
-    found: dict[str | None, tuple[Path, tuple[Manifest, ...]]] = {}
+    shards: dict[str | None, tuple[Path, tuple[Manifest, ...]]] = {}
     for name, snapshot in snapshots.items():
         names = {snapshot.shard_of[i] for i in ids if i in snapshot.shard_of}
-        found[name] = snapshot.folder, tuple(snapshot.manifests[n] for n in sorted(names))
-    return found
+        shards[name] = snapshot.folder, tuple(snapshot.manifests[n] for n in sorted(names))
+    return shards
 
 
 class Remote:
@@ -103,7 +103,7 @@ class Remote:
         _optional.installed()
         self._ray: Any = None
         self._of: tuple[Snapshot, tuple[int, ...]] | None = None
-        self._pieces: list[Any] = []
+        self._parts: list[Any] = []
 
     def __call__(
         self,
@@ -127,11 +127,11 @@ class Remote:
         ray = self._ray
         if self._of is None or self._of[0] is not db._snapshot or self._of[1] != tuple(ids):
             cores, _ = _optional.size(ray)
-            self._pieces = [ray.put(piece) for piece in pieces(db, ids, cores)]
+            self._parts = [ray.put(part) for part in split_inputs(db, ids, cores)]
             self._of = db._snapshot, tuple(ids)
-        task = ray.remote(partial).options(num_cpus=_optional.CPUS)
+        task = ray.remote(partial_sums).options(num_cpus=_optional.CPUS)
         shared = ray.put(dict(tables))
-        running = [task.remote(piece, query, shared) for piece in self._pieces]
+        running = [task.remote(part, query, shared) for part in self._parts]
         try:
             return merged(ray.get(running), keys)
         except KeyboardInterrupt:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.measures.measure import Measure
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
 RANKINGS = ("relevance", "activation")
@@ -220,14 +220,14 @@ def box(positive: npt.NDArray[np.float64], share: float) -> tuple[int, int, int,
     best: tuple[Any, ...] = (math.inf,)
     w = width
     for h in range(1, height + 1):
-        held = _windows(sums, h, w)
-        if held.max() < need:
+        inside = _windows(sums, h, w)
+        if inside.max() < need:
             continue
         # More rows never need more columns.
         while w > 1 and (narrower := _windows(sums, h, w - 1)).max() >= need:
-            w, held = w - 1, narrower
-        top, left = np.unravel_index(int(held.argmax()), held.shape)
-        best = min(best, (h * w, -float(held.max()), top, left, h, w))
+            w, inside = w - 1, narrower
+        top, left = np.unravel_index(int(inside.argmax()), inside.shape)
+        best = min(best, (h * w, -float(inside.max()), top, left, h, w))
     _, _, top, left, rows, columns = best
     return int(top), int(left), int(top + rows), int(left + columns)
 
@@ -275,11 +275,15 @@ def _units(db: View, event: object) -> tuple[int, npt.NDArray[Any], npt.NDArray[
 
 
 def _values(
-    db: View, chosen: Group, layer_id: int, units: npt.NDArray[Any], sizes: npt.NDArray[Any]
+    db: View,
+    chosen: InputGroup,
+    layer_id: int,
+    units: npt.NDArray[np.int64],
+    sizes: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Relevance and mean activation of a set, (N,) each, in the order of the group."""
     members = pa.table({"unit": units.astype(np.int32), "neurons": sizes.astype(np.float64)})
-    found = db.sql(
+    sums = db.sql(
         "SELECT input_id, sum(CAST(relevance AS DOUBLE)) AS relevance, "
         "sum(CAST(activation AS DOUBLE) * neurons) AS activation "
         "FROM nodes JOIN members USING (unit) WHERE layer_id = ? GROUP BY input_id",
@@ -287,16 +291,16 @@ def _values(
         params=[layer_id],
         tables={"members": members},
     ).to_arrow_table()
-    place = np.searchsorted(chosen.ids, found["input_id"].to_numpy())
+    place = np.searchsorted(chosen.ids, sums["input_id"].to_numpy())
     columns = []
     for name in ("relevance", "activation"):
         values = np.zeros(len(chosen))
-        values[place] = found[name].to_numpy()
+        values[place] = sums[name].to_numpy()
         columns.append(values)
     return columns[0], columns[1] / sizes.sum()
 
 
-def _ranked(chosen: Group, values: npt.NDArray[np.float64]) -> list[int]:
+def _ranked(chosen: InputGroup, values: npt.NDArray[np.float64]) -> list[int]:
     """Places in the group from the largest value down, each key once."""
     order = sorted(
         range(len(chosen)), key=lambda i: (-values[i], chosen.keys[i], chosen.targets[i])
@@ -333,12 +337,12 @@ def _region(
         row["reason"] = f"the {info.kind} {info.name} of shape {info.shape} is no image"
         return None
     try:
-        given = m.given(event)
+        conditional = m.given(event)
     except UndefinedConditional as error:
         row["reason"] = str(error)
         return None
-    row["amplification"] = float(given.amplification)
-    heat: npt.NDArray[np.float64] = given.marginal(info.name, by="neuron").astype(np.float64)
+    row["amplification"] = float(conditional.amplification)
+    heat: npt.NDArray[np.float64] = conditional.marginal(info.name, by="neuron").astype(np.float64)
     if heat.ndim == 3:
         heat = heat.sum(_channel_axis(m, 3))
     positive = np.maximum(heat, 0.0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.read.conditions import Condition
     from nrm_graph.store.view import View
 
@@ -34,7 +34,7 @@ class Source:
 
     Attributes
     ----------
-    group : Group
+    group : InputGroup
         The inputs whose rows count.
     edges, nodes : str
         What SQL reads them from.
@@ -55,7 +55,7 @@ class Source:
         Name of the condition.
     """
 
-    group: Group
+    group: InputGroup
     edges: str
     nodes: str
     weight: npt.NDArray[np.float64]
@@ -80,7 +80,7 @@ class Source:
 
 def source(
     db: View,
-    group: Group,
+    group: InputGroup,
     weight: str = "unit",
     given: str | Event | None = None,
     per_input: bool = False,
@@ -91,7 +91,7 @@ def source(
     ----------
     db : Database
         The store.
-    group : Group
+    group : InputGroup
         The inputs.
     weight : "unit" or "logit"
         What relevance is multiplied by.
@@ -120,18 +120,18 @@ def source(
 
 
 def _condition(db: View, given: str | Event) -> Condition:
-    held = db._conditions
+    conditions = db._conditions
     if isinstance(given, str):
-        if given not in held:
+        if given not in conditions:
             raise InputError(
                 f"there is no condition {given!r} in {db.path}: expected one of "
-                f"{', '.join(sorted(held)) or 'none'}; db.materialize(event, name={given!r}) makes "
-                "it"
+                f"{', '.join(sorted(conditions)) or 'none'}; db.materialize(event, name={given!r}) "
+                "makes it"
             )
-        return held[given]
+        return conditions[given]
     if not isinstance(given, Event):
         raise InputError(f"given takes an event or a condition's name, found {given!r}")
-    for condition in held.values():
+    for condition in conditions.values():
         if condition.event == given:
             return condition
     raise InputError(
@@ -140,7 +140,7 @@ def _condition(db: View, given: str | Event) -> Condition:
     )
 
 
-def _check_complete(condition: Condition, group: Group) -> None:
+def _check_complete(condition: Condition, group: InputGroup) -> None:
     missing = [
         key
         for identity, key in zip(group.ids.tolist(), group.keys, strict=True)
@@ -156,7 +156,7 @@ def _check_complete(condition: Condition, group: Group) -> None:
 
 def _conditioned(
     db: View,
-    group: Group,
+    group: InputGroup,
     condition: Condition,
     weights: npt.NDArray[np.float64],
     per_input: bool,
@@ -177,13 +177,13 @@ def _conditioned(
                 f"the conditional measure given {name} is undefined for all {len(group):,} inputs: "
                 f"SELECT reason FROM {name}_inputs says why"
             )
-        kept = group.take(np.flatnonzero(defined))
+        defined_group = group.take(np.flatnonzero(defined))
         return Source(
-            kept,
+            defined_group,
             f"{name}_edges",
             f"{name}_nodes",
             weights[defined],
-            np.ones(len(kept)),
+            np.ones(len(defined_group)),
             {},
             undefined,
             float(facts["amplification"].to_numpy()[defined].max()),
@@ -207,16 +207,20 @@ def _conditioned(
         else f"{name}_{kind}"
         for kind in ("edges", "nodes")
     )
-    more = dict(zip(("joint_edges", "joint_nodes"), joint, strict=True)) if undefined else {}
+    joint_tables = (
+        dict(zip(("joint_edges", "joint_nodes"), joint, strict=True)) if undefined else {}
+    )
     amplification = extent / abs(float(base.sum()))
-    return Source(group, edges, nodes, factor, base, more, undefined, amplification, pruned, name)
+    return Source(
+        group, edges, nodes, factor, base, joint_tables, undefined, amplification, pruned, name
+    )
 
 
 def _joint(
     db: View,
-    group: Group,
+    group: InputGroup,
     condition: Condition,
-    which: npt.NDArray[np.bool_],
+    undefined: npt.NDArray[np.bool_],
     value: npt.NDArray[np.float64],
     size: npt.NDArray[np.float64],
 ) -> tuple[pa.Table, pa.Table]:
@@ -226,11 +230,11 @@ def _joint(
     wrong.  Fills in what their R(condition) is and of how much it is made.
     """
     form, edges, nodes = stored_form(db), [EDGES.empty_table()], [NODES.empty_table()]
-    for place in np.flatnonzero(which).tolist():
+    for place in np.flatnonzero(undefined).tolist():
         m = measure(db, int(group.ids[place]))
         tables = form.stored(*m.tables(condition.event))
         value[place], size[place] = m.extent(condition.event)
-        for kept, table, schema in zip((nodes, edges), tables, (NODES, EDGES), strict=True):
+        for rows, table, schema in zip((nodes, edges), tables, (NODES, EDGES), strict=True):
             identity: Any = pa.array(np.full(len(table), group.ids[place], np.int64))
-            kept.append(table.add_column(0, schema.field(0), identity).cast(schema))
+            rows.append(table.add_column(0, schema.field(0), identity).cast(schema))
     return pa.concat_tables(edges), pa.concat_tables(nodes)

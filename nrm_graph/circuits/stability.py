@@ -15,8 +15,8 @@ from nrm_graph.circuits.edges import blocks, by_size, edge_values, known_partial
 from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
-from nrm_graph.graphs.subgraph import check_top, strongest
-from nrm_graph.store.input_group import Group, group
+from nrm_graph.graphs.subgraph import check_top, largest
+from nrm_graph.store.input_group import InputGroup, group
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Stability:
 
     Attributes
     ----------
-    group : Group
+    group : InputGroup
         The inputs.
     edges : pyarrow.Table
         The circuit's edges, that of the largest \|mean\| first: ``dst_layer``, ``dst_unit``,
@@ -64,7 +64,7 @@ class Stability:
         Keys of the group.
     """
 
-    group: Group
+    group: InputGroup
     edges: pa.Table
     splits: pa.Table
     top: int
@@ -89,8 +89,8 @@ class Stability:
     @property
     def rank_correlation(self) -> float | None:
         """Mean over the splits in which it is defined, or None."""
-        known = self.splits["rank_correlation"].drop_null().to_numpy()
-        return float(known.mean()) if len(known) else None
+        values = self.splits["rank_correlation"].drop_null().to_numpy()
+        return float(values.mean()) if len(values) else None
 
     def __repr__(self) -> str:
         ranks = self.rank_correlation
@@ -185,8 +185,8 @@ def stability(
     rng = np.random.default_rng(seed)
     halves = _halves(rng, splits, len(keys))
     resamples = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), draws)
-    every = np.concatenate([np.ones((1, len(keys))), halves, 1 - halves, resamples])
-    edges, means, certified, unknown = _means(db, chosen, weight, top, every, counts)
+    key_weights = np.concatenate([np.ones((1, len(keys))), halves, 1 - halves, resamples])
+    edges, means, certified, unknown = _means(db, chosen, weight, top, key_weights, counts)
     tops = [_top(row, top) for row in means]
     circuit, first, second = tops[0], tops[1 : 1 + splits], tops[1 + splits : 1 + 2 * splits]
     again = means[1 + 2 * splits :][:, circuit]
@@ -224,7 +224,7 @@ def _halves(rng: np.random.Generator, splits: int, n: int) -> NDArray[np.float64
 
 def _means(
     db: View,
-    chosen: Group,
+    chosen: InputGroup,
     weight: str,
     top: int,
     weights: NDArray[np.float64],
@@ -250,28 +250,28 @@ def _means(
     total = weights @ counts
     largest = np.sqrt(weights**2 @ counts) / total
     most = max(top, MEANS_BYTES // (8 * len(weights)))
-    done, count = 0, min(len(names), most, max(4 * top, 1000))
+    covered, count = 0, min(len(names), most, max(4 * top, 1000))
     parts = [np.zeros((len(weights), 0))]
     while True:
-        for _, block in blocks(names.slice(done, count - done), len(chosen)):
+        for _, block in blocks(names.slice(covered, count - covered), len(chosen)):
             values = edge_values(db, chosen, block, weight)
             _, sums, _ = key_sums(chosen.keys, values)
             parts.append(weights @ sums / total[:, None])
-        done = count
-        if done == len(names):
+        covered = count
+        if covered == len(names):
             return names, np.concatenate(parts, axis=1), True, unknown
         parts = [np.concatenate(parts, axis=1)]
         last = np.partition(np.abs(parts[0]), -top, axis=1)[:, -top]
-        certified = bool((last > largest * size[done]).all())
-        if certified or done == most:
-            return names.slice(0, done), parts[0], certified, unknown
-        count = min(len(names), most, 2 * done)
+        certified = bool((last > largest * size[covered]).all())
+        if certified or covered == most:
+            return names.slice(0, covered), parts[0], certified, unknown
+        count = min(len(names), most, 2 * covered)
 
 
 def _top(means: NDArray[np.float64], top: int) -> NDArray[np.int64]:
     """Places of the largest |mean|, those of 0 left out, the largest first."""
     size = np.abs(means)
-    places = strongest(size, top)
+    places = largest(size, top)
     return places[size[places] > 0]
 
 
@@ -282,10 +282,10 @@ def _agreement(
 ) -> pa.Table:
     """Table of split halves; ``means`` are those of the circuit's edges, all first halves first."""
     rows: dict[str, list[float]] = {"jaccard": [], "overlap": []}
-    for one, other in zip(first, second, strict=True):
-        common, least = len(np.intersect1d(one, other)), min(len(one), len(other))
-        whole = len(one) + len(other) - common
-        rows["jaccard"].append(common / whole if whole else 1.0)
+    for ours, theirs in zip(first, second, strict=True):
+        common, least = len(np.intersect1d(ours, theirs)), min(len(ours), len(theirs))
+        union = len(ours) + len(theirs) - common
+        rows["jaccard"].append(common / union if union else 1.0)
         rows["overlap"].append(common / least if least else 1.0)
     ranks = stats_library("scipy.stats").rankdata(means, axis=1)
     ranks -= ranks.mean(1, keepdims=True)

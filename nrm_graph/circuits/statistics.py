@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -49,15 +49,15 @@ def key_sums(
     counts : ndarray of int64, (K,)
         Number of rows of each key.
     """
-    found = tuple(sorted(set(keys)))
-    place = {key: i for i, key in enumerate(found)}
+    unique_keys = tuple(sorted(set(keys)))
+    place = {key: i for i, key in enumerate(unique_keys)}
     row = np.fromiter((place[key] for key in keys), np.int64, len(keys))
-    counts = np.bincount(row, minlength=len(found))
-    if len(found) == len(keys):
-        return found, values[np.argsort(row)], counts
-    sums = np.zeros((len(found), values.shape[1]))
+    counts = np.bincount(row, minlength=len(unique_keys))
+    if len(unique_keys) == len(keys):
+        return unique_keys, values[np.argsort(row)], counts
+    sums = np.zeros((len(unique_keys), values.shape[1]))
     np.add.at(sums, row, values)
-    return found, sums, counts
+    return unique_keys, sums, counts
 
 
 def welch(
@@ -86,11 +86,11 @@ def welch(
     stderr = np.sqrt(spreads[0] ** 2 / len(a) + spreads[1] ** 2 / len(b))
     scale = np.maximum(np.abs(a).max(0), np.abs(b).max(0))
     p = _unvarying(means[0] - means[1], scale)
-    some = stderr > 0
-    if some.any():
+    varying = stderr > 0
+    if varying.any():
         test = stats_library("scipy.stats").ttest_ind_from_stats
-        (ma, mb), (sa, sb) = [m[some] for m in means], [s[some] for s in spreads]
-        p[some] = test(ma, sa, len(a), mb, sb, len(b), equal_var=False).pvalue
+        (ma, mb), (sa, sb) = [m[varying] for m in means], [s[varying] for s in spreads]
+        p[varying] = test(ma, sa, len(a), mb, sb, len(b), equal_var=False).pvalue
     return stderr, p
 
 
@@ -102,10 +102,10 @@ def paired(difference: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArra
     mean = difference.mean(0)
     stderr = _deviation(difference) / math.sqrt(n)
     p = _unvarying(mean, np.abs(difference).max(0))
-    some = stderr > 0
-    if some.any():
-        t = np.abs(mean[some] / stderr[some])
-        p[some] = 2 * stats_library("scipy.stats").t.sf(t, n - 1)
+    varying = stderr > 0
+    if varying.any():
+        t = np.abs(mean[varying] / stderr[varying])
+        p[varying] = 2 * stats_library("scipy.stats").t.sf(t, n - 1)
     return stderr, p
 
 
@@ -158,8 +158,8 @@ def label_permutations(
     centered = values - values.mean(0)
     exact = math.comb(n, size) <= draws
     rows = _chunk(n, values.shape[1])
-    made = _every_subset(n, size, rows) if exact else _subsets(n, size, draws, rows, seed)
-    return _share(centered, first.astype(np.float64), made, exact), exact
+    labelings = _every_subset(n, size, rows) if exact else _subsets(n, size, draws, rows, seed)
+    return _share(centered, first.astype(np.float64), labelings, exact), exact
 
 
 def sign_flips(
@@ -174,8 +174,8 @@ def sign_flips(
         return np.full(difference.shape[1], np.nan), False
     exact = n < 63 and 2**n <= draws
     rows = _chunk(n, difference.shape[1])
-    made = _every_sign(n, rows) if exact else _signs(n, draws, rows, seed)
-    return _share(difference, np.ones(n), made, exact), exact
+    labelings = _every_sign(n, rows) if exact else _signs(n, draws, rows, seed)
+    return _share(difference, np.ones(n), labelings, exact), exact
 
 
 def _share(
@@ -213,9 +213,9 @@ def _subsets(n: int, size: int, draws: int, rows: int, seed: int) -> Iterator[ND
 
 
 def _indicator(chosen: NDArray[np.int64], n: int) -> NDArray[np.float64]:
-    found = np.zeros((len(chosen), n))
-    np.put_along_axis(found, chosen, 1.0, axis=1)
-    return found
+    indicator = np.zeros((len(chosen), n))
+    np.put_along_axis(indicator, chosen, 1.0, axis=1)
+    return indicator
 
 
 def _every_sign(n: int, rows: int) -> Iterator[NDArray[np.float64]]:
@@ -231,7 +231,7 @@ def _signs(n: int, draws: int, rows: int, seed: int) -> Iterator[NDArray[np.floa
 
 
 def q_values(
-    p: NDArray[np.float64], groups: NDArray[Any], adjust: str = "bh"
+    p: NDArray[np.float64], groups: NDArray[np.int64], adjust: str = "bh"
 ) -> NDArray[np.float64]:
     """Adjust p-values for the number of tests, within each group of them.
 
@@ -254,9 +254,9 @@ def q_values(
     control = stats_library("scipy.stats").false_discovery_control
     q = np.full(p.shape, np.nan)
     for group in np.unique(groups):
-        of = (groups == group) & ~np.isnan(p)
-        if of.any():
-            q[of] = control(p[of], method=adjust)
+        tested = (groups == group) & ~np.isnan(p)
+        if tested.any():
+            q[tested] = control(p[tested], method=adjust)
     return q
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
 NODE = ("layer_id", "unit")
@@ -99,7 +99,7 @@ def edge_sums(
 
 def edge_partials(
     db: View,
-    group: Group,
+    group: InputGroup,
     weight: str = "unit",
     layers: Sequence[int] | None = None,
     sums: Sequence[str] = tuple(SUMS),
@@ -110,7 +110,7 @@ def edge_partials(
     ----------
     db : Database
         The store.
-    group : Group
+    group : InputGroup
         The inputs.
     weight : "unit" or "logit"
         What relevance is multiplied by.

@@ -27,7 +27,7 @@ from nrm_graph.network.ir.interpreter import resolve
 from nrm_graph.network.ir.operations import function
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     import numpy.typing as npt
     from torch import Tensor
@@ -42,10 +42,10 @@ Change = Callable[[str, Any, Mapping[str, Any]], Any]
 Baselines = Mapping[int, "Tensor"] | None
 """By layer, of the layer's shape; None for zero."""
 
-Units = Mapping[int, "Collection[int]"]
+UnitsByLayer = Mapping[int, "Collection[int]"]
 """Units to ablate, by layer."""
 
-Edges = Mapping[tuple[int, int], Mapping[int, frozenset[int]]]
+EdgesByPair = Mapping[tuple[int, int], Mapping[int, frozenset[int]]]
 """Source units to ablate, by (dst layer, src layer) and dst unit."""
 
 
@@ -119,8 +119,8 @@ def _evaluated(net: Network, node: Node, values: Mapping[str, Any], n: int) -> A
 def outputs(net: Network, values: Mapping[str, Any]) -> Tensor:
     """Network output ``(N, outputs)`` among the values of a run."""
     name = net.program.output
-    found = net.layout.batches[name].samples(values[name])
-    return found.reshape(found.shape[0], -1)
+    output = net.layout.batches[name].samples(values[name])
+    return output.reshape(output.shape[0], -1)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Ablation:
     baselines: Baselines = None
 
     @torch.no_grad()
-    def without_units(self, xs: Sequence[Tensor], units: Units) -> Tensor:
+    def without_units(self, xs: Sequence[Tensor], units: UnitsByLayer) -> Tensor:
         """Output ``(N, outputs)`` with units ablated.
 
         Raises
@@ -160,7 +160,7 @@ class Ablation:
         return outputs(self.net, execute(self.net, xs, change))
 
     @torch.no_grad()
-    def without_edges(self, xs: Sequence[Tensor], edges: Edges) -> Tensor:
+    def without_edges(self, xs: Sequence[Tensor], edges: EdgesByPair) -> Tensor:
         """Output ``(N, outputs)`` with edges ablated.
 
         Raises
@@ -220,7 +220,9 @@ class Ablation:
         # Units that lack the same sources are computed at once.
         alike: dict[Any, list[int]] = defaultdict(list)
         for unit in sorted({unit for chosen in sources.values() for unit in chosen}):
-            lacks = tuple((src, found.get(unit, frozenset())) for src, found in sources.items())
+            lacks = tuple(
+                (src, cut_units.get(unit, frozenset())) for src, cut_units in sources.items()
+            )
             if any(units for _, units in lacks):
                 alike[lacks].append(unit)
         groups = [
@@ -234,14 +236,14 @@ class Ablation:
 
     def _between(self, dst: int, places: Sequence[str]) -> list[Node]:
         """Operations from the sources to their reader, which is the last one."""
-        made, touched, found = self._made(dst), set(places), []
-        for name, node in self.net.order[: self.net.position[made] + 1]:
-            if node is None or (name in self.net.layout.layer_of and name != made):
+        reader, touched, operations = self._made(dst), set(places), []
+        for name, node in self.net.order[: self.net.position[reader] + 1]:
+            if node is None or (name in self.net.layout.layer_of and name != reader):
                 continue
             if not touched.isdisjoint(node.references()):
                 touched.add(name)
-                found.append(node)
-        return found
+                operations.append(node)
+        return operations
 
     def _without(
         self,
@@ -253,19 +255,21 @@ class Ablation:
         n: int,
     ) -> Tensor:
         batch = self.net.layout.batches[name]
-        found = batch.samples(value)
+        result = batch.samples(value)
         for mask, sources in groups:
-            own = dict(values)
+            ablated_values = dict(values)
             for layer_id, place, lost in sources:
-                own[place] = self._ablated(layer_id, place, values[place], lost)
+                ablated_values[place] = self._ablated(layer_id, place, values[place], lost)
             for node in between:
-                own[node.name] = _evaluated(self.net, node, own, n)
-            found = torch.where(mask, batch.samples(own[name]), found)
-        return batch.native(found)
+                ablated_values[node.name] = _evaluated(self.net, node, ablated_values, n)
+            result = torch.where(mask, batch.samples(ablated_values[name]), result)
+        return batch.native(result)
 
 
 @torch.no_grad()
-def means(net: Network, layers: Collection[int], batches: Any) -> dict[int, Tensor]:
+def means(
+    net: Network, layers: Collection[int], batches: Iterable[Sequence[Tensor]]
+) -> dict[int, Tensor]:
     """Mean of every neuron of some layers where they are ablated, over all samples.
 
     Parameters
@@ -288,12 +292,12 @@ def means(net: Network, layers: Collection[int], batches: Any) -> dict[int, Tens
 
     def add(name: str, value: Any, values: Mapping[str, Any]) -> Any:
         if name in at:
-            own = net.layout.batches[name].samples(value).double()
-            own = own.masked_fill(~own.isfinite(), 0.0)
-            total[at[name]] = total[at[name]] + own.sum(0)
+            samples = net.layout.batches[name].samples(value).double()
+            samples = samples.masked_fill(~samples.isfinite(), 0.0)
+            total[at[name]] = total[at[name]] + samples.sum(0)
         return value
 
     for xs in batches:
         execute(net, xs, add)
         count += xs[0].shape[0]
-    return {layer: found / count for layer, found in total.items()}
+    return {layer: sums / count for layer, sums in total.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.evaluate.ablation import Edges, Units
+    from nrm_graph.evaluate.ablation import EdgesByPair, UnitsByLayer
     from nrm_graph.evaluate.ranking import Key, Ranking
 
 FRACTIONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -45,7 +45,7 @@ class Budgets:
         return {key: ranking[key][: self.counts[key][step]] for key in self.counts}
 
 
-def budgets(sequence: Sequence[Key], fractions: Any = FRACTIONS) -> Budgets:
+def budgets(sequence: Sequence[Key], fractions: npt.ArrayLike = FRACTIONS) -> Budgets:
     """Follow a circuit from its strongest part to its weakest.
 
     Parameters
@@ -70,12 +70,12 @@ def budgets(sequence: Sequence[Key], fractions: Any = FRACTIONS) -> Budgets:
         raise InputError(
             f"fractions must be at least two rising numbers from 0 to 1, found {fractions!r}"
         )
-    taken = np.floor(shares * len(sequence) + 0.5).astype(np.int64)
+    counts = np.floor(shares * len(sequence) + 0.5).astype(np.int64)
     keys = sorted(set(sequence))
     place = np.array([keys.index(key) for key in sequence])
-    running = np.cumsum(place[:, None] == np.arange(len(keys)), axis=0)
-    running = np.concatenate([np.zeros((1, len(keys)), np.int64), running])
-    return Budgets(shares, {key: running[taken, k] for k, key in enumerate(keys)})
+    so_far = np.cumsum(place[:, None] == np.arange(len(keys)), axis=0)
+    so_far = np.concatenate([np.zeros((1, len(keys)), np.int64), so_far])
+    return Budgets(shares, {key: so_far[counts, k] for k, key in enumerate(keys)})
 
 
 def shuffled(everything: Ranking, seed: int, draw: int) -> Ranking:
@@ -86,18 +86,20 @@ def shuffled(everything: Ranking, seed: int, draw: int) -> Ranking:
 
 def units_to_ablate(
     chosen: Mapping[Key, npt.NDArray[np.int64]], everything: Ranking, keep: bool
-) -> Units:
+) -> UnitsByLayer:
     """Units by layer: those chosen, or all others."""
-    found = {}
+    units = {}
     for (layer,), parts in chosen.items():
-        some = set(parts[:, 0].tolist())
-        found[layer] = set(everything[layer,][:, 0].tolist()) - some if keep else some
-    return found
+        chosen_units = set(parts[:, 0].tolist())
+        units[layer] = (
+            set(everything[layer,][:, 0].tolist()) - chosen_units if keep else chosen_units
+        )
+    return units
 
 
 def edges_to_ablate(
     chosen: Mapping[Key, npt.NDArray[np.int64]], sizes: Sequence[int], keep: bool
-) -> Edges:
+) -> EdgesByPair:
     """Source units by pair of layers and dst unit: those chosen, or all others.
 
     Parameters
@@ -105,15 +107,15 @@ def edges_to_ablate(
     sizes : sequence of int
         Number of units of every layer.
     """
-    found: dict[tuple[int, int], dict[int, frozenset[int]]] = {}
+    edges: dict[tuple[int, int], dict[int, frozenset[int]]] = {}
     for (dst, src), parts in chosen.items():
         by_reader: dict[int, set[int]] = {}
         for above, below in parts.tolist():
             by_reader.setdefault(above, set()).add(below)
         if keep:
             whole = frozenset(range(sizes[src]))
-            some = {unit: whole - cut for unit, cut in by_reader.items()}
-            found[dst, src] = dict.fromkeys(range(sizes[dst]), whole) | some
+            cut_units = {unit: whole - cut for unit, cut in by_reader.items()}
+            edges[dst, src] = dict.fromkeys(range(sizes[dst]), whole) | cut_units
         else:
-            found[dst, src] = {unit: frozenset(cut) for unit, cut in by_reader.items()}
-    return found
+            edges[dst, src] = {unit: frozenset(cut) for unit, cut in by_reader.items()}
+    return edges

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nrm_graph.circuits.checks import checked_layers
 from nrm_graph.errors import InputError
@@ -48,17 +48,17 @@ def parts_of(
     InputError
         If the circuit does not fit the network, or nothing is left.
     """
-    asked = None
+    layer_ids = None
     if layers is not None:
-        asked = {topology.layer(name).layer_id for name in checked_layers(layers)}
+        layer_ids = {topology.layer(name).layer_id for name in checked_layers(layers)}
     if by == "units":
-        parts = _units(circuit, topology, partitions, asked)
+        parts = _units(circuit, topology, partitions, layer_ids)
     else:
-        parts = _edges(circuit, topology, partitions, asked)
+        parts = _edges(circuit, topology, partitions, layer_ids)
     if not parts:
         raise InputError(
             f"the circuit has no {by} to ablate"
-            + (" but inputs and outputs" if by == "units" and asked is None else "")
+            + (" but inputs and outputs" if by == "units" and layer_ids is None else "")
             + ": compute it with a larger top, or name its layers"
         )
     return parts
@@ -68,14 +68,14 @@ def _units(
     circuit: nx.DiGraph,
     topology: Topology,
     partitions: Sequence[Partition],
-    asked: set[int] | None,
+    layer_ids: set[int] | None,
 ) -> Parts:
     parts: Parts = []
     for node, data in circuit.nodes(data=True):
         layer, unit = _place(node, topology, partitions)
         info = topology.layers[layer]
         inner = info.kind not in ENDS and info != topology.output
-        if unit >= 0 and (inner if asked is None else layer in asked):
+        if unit >= 0 and (inner if layer_ids is None else layer in layer_ids):
             parts.append(((layer,), (unit,), float(data["relevance"])))
     return parts
 
@@ -84,13 +84,13 @@ def _edges(
     circuit: nx.DiGraph,
     topology: Topology,
     partitions: Sequence[Partition],
-    asked: set[int] | None,
+    layer_ids: set[int] | None,
 ) -> Parts:
     parts: Parts = []
     for source, reader, data in circuit.edges(data=True):
         src, below = _place(source, topology, partitions)
         dst, above = _place(reader, topology, partitions)
-        if below < 0 or above < 0 or not (asked is None or dst in asked):
+        if below < 0 or above < 0 or not (layer_ids is None or dst in layer_ids):
             continue
         if src not in topology.sources(dst):
             raise InputError(
@@ -101,7 +101,9 @@ def _edges(
     return parts
 
 
-def _place(node: Any, topology: Topology, partitions: Sequence[Partition]) -> tuple[int, int]:
+def _place(
+    node: tuple[str, int], topology: Topology, partitions: Sequence[Partition]
+) -> tuple[int, int]:
     """Layer id and unit of a node."""
     name, unit = node
     layer = topology.layer(name).layer_id

@@ -12,7 +12,7 @@ import pyarrow as pa
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -100,8 +100,8 @@ class Curves:
         -------
         ndarray, (steps,)
         """
-        found: npt.NDArray[np.float64] = self._of(method, score).mean((0, 2))
-        return found / self._whole(score) if normalized else found
+        heights: npt.NDArray[np.float64] = self._of(method, score).mean((0, 2))
+        return heights / self._whole(score) if normalized else heights
 
     def interval(
         self, method: str, score: str = "logit", *, normalized: bool = False, level: float = 0.95
@@ -151,7 +151,7 @@ class Curves:
         """
         rows = []
         for score in SCORES:
-            own = self._area(self._resampled(CIRCUIT, score, False))
+            circuit_areas = self._area(self._resampled(CIRCUIT, score, False))
             reference = float(self._area(self.mean(CIRCUIT, score)))
             for method in self.methods:
                 resampled = self._area(self._resampled(method, score, False))
@@ -162,7 +162,7 @@ class Curves:
                 if method == CIRCUIT:
                     columns += [None, None, None]
                 else:
-                    columns += [area - reference, *_ends(resampled - own, level)]
+                    columns += [area - reference, *_ends(resampled - circuit_areas, level)]
                 p = None
                 if method == RANDOM and np.isfinite(reference):
                     draws = self._area(self._of(method, score).mean(2))
@@ -173,7 +173,7 @@ class Curves:
 
     def __repr__(self) -> str:
         """Say what was done, and the areas of the logit."""
-        own = "mixed targets" if self.target is None else f"target {self.target}"
+        target = "mixed targets" if self.target is None else f"target {self.target}"
         does = {"remove": "removed", "keep": "kept"}[self.mode]
         score = "logit" if np.isfinite(self._whole("logit")) else "probability"
         areas = ", ".join(
@@ -181,7 +181,7 @@ class Curves:
             for method in self.methods
         )
         return (
-            f"<Curves of {own}: up to {int(self.ablated[-1])} {self.by} in {len(self.counts)} "
+            f"<Curves of {target}: up to {int(self.ablated[-1])} {self.by} in {len(self.counts)} "
             f"{'layers' if self.by == 'units' else 'pairs of layers'} {does} ({self.baseline}), "
             f"{len(self.keys)} held-out inputs, {self.trained} of the circuit; "
             f"area of the {score}: {areas}>"
@@ -219,18 +219,18 @@ class Curves:
         if method != RANDOM:
             draws = np.ones((len(inputs), 1))
         steps = [((draws @ values[:, s]) * inputs).sum(1) for s in range(values.shape[1])]
-        found: npt.NDArray[np.float64] = np.stack(steps, 1)
+        means: npt.NDArray[np.float64] = np.stack(steps, 1)
         if not normalized:
-            return found
+            return means
         if not np.isfinite(self._whole(score)):
-            return np.full_like(found, np.nan)
-        return found / (inputs @ self.unablated[:, _index(score)])[:, None]
+            return np.full_like(means, np.nan)
+        return means / (inputs @ self.unablated[:, _index(score)])[:, None]
 
     def _area(self, curve: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Mean height along the last axis."""
         width = self.fractions[-1] - self.fractions[0]
-        found: npt.NDArray[np.float64] = np.trapezoid(curve, self.fractions, axis=-1) / width
-        return found
+        area: npt.NDArray[np.float64] = np.trapezoid(curve, self.fractions, axis=-1) / width
+        return area
 
 
 def _index(score: str) -> int:
@@ -243,11 +243,11 @@ def _ends(samples: npt.NDArray[np.float64], level: float) -> npt.NDArray[np.floa
     """Lower and upper end of an interval, over the first axis."""
     if not 0 < level < 1:
         raise InputError(f"level must be between 0 and 1, found {level!r}")
-    found: npt.NDArray[np.float64] = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], 0)
-    return found
+    ends: npt.NDArray[np.float64] = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], 0)
+    return ends
 
 
-def _number(value: Any) -> float | None:
+def _number(value: float | None) -> float | None:
     """Return a float that a table can hold; None for NaN."""
     return None if value is None or not np.isfinite(value) else float(value)
 
@@ -258,7 +258,7 @@ _GAP = ("difference", "difference_low", "difference_high")
 _AREA = ("method", "score", "area", "low", "high", *_SHARES, *_GAP, "p")
 
 
-def _table(rows: list[tuple[Any, ...]], names: tuple[str, ...]) -> pa.Table:
+def _table(rows: Sequence[tuple[str | float | None, ...]], names: tuple[str, ...]) -> pa.Table:
     kinds = {"method": pa.string(), "score": pa.string(), "parts": pa.int64()}
     columns = list(zip(*rows, strict=True))
     return pa.table(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +37,8 @@ from nrm_graph.evaluate.held_out import (
 )
 from nrm_graph.evaluate.scores import Scorer
 from nrm_graph.network.targets import outputs_of
-from nrm_graph.store.input_group import Group, group
+from nrm_graph.store.input_group import InputGroup, group
+from nrm_graph.store.progress import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -161,27 +161,27 @@ def faithfulness(
     check_count("seed", seed, 0)
     if reference is not None and baseline != "mean":
         raise InputError("reference says what a mean is over: pass baseline='mean' with it")
-    own, other = trained_on(db, circuit), held_out(db, circuit, where)
-    net = network_for(db, own, device)
+    trained, other = trained_on(db, circuit), held_out(db, circuit, where)
+    net = network_for(db, trained, device)
     topology, partitions, outputs = net.layout.topology, db.partitions, outputs_of(net.program)
     order, sequence = ranking.circuit_order(parts_of(circuit, topology, partitions, by, layers))
     spent = budgets(sequence, fractions)
     below = {key[-1] for key in order}
     for layer in below:
         place_of(net, layer)  # refused before anything is computed
-    targeted = partial(_targeted, db, net, own, batch_size, outputs.count)
+    targeted = partial(_targeted, db, net, trained, batch_size, outputs.count)
     orders, everything = _orders(net, partitions, order, by, rivals, targeted)
     sources = None
     if baseline == "mean":
-        over = own if reference is None else _reference(db, reference, other)
-        sources = means(net, below, batches(db, net, once(over), batch_size))
+        averaged = trained if reference is None else _reference(db, reference, other)
+        sources = means(net, below, batches(db, net, once(averaged), batch_size))
     inputs = list(batches(db, net, other, batch_size))
     whole = torch.cat([unablated(net, xs) for xs in inputs])
     check_outputs(net, other, whole)
     scorer = Scorer(outputs, other)
     trial = _Trial(by, mode, Ablation(net, partitions, sources), everything, inputs, scorer)
-    runs = {method: draws if method == RANDOM else 1 for method in (CIRCUIT, *rivals)}
-    values = _curves(trial, spent, orders, runs, seed, progress)
+    repeats = {method: draws if method == RANDOM else 1 for method in (CIRCUIT, *rivals)}
+    values = _curves(trial, spent, orders, repeats, seed, progress)
     names = {key: _name(topology, key) for key in order}
     return Curves(
         by,
@@ -190,7 +190,7 @@ def faithfulness(
         circuit.graph.get("target"),
         where,
         other.keys,
-        len(own),
+        len(trained),
         spent.fractions,
         {names[key]: count for key, count in spent.counts.items()},
         {names[key]: len(everything[key]) for key in order},
@@ -201,7 +201,7 @@ def faithfulness(
 
 
 def _targeted(
-    db: View, net: Network, chosen: Group, size: int, outputs: int
+    db: View, net: Network, chosen: InputGroup, size: int, outputs: int
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of inputs and their targets."""
     start = 0
@@ -211,16 +211,16 @@ def _targeted(
         start += n
 
 
-def _reference(db: View, where: str, other: Group) -> Group:
+def _reference(db: View, where: str, other: InputGroup) -> InputGroup:
     """Choose the inputs that means are over; none of them is held out."""
-    found = group(db, where, mixed_targets=True)
-    shared = set(found.keys) & set(other.keys)
+    chosen = group(db, where, mixed_targets=True)
+    shared = set(chosen.keys) & set(other.keys)
     if shared:
         raise InputError(
-            f"{len(shared)} of the {len(found)} inputs that {where!r} chooses as reference are "
+            f"{len(shared)} of the {len(chosen)} inputs that {where!r} chooses as reference are "
             f"held out, such as {min(shared)!r}: the mean may be over others alone"
         )
-    return found
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ class _Trial:
             runs = [self.ablation.without_edges(xs, edges) for xs in self.inputs]
         return self.scorer(torch.cat(runs))
 
-    def curve(self, spent: Budgets, order: Ranking, bar: Any) -> npt.NDArray[np.float64]:
+    def curve(self, spent: Budgets, order: Ranking, bar: tqdm[Any]) -> npt.NDArray[np.float64]:
         """Scores ``(steps, inputs, 3)`` along a ranking; equal budgets are run once."""
         curve: list[npt.NDArray[np.float64]] = []
         for step, total in enumerate(spent.total):
@@ -274,20 +274,20 @@ def _curves(
     trial: _Trial,
     spent: Budgets,
     orders: Mapping[str, Ranking],
-    runs: Mapping[str, int],
+    repeats: Mapping[str, int],
     seed: int,
     progress: bool,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Scores ``(runs, steps, inputs, 3)`` by method, of so many runs each."""
     curves: dict[str, npt.NDArray[np.float64]] = {}
     bar = tqdm(
-        total=len(spent.fractions) * sum(runs.values()),
+        total=len(spent.fractions) * sum(repeats.values()),
         unit=" runs",
         desc="faithfulness",
-        disable=None if progress and sys.stderr.isatty() else True,
+        disable=hidden(progress),
     )
     with bar:
-        for method, count in runs.items():
+        for method, count in repeats.items():
             drawn = []
             for draw in range(count):
                 random = method == RANDOM
@@ -305,8 +305,8 @@ def _check(by: str, mode: str, baseline: str, rivals: Sequence[str]) -> None:
     ):
         if value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
-    known = isinstance(rivals, Collection) and all(name in RIVALS for name in rivals)
-    if isinstance(rivals, str) or not known or len(set(rivals)) != len(rivals):
+    are_known = isinstance(rivals, Collection) and all(name in RIVALS for name in rivals)
+    if isinstance(rivals, str) or not are_known or len(set(rivals)) != len(rivals):
         raise InputError(
             f"rivals must be a list of {', '.join(RIVALS)}, each once, found {rivals!r}"
         )
@@ -321,28 +321,30 @@ def _orders(
     inputs: ranking.Targeted,
 ) -> tuple[dict[str, Ranking], Ranking]:
     """Rankings by method, and all parts that there are."""
-    found: dict[str, Ranking] = {CIRCUIT: order}
+    rankings: dict[str, Ranking] = {CIRCUIT: order}
     if by == "units":
-        scores = ranking.Units(net, partitions, tuple(layer for (layer,) in order))
+        scores = ranking.UnitScores(net, partitions, tuple(layer for (layer,) in order))
         if "activation" in rivals:
-            found["activation"] = scores.activation(inputs)
+            rankings["activation"] = scores.activation(inputs)
         if "gradient_x_activation" in rivals:
-            found["gradient_x_activation"] = scores.gradient_x_activation(inputs)
-        return found, scores.everything()
-    edges = ranking.Edges(net, partitions, tuple((dst, src) for dst, src in order))
+            rankings["gradient_x_activation"] = scores.gradient_x_activation(inputs)
+        return rankings, scores.everything()
+    edges = ranking.EdgeScores(net, partitions, tuple((dst, src) for dst, src in order))
     candidates = {key: [rows] for key, rows in order.items()}
     for name, gradient in (("activation", False), ("gradient_x_activation", True)):
         if name not in rivals and (gradient or RANDOM not in rivals):
             continue
-        made = {
+        ranked = {
             key: ranking.best_first(*scored, order[key])
             for key, scored in edges.scored(inputs, gradient).items()
         }
         if name in rivals:
-            found[name] = made
-        for key, rows in made.items():
+            rankings[name] = ranked
+        for key, rows in ranked.items():
             candidates[key].append(rows)
-    return found, {key: np.unique(np.concatenate(rows), axis=0) for key, rows in candidates.items()}
+    return rankings, {
+        key: np.unique(np.concatenate(rows), axis=0) for key, rows in candidates.items()
+    }
 
 
 def _name(topology: Topology, key: Key) -> str:

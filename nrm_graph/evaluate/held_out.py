@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.propagation.prepared_network import Network
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
 Batch = tuple["Tensor", ...]
 
 
-def trained_on(db: View, circuit: nx.DiGraph) -> Group:
+def trained_on(db: View, circuit: nx.DiGraph) -> InputGroup:
     """Return the inputs that a circuit was computed from.
 
     Raises
@@ -45,7 +45,7 @@ def trained_on(db: View, circuit: nx.DiGraph) -> Group:
     return group(db, inputs=list(keys), target=circuit.graph.get("target"), mixed_targets=True)
 
 
-def held_out(db: View, circuit: nx.DiGraph, where: str | None) -> Group:
+def held_out(db: View, circuit: nx.DiGraph, where: str | None) -> InputGroup:
     """Choose the inputs to test a circuit on.
 
     Parameters
@@ -62,31 +62,32 @@ def held_out(db: View, circuit: nx.DiGraph, where: str | None) -> Group:
     InputError
         If ``where`` chooses keys of the circuit, or nothing is left.
     """
-    own, target = set(circuit.graph["keys"]), circuit.graph.get("target")
-    found = group(db, where, target=target, mixed_targets=True)
-    free = np.array([key not in own for key in found.keys])
+    trained_keys, target = set(circuit.graph["keys"]), circuit.graph.get("target")
+    candidates = group(db, where, target=target, mixed_targets=True)
+    free = np.array([key not in trained_keys for key in candidates.keys])
     kind = "" if target is None else f" of target {db.outputs.text(target)}"
     if where is not None and not free.all():
         raise InputError(
-            f"{(~free).sum()} of the {len(found)} inputs{kind} that {where!r} chooses are among "
-            f"the circuit's own {len(own)} keys, {free.sum()} remain: a circuit is tested on "
-            "inputs that it was not computed from; choose others, or compute it from fewer"
+            f"{(~free).sum()} of the {len(candidates)} inputs{kind} that {where!r} chooses are "
+            f"among the circuit's own {len(trained_keys)} keys, {free.sum()} remain: a circuit is "
+            "tested on inputs that it was not computed from; choose others, or compute it from "
+            "fewer"
         )
     if not free.any():
         raise InputError(
-            f"there are no inputs{kind} beside the circuit's own {len(own)} keys to test it on: "
-            "compute it from a part of them, such as \"label = 'cat' AND input_id % 3 > 0\""
+            f"there are no inputs{kind} beside the circuit's own {len(trained_keys)} keys to test "
+            "it on: compute it from a part of them, such as \"label = 'cat' AND input_id % 3 > 0\""
         )
-    return found.take(np.flatnonzero(free))
+    return candidates.take(np.flatnonzero(free))
 
 
-def once(chosen: Group) -> Group:
+def once(chosen: InputGroup) -> InputGroup:
     """Keep one pair of every key: what is the same for all targets counts once."""
     _, first = np.unique(np.array(chosen.keys, object), return_index=True)
     return chosen.take(np.sort(first))
 
 
-def network_for(db: View, chosen: Group, device: str | torch.device) -> Network:
+def network_for(db: View, chosen: InputGroup, device: str | torch.device) -> Network:
     """Return the stored network, in the precision of the stored inputs.
 
     Raises
@@ -102,7 +103,7 @@ def network_for(db: View, chosen: Group, device: str | torch.device) -> Network:
     return network_of(db, kind, place)
 
 
-def batches(db: View, net: Network, chosen: Group, size: int) -> Iterator[Batch]:
+def batches(db: View, net: Network, chosen: InputGroup, size: int) -> Iterator[Batch]:
     """Yield inputs in batches of at most ``size``, on the network's device."""
     like = next((w for w in net.program.weights.values() if w.is_floating_point()), None)
     for start in range(0, len(chosen), size):
@@ -112,22 +113,22 @@ def batches(db: View, net: Network, chosen: Group, size: int) -> Iterator[Batch]
         yield xs
 
 
-def seeds(chosen: Group, start: int, stop: int, outputs: int) -> Tensor:
+def seeds(chosen: InputGroup, start: int, stop: int, outputs: int) -> Tensor:
     """Targets of some inputs, ``(n,)``, or their weights over outputs, ``(n, outputs)``.
 
-    See :meth:`nrm_graph.store.input_group.Group.seeds`.
+    See :meth:`nrm_graph.store.input_group.InputGroup.seeds`.
     """
     return torch.from_numpy(chosen.seeds(start, stop, outputs))
 
 
-def logits_of(found: Tensor, at: Tensor) -> Tensor:
+def logits_of(outputs: Tensor, at: Tensor) -> Tensor:
     """Return the outputs ``(N,)`` that targets or weights choose of ``(N, outputs)``."""
     if at.ndim > 1:
-        return (found * at.to(found)).sum(1)
-    return found.gather(1, at.to(found.device)[:, None])[:, 0]
+        return (outputs * at.to(outputs)).sum(1)
+    return outputs.gather(1, at.to(outputs.device)[:, None])[:, 0]
 
 
-def check_outputs(net: Network, chosen: Group, found: Tensor) -> None:
+def check_outputs(net: Network, chosen: InputGroup, outputs: Tensor) -> None:
     """Compare the outputs ``(N, outputs)`` of a run without ablation with the stored logits.
 
     Raises
@@ -135,9 +136,9 @@ def check_outputs(net: Network, chosen: Group, found: Tensor) -> None:
     StoreError
         If they differ by more than the rounding of a forward run.
     """
-    at = seeds(chosen, 0, len(chosen), found.shape[1])
-    logits = logits_of(found, at).double().cpu().numpy()
-    allowed = LOGIT_TOLERANCE * found.abs().amax(1).double().cpu().numpy()
+    at = seeds(chosen, 0, len(chosen), outputs.shape[1])
+    logits = logits_of(outputs, at).double().cpu().numpy()
+    allowed = LOGIT_TOLERANCE * outputs.abs().amax(1).double().cpu().numpy()
     if at.ndim > 1:  # weights
         allowed = allowed * at.abs().sum(1).numpy()
     wrong = np.flatnonzero(~(np.abs(logits - chosen.logits) <= allowed))

@@ -8,7 +8,7 @@ pairs ``(n, 2)``.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +31,22 @@ if TYPE_CHECKING:
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.prepared_network import Network
+    from nrm_graph.tables.plan import Plan
 
 Key = tuple[int, ...]
 """A layer id, or those of a pair (dst, src)."""
 
 Ranking = Mapping[Key, "npt.NDArray[np.int64]"]
 
+ScoredEdges = tuple["npt.NDArray[np.int64]", "npt.NDArray[np.float64]"]
+"""Edges ``(n, 2)`` and their scores ``(n,)``."""
+
 Targeted = Callable[[], Iterable[tuple["Batch", "Tensor"]]]
 """Gives batches of the circuit's inputs and their targets, anew at every call."""
 
 
 @dataclass(frozen=True)
-class Units:
+class UnitScores:
     """Scores of the units of some layers.
 
     Attributes
@@ -71,29 +75,29 @@ class Units:
         """Order by ``|mean over inputs of the sum of gradient times activation|``."""
         return self._ranked(self._scores(inputs, True), mean=False)
 
-    def _scores(self, inputs: Targeted, gradient: bool) -> dict[int, Any]:
+    def _scores(self, inputs: Targeted, gradient: bool) -> dict[int, npt.NDArray[np.float64]]:
         at = {place_of(self.net, layer): layer for layer in self.layers}
         total: dict[int, Any] = dict.fromkeys(self.layers, 0.0)
         for xs, targets in inputs():
             values, slopes = at_values(self.net, xs, targets, tuple(at), gradient)
             for name, layer in at.items():
-                own = self.net.layout.batches[name].samples(values[name]).double()
-                own = own.masked_fill(~own.isfinite(), 0.0)
+                samples = self.net.layout.batches[name].samples(values[name]).double()
+                samples = samples.masked_fill(~samples.isfinite(), 0.0)
                 if gradient:
-                    own = own * self.net.layout.batches[name].samples(slopes[name]).double()
+                    samples = samples * self.net.layout.batches[name].samples(slopes[name]).double()
                 else:
-                    own = own.abs()
-                sums = by_unit(own, self.partitions[layer])
+                    samples = samples.abs()
+                sums = by_unit(samples, self.partitions[layer])
                 total[layer] = total[layer] + sums.sum(0).cpu().numpy()
         return total
 
-    def _ranked(self, scores: Mapping[int, Any], mean: bool) -> Ranking:
-        found: dict[Key, npt.NDArray[np.int64]] = {}
+    def _ranked(self, scores: Mapping[int, npt.NDArray[np.float64]], mean: bool) -> Ranking:
+        ranking: dict[Key, npt.NDArray[np.int64]] = {}
         for layer, values in scores.items():
             part = self.partitions[layer]
             sizes = np.bincount(part.labels.ravel(), minlength=part.n_units) if mean else 1
-            found[layer,] = np.argsort(-np.abs(values / sizes), kind="stable")[:, None]
-        return found
+            ranking[layer,] = np.argsort(-np.abs(values / sizes), kind="stable")[:, None]
+        return ranking
 
 
 def by_unit(values: Tensor, part: Partition) -> Tensor:
@@ -126,26 +130,26 @@ def at_values(
     values, gradients : dict of str to Tensor
         Native.
     """
-    kept: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
-    def hold(name: str, value: Any, values: Mapping[str, Any]) -> Any:
+    def capture(name: str, value: Any, values: Mapping[str, Any]) -> Any:
         if name not in names:
             return value
         if gradient and not value.requires_grad:
             value = value.detach().requires_grad_(True)
-        kept[name] = value
+        captured[name] = value
         return value
 
     with torch.set_grad_enabled(gradient):
-        found = outputs(net, execute(net, xs, hold))
+        output = outputs(net, execute(net, xs, capture))
         if not gradient:
-            return kept, {}
-        chosen = logits_of(found, targets).sum()
-        slopes = torch.autograd.grad(chosen, [kept[name] for name in names], allow_unused=True)
+            return captured, {}
+        chosen = logits_of(output, targets).sum()
+        slopes = torch.autograd.grad(chosen, [captured[name] for name in names], allow_unused=True)
     return (
-        {name: value.detach() for name, value in kept.items()},
+        {name: value.detach() for name, value in captured.items()},
         {
-            name: torch.zeros_like(kept[name]) if slope is None else slope
+            name: torch.zeros_like(captured[name]) if slope is None else slope
             for name, slope in zip(names, slopes, strict=True)
         },
     )
@@ -161,7 +165,7 @@ class _Products(Rule):
 
 
 @dataclass(frozen=True)
-class Edges:
+class EdgeScores:
     """Scores of the edges between some pairs of layers.
 
     A score is what an edge adds to its reader, ``weight x activation`` summed over the neurons of
@@ -182,7 +186,7 @@ class Edges:
     partitions: tuple[Partition, ...]
     pairs: tuple[tuple[int, int], ...]
 
-    def scored(self, inputs: Targeted, gradient: bool) -> dict[Key, tuple[Any, Any]]:
+    def scored(self, inputs: Targeted, gradient: bool) -> dict[Key, ScoredEdges]:
         """Edges of every pair and their scores.
 
         Parameters
@@ -201,30 +205,32 @@ class Edges:
         count = len(self.net.layout.topology.layers)
         rules = (_Products(),) * count
         net = replace(self.net, rules=rules, silent=frozenset(), groups={})
-        made = plan(net, self.partitions)
+        table_plan = plan(net, self.partitions)
         sums = {pair: _Sums() for pair in self.pairs}
-        seen = 0
+        n_inputs = 0
         for xs, targets in inputs():
-            seen += len(targets)
+            n_inputs += len(targets)
             for b in range(len(targets)):  # tables of single neurons are large
-                one = tuple(
+                sample = tuple(
                     net.layout.batches[name].one(x, b)
                     for (name, _), x in zip(net.program.inputs, xs, strict=True)
                 )
                 for pair, ids, values in self._contributions(
-                    made, one, targets[b : b + 1], gradient
+                    table_plan, sample, targets[b : b + 1], gradient
                 ):
                     sums[pair].add(ids, values if gradient else np.abs(values))
-        found: dict[Key, tuple[Any, Any]] = {}
+        scores: dict[Key, ScoredEdges] = {}
         for (dst, src), total in sums.items():
             ids, values = total.result()
             edges = np.stack(np.divmod(ids, self.partitions[src].n_units), 1)
-            found[dst, src] = edges, np.abs(values) / seen
-        return found
+            scores[dst, src] = edges, np.abs(values) / n_inputs
+        return scores
 
-    def _contributions(self, made: Any, xs: Batch, targets: Tensor, gradient: bool) -> Any:
+    def _contributions(
+        self, table_plan: Plan, xs: Batch, targets: Tensor, gradient: bool
+    ) -> Iterator[tuple[tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.float64]]]:
         """Edges of one input as (pair, flat ids, values)."""
-        net = made.network
+        net = table_plan.network
         state = forward(net, xs)
         readers = sorted({dst for dst, _ in self.pairs}, reverse=True)
         names = {dst: net.values[dst] for dst in readers}
@@ -233,7 +239,7 @@ class Edges:
         if gradient:
             _, slopes = at_values(net, xs, targets, tuple(dict.fromkeys(at.values())), True)
         with torch.no_grad():
-            tables = Tables(state, state.output, made, {})
+            tables = Tables(state, state.output, table_plan, {})
             for dst, name in names.items():
                 value = state.values[name]
                 factor = slopes[at[name]] if gradient else torch.ones_like(value)
@@ -245,10 +251,10 @@ class Edges:
         for block in tables.blocks[0]:
             pair = (int(block.dst_layer), int(block.src_layer))
             if pair in self.pairs:
-                mine = block.src >= 0
+                is_unit = block.src >= 0
                 width = self.partitions[pair[1]].n_units
-                ids = block.dst[mine].astype(np.int64) * width + block.src[mine]
-                yield pair, ids, block.relevance[mine].astype(np.float64)
+                ids = block.dst[is_unit].astype(np.int64) * width + block.src[is_unit]
+                yield pair, ids, block.relevance[is_unit].astype(np.float64)
 
 
 class _Sums:
@@ -257,11 +263,11 @@ class _Sums:
     _ROWS = 1 << 22
 
     def __init__(self) -> None:
-        self.ids: list[Any] = []
-        self.values: list[Any] = []
+        self.ids: list[npt.NDArray[np.int64]] = []
+        self.values: list[npt.NDArray[np.float64]] = []
         self.rows = 0
 
-    def add(self, ids: Any, values: Any) -> None:
+    def add(self, ids: npt.NDArray[np.int64], values: npt.NDArray[np.float64]) -> None:
         self.ids.append(ids)
         self.values.append(values)
         self.rows += len(ids)
@@ -269,15 +275,20 @@ class _Sums:
             ids, values = self.result()
             self.ids, self.values, self.rows = [ids], [values], 0
 
-    def result(self) -> tuple[Any, Any]:
+    def result(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         if not self.ids:
             return np.zeros(0, np.int64), np.zeros(0)
         ids, place = np.unique(np.concatenate(self.ids), return_inverse=True)
-        return ids, np.bincount(place, np.concatenate(self.values), len(ids))
+        sums = np.bincount(place, np.concatenate(self.values), len(ids))
+        return ids, sums.astype(np.float64, copy=False)
 
 
-def best_first(edges: Any, scores: Any, also: Any) -> npt.NDArray[np.int64]:
-    """Edges from the highest score down; those of ``also`` that have none stand last.
+def best_first(
+    edges: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float64],
+    further: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Edges from the highest score down; those of ``further`` that have none stand last.
 
     Parameters
     ----------
@@ -287,12 +298,12 @@ def best_first(edges: Any, scores: Any, also: Any) -> npt.NDArray[np.int64]:
         Of ``edges``.
     """
     order = np.argsort(-scores, kind="stable")
-    known = set(map(tuple, edges.tolist()))
-    rest = [edge for edge in also.tolist() if tuple(edge) not in known]
-    found: npt.NDArray[np.int64] = np.concatenate(
+    scored = set(map(tuple, edges.tolist()))
+    rest = [edge for edge in further.tolist() if tuple(edge) not in scored]
+    ranked: npt.NDArray[np.int64] = np.concatenate(
         [edges[order], np.array(rest, np.int64).reshape(-1, 2)]
     )
-    return found
+    return ranked
 
 
 def circuit_order(
@@ -308,8 +319,8 @@ def circuit_order(
         Which layer or pair each part of the circuit is in, the strongest first.
     """
     ordered = sorted(items, key=lambda item: (-abs(item[2]), item[0], item[1]))
-    found: dict[Key, list[tuple[int, ...]]] = defaultdict(list)
+    parts: dict[Key, list[tuple[int, ...]]] = defaultdict(list)
     for key, part, _ in ordered:
-        found[key].append(part)
-    ranking = {key: np.array(found[key], np.int64) for key in sorted(found)}
+        parts[key].append(part)
+    ranking = {key: np.array(parts[key], np.int64) for key in sorted(parts)}
     return ranking, [key for key, _, _ in ordered]

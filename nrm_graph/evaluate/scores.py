@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.network.targets import Outputs
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Scorer:
     ----------
     outputs : Outputs
         What the network returns.
-    chosen : Group
+    chosen : InputGroup
         The inputs.
     """
 
     outputs: Outputs
-    chosen: Group
+    chosen: InputGroup
 
     def __call__(self, returned: Tensor) -> npt.NDArray[np.float64]:
         """``(N, outputs)`` to ``(N, 3)``; NaN where there are no other outputs to compare with."""

@@ -7,7 +7,7 @@ once; the circuit's inputs are explained again, and the relevance of units compa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.program import Node, Program
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.prepared_network import Network
-    from nrm_graph.store.input_group import Group
+    from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
 Means = Mapping[int, "npt.NDArray[np.float64]"]
@@ -82,7 +82,7 @@ class Randomization:
             for k, layer in enumerate(self.layers):
                 overlap, correlation = self.overlap[:, s, k], self.correlation[:, s, k]
                 correlation = correlation[np.isfinite(correlation)]
-                found = [float(f(correlation)) if len(correlation) else None for f in _SPREAD]
+                spread = [float(f(correlation)) if len(correlation) else None for f in _SPREAD]
                 rows.append(
                     {
                         "randomized": stage,
@@ -92,8 +92,8 @@ class Randomization:
                         "overlap": float(overlap.mean()),
                         "overlap_std": float(overlap.std()),
                         "chance": self.strongest[k] / self.units[k],
-                        "correlation": found[0],
-                        "correlation_std": found[1],
+                        "correlation": spread[0],
+                        "correlation_std": spread[1],
                     }
                 )
         return pa.Table.from_pylist(rows, _SCHEMA)
@@ -105,10 +105,10 @@ class Randomization:
     def __repr__(self) -> str:
         """Say what was compared, and the last stage's numbers."""
         last = self.table().to_pylist()[-len(self.layers) :]
-        found = ", ".join(f"{r['layer']} {r['overlap']:.2f} ({r['chance']:.2f})" for r in last)
+        overlaps = ", ".join(f"{r['layer']} {r['overlap']:.2f} ({r['chance']:.2f})" for r in last)
         return (
             f"<Randomization of {self.inputs} inputs in {len(self.stages)} stages, "
-            f"{len(self.overlap)} draws; overlap after the last (by chance): {found}>"
+            f"{len(self.overlap)} draws; overlap after the last (by chance): {overlaps}>"
         )
 
 
@@ -194,11 +194,11 @@ def randomization(
     net, partitions = network_for(db, chosen, device), db.partitions
     xs = list(batches(db, net, chosen, batch_size))
     weight = circuit.graph.get("weight", "unit")
-    own = _units(circuit, net)
-    before = _relevance(net, partitions, own, chosen, xs, weight)
+    circuit_units = _units(circuit, net)
+    before = _relevance(net, partitions, circuit_units, chosen, xs, weight)
     layers = [n for n, w in reversed(net.layout.layer_of.items()) if _tensors(net, n)]
     stages = [[name] for name in layers] if cascading else [layers]
-    shape = draws, len(stages), len(own)
+    shape = draws, len(stages), len(circuit_units)
     overlap, correlation = np.zeros(shape), np.zeros(shape)
     for draw in range(draws):
         rng = np.random.default_rng([seed, draw])
@@ -210,8 +210,8 @@ def randomization(
                         drawn[tensor] = _drawn(net.program.weights[tensor], rng)
             program = replace(net.program, weights={**net.program.weights, **drawn})
             other = prepared_network.network(program, net.composite)
-            after = _relevance(other, partitions, own, chosen, xs, weight)
-            for k, (layer, units) in enumerate(own.items()):
+            after = _relevance(other, partitions, circuit_units, chosen, xs, weight)
+            for k, (layer, units) in enumerate(circuit_units.items()):
                 strongest = np.argsort(-np.abs(after[layer]), kind="stable")[: len(units)]
                 overlap[draw, s, k] = len(units & set(strongest.tolist())) / len(units)
                 correlation[draw, s, k] = spearman(np.abs(before[layer]), np.abs(after[layer]))
@@ -220,9 +220,9 @@ def randomization(
         tuple(topology.layers[net.layout.layer_of[n]].name for n in layers)
         if cascading
         else ("all",),
-        tuple(topology.layers[layer].name for layer in own),
-        tuple(partitions[layer].n_units for layer in own),
-        tuple(len(units) for units in own.values()),
+        tuple(topology.layers[layer].name for layer in circuit_units),
+        tuple(partitions[layer].n_units for layer in circuit_units),
+        tuple(len(units) for units in circuit_units.values()),
         overlap,
         correlation,
         len(chosen),
@@ -232,22 +232,22 @@ def randomization(
 def _units(circuit: nx.DiGraph, net: Network) -> dict[int, set[int]]:
     """Units of a circuit by layer, from the output down; not those of the output."""
     topology = net.layout.topology
-    found: dict[int, set[int]] = {}
+    units: dict[int, set[int]] = {}
     for name, unit in circuit.nodes:
         layer = topology.layer(name)
         if unit >= 0 and layer != topology.output:
-            found.setdefault(layer.layer_id, set()).add(int(unit))
-    if not found:
+            units.setdefault(layer.layer_id, set()).add(int(unit))
+    if not units:
         raise InputError("the circuit has no units below the output: compute it with a larger top")
-    return dict(sorted(found.items(), reverse=True))
+    return dict(sorted(units.items(), reverse=True))
 
 
 def _relevance(
     net: Network,
     partitions: Sequence[Partition],
-    layers: Mapping[int, Any],
-    chosen: Group,
-    batches: Sequence[Any],
+    layers: Iterable[int],
+    chosen: InputGroup,
+    batches: Sequence[Sequence[torch.Tensor]],
     weight: str,
 ) -> Means:
     """Mean relevance of the units of some layers, over inputs."""
@@ -260,17 +260,17 @@ def _relevance(
         scale = logits_of(state.output, at).double() if weight == "logit" else 1.0
         start += n
 
-        def visit(layer: int, relevance: Any, scale: Any = scale) -> None:
+        def visit(layer: int, relevance: torch.Tensor, scale: torch.Tensor | float = scale) -> None:
             if layer in total:
                 sums = by_unit(relevance.double(), partitions[layer])
                 weighed = (sums.T * scale).T
                 total[layer] = total[layer] + weighed.sum(0).cpu().numpy()
 
         with torch.no_grad():
-            wanted = at.to(state.output)
+            output_weights = at.to(state.output)
             if at.ndim == 1:
-                wanted = torch.zeros_like(state.output).scatter(1, at[:, None], 1.0)
-            relevance_pass(state, initial_relevance(state, wanted), visit=visit)
+                output_weights = torch.zeros_like(state.output).scatter(1, at[:, None], 1.0)
+            relevance_pass(state, initial_relevance(state, output_weights), visit=visit)
     # A layer that no walk reaches has no relevance.
     return {
         layer: np.zeros(partitions[layer].n_units) + sums / len(chosen)
@@ -283,12 +283,12 @@ def _tensors(net: Network, value: str) -> list[str]:
     if value not in net.position:
         return []
     _, node = net.order[net.position[value]]
-    found = [] if node is None else _weights(node)
-    return [name for name in found if _random(net.program, name)]
+    names = [] if node is None else _weights(node)
+    return [name for name in names if _random(net.program, name)]
 
 
 def _weights(node: Node) -> list[str]:
-    def names(value: Any) -> list[str]:
+    def names(value: object) -> list[str]:
         if isinstance(value, Weight):
             return [value.name]
         return [n for v in value for n in names(v)] if isinstance(value, tuple) else []
@@ -303,10 +303,10 @@ def _random(program: Program, name: str) -> bool:
 
 def _drawn(tensor: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Draw normal numbers with the mean and standard deviation of a tensor's own."""
-    found = rng.normal(
+    values = rng.normal(
         float(tensor.double().mean()), float(tensor.double().std(correction=0)), tensor.shape
     )
-    return torch.as_tensor(found).to(tensor.device, tensor.dtype)
+    return torch.as_tensor(values).to(tensor.device, tensor.dtype)
 
 
 def spearman(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:

@@ -32,7 +32,7 @@ def check_top(top: object) -> None:
         raise InputError(f"top must be at least 1, found {top!r}")
 
 
-def strongest(
+def largest(
     sizes: npt.NDArray[Any], top: int, ties: Sequence[npt.NDArray[Any]] = ()
 ) -> npt.NDArray[np.int64]:
     """Return the places of the largest values, the largest first.
@@ -101,10 +101,10 @@ def subgraph(
 
     check_top(top)
     strength = np.abs(edges["relevance"].to_numpy())
-    chosen = strongest(strength, top)
+    chosen = largest(strength, top)
     total = float(strength.sum())
     graph = nx.DiGraph(share=float(strength[chosen].sum()) / total if total else 1.0, shapes={})
-    known = {
+    of_node = {
         (layer, unit): (relevance, activation)
         for layer, unit, relevance, activation in zip(
             *(nodes[c].to_pylist() for c in ("layer_id", "unit", "relevance", "activation")),
@@ -116,7 +116,7 @@ def subgraph(
         layer = topology.layers[layer_id]
         key = (layer.name, unit)
         if key not in graph:
-            relevance, activation = known.get((layer_id, unit), (0.0, None))
+            relevance, activation = of_node.get((layer_id, unit), (0.0, None))
             resolution = None if resolutions is None else resolutions[layer_id]
             position = _position(layer, resolution, unit)
             if position:

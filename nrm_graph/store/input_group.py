@@ -25,7 +25,7 @@ WEIGHTS = ("unit", "logit")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Group:
+class InputGroup:
     """Some (key, target) pairs of a store, in the order of their ``input_id``.
 
     Attributes
@@ -80,20 +80,20 @@ class Group:
     def explains(self, aim: Aim) -> npt.NDArray[np.bool_]:
         """Whether a target, or the text of weights, is what is explained of each input, (N,)."""
         if self.weighted:
-            return np.array([own == aim for own in self.aims], bool)
+            return np.array([explained == aim for explained in self.aims], bool)
         return np.zeros(len(self), bool) if isinstance(aim, str) else self.targets == aim
 
     def seeds(self, start: int, stop: int, outputs: int) -> npt.NDArray[Any]:
         """Targets of some inputs, (n,); or where any has weights, those of all, (n, outputs)."""
         if not self.weighted:
             return self.targets[start:stop]
-        found = np.zeros((len(self.targets[start:stop]), outputs))
-        for row, aim in zip(found, self.aims[start:stop], strict=True):
+        rows = np.zeros((len(self.targets[start:stop]), outputs))
+        for row, aim in zip(rows, self.aims[start:stop], strict=True):
             weights = weights_of(aim) if isinstance(aim, str) else {aim: 1.0}
             row[list(weights)] = list(weights.values())
-        return found
+        return rows
 
-    def take(self, places: npt.NDArray[np.intp]) -> Group:
+    def take(self, places: npt.NDArray[np.intp]) -> InputGroup:
         """Keep the inputs at some places, in that order."""
         return replace(
             self,
@@ -125,7 +125,7 @@ def group(
     inputs: Sequence[str | int] | None = None,
     target: Sought | None = None,
     mixed_targets: bool = False,
-) -> Group:
+) -> InputGroup:
     """Choose inputs of a store.
 
     Parameters
@@ -158,7 +158,7 @@ def group(
     rows = db.sql(f"{query} ORDER BY input_id", inputs=inputs).to_arrow_table()
     # Of the manifests: in old stores a user's own field may bear the name of the column.
     weights = [db._snapshot.entries[i].weights for i in rows["input_id"].to_pylist()]
-    found = Group(
+    chosen = InputGroup(
         where,
         rows["input_id"].to_numpy(),
         tuple(rows["key"].to_pylist()),
@@ -168,38 +168,40 @@ def group(
         tuple(weights) if any(weights) else (),
     )
     if target is not None:
-        found = found.take(np.flatnonzero(found.explains(db.outputs.sought(target))))
-    if not len(found):
+        chosen = chosen.take(np.flatnonzero(chosen.explains(db.outputs.sought(target))))
+    if not len(chosen):
         raise InputError(
             f"no input is chosen by {_chosen(where, inputs, target)}: {db.path} holds "
             f"{len(db):,}; `SELECT key, label, target, weights FROM inputs` lists them"
         )
-    if found.target is None and not mixed_targets:
-        counts = Counter(found.aims)
+    if chosen.target is None and not mixed_targets:
+        counts = Counter(chosen.aims)
         listed = ", ".join(f"{db.outputs.text(t)} ({n:,})" for t, n in counts.most_common(10))
         raise InputError(
-            f"the {len(found):,} inputs explain {len(counts)} different targets: {listed}; choose "
+            f"the {len(chosen):,} inputs explain {len(counts)} different targets: {listed}; choose "
             "one with target=, or pass mixed_targets=True if their mixture is what you mean"
         )
-    return found
+    return chosen
 
 
-def notes_of(db: View, chosen: Group, weight: str, of: str = "inputs") -> tuple[str, ...]:
+def notes_of(db: View, chosen: InputGroup, weight: str, noun: str = "inputs") -> tuple[str, ...]:
     """Say how many inputs of a group are flagged; see :mod:`nrm_graph.propagation.flags`."""
     names = [db._snapshot.entries[i].flags for i in chosen.ids.tolist()]
-    return flags.group_notes(chosen.logits.tolist(), names, weight, of)
+    return flags.group_notes(chosen.logits.tolist(), names, weight, noun)
 
 
-def facts_of(db: View, chosen: Group, weight: str, given: bool = False) -> dict[str, Any]:
+def facts_of(
+    db: View, chosen: InputGroup, weight: str, conditioned: bool = False
+) -> dict[str, Any]:
     """Attributes of a graph: what a positive number speaks for, and how many inputs are flagged."""
     sense = flags.group_meaning(chosen.logits.tolist(), weight)
-    if given:
+    if conditioned:
         sense = "positive relevance has the sign of the condition's own"
     return {"meaning": sense, "flags": notes_of(db, chosen, weight)}
 
 
 def _chosen(where: str | None, inputs: object, target: object) -> str:
-    asked = [] if where is None else [f"where {where!r}"]
-    asked += [] if inputs is None else ["inputs="]
-    asked += [] if target is None else [f"target={target!r}"]
-    return " with ".join(asked) or "default"
+    criteria = [] if where is None else [f"where {where!r}"]
+    criteria += [] if inputs is None else ["inputs="]
+    criteria += [] if target is None else [f"target={target!r}"]
+    return " with ".join(criteria) or "default"

@@ -21,18 +21,18 @@ def pair(db: View, key: str | int, target: Sought | None = None) -> int:
     InputError
         If there is no such pair, or several.
     """
-    found, entries = db._matching(key), db._snapshot.entries
+    identities, entries = db._matching(key), db._snapshot.entries
     if target is not None:
         aim = db.outputs.sought(target)
-        found = tuple(i for i in found if entries[i].aim == aim)
-    if len(found) != 1:
+        identities = tuple(i for i in identities if entries[i].aim == aim)
+    if len(identities) != 1:
         aims = sorted((entries[i].aim for i in db._matching(key)), key=order)
         listed = ", ".join(map(db.outputs.text, aims))
         raise InputError(
             f"input {key!r} has the targets {listed}: name one of them as target; weights such "
             "as {8: 1.0} (8=1 on the command line) explain any output"
         )
-    return found[0]
+    return identities[0]
 
 
 def pair_or_weights(
@@ -47,11 +47,11 @@ def pair_or_weights(
     """
     if not isinstance(target, Mapping):
         return pair(db, key, target), None
-    found = db._matching(key)
+    identities = db._matching(key)
     try:
         aim = db.outputs.sought(target)
     except InputError:  # the measure itself says what is wrong, if anything
-        return found[0], target
-    stored = [i for i in found if db._snapshot.entries[i].aim == aim]
+        return identities[0], target
+    stored = [i for i in identities if db._snapshot.entries[i].aim == aim]
     # All targets of a key have one input.
-    return (stored[0], None) if stored else (found[0], target)
+    return (stored[0], None) if stored else (identities[0], target)

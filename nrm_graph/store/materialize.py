@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from nrm_graph.store.format.manifest import MAX_ERROR
 from nrm_graph.store.format.schema import EDGES, NODES, Record
 from nrm_graph.store.input_group import group
 from nrm_graph.store.measure import measure
+from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import check_name, create, undropped
 from nrm_graph.store.write import dropping
 from nrm_graph.store.write.writer import Writer
@@ -127,7 +127,7 @@ def _compute(
         total=len(chosen),
         unit=" inputs",
         desc=name,
-        disable=None if progress and sys.stderr.isatty() else True,
+        disable=hidden(progress),
     )
     with ending_in_order(), contextlib.ExitStack() as stack:
         stack.enter_context(undropped(db.path, name))
@@ -216,8 +216,8 @@ def _chosen(db: View, where: str | None, inputs: Sequence[str | int] | None) -> 
     everything = list(db._snapshot.entries)
     if where is None and inputs is None:
         return everything
-    wanted = set(group(db, where, inputs=inputs, mixed_targets=True).ids.tolist())
-    return [i for i in everything if i in wanted]
+    chosen = set(group(db, where, inputs=inputs, mixed_targets=True).ids.tolist())
+    return [i for i in everything if i in chosen]
 
 
 def _check_first(db: View, identity: int, device: str | torch.device) -> None:
@@ -234,7 +234,7 @@ def _check_first(db: View, identity: int, device: str | torch.device) -> None:
         ) from None
 
 
-def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: Form) -> None:
+def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm) -> None:
     """Compute and hand over the tables of one input, or why there are none."""
 
     def record(nodes: pa.Table, edges: pa.Table, **facts: Any) -> Record:
@@ -253,16 +253,16 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: Form) -> 
         )
 
     try:
-        given = m.given(event)
+        conditional = m.given(event)
     except UndefinedConditional as error:
         writer.add(record(*_nothing(), **_undefined(m, event, str(error))))
         return
-    nodes, edges = form.stored(*given.tables())
+    nodes, edges = form.stored(*conditional.tables())
     facts = {
-        "relevance": float(given.condition_relevance),
-        "error": float(given.condition_error),
-        "amplification": float(given.amplification),
-        "absorbed": float(given.absorbed),
+        "relevance": float(conditional.condition_relevance),
+        "error": float(conditional.condition_error),
+        "amplification": float(conditional.amplification),
+        "absorbed": float(conditional.absorbed),
         "status": "defined",
         "reason": None,
     }
@@ -291,7 +291,7 @@ def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Form:
+class TableForm:
     """How the store keeps tables: limits of pairs of layers, and mantissa bits of edges."""
 
     limits: Mapping[tuple[int, int], Limit]
@@ -304,7 +304,7 @@ class Form:
         return nodes, edges if self.bits is None else rounded(edges, self.bits)
 
 
-def stored_form(db: View) -> Form:
+def stored_form(db: View) -> TableForm:
     """Limits and rounding of a store's tables.
 
     Raises
@@ -312,7 +312,7 @@ def stored_form(db: View) -> Form:
     StoreError
         If ``store.json`` is malformed.
     """
-    return Form(pruning.stored(db.meta, db.topology), db.meta["mantissa_bits"])
+    return TableForm(pruning.stored(db.meta, db.topology), db.meta["mantissa_bits"])
 
 
 def _pruned(
@@ -322,18 +322,18 @@ def _pruned(
     columns = {name: edges[name].to_numpy() for name in edges.column_names}
     kind = columns["relevance"].dtype
     rest = np.ones(len(edges), bool)
-    kept: list[pa.Table] = []
+    pruned_tables: list[pa.Table] = []
     lost: dict[int, float] = {}
     for (dst, src), limit in limits.items():
-        mine = (columns["dst_layer"] == dst) & (columns["src_layer"] == src)
-        if not mine.any():
+        in_pair = (columns["dst_layer"] == dst) & (columns["src_layer"] == src)
+        if not in_pair.any():
             continue
-        rest &= ~mine
+        rest &= ~in_pair
         names = ("dst_unit", "src_unit", "relevance", "conditional")
-        block = pruning.prune(Block(dst, src, *(columns[name][mine] for name in names)), limit)
-        left = block.relevance[(block.src == PRUNED) & (block.dst >= 0)]
-        lost[dst] = lost.get(dst, 0.0) + float(left.sum(dtype=np.float64))
-        kept.append(
+        block = pruning.prune(Block(dst, src, *(columns[name][in_pair] for name in names)), limit)
+        removed = block.relevance[(block.src == PRUNED) & (block.dst >= 0)]
+        lost[dst] = lost.get(dst, 0.0) + float(removed.sum(dtype=np.float64))
+        pruned_tables.append(
             pa.table(
                 {
                     "dst_layer": np.full(len(block), dst, np.int16),
@@ -360,4 +360,4 @@ def _pruned(
             ).cast(nodes.schema),
         ]
     )
-    return nodes, pa.concat_tables([edges.filter(pa.array(rest)), *kept])
+    return nodes, pa.concat_tables([edges.filter(pa.array(rest)), *pruned_tables])

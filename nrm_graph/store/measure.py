@@ -71,5 +71,5 @@ def measure(
         scale=scale,
         device=device,
         memory=memory,
-        given=input,
+        inputs=input,
     )

@@ -62,7 +62,7 @@ def load_program(db: View) -> Program:
 
 
 @contextmanager
-def _own(db: View, *, given: bool = False) -> Iterator[None]:
+def _store_errors(db: View, *, caller_chose: bool = False) -> Iterator[None]:
     """Turn what a stored program, composite or input breaks into the store's own error.
 
     With ``given``, an InputError stays one: it may be due to what the caller asked for.
@@ -70,7 +70,7 @@ def _own(db: View, *, given: bool = False) -> Iterator[None]:
     try:
         yield
     except NrmError as error:
-        if isinstance(error, StoreError) or (given and isinstance(error, InputError)):
+        if isinstance(error, StoreError) or (caller_chose and isinstance(error, InputError)):
             raise
         raise StoreError(f"what {db.path} holds does not fit together: {error}") from error
     except PROBLEMS as error:
@@ -80,29 +80,29 @@ def _own(db: View, *, given: bool = False) -> Iterator[None]:
         ) from error
 
 
-def _network(db: View, kind: torch.dtype | None, device: torch.device, taken: Form) -> Network:
+def _network(db: View, kind: torch.dtype | None, device: torch.device, form: Form) -> Network:
     """Prepare the stored network, and compare what it is with what the store lists."""
     program = load_program(db)
     inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
-    said = zip(taken.names, taken.shapes, (k != "float" for k in taken.kinds), strict=True)
-    _listed(db, "inputs", inputs == tuple(said))
+    stated = zip(form.names, form.shapes, (k != "float" for k in form.kinds), strict=True)
+    _listed(db, "inputs", inputs == tuple(stated))
     if program.outputs or "outputs" in db.meta:
         _listed(db, "outputs", outputs_of(program).parts == stored_outputs(db.meta).parts)
     kind = precision(program) if kind is None else kind
     net = prepared_network.network(
         program, composites.from_json(db.meta["composite"]), kind, device
     )
-    found = net.layout.topology.to_json()
-    listed = [{name: row[name] for name in found["layers"][0]} for row in db.meta["layers"]]
-    _listed(db, "layers", found["layers"] == listed and found["groups"] == db.meta["groups"])
+    topology = net.layout.topology.to_json()
+    listed = [{name: row[name] for name in topology["layers"][0]} for row in db.meta["layers"]]
+    _listed(db, "layers", topology["layers"] == listed and topology["groups"] == db.meta["groups"])
     return net
 
 
-def _listed(db: View, what: str, fits: bool) -> None:
+def _listed(db: View, subject: str, fits: bool) -> None:
     """Refuse a store whose settings list what its program has not."""
     if not fits:
         raise StoreError(
-            f"the {what} that {db.path / 'store.json'} lists are not those of its program: copy "
+            f"the {subject} that {db.path / 'store.json'} lists are not those of its program: copy "
             "the store again, and do not trust one from a stranger"
         )
 
@@ -116,7 +116,7 @@ def stored_measure(
     scale: str = "unit",
     device: str | torch.device = "cpu",
     memory: int = MEMORY,
-    given: Inputs | None = None,
+    inputs: Inputs | None = None,
 ) -> Measure:
     """Measure of a committed input; see :meth:`nrm_graph.database.Database.measure`.
 
@@ -129,17 +129,17 @@ def stored_measure(
     """
     check_options(dtype, scale, memory)
     place = device_of(device)
-    taken = form_of(db)
-    xs = _tensors(db, identity, taken, given)
+    form = form_of(db)
+    xs = _tensors(db, identity, form, inputs)
     kind = next((x.dtype for x in xs if x.is_floating_point()), None)
     kind = kind if dtype is None else getattr(torch, dtype)
     net = network_of(db, kind, place)
     x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
-    wanted = db._snapshot.entries[identity].explained if target is None else target
-    with _own(db, given=dtype is not None or target is not None):
-        found = from_network(net, x, wanted, db.units(), scale, memory, tokens_of(db, identity))
-    _compare(db, identity, found)
-    return found
+    explained = db._snapshot.entries[identity].explained if target is None else target
+    with _store_errors(db, caller_chose=dtype is not None or target is not None):
+        m = from_network(net, x, explained, db.units(), scale, memory, tokens_of(db, identity))
+    _compare(db, identity, m)
+    return m
 
 
 def network_of(db: View, kind: torch.dtype | None, place: torch.device) -> Network:
@@ -153,7 +153,7 @@ def network_of(db: View, kind: torch.dtype | None, place: torch.device) -> Netwo
     settle_threads()
     cache = db._network or {}
     if (kind, place) not in cache:
-        with _own(db):
+        with _store_errors(db):
             cache[kind, place] = _network(db, kind, place, form_of(db))
         db._network = cache
     return cache[kind, place]  # type: ignore[no-any-return]
@@ -169,8 +169,8 @@ def batch_of(db: View, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
     StoreError
         If a tensor is damaged.
     """
-    taken = form_of(db)
-    return tuple(map(torch.cat, zip(*(_tensors(db, i, taken, None) for i in ids), strict=True)))
+    form = form_of(db)
+    return tuple(map(torch.cat, zip(*(_tensors(db, i, form, None) for i in ids), strict=True)))
 
 
 def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
@@ -203,20 +203,20 @@ def form_of(db: View) -> Form:
 
 
 def _tensors(
-    db: View, identity: int, taken: Form, given: Inputs | None
+    db: View, identity: int, form: Form, inputs: Inputs | None
 ) -> tuple[torch.Tensor, ...]:
     """Tensors of an input as batches of one: the stored ones, or the caller's."""
     entry = db._snapshot.entries[identity]
-    if given is None:
-        held = db._snapshot.tensors(identity)
-        names = list(taken.names) if len(taken.names) > 1 else [""]
-        if list(held) != names:
+    if inputs is None:
+        stored = db._snapshot.tensors(identity)
+        names = list(form.names) if len(form.names) > 1 else [""]
+        if list(stored) != names:
             raise StoreError(
-                f"the store holds the tensors {', '.join(map(repr, held))} of {entry.key!r}, "
+                f"the store holds the tensors {', '.join(map(repr, stored))} of {entry.key!r}, "
                 f"expected {', '.join(map(repr, names))}: copy the store again"
             )
-        xs = [torch.from_numpy(array.copy())[None] for array in held.values()]
-        for x, name, kind in zip(xs, taken.names, taken.kinds, strict=True):
+        xs = [torch.from_numpy(array.copy())[None] for array in stored.values()]
+        for x, name, kind in zip(xs, form.names, form.kinds, strict=True):
             if x.is_floating_point() != (kind == "float"):
                 raise StoreError(
                     f"the store holds {x.dtype} as the input {name!r} of {entry.key!r}, expected "
@@ -224,22 +224,22 @@ def _tensors(
                 )
         return tuple(xs)
     # Extraction casts inputs to the weights' type before it hashes them.
-    found = ""
+    content = ""
     for dtype in (torch.float64, torch.float16, torch.float32):
-        xs = [x.detach().cpu().contiguous() for x in taken.samples(given, dtype, "input")]
-        arrays = {name: x[0].numpy() for name, x in zip(taken.names, xs, strict=True)}
-        found = content_of(arrays)
-        if found == entry.content:
+        xs = [x.detach().cpu().contiguous() for x in form.samples(inputs, dtype, "input")]
+        arrays = {name: x[0].numpy() for name, x in zip(form.names, xs, strict=True)}
+        content = content_of(arrays)
+        if content == entry.content:
             return tuple(xs)
     shapes = " and ".join(str(tuple(x.shape[1:])) for x in xs)
     raise InputError(
         f"the tensor given as input= is not the one that was explained as {entry.key!r} (shape "
-        f"{shapes}, SHA-256 of content {found[:12]}..., stored {entry.content[:12]}...): pass it "
+        f"{shapes}, SHA-256 of content {content[:12]}..., stored {entry.content[:12]}...): pass it "
         "preprocessed as it was then"
     )
 
 
-def _compare(db: View, identity: int, found: Measure) -> None:
+def _compare(db: View, identity: int, m: Measure) -> None:
     """Warn, once for each input, where the network does not give the stored output again."""
     if identity in db._compared:
         return
@@ -247,7 +247,7 @@ def _compare(db: View, identity: int, found: Measure) -> None:
     stored = float(db._snapshot.facts(identity)["logit"])
     entry = db._snapshot.entries[identity]
     weights = entry.explained if isinstance(entry.explained, dict) else {entry.explained: 1.0}
-    row = found.state.output[0].double()
+    row = m.state.output[0].double()
     output = sum(weight * float(row[index]) for index, weight in weights.items())
     allowed = LOGIT_TOLERANCE * float(row.abs().max()) * sum(map(abs, weights.values()))
     if abs(stored - output) > allowed:

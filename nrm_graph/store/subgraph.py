@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nrm_graph.graphs import subgraph as strongest
+from nrm_graph.graphs import subgraph as graphs
 from nrm_graph.propagation import flags
 from nrm_graph.store.lookups import pair
 from nrm_graph.tables.arrow import absorbed
@@ -51,8 +51,8 @@ def subgraph(
     """
     identity = pair(db, key, target)
     nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
-    graph = strongest.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
+    graph = graphs.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
     logit = float(db._snapshot.facts(identity)["logit"])
-    told = flags.stored(logit, absorbed(nodes), db._snapshot.entries[identity].flags)
-    graph.graph |= {"meaning": flags.meaning(logit), "flags": told}
+    noted = flags.stored(logit, absorbed(nodes), db._snapshot.entries[identity].flags)
+    graph.graph |= {"meaning": flags.meaning(logit), "flags": noted}
     return graph

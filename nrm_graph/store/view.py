@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.read.conditions import Condition
     from nrm_graph.store.read.interruptible import Call
     from nrm_graph.store.read.relation import Relation
-    from nrm_graph.store.read.sql import Engine
+    from nrm_graph.store.read.sql import SqlReader
 
 
 class View:
@@ -62,13 +62,21 @@ class View:
         """Begin without what only one process can use, or can compute again."""
         self._network: Any = None
         self._compared: set[int] = set()  # inputs whose stored logit was compared
-        self._engine: Engine | None = None
+        self._reader: SqlReader | None = None
         self._running: set[Call] = set()  # queries, in any thread
         self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
 
     def __getstate__(self) -> dict[str, Any]:
-        left = {"_network", "_compared", "_engine", "_running", "_limits", "topology", "partitions"}
-        return {name: value for name, value in vars(self).items() if name not in left}
+        omitted = {
+            "_network",
+            "_compared",
+            "_reader",
+            "_running",
+            "_limits",
+            "topology",
+            "partitions",
+        }
+        return {name: value for name, value in vars(self).items() if name not in omitted}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -99,8 +107,8 @@ class View:
         self._snapshot = snapshot
         self._conditions: dict[str, Condition] = conditions
         self._limits = {}
-        # Relations of before keep their own hold on the old engine.
-        self._engine = None
+        # Relations of before keep their own hold on the old reader.
+        self._reader = None
 
     def __enter__(self) -> Self:
         return self
@@ -115,9 +123,9 @@ class View:
 
     def close(self) -> None:
         """Release the connection; relations made from it end."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     def __len__(self) -> int:
         """Count the (key, target) pairs."""
@@ -152,7 +160,7 @@ class View:
         query: str,
         *,
         inputs: Sequence[str | int] | None = None,
-        params: Any = None,
+        params: object = None,
         tables: Mapping[str, pa.Table] | None = None,
         timeout: float | None = None,
     ) -> Relation:
@@ -197,16 +205,16 @@ class View:
         ids = None
         if inputs is not None:
             ids = self._identities(inputs)
-        if self._engine is None or self._engine.process != os.getpid():
-            from nrm_graph.store.read.sql import Engine
+        if self._reader is None or self._reader.process != os.getpid():
+            from nrm_graph.store.read.sql import SqlReader
 
-            self._engine = Engine(
+            self._reader = SqlReader(
                 self._snapshot,
                 layers_table(self.meta["layers"]),
                 {name: condition.snapshot for name, condition in self._conditions.items()},
                 self._running,
             )
-        return self._engine.query(query, params, ids, tables, timeout)
+        return self._reader.query(query, params, ids, tables, timeout)
 
     def cancel(self) -> None:
         """Stop every query that runs on this database now, in other threads.
@@ -230,13 +238,13 @@ class View:
             if identity in self._snapshot.entries and not isinstance(choice, bool):
                 return (identity,)
             raise InputError(f"there is no input_id {choice!r} in {self.path}")
-        found = self._snapshot.by_key.get(choice, ())
-        if not found:
+        identities = self._snapshot.by_key.get(choice, ())
+        if not identities:
             keys = self._snapshot.by_key
             close = difflib.get_close_matches(choice, keys, n=3)
             hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(keys)} keys"
             raise InputError(f"there is no input {choice!r} in {self.path}: {hint}")
-        return found
+        return identities
 
     @property
     def resolutions(self) -> tuple[str, ...]:

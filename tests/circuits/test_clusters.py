@@ -101,7 +101,7 @@ def test_strategies_are_seldom_missed_or_made_up():
             rng = np.random.default_rng(1000 * count + seed)
             kinds = np.arange(80) % count
             flows = noisy(rng, patterns(rng, count, 200)[kinds])
-            points = clustering.rotated(clustering.unit(clustering.standardized(flows)))
+            points = clustering.rotated(clustering.normalized(clustering.standardized(flows)))
             k, _, _ = clustering.choose(points, 80, seed)
             of = clustering.divide(points, k, seed)
             hits[count] += k == count and adjusted_rand_score(kinds, of) == 1
@@ -269,7 +269,7 @@ def test_normalised_flows_know_no_scale(seed, keys, edges):
     np.testing.assert_allclose(one, two, atol=1e-9)
     spread = one.std(0)
     assert ((np.abs(spread - 1) < 1e-9) | (spread == 0)).all()
-    points = clustering.unit(one)
+    points = clustering.normalized(one)
     near = clustering.rotated(points)
     gram = points @ points.T
     np.testing.assert_allclose(near @ near.T, gram, atol=1e-12)
@@ -280,7 +280,7 @@ def test_the_number_of_clusters_is_chosen_on_a_sample_of_many_keys(monkeypatch):
     rng = np.random.default_rng(0)
     kinds = np.arange(300) % 2
     flows = noisy(rng, patterns(rng, 2, 100)[kinds])
-    points = clustering.rotated(clustering.unit(clustering.standardized(flows)))
+    points = clustering.rotated(clustering.normalized(clustering.standardized(flows)))
     k, tried, reference = clustering.choose(points, 300, 0)
     assert k == 2
     assert [n for n, _ in tried] == [2, 3, 4, 5, 6, 7, 8]

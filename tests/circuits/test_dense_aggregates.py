@@ -157,7 +157,7 @@ def test_strongest_edges_of_a_few_inputs_at_a_time_are_the_same(held, monkeypatc
         asked.append((keys, len(ids)))
         return local(db, query, ids, tables, keys)
 
-    monkeypatch.setattr(module, "HELD", 15)  # two inputs with 7 edges each
+    monkeypatch.setattr(module, "VALUES_AT_ONCE", 15)  # two inputs with 7 edges each
     db._limits.clear()
     found = module.circuit(db, "label = 'cat'", target=0, top=7, engine=engine)
     assert [n for keys, n in asked if keys == ("input_id",)] == [2, 2, 2, 1]

@@ -12,7 +12,7 @@ import nrm_graph as ng
 from nrm_graph.errors import EventError, InputError, StoreError
 from nrm_graph.evaluate import faithfulness, ranking
 from nrm_graph.evaluate.held_out import check_outputs, network_for, trained_on
-from nrm_graph.store.input_group import Group
+from nrm_graph.store.input_group import InputGroup
 
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 COUNT = 24
@@ -192,7 +192,7 @@ def test_contributions_of_edges_equal_dense_ones(conv, mlp, gradient):
         pairs = tuple((g.dst, g.src) for g in db.topology.groups)
         x = torch.stack([rows[int(key[1:])]["input"] for key in own.keys])
         targets = torch.from_numpy(own.targets)
-        found = ranking.Edges(network, db.partitions, pairs).scored(
+        found = ranking.EdgeScores(network, db.partitions, pairs).scored(
             lambda x=x, targets=targets: [((x[:3],), targets[:3]), ((x[3:],), targets[3:])],
             gradient,
         )
@@ -287,7 +287,7 @@ def test_the_stored_logit_must_come_out(mlp):
     net = network_for(mlp[2], trained_on(mlp[2], mlp[2].circuit(target=0)), "cpu")
     out = torch.tensor([[2.0, 1.0, 0.0]], dtype=torch.float64)
     for logit, fits in ((2.0 + 1e-4, True), (2.1, False)):
-        chosen = Group(None, np.zeros(1, np.int64), ("k",), (None,), np.zeros(1, np.int64),
+        chosen = InputGroup(None, np.zeros(1, np.int64), ("k",), (None,), np.zeros(1, np.int64),
                        np.array([logit]))  # fmt: skip
         if fits:
             check_outputs(net, chosen, out)

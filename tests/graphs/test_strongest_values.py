@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrm_graph.graphs.subgraph import strongest
+from nrm_graph.graphs.subgraph import largest
 
 pytestmark = pytest.mark.smoke
 
@@ -21,10 +21,10 @@ def test_it_is_the_head_of_a_stable_sort(seed, count, top, distinct, dtype):
     rng = np.random.default_rng(seed)
     sizes = (rng.integers(0, distinct, count) / distinct).astype(dtype)
     expected = np.argsort(-sizes, kind="stable")[:top]
-    np.testing.assert_array_equal(strongest(sizes, top), expected)
+    np.testing.assert_array_equal(largest(sizes, top), expected)
     ties = rng.permutation(count)
     expected = np.lexsort([ties, -sizes])[:top]
-    np.testing.assert_array_equal(strongest(sizes, top, [ties]), expected)
+    np.testing.assert_array_equal(largest(sizes, top, [ties]), expected)
 
 
 @pytest.mark.parametrize("step", [1, 64, 12_800 // 64])
@@ -34,4 +34,4 @@ def test_strong_values_that_share_a_block(step):
     places = np.arange(150) * step % 12_800
     sizes[places] = np.arange(150, 0, -1) + 1.0
     expected = np.argsort(-sizes, kind="stable")[:100]
-    np.testing.assert_array_equal(strongest(sizes, 100), expected)
+    np.testing.assert_array_equal(largest(sizes, 100), expected)

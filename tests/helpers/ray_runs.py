@@ -16,7 +16,7 @@ import nrm_graph as ng
 from helpers import interrupted
 from helpers.tiny_stores import all_rows
 from nrm_graph import _optional
-from nrm_graph.circuits.circuit import named
+from nrm_graph.circuits.circuit import engine_of
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.verify import verify
 from nrm_graph.store.write.compaction import compact
@@ -199,7 +199,7 @@ def circuits(path):
             for edge, data in wanted.edges.items():
                 alike(found.edges[edge], data)
         try:
-            named("ray")(db, "SELECT nothing FROM edges", list(db._snapshot.entries), {}, [])
+            engine_of("ray")(db, "SELECT nothing FROM edges", list(db._snapshot.entries), {}, [])
         except ng.QueryError:
             return
         raise AssertionError

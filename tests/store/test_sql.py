@@ -190,7 +190,7 @@ def test_a_partitioned_folder_name_is_no_column(tmp_path):
 
 
 def test_spilled_data_stays_out_of_the_store(db, two_targets):
-    spill = db._engine._con.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]
+    spill = db._reader._con.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]
     assert not str(spill).startswith(str(two_targets))
     assert spill not in ("", None)
 

@@ -169,11 +169,11 @@ def _columns(graph: Flat, attributes: Sequence[dict[str, Any]]) -> tuple[list[in
         of_nodes.append(column)
     order = {column: i for i, column in enumerate(sorted(below), 1)}
     units = len(order) + 1
-    found = [
+    numbers = [
         0 if node[1] < 0 else units if column is None else order[column]
         for node, column in zip(graph.nodes, of_nodes, strict=True)
     ]
-    return found, [ABSORBED, *(below[column] for column in order), UNITS]
+    return numbers, [ABSORBED, *(below[column] for column in order), UNITS]
 
 
 def _influence(graph: Flat) -> list[float]:
@@ -182,28 +182,28 @@ def _influence(graph: Flat) -> list[float]:
     members: dict[str, list[int]] = defaultdict(list)
     for i, (layer, _) in enumerate(graph.nodes):
         members[layer].append(i)
-    found = [1.0] * len(sizes)
+    influence = [1.0] * len(sizes)
     for places in members.values():
-        total, held = sum(sizes[i] for i in places), 0.0
+        total, stronger = sum(sizes[i] for i in places), 0.0
         for i in sorted(places, key=lambda i: -sizes[i]):
-            held += sizes[i]
-            found[i] = min(1.0, held / total) if total else 1.0
-    return found
+            stronger += sizes[i]
+            influence[i] = min(1.0, stronger / total) if total else 1.0
+    return influence
 
 
 def _cantor(layer: int, unit: int) -> int:
     return (layer + unit) * (layer + unit + 1) // 2 + unit
 
 
-def _inside(label: Any) -> str:
+def _inside(label: object) -> str:
     """Text that the viewer finds again between quotes and before ``(p=``."""
     return str(label).replace('"', "'").replace("(p=", "(p =")
 
 
 def _links(graph: Flat, ids: Sequence[str]) -> list[dict[str, Any]]:
     named = dict(zip(graph.nodes, ids, strict=True))
-    found = []
+    links = []
     for (src, dst), data in zip(graph.edges, rows(graph.of_edges, len(graph.edges)), strict=True):
         ends = {"source": named[src], "target": named[dst]}
-        found.append({**ends, "weight": data.get("relevance", 0.0), "nrm_graph": data})
-    return found
+        links.append({**ends, "weight": data.get("relevance", 0.0), "nrm_graph": data})
+    return links

@@ -69,8 +69,8 @@ def flat(graph: nx.DiGraph) -> Flat:
         If a node is no (layer name, unit).
     """
     for node in graph:
-        good = isinstance(node, tuple) and len(node) == 2
-        if not good or not (isinstance(node[0], str) and isinstance(node[1], int | np.integer)):
+        is_pair = isinstance(node, tuple) and len(node) == 2
+        if not is_pair or not (isinstance(node[0], str) and isinstance(node[1], int | np.integer)):
             raise InputError(
                 f"expected nodes (layer name, unit) as Measure.subgraph gives them, found {node!r}"
             )
@@ -106,15 +106,15 @@ def scalar(value: Any) -> bool | int | float | str | None:
     return json.dumps(value, allow_nan=False, default=str)
 
 
-def _columns(items: Sequence[Mapping[Any, Any]], known: Mapping[str, type]) -> dict[str, Column]:
-    names = dict.fromkeys([*known, *(str(name) for item in items for name in item)])
-    found = {}
+def _columns(items: Sequence[Mapping[Any, Any]], kinds: Mapping[str, type]) -> dict[str, Column]:
+    names = dict.fromkeys([*kinds, *(str(name) for item in items for name in item)])
+    columns = {}
     for name in names:
         values = [scalar(item.get(name)) for item in items]
-        kind = _kind({type(v) for v in values if v is not None}, known.get(name))
+        kind = _kind({type(v) for v in values if v is not None}, kinds.get(name))
         if kind is not None:
-            found[name] = Column(kind, [None if v is None else kind(v) for v in values])
-    return found
+            columns[name] = Column(kind, [None if v is None else kind(v) for v in values])
+    return columns
 
 
 def _kind(kinds: set[type], otherwise: type | None) -> type | None:

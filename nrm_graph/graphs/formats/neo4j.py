@@ -78,7 +78,7 @@ def _text(text: str) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -106,14 +106,14 @@ def _checked(name: str, path: Path) -> str:
 
 
 def _fields(columns: Mapping[str, Column], path: Path) -> dict[str, Sequence[str]]:
-    found: dict[str, Sequence[str]] = {}
+    fields: dict[str, Sequence[str]] = {}
     for name, column in columns.items():
         if name == "position" and all(v is None or _PLACE.fullmatch(v) for v in column.values):
             values = ["" if v is None else v.replace(", ", ";") for v in column.values]
-            found["position:int[]"] = values
+            fields["position:int[]"] = values
         else:
-            found[f"{_checked(name, path)}:{_KINDS[column.kind]}"] = [*map(_value, column.values)]
-    return found
+            fields[f"{_checked(name, path)}:{_KINDS[column.kind]}"] = [*map(_value, column.values)]
+    return fields
 
 
 def _fact(name: str, value: Any, path: Path) -> dict[str, Sequence[str]]:

@@ -23,12 +23,12 @@ def graphml(graph: Flat, path: Path) -> dict[Path, bytes]:
     Nodes become ``layer:unit``.  What the graph holds about itself becomes its attributes,
     sequences and mappings as JSON text.
     """
-    made = _stringified(graph)
+    encodable = _stringified(graph)
     facts = {name: scalar(value) for name, value in graph.facts.items()}
-    made.graph.update({name: value for name, value in facts.items() if value is not None})
-    _refuse(path, _texts(made))
+    encodable.graph.update({name: value for name, value in facts.items() if value is not None})
+    _refuse(path, _texts(encodable))
     sink = io.BytesIO()
-    nx.write_graphml(made, sink)
+    nx.write_graphml(encodable, sink)
     return {path: sink.getvalue()}
 
 
@@ -39,29 +39,29 @@ def gexf(graph: Flat, path: Path) -> dict[Path, bytes]:
     abs(relevance), by which Gephi draws and lays out, and ``relevance`` bears the sign.  What the
     graph holds about itself is JSON text in the file's ``description``.
     """
-    made = _stringified(graph)
-    for node, data in zip(graph.nodes, made.nodes.values(), strict=True):
+    encodable = _stringified(graph)
+    for node, data in zip(graph.nodes, encodable.nodes.values(), strict=True):
         data["label"] = f"{node[0]} {data.get('name', node[1])}"
-    for data in made.edges.values():
+    for data in encodable.edges.values():
         data["weight"] = abs(data.get("relevance", 0.0))
     facts = json.dumps(graph.facts, allow_nan=False, default=str)
-    _refuse(path, _texts(made))
-    text = "\n".join(nx.generate_gexf(made))
+    _refuse(path, _texts(encodable))
+    text = "\n".join(nx.generate_gexf(encodable))
     # NetworkX writes no description; the creator comes before any text of the graph.
     text = text.replace("</creator>", f"</creator>\n<description>{escape(facts)}</description>", 1)
     return {path: f"<?xml version='1.0' encoding='utf-8'?>\n{text}\n".encode()}
 
 
 def _stringified(graph: Flat) -> nx.DiGraph:
-    made = nx.DiGraph()
+    encodable = nx.DiGraph()
     nodes = rows(graph.of_nodes, len(graph.nodes))
-    made.add_nodes_from(zip(map(node_id, graph.nodes), nodes, strict=True))
+    encodable.add_nodes_from(zip(map(node_id, graph.nodes), nodes, strict=True))
     edges = rows(graph.of_edges, len(graph.edges))
-    made.add_edges_from(
+    encodable.add_edges_from(
         (node_id(src), node_id(dst), data)
         for (src, dst), data in zip(graph.edges, edges, strict=True)
     )
-    return made
+    return encodable
 
 
 def _texts(graph: nx.DiGraph) -> Iterable[str]:

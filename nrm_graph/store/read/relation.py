@@ -40,14 +40,14 @@ class Relation:
         self._cursor.check()
         if isinstance(getattr(type(self.relation), name, None), property):
             return self._cursor.call(lambda: getattr(self.relation, name))  # shape runs the query
-        found = getattr(self.relation, name)
-        if not callable(found):
-            return found
+        attribute = getattr(self.relation, name)
+        if not callable(attribute):
+            return attribute
 
-        @functools.wraps(found)
+        @functools.wraps(attribute)
         def method(*args: Any, **kwargs: Any) -> Any:
             plain = [a.relation if isinstance(a, Relation) else a for a in args]
-            value = self._cursor.call(lambda: found(*plain, **kwargs))
+            value = self._cursor.call(lambda: attribute(*plain, **kwargs))
             if isinstance(value, duckdb.DuckDBPyRelation):
                 return Relation(self._cursor, value)
             return value

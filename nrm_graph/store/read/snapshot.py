@@ -42,7 +42,7 @@ class Facts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class FileGroup:
     """Files of one table that SQL reads alike; None as ``ids`` keeps every row."""
 
     paths: tuple[str, ...]
@@ -88,8 +88,8 @@ class Snapshot:
         self.entries: dict[int, Entry] = {}
         for name, manifest in self.manifests.items():
             for entry in manifest.inputs:
-                known = store is None or is_of(store, entry)
-                if known and entry.input_id not in self.entries:
+                counts = store is None or is_of(store, entry)
+                if counts and entry.input_id not in self.entries:
                     self.shard_of[entry.input_id] = name
                     self.entries[entry.input_id] = entry
 
@@ -99,10 +99,10 @@ class Snapshot:
     @cached_property
     def by_key(self) -> Mapping[str, tuple[int, ...]]:
         """Input ids by key."""
-        found: dict[str, list[int]] = {}
+        identities: dict[str, list[int]] = {}
         for identity, entry in self.entries.items():
-            found.setdefault(entry.key, []).append(identity)
-        return {key: tuple(ids) for key, ids in found.items()}
+            identities.setdefault(entry.key, []).append(identity)
+        return {key: tuple(ids) for key, ids in identities.items()}
 
     @cached_property
     def fields(self) -> Fields:
@@ -124,21 +124,21 @@ class Snapshot:
     @property
     def failures(self) -> pa.Table:
         """Inputs that failed and were not committed later: columns key and error."""
-        found: dict[str, str] = {}
+        errors: dict[str, str] = {}
         for manifest in self.manifests.values():
             for entry in manifest.inputs:
-                found.pop(entry.key, None)
+                errors.pop(entry.key, None)
             # A writer takes back the failure of a key that it adds later to the same shard, so
             # what stands here happened after.
-            found |= dict(manifest.failures)
-        rows = [{"key": key, "error": error} for key, error in sorted(found.items())]
+            errors |= dict(manifest.failures)
+        rows = [{"key": key, "error": error} for key, error in sorted(errors.items())]
         return pa.Table.from_pylist(rows, FAILURES)
 
     def path(self, shard: str, table: str) -> Path:
         """Return the data file of a shard."""
         return self.folder / "shards" / data_name(shard, table)
 
-    def parts(self, table: str, ids: Collection[int] | None = None) -> list[Part]:
+    def file_groups(self, table: str, ids: Collection[int] | None = None) -> list[FileGroup]:
         """Files of a table, and which of their rows to keep.
 
         Parameters
@@ -149,35 +149,30 @@ class Snapshot:
             These inputs only.  Each row group holds one input, so the engine skips the others by
             the statistics of ``input_id``.
         """
-        wanted: dict[str, list[int]] = {}
-        if ids is None:
-            for identity, shard in self.shard_of.items():
-                wanted.setdefault(shard, []).append(identity)
-        else:
-            for identity in ids:
-                wanted.setdefault(self.shard_of[identity], []).append(identity)
-        whole: list[str] = []
-        some: list[str] = []
-        some_ids: list[int] = []
-        apart: list[Part] = []
-        for shard in sorted(wanted):
+        ids_by_shard: dict[str, list[int]] = {}
+        for identity in self.shard_of if ids is None else ids:
+            ids_by_shard.setdefault(self.shard_of[identity], []).append(identity)
+        whole_paths: list[str] = []
+        mixed_paths: list[str] = []
+        mixed_ids: list[int] = []
+        groups: list[FileGroup] = []
+        for shard in sorted(ids_by_shard):
             path = str(self.path(shard, table).absolute())
-            held = self.manifests[shard].inputs
-            chosen = wanted[shard]
-            if len(chosen) == len(held):
-                whole.append(path)
-            elif any(self.shard_of.get(e.input_id) != shard for e in held):
+            inputs = self.manifests[shard].inputs
+            chosen = ids_by_shard[shard]
+            if len(chosen) == len(inputs):
+                whole_paths.append(path)
+            elif any(self.shard_of.get(e.input_id) != shard for e in inputs):
                 # It holds a pair that another shard wins, whose id may be wanted from there.
-                apart.append(Part((path,), tuple(sorted(chosen))))
+                groups.append(FileGroup((path,), tuple(sorted(chosen))))
             else:
-                some.append(path)
-                some_ids += chosen
-        found = apart
-        if some:
-            found.insert(0, Part(tuple(some), tuple(sorted(some_ids))))
-        if whole:
-            found.insert(0, Part(tuple(whole)))
-        return found
+                mixed_paths.append(path)
+                mixed_ids += chosen
+        if mixed_paths:
+            groups.insert(0, FileGroup(tuple(mixed_paths), tuple(sorted(mixed_ids))))
+        if whole_paths:
+            groups.insert(0, FileGroup(tuple(whole_paths)))
+        return groups
 
     def rows(self, identity: int, table: str) -> pa.Table:
         """Rows of one input in ``nodes`` or ``edges``, with page checksums verified.
@@ -218,19 +213,19 @@ class Snapshot:
         StoreError
             If a file is damaged.
         """
-        found: dict[str, Facts] = {}
+        facts: dict[str, Facts] = {}
         for shard in self.manifests if shards is None else shards:
             if self.manifests[shard].inputs:
                 path = self.path(shard, "inputs")
                 with damage(path), pq.ParquetFile(path) as file:
                     table = file.read(["key", "predicted", "label"])
                 keys, predicted, labels = (column.to_pylist() for column in table.columns)
-                for key, *facts in zip(keys, predicted, labels, strict=True):
-                    before = found.get(key)
+                for key, *values in zip(keys, predicted, labels, strict=True):
+                    before = facts.get(key)
                     # A key may have had no label when another of its targets was explained.
                     if before is None or before.label is None:
-                        found[key] = Facts(*facts)
-        return found
+                        facts[key] = Facts(*values)
+        return facts
 
     def tensors(self, identity: int) -> dict[str, npt.NDArray[Any]]:
         """Input tensors by name, in order, their content hash checked; a lone one has none, ``""``.
@@ -251,18 +246,18 @@ class Snapshot:
                     f"the store holds no tensor of {entry.key!r} (extracted with tensors='omit'): "
                     "db.measure takes it as input=; other questions need tensors='keep'"
                 )
-            rows = [i for i, key in enumerate(keys) if key == entry.key]
-            if len(rows) > MAX_TENSORS:
-                raise StoreError(f"{path} holds {len(rows):,} tensors of {entry.key!r}")
-            found = [_row(file, row) for row in rows]
+            places = [i for i, key in enumerate(keys) if key == entry.key]
+            if len(places) > MAX_TENSORS:
+                raise StoreError(f"{path} holds {len(places):,} tensors of {entry.key!r}")
+            rows = [_row(file, row) for row in places]
         tensors: dict[str, npt.NDArray[Any]] = {}
-        for row in found:
+        for row in rows:
             name = row.get("name", "")
             problem = tensor_problem(row)
             if problem or name in tensors or not isinstance(name, str):
-                which = f"the tensor {name!r}" if name else "the tensor"
+                subject = f"the tensor {name!r}" if name else "the tensor"
                 raise StoreError(
-                    f"{path}: {which} of {entry.key!r} {problem or 'is there twice'}: copy the "
+                    f"{path}: {subject} of {entry.key!r} {problem or 'is there twice'}: copy the "
                     "store again"
                 )
             tensors[name] = array_of(row)
@@ -276,8 +271,8 @@ class Snapshot:
 
 def is_of(store: Mapping[int, Entry], entry: Entry) -> bool:
     """Whether a store holds the pair of a condition's entry, with the same content."""
-    own = store.get(entry.input_id)
-    return own is not None and own.content == entry.content
+    stored = store.get(entry.input_id)
+    return stored is not None and stored.content == entry.content
 
 
 def row_groups(file: Any, path: Path, table: str, entry: Entry) -> Iterator[pa.Table]:
@@ -301,10 +296,10 @@ def row_groups(file: Any, path: Path, table: str, entry: Entry) -> Iterator[pa.T
         )
     for group in range(first, first + count):
         with damage(path):
-            found = file.read_row_group(group).cast(SCHEMAS[table])
-        if len(found) and pc.any(pc.not_equal(found["input_id"], entry.input_id)).as_py():
+            rows = file.read_row_group(group).cast(SCHEMAS[table])
+        if len(rows) and pc.any(pc.not_equal(rows["input_id"], entry.input_id)).as_py():
             raise StoreError(f"{path} holds rows of another input where {entry.key!r} should be")
-        yield found
+        yield rows
 
 
 def _row(file: Any, row: int) -> dict[str, Any]:
@@ -313,8 +308,8 @@ def _row(file: Any, row: int) -> dict[str, Any]:
     while row >= file.metadata.row_group(group).num_rows:
         row -= file.metadata.row_group(group).num_rows
         group += 1
-    found: dict[str, Any] = file.read_row_group(group).slice(row, 1).to_pylist()[0]
-    return found
+    content: dict[str, Any] = file.read_row_group(group).slice(row, 1).to_pylist()[0]
+    return content
 
 
 def tensor_problem(row: Mapping[str, Any]) -> str | None:
@@ -330,8 +325,8 @@ def tensor_problem(row: Mapping[str, Any]) -> str | None:
 def array_of(row: Mapping[str, Any]) -> npt.NDArray[Any]:
     """Array of a row of ``tensors`` that has no problem."""
     dtype = np.dtype(row["dtype"])
-    found = np.frombuffer(row["data"], dtype.newbyteorder("<")).reshape(row["shape"])
-    return found.astype(dtype, copy=False)
+    array = np.frombuffer(row["data"], dtype.newbyteorder("<")).reshape(row["shape"])
+    return array.astype(dtype, copy=False)
 
 
 class damage:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from nrm_graph.store.read.interruptible import Call
-    from nrm_graph.store.read.snapshot import Part, Snapshot
+    from nrm_graph.store.read.snapshot import FileGroup, Snapshot
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _IDS = [("input_id", "BIGINT")]
@@ -41,7 +41,7 @@ JOIN layers s ON s.layer_id = e.src_layer
 """
 
 
-class Engine:
+class SqlReader:
     """SQL over one snapshot of a store.
 
     Every query gets a cursor of its own, with temporary views over exactly the files that it
@@ -74,8 +74,8 @@ class Engine:
     ) -> None:
         self._snapshot = snapshot
         self._conditions = {
-            f"{name.lower()}_{table}": (found, table)
-            for name, found in (conditions or {}).items()
+            f"{name.lower()}_{table}": (shards, table)
+            for name, shards in (conditions or {}).items()
             for table in ("inputs", "nodes", "edges")
         }
         self.process = os.getpid()
@@ -84,9 +84,9 @@ class Engine:
         # Unique: DuckDB makes it when it spills and removes it at the end.
         spill = Path(tempfile.gettempdir()) / f"nrm_graph_{secrets.token_hex(8)}"
         allowed = [
-            str(held.path(name, table).absolute())
-            for held in (snapshot, *(conditions or {}).values())
-            for name, manifest in held.manifests.items()
+            str(shards.path(name, table).absolute())
+            for shards in (snapshot, *(conditions or {}).values())
+            for name, manifest in shards.manifests.items()
             for table in manifest.files
             if table != "tensors"
         ]
@@ -121,7 +121,7 @@ class Engine:
     def query(
         self,
         sql: str,
-        params: Any = None,
+        params: object = None,
         ids: Collection[int] | None = None,
         tables: Mapping[str, pa.Table] | None = None,
         timeout: float | None = None,
@@ -151,12 +151,12 @@ class Engine:
         check_timeout(timeout)
         if tables is not None and not isinstance(tables, Mapping):
             raise InputError(f"tables must be a mapping of name to table, found {tables!r}")
-        further, own = dict(tables or {}), {*VIEWS, *self._conditions}
+        further, store_tables = dict(tables or {}), {*VIEWS, *self._conditions}
         for name in further:
             plain = isinstance(name, str) and _IDENTIFIER.match(name)
-            if not plain or name.lower() in own or name.startswith("__"):
+            if not plain or name.lower() in store_tables or name.startswith("__"):
                 raise InputError(f"{name!r} cannot name a table: use a new, plain identifier")
-        used = check_statement(sql, {*own, *(name.lower() for name in further)})
+        used = check_statement(sql, {*store_tables, *(name.lower() for name in further)})
         con = self._con.cursor()
         for name, data in further.items():
             try:
@@ -171,15 +171,15 @@ class Engine:
         # What is listed alone needs columns, not files.
         sources = dict.fromkeys(views if EVERY in used else (), ()) | dict.fromkeys(needed, ids)
 
-        def run() -> Any:
-            for table, of in sources.items():
-                con.execute(f"CREATE TEMP VIEW {table} AS {self._source(table, of)}")
+        def start() -> Any:
+            for table, chosen in sources.items():
+                con.execute(f"CREATE TEMP VIEW {table} AS {self._source(table, chosen)}")
             if used & {"flows", EVERY}:
                 con.execute(f"CREATE TEMP VIEW flows AS {FLOWS}")
             return con.sql(sql, params=params) if params is not None else con.sql(sql)
 
         cursor = Cursor(con, timeout, self._running)
-        relation = cursor.call(run)
+        relation = cursor.call(start)
         if relation is None:
             raise QueryError("the query has no result: expected a SELECT")
         return Relation(cursor, relation)
@@ -189,51 +189,52 @@ class Engine:
         if table in self._conditions:
             snapshot, table = self._conditions[table]
             ids = None if ids is None else [i for i in ids if i in snapshot.entries]
-        parts = snapshot.parts(table, ids)
+        groups = snapshot.file_groups(table, ids)
         if table == "inputs":
             if snapshot is self._snapshot:
-                return self._inputs(snapshot, parts)
-            return self._facts(snapshot, parts)
-        if not parts:
+                return self._inputs(snapshot, groups)
+            return self._facts(snapshot, groups)
+        if not groups:
             return _empty(table)
         columns = ", ".join(SCHEMAS[table].names)
         return " UNION ALL ".join(
-            f"SELECT {columns} FROM {_files(part.paths)}{_where(part)}" for part in parts
+            f"SELECT {columns} FROM {_files(group.paths)}{_where(group)}" for group in groups
         )
 
-    def _facts(self, snapshot: Snapshot, parts: Sequence[Part]) -> str:
+    def _facts(self, snapshot: Snapshot, groups: Sequence[FileGroup]) -> str:
         """Query of ``<name>_inputs``: what is known of the inputs of a condition."""
         kinds = [(name, SQL_TYPES[kind]) for name, kind in CONDITION_FACTS.items()]
-        if not parts:
+        if not groups:
             return f"SELECT {', '.join(f'NULL::{k} AS {n}' for n, k in _IDS + kinds)} WHERE false"
-        held = {name.casefold() for name in snapshot.fields.types}
+        stored_fields = {name.casefold() for name in snapshot.fields.types}
         columns = ", ".join(
-            f"CAST({name if name in held else 'NULL'} AS {kind}) AS {name}" for name, kind in kinds
+            f"CAST({name if name in stored_fields else 'NULL'} AS {kind}) AS {name}"
+            for name, kind in kinds
         )
-        return f"SELECT input_id, {columns} FROM ({self._inputs(snapshot, parts)})"
+        return f"SELECT input_id, {columns} FROM ({self._inputs(snapshot, groups)})"
 
-    def _inputs(self, snapshot: Snapshot, parts: Sequence[Part]) -> str:
+    def _inputs(self, snapshot: Snapshot, groups: Sequence[FileGroup]) -> str:
         """Query of ``inputs``: metadata of all shards, of one type each."""
         types = _columns(snapshot)
-        if not parts:
+        if not groups:
             return _empty("inputs", [f"NULL::{k} AS {_name(n)}" for n, k in types.items()])
         # Files whose fields are alike are read together; mostly that is all of them.
-        groups: dict[tuple[tuple[str, str], ...], list[tuple[str, tuple[int, ...] | None]]] = {}
-        for part in parts:
-            for path in part.paths:
+        by_fields: dict[tuple[tuple[str, str], ...], list[tuple[str, tuple[int, ...] | None]]] = {}
+        for group in groups:
+            for path in group.paths:
                 shard = Path(path).name.split(".")[0]
                 alike = tuple(sorted(snapshot.manifests[shard].metadata.items()))
-                groups.setdefault(alike, []).append((path, part.ids))
+                by_fields.setdefault(alike, []).append((path, group.ids))
         queries = []
-        for alike, found in groups.items():
+        for alike, files in by_fields.items():
             spelled = {name.casefold(): (name, kind) for name, kind in alike}
             columns = list(INPUTS.names)
             for name, kind in types.items():
-                own, held = spelled.get(name.casefold(), (name, "null"))
-                value = "NULL" if held == "null" else _name(own)
+                column, stored_kind = spelled.get(name.casefold(), (name, "null"))
+                value = "NULL" if stored_kind == "null" else _name(column)
                 columns.append(f"CAST({value} AS {kind}) AS {_name(name)}")
             by_ids: dict[tuple[int, ...] | None, list[str]] = {}
-            for path, ids in found:
+            for path, ids in files:
                 by_ids.setdefault(ids, []).append(path)
             for ids, paths in by_ids.items():
                 where = "" if ids is None else f" WHERE input_id IN ({_numbers(ids)})"
@@ -246,8 +247,8 @@ class Engine:
 def _columns(snapshot: Snapshot) -> dict[str, str]:
     """Columns of ``inputs`` beside the fixed ones, with their types: the format's, the user's."""
     fields = snapshot.fields
-    found = {fields.spelling(name) or name: SQL_TYPES[kind] for name, kind in OWN.items()}
-    return found | {name: SQL_TYPES[kind] for name, kind in fields.types.items()}
+    columns = {fields.spelling(name) or name: SQL_TYPES[kind] for name, kind in OWN.items()}
+    return columns | {name: SQL_TYPES[kind] for name, kind in fields.types.items()}
 
 
 def _files(paths: Sequence[str]) -> str:
@@ -256,8 +257,8 @@ def _files(paths: Sequence[str]) -> str:
     return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
 
 
-def _where(part: Part) -> str:
-    return "" if part.ids is None else f" WHERE input_id IN ({_numbers(part.ids)})"
+def _where(group: FileGroup) -> str:
+    return "" if group.ids is None else f" WHERE input_id IN ({_numbers(group.ids)})"
 
 
 def _numbers(ids: Sequence[int]) -> str:

@@ -153,10 +153,12 @@ def chosen_inputs(where: str) -> str:
         raise refusal from None
     trees = [_only(statements) for statements in parsed]
     calls = [tree["node"].get("where_clause") or {} for tree in trees]
-    given = [call.pop("arguments", call.pop("children", ())) for call in calls]  # DuckDB 2.0, 1.5
+    arguments = [
+        call.pop("arguments", call.pop("children", ())) for call in calls
+    ]  # DuckDB 2.0, 1.5
     for call in calls:
         call.pop("query_location_length", None)
-    if trees[0] != trees[1] or len(given[0]) != 1:
+    if trees[0] != trees[1] or len(arguments[0]) != 1:
         raise refusal
     return _CHOOSE.format(f"(\n{where}\n)")
 
@@ -171,23 +173,23 @@ def _parsed(sql: str, begin: str = "") -> list[dict[str, Any]]:
     """Parse statements, or a condition after the beginning of one; nothing of it is run."""
     if len(sql) > _TOO_LONG:
         raise QueryError(f"the query has {len(sql)} characters, at most {_TOO_LONG} are allowed")
-    what = "where" if begin else "the query"
+    subject = "where" if begin else "the query"
     try:
         sql.encode("utf-8")
     except UnicodeEncodeError as error:
-        problem = f"{what} cannot be parsed: it holds what is no UTF-8"
+        problem = f"{subject} cannot be parsed: it holds what is no UTF-8"
         raise QueryError(pointed(problem, sql, error.start)) from None
     try:
         # As a parameter, and on a cursor of its own: the text itself is not run here.
         rows = _parser().cursor().execute("SELECT json_serialize_sql(?)", [begin + sql]).fetchall()
         tree = json.loads(rows[0][0])
     except (duckdb.Error, ValueError, RecursionError) as error:
-        raise QueryError(f"{what} cannot be parsed: {error}") from None
+        raise QueryError(f"{subject} cannot be parsed: {error}") from None
     if tree.get("error"):
         if "max_expression_depth" in str(tree.get("error_message")):  # no setting of the user's
             raise QueryError("the query is nested too deeply: it has more than 1,000 levels")
         if tree.get("error_type") == "parser":
-            problem = f"{what} cannot be parsed: {' '.join(str(tree['error_message']).split())}"
+            problem = f"{subject} cannot be parsed: {' '.join(str(tree['error_message']).split())}"
             raise QueryError(_pointed(problem, sql, begin, tree))
         raise QueryError(
             "only a single SELECT is allowed (or SHOW TABLES, DESCRIBE, SUMMARIZE): nothing that "
@@ -206,7 +208,7 @@ def _pointed(problem: str, sql: str, begin: str, tree: dict[str, Any]) -> str:
     return pointed(problem, sql, min(max(0, place - len(begin)), len(sql)))
 
 
-def _walk(node: Any, ctes: frozenset[str], tables: frozenset[str], used: set[str]) -> None:
+def _walk(node: object, ctes: frozenset[str], tables: frozenset[str], used: set[str]) -> None:
     if isinstance(node, list):
         for item in node:
             _walk(item, ctes, tables, used)
@@ -229,20 +231,20 @@ def _walk(node: Any, ctes: frozenset[str], tables: frozenset[str], used: set[str
     # A CTE sees those before it, and itself only where it is recursive: a table's name that is
     # out of scope would be looked up among files.
     for entry in (node.get("cte_map") or {}).get("map") or ():
-        own = str(entry["key"]).lower()
+        cte = str(entry["key"]).lower()
         body = entry["value"]
         query = (body.get("query_node") or (body.get("query") or {}).get("node") or {}).get("type")
         recursive = query == "RECURSIVE_CTE_NODE"
-        _walk(body, inside | {own} if recursive else inside, tables, used)
-        inside |= {own}
+        _walk(body, inside | {cte} if recursive else inside, tables, used)
+        inside |= {cte}
     for key, value in node.items():
         if key != "cte_map":
             _walk(value, inside, tables, used)
 
 
 def _no_function(name: str) -> QueryError:
-    pure, known = _functions()
-    if name in known:
+    pure, impure = _functions()
+    if name in impure:
         return QueryError(
             f"the function {name}() is not allowed in a query: it does more than compute from its "
             "arguments"

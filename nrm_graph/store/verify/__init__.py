@@ -8,16 +8,16 @@ cut, from the tables alone; and a sample of inputs computed again from the store
 from __future__ import annotations
 
 import os
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.format.files import local_path
+from nrm_graph.store.progress import hidden
 from nrm_graph.store.verify import conservation
 from nrm_graph.store.verify.conditions import check_condition, check_conditions
 from nrm_graph.store.verify.files import check_identities, check_settings, read_shards
-from nrm_graph.store.verify.report import Finding, Findings, Report
-from nrm_graph.store.verify.tables import Facts, Rows, check_tables
+from nrm_graph.store.verify.report import Finding, Findings, Place, Report
+from nrm_graph.store.verify.tables import Rows, StoreFacts, check_tables
 
 if TYPE_CHECKING:
     from nrm_graph.store.view import View
@@ -62,36 +62,37 @@ def verify(
     path = local_path(store if isinstance(store, str | os.PathLike) else store.path)
     if not (path / "store.json").exists():
         raise StoreError(f"there is no store at {path}: expected a folder with a store.json")
-    found = Findings()
-    meta = check_settings(path, found)
+    findings = Findings()
+    meta = check_settings(path, findings)
     if meta is None:
-        return Report(path, found.sorted())
-    manifests = read_shards(path, found)
-    check_identities(manifests, found)
-    facts = Facts(meta)
+        return Report(path, findings.sorted())
+    manifests = read_shards(path, findings)
+    check_identities(manifests, findings)
+    facts = StoreFacts(meta)
     entries = {entry.input_id: entry for m in manifests for entry in m.inputs}
-    held = check_conditions(path, meta, entries, found)
+    checked = check_conditions(path, meta, entries, findings)
 
-    def content(nodes: Rows, edges: Rows, where: dict[str, Any]) -> None:
+    def content(nodes: Rows, edges: Rows, where: Place) -> None:
         try:
             for layer, problem in conservation.check(facts, nodes, edges):
-                found.error(problem, **where, layer=None if layer is None else facts.name(layer))
+                findings.error(problem, **where, layer=None if layer is None else facts.name(layer))
         except MemoryError:  # a stranger's store.json may describe any number of units
             units = f"{sum(row['n_units'] for row in meta['layers']):,}"
-            found.error(f"not checked: {units} units do not fit in memory", **where)
+            findings.error(f"not checked: {units} units do not fit in memory", **where)
 
     from tqdm import tqdm
 
-    hidden = None if progress and sys.stderr.isatty() else True
-    total = sum(len(m.inputs) for one in (manifests, *(c.manifests for c in held)) for m in one)
-    with tqdm(total=total, unit=" inputs", disable=hidden) as bar:
+    total = sum(
+        len(m.inputs) for shards in (manifests, *(c.manifests for c in checked)) for m in shards
+    )
+    with tqdm(total=total, unit=" inputs", disable=hidden(progress)) as bar:
         for manifest in manifests:
-            check_tables(path / "shards", manifest, facts, found, content, bar.update)
-        for condition in held:
+            check_tables(path / "shards", manifest, facts, findings, content, bar.update)
+        for condition in checked:
             check_condition(condition, meta, bar.update)
     recomputed = 0
     if sample and entries:
         from nrm_graph.store.verify.recompute import recompute
 
-        recomputed = recompute(path, sample, found, hidden)
-    return Report(path, found.sorted(), len(manifests), len(entries), recomputed, len(held))
+        recomputed = recompute(path, sample, findings, progress)
+    return Report(path, findings.sorted(), len(manifests), len(entries), recomputed, len(checked))

@@ -20,14 +20,14 @@ from nrm_graph.store.verify.files import (
     read_shards,
 )
 from nrm_graph.store.verify.report import Within, pair_of
-from nrm_graph.store.verify.tables import Facts, check_tables
+from nrm_graph.store.verify.tables import StoreFacts, check_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from nrm_graph.store.format.manifest import Entry, Manifest
-    from nrm_graph.store.verify.report import Findings
+    from nrm_graph.store.verify.report import Findings, Place
     from nrm_graph.store.verify.tables import Rows
 
 
@@ -35,43 +35,45 @@ STRAY = "deleted while the condition was computed? readers ignore it"
 
 
 @dataclass(frozen=True)
-class Held:
+class CheckedCondition:
     """A condition whose ``condition.json`` is as it should be."""
 
     folder: Path
-    found: Findings
+    findings: Findings
     manifests: list[Manifest]
 
 
 def check_conditions(
-    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry], found: Findings
-) -> list[Held]:
+    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry], findings: Findings
+) -> list[CheckedCondition]:
     """Check what the conditions of a store are, and that their inputs are the store's."""
     try:
         folders = conditions.condition_folders(path)
     except StoreError as error:
-        found.error(str(error), file=conditions.FOLDER)
+        findings.error(str(error), file=conditions.FOLDER)
         return []
     if folders or (path / conditions.FOLDER).is_dir():
-        known = {*folders, *conditions.dropped_folders(path)}
+        known_folders = {*folders, *conditions.dropped_folders(path)}
         for other in sorted((path / conditions.FOLDER).iterdir()):
-            if other not in known:
-                left_over(other, Within(found, conditions.FOLDER))
-    held = []
+            if other not in known_folders:
+                left_over(other, Within(findings, conditions.FOLDER))
+    checked = []
     for folder in folders:
         place = f"{conditions.FOLDER}/{folder.name}"
         file = f"{place}/{conditions.FILE}"
         try:
             conditions.read_content(folder, meta)
-            check_seal(folder / conditions.FILE, conditions.MAX_CONDITION_BYTES, found, file=file)
+            check_seal(
+                folder / conditions.FILE, conditions.MAX_CONDITION_BYTES, findings, file=file
+            )
         except StoreError as error:
             if (folder / conditions.FILE).exists():  # else it was dropped just now
-                found.error(str(error), file=file)
+                findings.error(str(error), file=file)
             continue
         for other in sorted(folder.iterdir()):
             if other.name not in (conditions.FILE, "shards"):
-                left_over(other, Within(found, place))
-        inside = Within(found, f"{place}/shards")
+                left_over(other, Within(findings, place))
+        inside = Within(findings, f"{place}/shards")
         manifests = read_shards(folder, inside)
         check_identities(manifests, inside)
         for manifest in manifests:
@@ -79,37 +81,39 @@ def check_conditions(
             if problem:
                 inside.error(problem, shard=manifest.name)
             _check_entries(manifest, entries, inside)
-        held.append(Held(folder, inside, manifests))
-    return held
+        checked.append(CheckedCondition(folder, inside, manifests))
+    return checked
 
 
-def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], found: Findings) -> None:
+def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], findings: Findings) -> None:
     for entry in manifest.inputs:
-        where = {"shard": manifest.name, **pair_of(entry)}
-        own = entries.get(entry.input_id)
-        if own is None:
-            found.note(f"the store does not hold this input: {STRAY}", **where)
-        elif own.content != entry.content:
-            found.note(
+        where: Place = {"shard": manifest.name, **pair_of(entry)}
+        stored = entries.get(entry.input_id)
+        if stored is None:
+            findings.note(f"the store does not hold this input: {STRAY}", **where)
+        elif stored.content != entry.content:
+            findings.note(
                 f"the store holds another content of this key: {STRAY}, compaction removes it",
                 **where,
             )
 
 
-def check_condition(held: Held, meta: Mapping[str, Any], done: Callable[[], Any]) -> None:
+def check_condition(
+    condition: CheckedCondition, meta: Mapping[str, Any], advance: Callable[[], object]
+) -> None:
     """Check the shards of a condition: bytes, rows, and conservation."""
-    facts = Facts(meta, conditioned=True)
-    for manifest in held.manifests:
-        known = _facts(held.folder, manifest)
+    facts = StoreFacts(meta, conditioned=True)
+    for manifest in condition.manifests:
+        rows = _facts(condition.folder, manifest)
 
-        def content(
-            nodes: Rows, edges: Rows, where: dict[str, Any], known: dict[Any, Any] = known
-        ) -> None:
-            row = known.get((where["key"], where["target"], where["weights"]))
+        def content(nodes: Rows, edges: Rows, where: Place, rows: dict[Any, Any] = rows) -> None:
+            row = rows.get((where["key"], where["target"], where["weights"]))
             if row is not None:  # else told by the check of the inputs
-                _check_content(facts, row, nodes, edges, held.found, where)
+                _check_content(facts, row, nodes, edges, condition.findings, where)
 
-        check_tables(held.folder / "shards", manifest, facts, held.found, content, done)
+        check_tables(
+            condition.folder / "shards", manifest, facts, condition.findings, content, advance
+        )
 
 
 def _facts(folder: Path, manifest: Manifest) -> dict[Any, dict[str, Any]]:
@@ -126,36 +130,36 @@ def _facts(folder: Path, manifest: Manifest) -> dict[Any, dict[str, Any]]:
 
 
 def _check_content(
-    facts: Facts,
+    facts: StoreFacts,
     row: Mapping[str, Any],
     nodes: Rows,
     edges: Rows,
-    found: Findings,
-    where: dict[str, Any],
+    findings: Findings,
+    where: Place,
 ) -> None:
     status, amplification = row.get("status"), row.get("amplification")
     numbers = [row.get(name) for name in ("relevance", "amplification", "absorbed")]
     if status == "undefined":
         if len(nodes["unit"]) or len(edges["relevance"]):
-            found.error("it is undefined, and has rows of nodes or edges", **where)
+            findings.error("it is undefined, and has rows of nodes or edges", **where)
         if not row.get("reason"):
-            found.error("it is undefined, without a reason", **where)
+            findings.error("it is undefined, without a reason", **where)
         return
     if status != "defined" or amplification is None or None in numbers:
-        found.error(f"its status is {status!r}, with the numbers {numbers}", **where)
+        findings.error(f"its status is {status!r}, with the numbers {numbers}", **where)
         return
     try:
         for layer, problem in conservation.check(facts, nodes, edges, amplification):
-            found.error(problem, **where, layer=None if layer is None else facts.name(layer))
+            findings.error(problem, **where, layer=None if layer is None else facts.name(layer))
     except MemoryError:  # a stranger's store.json may describe any number of units
-        found.error("not checked: its units do not fit in memory", **where)
+        findings.error("not checked: its units do not fit in memory", **where)
         return
     lost = (nodes["unit"] < 0) & (nodes["unit"] != PRUNED)
     values = nodes["relevance"].astype(np.float64)
     limit = conservation.ROUNDINGS * conservation.EPS * amplification * np.abs(values).sum()
     total = float(values[lost].sum())
     if abs(total - row["absorbed"]) > limit:
-        found.error(
+        findings.error(
             f"its pseudo-units hold {total:.9g}, absorbed says {row['absorbed']:.9g} (allowed: "
             f"{limit:.2g})",
             **where,

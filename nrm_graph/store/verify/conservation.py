@@ -11,7 +11,9 @@ from nrm_graph.network.topology import PRUNED, PSEUDO_UNITS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from nrm_graph.store.verify.tables import Facts, Rows
+    import numpy.typing as npt
+
+    from nrm_graph.store.verify.tables import Rows, StoreFacts
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -27,7 +29,7 @@ one neuron.  100 is ten times the worst."""
 
 
 def check(
-    facts: Facts, nodes: Rows, edges: Rows, amplification: float = 1.0
+    facts: StoreFacts, nodes: Rows, edges: Rows, amplification: float = 1.0
 ) -> Iterator[tuple[int | None, str]]:
     """Everything that must sum to something else: (layer, problem), at most one per kind.
 
@@ -45,7 +47,7 @@ def check(
 class _Sums:
     """Totals by unit and by pair of layers, in float64."""
 
-    def __init__(self, facts: Facts, nodes: Rows, edges: Rows, eps: float) -> None:
+    def __init__(self, facts: StoreFacts, nodes: Rows, edges: Rows, eps: float) -> None:
         self.facts, self.nodes, self.edges = facts, nodes, edges
         self.eps = eps
         self.layers = len(facts.units)
@@ -57,10 +59,10 @@ class _Sums:
         self.src = edges["src_layer"].astype(np.int64)
         self.relevance = edges["relevance"].astype(np.float64)
         self.pair = self.dst * self.layers + self.src
-        own = nodes["unit"] >= 0
+        is_unit = nodes["unit"] >= 0
         self.node = np.zeros(self.total)
-        place = facts.first[nodes["layer_id"][own]] + nodes["unit"][own]
-        self.node[place] = nodes["relevance"][own]
+        place = facts.first[nodes["layer_id"][is_unit]] + nodes["unit"][is_unit]
+        self.node[place] = nodes["relevance"][is_unit]
         self.group, self.size = (
             self._by(self.pair, self.layers**2, values).reshape(self.layers, self.layers)
             for values in (self.relevance, np.abs(self.relevance))
@@ -70,11 +72,16 @@ class _Sums:
         ) * (facts.units > 0)
 
     @staticmethod
-    def _by(place: Any, size: int, values: Any) -> Any:
+    def _by(
+        place: npt.NDArray[np.int64], size: int, values: npt.NDArray[np.float64] | None
+    ) -> npt.NDArray[Any]:
         return np.bincount(place, values, minlength=size)
 
     def _worst(
-        self, actual: Any, expected: Any, limit: Any
+        self,
+        actual: npt.NDArray[np.float64],
+        expected: npt.NDArray[np.float64],
+        limit: npt.NDArray[np.float64],
     ) -> tuple[int, float, float, float] | None:
         """Position that is farthest beyond its limit, what is there and should be, the limit."""
         excess = np.abs(actual - expected) - limit
@@ -84,7 +91,7 @@ class _Sums:
         return at, float(actual[at]), float(expected[at]), float(limit[at])
 
     @staticmethod
-    def _carried(sizes: Any) -> Any:
+    def _carried(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """By layer, the largest of its own size and those above it, whose rounding it inherits.
 
         Of the output this is at least 1: a channel that cancels has no small rounding of its own.
@@ -120,10 +127,10 @@ class _Sums:
                 limit = self.eps * scale[i] + self.rounding * sizes[part]
                 worst = self._worst(sums[part], self.node[part], limit)
                 if worst:
-                    at, found, expected, allowed = worst
+                    at, actual, expected, allowed = worst
                     yield (
                         i,
-                        f"edges {side} unit {at} sum to {found:.9g}, its relevance is "
+                        f"edges {side} unit {at} sum to {actual:.9g}, its relevance is "
                         f"{expected:.9g} (allowed: {allowed:.2g})",
                     )
 
@@ -132,7 +139,7 @@ class _Sums:
         below = self.nodes["unit"] < 0
         width = len(PSEUDO_UNITS) + 1
         place = self.nodes["layer_id"][below].astype(np.int64) * width - self.nodes["unit"][below]
-        held = self._by(place, self.layers * width, self.nodes["relevance"][below])
+        unit_sums = self._by(place, self.layers * width, self.nodes["relevance"][below])
         unit = self.edges["src_unit"]
         chosen = (unit < 0) & (self.edges["dst_unit"] >= 0)
         place = self.dst[chosen] * width - unit[chosen]
@@ -140,13 +147,13 @@ class _Sums:
         sizes = self._by(place, self.layers * width, np.abs(self.relevance[chosen]))
         scale = self._carried(np.maximum(self.variation, self.size.sum(1))).repeat(width)
         limit = self.eps * scale + self.rounding * sizes
-        worst = self._worst(sums, held, limit)
+        worst = self._worst(sums, unit_sums, limit)
         if worst:
-            at, found, expected, allowed = worst
+            at, actual, expected, allowed = worst
             name = PSEUDO_UNITS.get(-(at % width), "?")
             yield (
                 at // width,
-                f"edges to its pseudo-unit {name} sum to {found:.9g}, the unit holds "
+                f"edges to its pseudo-unit {name} sum to {actual:.9g}, the unit holds "
                 f"{expected:.9g} (allowed: {allowed:.2g})",
             )
 
@@ -165,18 +172,18 @@ class _Sums:
         for name, sums in (("out of", rows), ("into", columns)):
             worst = self._worst(sums * self.facts.pruned.ravel(), -corner, limit)
             if worst:
-                at, found, expected, allowed = worst
+                at, actual, expected, allowed = worst
                 yield (
                     at // self.layers,
                     f"pruned rows {name} its pair with {self.facts.name(at % self.layers)} sum to "
-                    f"{found:.9g}, the corner says {expected:.9g} (allowed: {allowed:.2g})",
+                    f"{actual:.9g}, the corner says {expected:.9g} (allowed: {allowed:.2g})",
                 )
         top = {(row[0], row[1]): row[3] for row in self.facts.meta.get("pruned") or ()}
         numbers = self._by(self.pair[~(upper | lower)], count, None)
         for (dst, src), most in top.items():
-            kept = int(numbers[dst * self.layers + src])
-            if most is not None and kept > most:
-                yield dst, f"{kept} edges to {self.facts.name(src)}: the store keeps {most}"
+            n_edges = int(numbers[dst * self.layers + src])
+            if most is not None and n_edges > most:
+                yield dst, f"{n_edges} edges to {self.facts.name(src)}: the store keeps {most}"
 
     def cuts(self) -> Iterator[tuple[int | None, str]]:
         """At every position of the execution order all walks sum to 1.

@@ -20,39 +20,40 @@ from nrm_graph.store.verify.report import pair_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import Unpack
 
     from nrm_graph.store.format.manifest import Manifest
-    from nrm_graph.store.verify.report import Findings
+    from nrm_graph.store.verify.report import Findings, Place
 
 
 BROKEN = (OSError, pa.ArrowException, KeyError, UnicodeDecodeError, ValueError)
 """What Arrow raises at a damaged file."""
 
 
-def check_settings(path: Path, found: Findings) -> dict[str, Any] | None:
+def check_settings(path: Path, findings: Findings) -> dict[str, Any] | None:
     """Check ``store.json`` and the files that it names; None where it cannot be read."""
     try:
         meta = settings.read_settings(path, sizes=False)
     except StoreError as error:
-        found.error(str(error), file="store.json")
+        findings.error(str(error), file="store.json")
         return None
-    check_seal(path / "store.json", settings.MAX_SETTINGS_BYTES, found, file="store.json")
+    check_seal(path / "store.json", settings.MAX_SETTINGS_BYTES, findings, file="store.json")
     for name, info in meta["files"].items():
-        check_file(path / name, info["size"], info["sha256"], found, file=name)
-    _check_units(path, meta, found)
+        check_file(path / name, info["size"], info["sha256"], findings, file=name)
+    _check_units(path, meta, findings)
     if not _is_pruned(meta.get("pruned", []), meta["groups"]):
-        found.error(
+        findings.error(
             "expected pruned to list [dst, src, coverage, top] of groups", file="store.json"
         )
         meta.pop("pruned")
-    known = {"store.json", "shards", conditions.FOLDER, *meta["files"]}
+    expected = {"store.json", "shards", conditions.FOLDER, *meta["files"]}
     for other in sorted(path.iterdir()):
-        if other.name not in known:
-            left_over(other, found)
+        if other.name not in expected:
+            left_over(other, findings)
     return meta
 
 
-def _is_pruned(value: Any, groups: list[list[int]]) -> bool:
+def _is_pruned(value: object, groups: list[list[int]]) -> bool:
     """Whether a value is a list of pairs of layers with their coverage and number of edges."""
     pairs = [group[:2] for group in groups]
     return isinstance(value, list) and all(
@@ -64,65 +65,69 @@ def _is_pruned(value: Any, groups: list[list[int]]) -> bool:
     )
 
 
-def check_file(path: Path, size: int, sha256: str, found: Findings, **where: Any) -> bool:
+def check_file(
+    path: Path, size: int, sha256: str, findings: Findings, **where: Unpack[Place]
+) -> bool:
     """Compare size and SHA-256 of one file with what is written about it."""
     try:
         actual = file_size(path)
         digest = sha256_of(path) if actual == size else ""
     except StoreError as error:
-        found.error(str(error), **where)
+        findings.error(str(error), **where)
         return False
     except OSError as error:
-        found.error(f"cannot be read: {error.strerror or error}", **where)
+        findings.error(f"cannot be read: {error.strerror or error}", **where)
         return False
     if actual != size:
-        found.error(f"expected {size} bytes, found {actual}: truncated or changed", **where)
+        findings.error(f"expected {size} bytes, found {actual}: truncated or changed", **where)
     elif digest != sha256:
-        found.error(f"SHA-256 is {digest}, expected {sha256}: its bytes were changed", **where)
+        findings.error(f"SHA-256 is {digest}, expected {sha256}: its bytes were changed", **where)
     return digest == sha256
 
 
-def check_seal(path: Path, limit: int, found: Findings, **where: Any) -> None:
+def check_seal(path: Path, limit: int, findings: Findings, **where: Unpack[Place]) -> None:
     """Check what a JSON file says about its own content."""
     raw = parse_object(read_limited(path, limit), path.name)
-    said = raw.pop("seal", None)
-    if said is None and any(
+    stated = raw.pop("seal", None)
+    if stated is None and any(
         v == seal({k: raw[k] for k in raw if k != name}) for name, v in raw.items()
     ):
-        found.error("its seal bears another name: it was edited", **where)
-    elif said is None:
-        found.note("it bears no checksum of its own: a change in it may go unseen", **where)
-    elif said != seal(raw):
-        found.error("its content is not the one that was sealed: it was edited", **where)
+        findings.error("its seal bears another name: it was edited", **where)
+    elif stated is None:
+        findings.note("it bears no checksum of its own: a change in it may go unseen", **where)
+    elif stated != seal(raw):
+        findings.error("its content is not the one that was sealed: it was edited", **where)
 
 
-def _check_units(path: Path, meta: Mapping[str, Any], found: Findings) -> None:
+def _check_units(path: Path, meta: Mapping[str, Any], findings: Findings) -> None:
     """Check custom partitions against their hashes and numbers of units."""
     if settings.UNITS_FILE not in meta["files"]:
         return
     try:
         parts = settings.read_units(path, meta)
     except StoreError as error:
-        found.error(str(error), file=settings.UNITS_FILE)
+        findings.error(str(error), file=settings.UNITS_FILE)
         return
     for row in meta["layers"]:
         if row["resolution"] == "custom":
             labels = parts[row["name"]]
-            where = {"file": settings.UNITS_FILE, "layer": row["name"]}
             if content_hash(labels) != row.get("units"):
-                found.error("the partition is not the one that store.json describes", **where)
+                problem = "the partition is not the one that store.json describes"
             elif not np.array_equal(np.unique(labels), np.arange(row["n_units"])):
-                found.error(f"the partition has not the units 0 to {row['n_units'] - 1}", **where)
+                problem = f"the partition has not the units 0 to {row['n_units'] - 1}"
+            else:
+                continue
+            findings.error(problem, file=settings.UNITS_FILE, layer=row["name"])
 
 
-def read_shards(path: Path, found: Findings) -> list[Manifest]:
+def read_shards(path: Path, findings: Findings) -> list[Manifest]:
     """Manifests that count, in order of their names; others and leftovers become findings."""
     folder = path / "shards"
     if folder.is_symlink():
-        found.error("expected a folder, found a symbolic link: do not trust it", file="shards")
+        findings.error("expected a folder, found a symbolic link: do not trust it", file="shards")
         return []
     if not folder.is_dir():
-        found.error("expected a folder, found none", file="shards")
+        findings.error("expected a folder, found none", file="shards")
         return []
     files = sorted(folder.iterdir())
     manifests = {}
@@ -131,33 +136,37 @@ def read_shards(path: Path, found: Findings) -> list[Manifest]:
             continue
         name = file.stem
         if not is_name(name):
-            found.error("a manifest of such a name no writer of this package makes", file=file.name)
+            findings.error(
+                "a manifest of such a name no writer of this package makes", file=file.name
+            )
             continue
         try:
             manifests[name] = decode(name, read_limited(file, MAX_MANIFEST_BYTES))
-            check_seal(file, MAX_MANIFEST_BYTES, found, shard=name, file=file.name)
+            check_seal(file, MAX_MANIFEST_BYTES, findings, shard=name, file=file.name)
         except StoreError as error:
             # A shard that another one replaced may be deleted at any moment.
             if file.exists() or file.is_symlink():
-                found.error(str(error), shard=name, file=file.name)
+                findings.error(str(error), shard=name, file=file.name)
     try:
         graphlib.TopologicalSorter({m.name: m.replaces for m in manifests.values()}).prepare()
     except graphlib.CycleError as error:
-        found.error(f"shards replace each other in a circle: {', '.join(error.args[1][:4])}, ...")
+        findings.error(
+            f"shards replace each other in a circle: {', '.join(error.args[1][:4])}, ..."
+        )
     replaced = {other for m in manifests.values() for other in m.replaces}
     old = replaced & set(manifests)
     if old:
         number = f"{len(old):,} shards were" if len(old) > 1 else f"the shard {min(old)} was"
-        found.note(f"{number} replaced, and may be deleted: a compaction does so, by age")
+        findings.note(f"{number} replaced, and may be deleted: a compaction does so, by age")
     named = {f"{name}.json" for name in manifests}
     named |= {info.name for m in manifests.values() for info in m.files.values()}
     for file in files:
         if file.name not in named and file.suffix != ".json":
-            left_over(file, found)
+            left_over(file, findings)
     return [m for name, m in manifests.items() if name not in replaced]
 
 
-def left_over(path: Path, found: Findings) -> None:
+def left_over(path: Path, findings: Findings) -> None:
     """Note a file that is no part of the store."""
     try:
         old = time.time() - path.lstat().st_mtime
@@ -170,7 +179,7 @@ def left_over(path: Path, found: Findings) -> None:
         text = f"no manifest names it, {age}: of a writer at work, or of one that was killed"
     else:
         text = f"no part of the store, {age}"
-    found.note(f"{text}; readers ignore it", file=path.name)
+    findings.note(f"{text}; readers ignore it", file=path.name)
 
 
 def _words(seconds: float) -> str:
@@ -180,19 +189,19 @@ def _words(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f} seconds"
 
 
-def check_identities(manifests: list[Manifest], found: Findings) -> None:
+def check_identities(manifests: list[Manifest], findings: Findings) -> None:
     """Report pairs that two shards hold, and keys with two contents."""
     pairs: dict[int, tuple[str, str]] = {}
     contents: dict[str, tuple[str, str]] = {}
     for manifest in manifests:
         for entry in manifest.inputs:
-            where = {"shard": manifest.name, **pair_of(entry)}
+            where: Place = {"shard": manifest.name, **pair_of(entry)}
             first = pairs.setdefault(entry.input_id, (manifest.name, entry.key))
             if first[0] != manifest.name:
-                found.note(f"the shard {first[0]} holds the same pair, and counts", **where)
+                findings.note(f"the shard {first[0]} holds the same pair, and counts", **where)
             shard, content = contents.setdefault(entry.key, (manifest.name, entry.content))
             if content != entry.content:
-                found.error(
+                findings.error(
                     f"one key has two contents: {content[:12]}... in the shard {shard}, "
                     f"{entry.content[:12]}... here",
                     **where,

@@ -13,6 +13,7 @@ from nrm_graph.network import units
 from nrm_graph.network.ir.validation import PROBLEMS
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 from nrm_graph.store.measure import measure
+from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import FOLDER
 from nrm_graph.store.verify.report import Within, pair_of
 from nrm_graph.store.view import View
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import Topology
+    from nrm_graph.network.units import Partition
     from nrm_graph.store.read.conditions import Condition
-    from nrm_graph.store.verify.report import Findings
+    from nrm_graph.store.verify.report import Findings, Place
+    from nrm_graph.store.verify.tables import Rows
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -41,40 +44,40 @@ one; 3 to 7 for gamma, a residual net, ResNet-18 and a trained VGG16.  Another m
 gets room for fifty times the worst of these.  A wrong weight or rule moves layers by percents."""
 
 
-def recompute(path: Path, sample: int, found: Findings, hidden: bool | None) -> int:
+def recompute(path: Path, sample: int, findings: Findings, progress: bool) -> int:
     """Compare a sample of inputs, spread over all; return how many could be computed."""
     try:
         db = View(path)
     except StoreError:
-        found.note("nothing was recomputed: the store cannot be opened as it is")
+        findings.note("nothing was recomputed: the store cannot be opened as it is")
         return 0
-    done = 0
+    recomputed = 0
     with db:
         ids = sorted(db._snapshot.entries)
         places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False)
-        for place in tqdm(places.astype(int), unit=" recomputed", disable=hidden):
+        for place in tqdm(places.astype(int), unit=" recomputed", disable=hidden(progress)):
             identity = ids[place]
             entry = db._snapshot.entries[identity]
             shard = db._snapshot.shard_of[identity]
-            where = {"shard": shard, **pair_of(entry)}
-            done += _one(db, identity, found, where)
+            where: Place = {"shard": shard, **pair_of(entry)}
+            recomputed += _one(db, identity, findings, where)
         for condition in db._conditions.values():
-            _one_condition(db, condition, sample, found, hidden)
-    return done
+            _one_condition(db, condition, sample, findings, progress)
+    return recomputed
 
 
 def _one_condition(
-    db: View, condition: Condition, sample: int, found: Findings, hidden: bool | None
+    db: View, condition: Condition, sample: int, findings: Findings, progress: bool
 ) -> None:
     """Compare a sample of a condition's inputs, spread over all of them."""
     snapshot = condition.snapshot
-    inside = Within(found, f"{FOLDER}/{condition.name.lower()}/shards")
+    inside = Within(findings, f"{FOLDER}/{condition.name.lower()}/shards")
     ids = sorted(set(snapshot.entries) & set(db._snapshot.entries))
     places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False).astype(int)
-    for place in tqdm(places, unit=f" of {condition.name}", disable=hidden):
+    for place in tqdm(places, unit=f" of {condition.name}", disable=hidden(progress)):
         identity = ids[place]
         entry = snapshot.entries[identity]
-        where = {"shard": snapshot.shard_of[identity], **pair_of(entry)}
+        where: Place = {"shard": snapshot.shard_of[identity], **pair_of(entry)}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the store's own tables are compared
@@ -90,9 +93,9 @@ def _one_condition(
         before, rounding = facts["relevance"], facts.get("amplification")
         try:
             after = float(m(condition.event))
-            given = m.given(condition.event)
+            conditional = m.given(condition.event)
         except UndefinedConditional:
-            given = None
+            conditional = None
         except (NrmError, MemoryError, *PROBLEMS) as error:
             inside.error(f"cannot be recomputed: {error}", **where)
             continue
@@ -100,51 +103,51 @@ def _one_condition(
         if limit and abs(before - after) > limit:
             inside.error(f"recomputed, R(event) is {after:.9g}, stored is {before:.9g}", **where)
             continue
-        if (given is None) == (facts["status"] == "defined"):
-            now = "undefined" if given is None else "defined"
+        if (conditional is None) == (facts["status"] == "defined"):
+            now = "undefined" if conditional is None else "defined"
             inside.note(f"recomputed, it is {now}: near the limit of rounding", **where)
-        if given is None or rounding is None:
+        if conditional is None or rounding is None:
             continue
         columns = {name: nodes[name].to_numpy() for name in nodes.column_names}
-        _compare_nodes(given, columns, inside, where, max(1.0, rounding))
+        _compare_nodes(conditional, columns, inside, where, max(1.0, rounding))
 
 
-def _one(db: View, identity: int, found: Findings, where: dict[str, Any]) -> bool:
+def _one(db: View, identity: int, findings: Findings, where: Place) -> bool:
     snapshot = db._snapshot
     try:
         snapshot.tensors(identity)
     except InputError:
-        found.note("could not be recomputed: the store holds no input tensors", **where)
+        findings.note("could not be recomputed: the store holds no input tensors", **where)
         return False
     except StoreError:
         return False  # told by the tables' checks
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             m = measure(db, identity)
-        for warning in told:
-            found.error(str(warning.message), **where)
-        if not _same_units(db, m, found):
+        for warning in caught:
+            findings.error(str(warning.message), **where)
+        if not _same_units(db, m, findings):
             return False
         nodes = snapshot.rows(identity, "nodes")
         predicted = int(snapshot.facts(identity)["predicted"])
     except NotRegistered as error:  # sound as far as one can tell without it
-        found.note(f"could not be recomputed: {error}", **where)
+        findings.note(f"could not be recomputed: {error}", **where)
         return False
     except NrmError as error:
-        found.error(f"cannot be recomputed: {error}", **where)
+        findings.error(f"cannot be recomputed: {error}", **where)
         return False
     except Exception as error:  # settings or a program that a stranger has made
-        found.error(f"cannot be recomputed: {type(error).__name__}: {error}", **where)
+        findings.error(f"cannot be recomputed: {type(error).__name__}: {error}", **where)
         return False
-    _compare_prediction(m, predicted, found, where)
+    _compare_prediction(m, predicted, findings, where)
     columns = {name: nodes[name].to_numpy() for name in nodes.column_names}
-    _compare_nodes(m, columns, found, where)
-    _compare_activations(m, columns, found, where)
+    _compare_nodes(m, columns, findings, where)
+    _compare_activations(m, columns, findings, where)
     return True
 
 
-def _same_units(db: View, m: Measure, found: Findings) -> bool:
+def _same_units(db: View, m: Measure, findings: Findings) -> bool:
     """Whether ``store.json`` counts the units that its resolutions give."""
     wrong = [
         (row["name"], row["n_units"], part.n_units)
@@ -152,46 +155,46 @@ def _same_units(db: View, m: Measure, found: Findings) -> bool:
         if row["n_units"] != part.n_units
     ]
     for name, listed, counted in wrong:
-        found.error(
+        findings.error(
             f"the layer has {counted} units, expected {listed}", file="store.json", layer=name
         )
     return not wrong
 
 
-def _compare_prediction(m: Measure, predicted: int, found: Findings, where: dict[str, Any]) -> None:
+def _compare_prediction(m: Measure, predicted: int, findings: Findings, where: Place) -> None:
     output = m.state.output[0].cpu().numpy()
     inside = 0 <= predicted < len(output)
     if not inside or output.max() - output[predicted] > TOLERANCE * np.abs(output).max():
-        found.error(
+        findings.error(
             f"the stored prediction is {predicted}, the program's {int(output.argmax())}", **where
         )
 
 
 def _compare_nodes(
     m: Measure,
-    stored: dict[str, Any],
-    found: Findings,
-    where: dict[str, Any],
+    stored: Rows,
+    findings: Findings,
+    where: Place,
     rounding: float = 1.0,
 ) -> None:
     """Compare nodes layer by layer: sums over channels must agree, single units may flip."""
     usual = units.automatic(m.topology)
     lost = {(row["layer"]): row for row in m.report().to_pylist()}
     flipped: dict[str, int] = {}
-    for layer, part, how in zip(m.topology.layers, m.partitions, usual, strict=True):
+    for layer, part, resolution in zip(m.topology.layers, m.partitions, usual, strict=True):
         values = m.marginal(layer.name, by="neuron").astype(np.float64).ravel()
         labels = part.labels.ravel()
         again = np.bincount(labels, values, minlength=part.n_units)
         row = lost[layer.name]
         scale = np.abs(values).sum() + sum(abs(row[kind]) for kind in _HELD)
         limit = TOLERANCE * scale * rounding
-        mine = stored["layer_id"] == layer.layer_id
-        unit, relevance = stored["unit"][mine], stored["relevance"][mine].astype(np.float64)
-        held = np.zeros(part.n_units)
-        held[unit[unit >= 0]] = relevance[unit >= 0]
-        group, words = _groups(m.topology, layer.layer_id, part, how)
+        in_layer = stored["layer_id"] == layer.layer_id
+        unit, relevance = stored["unit"][in_layer], stored["relevance"][in_layer].astype(np.float64)
+        stored_sums = np.zeros(part.n_units)
+        stored_sums[unit[unit >= 0]] = relevance[unit >= 0]
+        group, words = _groups(m.topology, layer.layer_id, part, resolution)
         count = int(group.max(initial=-1)) + 1
-        sums: list[Any] = [np.bincount(group, v, minlength=count) for v in (held, again)]
+        sums: list[Any] = [np.bincount(group, v, minlength=count) for v in (stored_sums, again)]
         compared: tuple[tuple[str, Any, Any], ...] = (
             (words, sums[0], sums[1]),
             *(
@@ -201,50 +204,48 @@ def _compare_nodes(
         )
         differs = False
         for name, before, after in compared:
-            off = np.abs(before - after)
-            worst = int(np.argmax(off)) if len(off) else 0
-            if len(off) and off[worst] > limit:
+            deviation = np.abs(before - after)
+            worst = int(np.argmax(deviation)) if len(deviation) else 0
+            if len(deviation) and deviation[worst] > limit:
                 differs = True
-                found.error(
+                findings.error(
                     f"recomputed, the relevance of {name} {worst} is {after[worst]:.9g}, stored "
                     f"is {before[worst]:.9g} (allowed: {limit:.2g})",
                     **where,
                     layer=layer.name,
                 )
-        flips = int((np.abs(held - again) > limit).sum())
+        flips = int((np.abs(stored_sums - again) > limit).sum())
         if flips and not differs and count < part.n_units:
             flipped[layer.name] = flips
     if flipped:
         listed = ", ".join(f"{n} of {name}" for name, n in flipped.items())
-        found.note(
+        findings.note(
             f"near-tied max-pools chose other neurons when recomputed: units {listed}", **where
         )
 
 
-def _compare_activations(
-    m: Measure, stored: dict[str, Any], found: Findings, where: dict[str, Any]
-) -> None:
+def _compare_activations(m: Measure, stored: Rows, findings: Findings, where: Place) -> None:
     """Compare mean activations, which no near tie changes by more than rounding."""
-    made = plan(m.network, m.partitions)
+    table_plan = plan(m.network, m.partitions)
     for name, i in m.network.layout.layer_of.items():
-        again = mean_activations(made, m.state, name)[0]
-        mine = (stored["layer_id"] == i) & (stored["unit"] >= 0)
-        held = np.zeros(len(again))
-        held[stored["unit"][mine]] = stored["activation"][mine]
-        off = np.abs(held - again)
+        again = mean_activations(table_plan, m.state, name)[0]
+        in_layer = (stored["layer_id"] == i) & (stored["unit"] >= 0)
+        stored_means = np.zeros(len(again))
+        stored_means[stored["unit"][in_layer]] = stored["activation"][in_layer]
+        deviation = np.abs(stored_means - again)
         # Means may cancel; rounding is relative to the activations that they are made of.
         limit = TOLERANCE * float(m.state.values[name].abs().max())
-        worst = int(np.argmax(off)) if len(off) else 0
-        if len(off) and off[worst] > limit:
-            found.error(
+        worst = int(np.argmax(deviation)) if len(deviation) else 0
+        if len(deviation) and deviation[worst] > limit:
+            findings.error(
                 f"recomputed, the activation of unit {worst} is {again[worst]:.9g}, stored is "
-                f"{held[worst]:.9g} (allowed: {limit:.2g})",
+                f"{stored_means[worst]:.9g} (allowed: {limit:.2g})",
                 **where,
                 layer=m.topology.layers[i].name,
             )
 
 
-def _groups(topology: Topology, layer_id: int, part: Any, how: str) -> tuple[Any, str]:
+def _groups(topology: Topology, layer_id: int, part: Partition, resolution: str) -> tuple[Any, str]:
     """Units that are compared as one, and what to call them.
 
     Where a pool is nearly tied, another position may win on another machine or in another batch;
@@ -254,7 +255,7 @@ def _groups(topology: Topology, layer_id: int, part: Any, how: str) -> tuple[Any
         return np.arange(part.n_units), part.resolution
     if not part.single:  # a partition that may cut channels
         return np.zeros(part.n_units, np.int64), "the layer, group"
-    coarse = units.partition(topology.layers[layer_id], how)
+    coarse = units.partition(topology.layers[layer_id], resolution)
     group = np.zeros(part.n_units, np.int64)
     group[part.labels.ravel()] = coarse.labels.ravel()
     return group, "neuron" if coarse.single else coarse.resolution

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Unpack
 
     from nrm_graph.store.format.manifest import Entry
 
@@ -66,7 +67,17 @@ class Finding:
         return " ".join(f"{self.severity}: {f'{place}: ' if place else ''}{self.problem}".split())
 
 
-def pair_of(entry: Entry) -> dict[str, Any]:
+class Place(TypedDict, total=False):
+    """Where a finding lies: attributes of :class:`Finding`."""
+
+    shard: str | None
+    file: str | None
+    key: str | None
+    target: int | None
+    weights: str | None
+
+
+def pair_of(entry: Entry) -> Place:
     """Return an input as findings name it."""
     return {"key": entry.key, "target": entry.target, "weights": entry.weights}
 
@@ -120,7 +131,9 @@ class Report:
         """Arrow table of the findings, one column per attribute."""
         kinds = {"target": pa.int32()}
         schema = pa.schema([(f.name, kinds.get(f.name, pa.string())) for f in fields(Finding)])
-        rows = [{f.name: getattr(one, f.name) for f in fields(Finding)} for one in self.findings]
+        rows = [
+            {f.name: getattr(finding, f.name) for f in fields(Finding)} for finding in self.findings
+        ]
         return pa.Table.from_pylist(rows, schema)
 
 
@@ -128,51 +141,51 @@ class Findings:
     """Collects findings in the order of their discovery."""
 
     def __init__(self) -> None:
-        self.found: list[Finding] = []
+        self.findings: list[Finding] = []
 
-    def error(self, problem: str, **where: Any) -> None:
+    def error(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
         """Add an error; ``where`` are the attributes of :class:`Finding`."""
-        self.found.append(Finding(ERROR, problem, **where))
+        self.findings.append(Finding(ERROR, problem, layer=layer, **where))
 
-    def note(self, problem: str, **where: Any) -> None:
+    def note(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
         """Add a note."""
-        self.found.append(Finding(NOTE, problem, **where))
+        self.findings.append(Finding(NOTE, problem, layer=layer, **where))
 
     def count(self) -> int:
         """Count what was found so far."""
-        return len(self.found)
+        return len(self.findings)
 
     def forget(self, count: int) -> None:
         """Drop what was found after the first `count`."""
-        del self.found[count:]
+        del self.findings[count:]
 
     def sorted(self) -> tuple[Finding, ...]:
         """Errors first, else in the order of their discovery."""
-        return tuple(sorted(self.found, key=lambda f: f.severity != ERROR))
+        return tuple(sorted(self.findings, key=lambda f: f.severity != ERROR))
 
 
 class Within(Findings):
     """Findings of a folder inside the store: their files are named from the store's folder."""
 
-    def __init__(self, found: Findings, folder: str) -> None:
-        self._found, self._folder = found, folder
+    def __init__(self, findings: Findings, folder: str) -> None:
+        self._findings, self._folder = findings, folder
 
-    def error(self, problem: str, **where: Any) -> None:
+    def error(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
         """See :meth:`Findings.error`."""
-        self._found.error(problem, **self._placed(where))
+        self._findings.error(problem, layer=layer, **self._placed(where))
 
-    def note(self, problem: str, **where: Any) -> None:
+    def note(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
         """See :meth:`Findings.note`."""
-        self._found.note(problem, **self._placed(where))
+        self._findings.note(problem, layer=layer, **self._placed(where))
 
     def count(self) -> int:
         """See :meth:`Findings.count`."""
-        return self._found.count()
+        return self._findings.count()
 
     def forget(self, count: int) -> None:
         """See :meth:`Findings.forget`."""
-        self._found.forget(count)
+        self._findings.forget(count)
 
-    def _placed(self, where: dict[str, Any]) -> dict[str, Any]:
+    def _placed(self, where: Place) -> Place:
         file = where.get("file") or where.get("shard")
         return where | {"file": self._folder if file is None else f"{self._folder}/{file}"}

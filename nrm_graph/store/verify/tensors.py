@@ -12,41 +12,43 @@ from nrm_graph.store.verify.files import BROKEN
 
 if TYPE_CHECKING:
     from nrm_graph.store.format.manifest import Manifest
-    from nrm_graph.store.verify.report import Findings
+    from nrm_graph.store.verify.report import Findings, Place
 
 Forms = list[dict[str, Any]]  # name, shape and dtype of every input of the network
 
 
-def check(file: Any, manifest: Manifest, forms: Forms, found: Findings) -> None:
+def check(file: Any, manifest: Manifest, forms: Forms, findings: Findings) -> None:
     """Check the table ``tensors``, a row group at a time, against the manifest's contents."""
     contents = {entry.key: entry.content for entry in manifest.inputs}
-    place = {"shard": manifest.name, "file": manifest.files["tensors"].name}
+    place: Place = {"shard": manifest.name, "file": manifest.files["tensors"].name}
     hashes: dict[str, list[str]] = {}  # by key, of the tensors seen so far
     with file:
         for group in range(file.num_row_groups):
             try:
                 rows = file.read_row_group(group).to_pylist()
             except BROKEN as error:
-                found.error(f"row group {group} cannot be read: {error}", **place)
+                findings.error(f"row group {group} cannot be read: {error}", **place)
                 continue
             for row in rows:
-                seen = hashes.setdefault(row["key"], [])
-                problem = _tensor_problem(row, len(seen), forms, row["key"] in contents)
+                content_hashes = hashes.setdefault(row["key"], [])
+                problem = _tensor_problem(row, len(content_hashes), forms, row["key"] in contents)
                 if problem is None:
-                    seen.append(content_hash(array_of(row)))
-                    problem = _content_problem(row, seen, forms, contents[row["key"]])
+                    content_hashes.append(content_hash(array_of(row)))
+                    problem = _content_problem(row, content_hashes, forms, contents[row["key"]])
                 if problem:
-                    found.error(problem, **place, key=row["key"])
+                    findings.error(problem, **place | {"key": row["key"]})
     for key in sorted(set(contents) - set(hashes)) if hashes else ():
-        found.note("no tensor is stored of it", **place, key=key)
-    for key, seen in sorted(hashes.items()):
-        if key in contents and 0 < len(seen) < len(forms):
-            names = ", ".join(form["name"] for form in forms[len(seen) :])
-            found.error(f"of its tensors, these are missing: {names}", **place, key=key)
+        findings.note("no tensor is stored of it", **place | {"key": key})
+    for key, content_hashes in sorted(hashes.items()):
+        if key in contents and 0 < len(content_hashes) < len(forms):
+            names = ", ".join(form["name"] for form in forms[len(content_hashes) :])
+            findings.error(f"of its tensors, these are missing: {names}", **place | {"key": key})
 
 
-def _tensor_problem(row: dict[str, Any], position: int, forms: Forms, known: bool) -> str | None:
-    if not known:
+def _tensor_problem(
+    row: dict[str, Any], position: int, forms: Forms, is_listed: bool
+) -> str | None:
+    if not is_listed:
         return "a tensor of a key that the shard does not hold"
     if position >= len(forms):
         return "it is there twice"
@@ -79,5 +81,5 @@ def _content_problem(
         return wrong
     if len(hashes) < len(forms):
         return None
-    whole = joined_content([form["name"] for form in forms], hashes)
-    return None if whole == content else wrong
+    joined = joined_content([form["name"] for form in forms], hashes)
+    return None if joined == content else wrong

@@ -8,7 +8,6 @@ import math
 import os
 import re
 import stat
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from nrm_graph.store.format.listing import listed
 from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES
 from nrm_graph.store.format.metadata import MAX_FIELDS, joined
 from nrm_graph.store.format.schema import GROUPS_PER_FILE, ORDER, TABLES
+from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import condition_folders, dropped_folders
 from nrm_graph.store.write.rewrite import replace_all, shards_of
 
@@ -163,23 +163,22 @@ def compact(
     with ending_in_order(), alone(store / "shards", AT_WORK):
         # The store last: what a condition holds of it was there before.
         folders = [*condition_folders(store), store]
-        held = [shards_of(folder) for folder in folders]
-        before = [m for shards in held for m in shards.snapshot.manifests.values()]
-        for n, shards in enumerate(held[:-1]):
-            if _removed_strays(shards, held[-1]):
-                held[n] = shards_of(folders[n])
-        work = [(shards, unit) for shards in held for unit in _units(shards, limit)]
-        merged = [len(group.members) for _, unit in work for group in unit]
-        hidden = None if progress and sys.stderr.isatty() else True
-        total = sum(group.load.inputs for _, unit in work for group in unit)
-        with tqdm(total=total, unit=" inputs", desc="compact", disable=hidden) as bar:
-            for shards, unit in work:
-                replace_all(shards, [group.members for group in unit], bar.update)
+        all_shards = [shards_of(folder) for folder in folders]
+        before = [m for shards in all_shards for m in shards.snapshot.manifests.values()]
+        for n, shards in enumerate(all_shards[:-1]):
+            if _removed_strays(shards, all_shards[-1]):
+                all_shards[n] = shards_of(folders[n])
+        work = [(shards, step) for shards in all_shards for step in _steps(shards, limit)]
+        merged = [len(group.members) for _, step in work for group in step]
+        total = sum(group.load.inputs for _, step in work for group in step)
+        with tqdm(total=total, unit=" inputs", desc="compact", disable=hidden(progress)) as bar:
+            for shards, step in work:
+                replace_all(shards, [group.members for group in step], bar.update)
         dropped = dropped_folders(store)
         deleted = [size for f in (*folders, *dropped) for size in _swept(f, older_than)]
         after = [listed(folder / "shards") for folder in (*folders, *dropped)]
-    live = [m for found in after[: len(folders)] for m, by in found if not by]
-    waiting = [i.size for found in after for m, by in found if by for i in m.files.values()]
+    live = [m for listing in after[: len(folders)] for m, by in listing if not by]
+    waiting = [i.size for listing in after for m, by in listing if by for i in m.files.values()]
     return Compaction(
         store,
         len(before),
@@ -198,8 +197,8 @@ def compact(
 def _removed_strays(condition: Shards, store: Shards) -> bool:
     """Drop what a condition holds of contents that keys of the store no longer have."""
     now = {entry.key: entry.content for entry in store.snapshot.entries.values()}
-    held = condition.snapshot.entries.values()
-    strays = {e.key for e in held if now.get(e.key, e.content) != e.content}
+    entries = condition.snapshot.entries.values()
+    strays = {e.key for e in entries if now.get(e.key, e.content) != e.content}
     if strays:
         names = condition.holding(strays)
         replace_all(condition, [[name] for name in names], lambda inputs: None, strays)
@@ -232,7 +231,7 @@ class _Load:
 
 
 @dataclass
-class _Group:
+class _Merge:
     """Shards that become one."""
 
     members: list[str] = field(default_factory=list)
@@ -246,13 +245,13 @@ class _Group:
         One shard has one type for a field and one tensor for a key.
         """
         for name, kind in manifest.metadata.items():
-            spelled, own = self.kinds.get(name.casefold(), (name, kind))
-            if spelled != name or ("null" not in (kind, own) and kind != own):
+            spelled, known_kind = self.kinds.get(name.casefold(), (name, kind))
+            if spelled != name or ("null" not in (kind, known_kind) and kind != known_kind):
                 return False
         new = {name.casefold() for name in manifest.metadata} - set(self.kinds)
         if len(self.kinds) + len(new) > MAX_FIELDS:
             return False
-        return all(self.contents.get(key, found) == found for key, found in contents.items())
+        return all(self.contents.get(key, content) == content for key, content in contents.items())
 
     def add(self, manifest: Manifest, load: _Load, contents: dict[str, str]) -> None:
         """Add a shard that it takes."""
@@ -260,59 +259,59 @@ class _Group:
         self.load += load
         self.contents |= contents
         for name, kind in manifest.metadata.items():
-            _, own = self.kinds.get(name.casefold(), (name, "null"))
-            self.kinds[name.casefold()] = name, joined(own, kind)
+            _, known_kind = self.kinds.get(name.casefold(), (name, "null"))
+            self.kinds[name.casefold()] = name, joined(known_kind, kind)
 
 
 def _load(shards: Shards, name: str) -> _Load:
     """Measure what counts of a shard."""
-    kept = shards.kept(name)
+    entries = shards.kept(name)
     return _Load(
-        len(kept),
+        len(entries),
         _size(shards.manifests[name]),
-        max(sum(getattr(e, table)[1] for e in kept) for table in ORDER),
+        max(sum(getattr(e, table)[1] for e in entries) for table in ORDER),
         (shards.folder / f"{name}.json").stat().st_size,
     )
 
 
-def _units(shards: Shards, limit: _Load) -> list[list[_Group]]:
+def _steps(shards: Shards, limit: _Load) -> list[list[_Merge]]:
     """Choose shards that are worth rewriting, in units that must be replaced at one moment."""
-    groups: list[_Group] = []
-    place: dict[str, _Group] = {}
+    groups: list[_Merge] = []
+    place: dict[str, _Merge] = {}
     stale = []
     for name, manifest in shards.snapshot.manifests.items():
-        kept, load = shards.kept(name), _load(shards, name)
-        if len(kept) < len(manifest.inputs):  # it holds pairs that do not count
+        entries, load = shards.kept(name), _load(shards, name)
+        if len(entries) < len(manifest.inputs):  # it holds pairs that do not count
             stale.append(name)
         elif load.share(limit) > 0.5:
             continue
-        contents = {entry.key: entry.content for entry in kept}
+        contents = {entry.key: entry.content for entry in entries}
         for group in groups[-OPEN:]:
             if (group.load + load).share(limit) <= 1 and group.takes(manifest, contents):
                 break
         else:
-            group = _Group()
+            group = _Merge()
             groups.append(group)
         group.add(manifest, load, contents)
         place[name] = group
-    units = {id(group): [group] for group in groups}
+    steps = {id(group): [group] for group in groups}
     tied = set(stale)
     ahead = list(stale)
     while ahead:
         name = ahead.pop()
         for other in shards.tied(name):
             if other not in place:
-                place[other] = _Group()
+                place[other] = _Merge()
                 place[other].add(shards.manifests[other], _load(shards, other), {})
-                units[id(place[other])] = [place[other]]
-            first, second = units[id(place[name])], units[id(place[other])]
+                steps[id(place[other])] = [place[other]]
+            first, second = steps[id(place[name])], steps[id(place[other])]
             if first is not second:
                 first += second
-                units |= {id(group): first for group in second}
+                steps |= {id(group): first for group in second}
             if other not in tied:
                 tied.add(other)
                 ahead.append(other)
-    once = {id(unit): unit for unit in units.values()}.values()
+    once = {id(step): step for step in steps.values()}.values()
     return [u for u in once if any(len(g.members) > 1 or g.members[0] in tied for g in u)]
 
 
@@ -377,7 +376,7 @@ def _age(path: Path, now: float) -> float:
     Clocks of files differ by a tick.
     """
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return -math.inf
-    return max(0.0, now - found.st_mtime) if stat.S_ISREG(found.st_mode) else -math.inf
+    return max(0.0, now - status.st_mtime) if stat.S_ISREG(status.st_mode) else -math.inf

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from nrm_graph.errors import InputError
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import alone, local_path
+from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import condition_folders
 from nrm_graph.store.write.compaction import AT_WORK, counted
 from nrm_graph.store.write.rewrite import replace_all, shards_of
@@ -95,50 +95,51 @@ def delete(
     Extractions and materializations that are at work keep what they have yet to commit.
     """
     store = local_path(path)
-    asked = _asked(keys)
+    unique_keys = _unique(keys)
     settings.read_settings(store)
     with ending_in_order(), alone(store / "shards", AT_WORK):
         # Conditions first: none may hold an input that the store has not.
         folders = [shards_of(folder) for folder in (*condition_folders(store), store)]
-        _check_known(store, asked, folders)
-        gone = set(asked)
+        _check_known(store, unique_keys, folders)
+        gone = set(unique_keys)
         plans = [(shards, shards.holding(gone)) for shards in folders]
         total = sum(len(shards.kept(n, gone)) for shards, names in plans for n in names)
-        hidden = None if progress and sys.stderr.isatty() else True
-        with tqdm(total=total, unit=" inputs", desc="delete", disable=hidden) as bar:
+        with tqdm(total=total, unit=" inputs", desc="delete", disable=hidden(progress)) as bar:
             for shards, names in plans:
                 if names:
                     replace_all(shards, [[name] for name in names], bar.update, gone)
-    *conditions, own = folders
+    *conditions, store_shards = folders
     return Deletion(
         store,
-        asked,
-        _pairs(own, gone),
+        unique_keys,
+        _pairs(store_shards, gone),
         sum(_pairs(shards, gone) for shards in conditions),
-        len(gone & set(own.failures)),
+        len(gone & set(store_shards.failures)),
         sum(len(names) for _, names in plans),
     )
 
 
-def _asked(keys: str | Iterable[str]) -> tuple[str, ...]:
+def _unique(keys: str | Iterable[str]) -> tuple[str, ...]:
     """Keys, each once."""
     if isinstance(keys, str):
         return (keys,)
-    found = tuple(dict.fromkeys(keys)) if isinstance(keys, Iterable) else ()
-    if not found or not all(isinstance(key, str) for key in found):
+    unique_keys = tuple(dict.fromkeys(keys)) if isinstance(keys, Iterable) else ()
+    if not unique_keys or not all(isinstance(key, str) for key in unique_keys):
         raise InputError(f"expected keys to delete, found {repr(keys)[:100]}")
-    return found
+    return unique_keys
 
 
-def _check_known(store: Path, asked: tuple[str, ...], folders: list[Shards]) -> None:
+def _check_known(store: Path, keys: tuple[str, ...], folders: list[Shards]) -> None:
     """Refuse keys that neither the store, nor its failures, nor a condition hold."""
-    known: set[str] = set()
+    known_keys: set[str] = set()
     for shards in folders:
-        known |= {*shards.snapshot.by_key, *shards.failures}
-    for key in asked:
-        if key not in known:
-            close = difflib.get_close_matches(key, sorted(known), n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(known)} keys"
+        known_keys |= {*shards.snapshot.by_key, *shards.failures}
+    for key in keys:
+        if key not in known_keys:
+            close = difflib.get_close_matches(key, sorted(known_keys), n=3)
+            hint = (
+                f"did you mean {', '.join(close)}?" if close else f"it holds {len(known_keys)} keys"
+            )
             raise InputError(f"there is no input {key!r} in {store}: {hint}")
 
 

@@ -66,11 +66,11 @@ class Shards:
     @cached_property
     def _failing(self) -> Mapping[str, set[str]]:
         """Shards that count and list a failure, by key."""
-        found: dict[str, set[str]] = {}
+        shards_by_key: dict[str, set[str]] = {}
         for name, manifest in self.snapshot.manifests.items():
             for key, _ in manifest.failures:
-                found.setdefault(key, set()).add(name)
-        return found
+                shards_by_key.setdefault(key, set()).add(name)
+        return shards_by_key
 
     def tied(self, name: str) -> set[str]:
         """Shards that must be rewritten together with one.
@@ -84,32 +84,32 @@ class Shards:
     def holding(self, keys: Collection[str]) -> list[str]:
         """Shards that hold a pair or a failure of keys, counting or not, and those tied to them."""
         gone = set(keys)
-        found = {
+        holders = {
             name
             for name, manifest in self.snapshot.manifests.items()
             if gone & {entry.key for entry in manifest.inputs}
             or gone & {key for key, _ in manifest.failures}
         }
-        ahead = list(found)
+        ahead = list(holders)
         while ahead:
-            new = self.tied(ahead.pop()) - found
-            found |= new
+            new = self.tied(ahead.pop()) - holders
+            holders |= new
             ahead += new
-        return sorted(found)
+        return sorted(holders)
 
     def replaced_with(self, members: Iterable[str]) -> tuple[str, ...]:
         """Shards that do not count once `members` do not: they, and all that they replaced.
 
         A shard that was replaced twice over would count again when the one between is deleted.
         """
-        found: set[str] = set()
+        replaced: set[str] = set()
         ahead = list(members)
         while ahead:
             name = ahead.pop()
-            if name not in found:
-                found.add(name)
+            if name not in replaced:
+                replaced.add(name)
                 ahead += [o for o in self.manifests[name].replaces if o in self.manifests]
-        return tuple(sorted(found))
+        return tuple(sorted(replaced))
 
 
 def shards_of(folder: Path) -> Shards:
@@ -120,18 +120,18 @@ def shards_of(folder: Path) -> Shards:
     StoreError
         If a manifest is not valid, or files of one that counts are missing.
     """
-    found = listed(folder / "shards")
+    listing = listed(folder / "shards")
     return Shards(
-        Snapshot(folder, [manifest for manifest, by in found if not by]),
-        {manifest.name: manifest for manifest, _ in found},
-        {manifest.name: by for manifest, by in found if by},
+        Snapshot(folder, [manifest for manifest, by in listing if not by]),
+        {manifest.name: manifest for manifest, _ in listing},
+        {manifest.name: by for manifest, by in listing if by},
     )
 
 
 def replace_all(
     shards: Shards,
     groups: Sequence[Sequence[str]],
-    done: Callable[[int], Any],
+    advance: Callable[[int], object],
     without: Collection[str] = (),
 ) -> None:
     """Replace each group of shards by one shard, all at one moment; see :func:`rewritten`.
@@ -141,19 +141,19 @@ def replace_all(
     """
     *first, last = groups
     for members in first:
-        kept = any(shards.kept(name, without) for name in members)
+        has_pairs = any(shards.kept(name, without) for name in members)
         failed = {key for name in members for key, _ in shards.manifests[name].failures}
-        if kept or failed - set(without):
-            rewritten(shards, members, (), done, without)
+        if has_pairs or failed - set(without):
+            rewritten(shards, members, (), advance, without)
     everything = shards.replaced_with(name for members in groups for name in members)
-    rewritten(shards, last, everything, done, without)
+    rewritten(shards, last, everything, advance, without)
 
 
 def rewritten(
     shards: Shards,
     members: Sequence[str],
     replaces: tuple[str, ...],
-    done: Callable[[int], Any],
+    advance: Callable[[int], object],
     without: Collection[str] = (),
 ) -> Manifest:
     """Commit a shard that holds what counts of others; on an error nothing of it remains.
@@ -169,7 +169,7 @@ def rewritten(
         The shards to copy from.
     replaces : tuple of str
         The shards that do not count from now on.
-    done : callable
+    advance : callable
         Is told how many inputs were copied just now.
     without : collection of str
         Keys that are left out.
@@ -184,10 +184,10 @@ def rewritten(
     try:
         for name in members:
             keys |= {key for key, _ in shards.manifests[name].failures}
-            kept = shards.kept(name, without)
-            keys |= {entry.key for entry in kept}
-            if kept:
-                _copy(shard, shards, name, kept, done)
+            entries = shards.kept(name, without)
+            keys |= {entry.key for entry in entries}
+            if entries:
+                _copy(shard, shards, name, entries, advance)
         failures = tuple(
             (key, error)
             for key, error in shards.failures.items()
@@ -205,7 +205,11 @@ def rewritten(
 
 
 def _copy(
-    shard: OpenShard, shards: Shards, name: str, kept: list[Entry], done: Callable[[int], Any]
+    shard: OpenShard,
+    shards: Shards,
+    name: str,
+    entries: list[Entry],
+    advance: Callable[[int], object],
 ) -> None:
     """Copy pairs of one shard, of which every byte is checked."""
     manifest = shards.manifests[name]
@@ -224,7 +228,7 @@ def _copy(
         for table in ORDER:
             with damage(paths[table]):
                 files[table] = pq.ParquetFile(paths[table], page_checksum_verification=True)
-        for entry in kept:
+        for entry in entries:
             with damage(paths["inputs"]):
                 row = rows[entry.input_id]
                 fields = {
@@ -235,12 +239,12 @@ def _copy(
                 table: row_groups(file, paths[table], table, entry) for table, file in files.items()
             }
             shard.copy(entry, row, fields, groups)
-            done(1)
+            advance(1)
     finally:
         for file in files.values():
             file.close()
     # A key's tensors are there once, whichever of its pairs came first.
-    keys = {entry.key for entry in kept if not shard.has_tensors(entry.key)}
+    keys = {entry.key for entry in entries if not shard.has_tensors(entry.key)}
     for key, tensor in _tensors(paths["tensors"]):
         if key in keys:
             shard.copy_tensor(tensor)

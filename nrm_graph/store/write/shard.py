@@ -80,11 +80,11 @@ def checked(record: Record) -> tuple[pa.Table, pa.Table]:
     check_key(record.key)
     name = f"input {record.key!r}"
     _check_own(record, name)
-    for what in ("predicted",) if record.target is None else ("target", "predicted"):
-        value = getattr(record, what)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or not -(1 << 31) <= value < 1 << 31:
-            raise InputError(f"{name}: expected {what} to be a 32-bit integer, found {value!r}")
+    for field in ("predicted",) if record.target is None else ("target", "predicted"):
+        value = getattr(record, field)
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        if not is_int or not -(1 << 31) <= value < 1 << 31:
+            raise InputError(f"{name}: expected {field} to be a 32-bit integer, found {value!r}")
     with np.errstate(over="ignore"):  # float32 may overflow to the infinity that is refused
         finite = math.isfinite(np.float32(record.logit))
     if not finite:
@@ -108,8 +108,8 @@ def _check_own(record: Record, name: str) -> None:
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     item = record.item
-    whole = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 62
-    if item is not None and not whole:
+    is_count = isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 1 << 62
+    if item is not None and not is_count:
         raise InputError(f"{name}: expected its item to be a count, found {item!r}")
     if record.flags is not None and not are_flags(record.flags):
         raise InputError(f"{name}: expected its flags to be names, found {record.flags!r:.80}")

@@ -174,12 +174,12 @@ class Writer:
         tables = checked(record)
         if self._foreign:
             record = self._without(record)
-        own = {name: getattr(record, name) for name in OWN}
+        own_columns = {name: getattr(record, name) for name in OWN}
         try:
             fields = self._fields.accept(record.metadata, RESERVED | OWN.keys() - self._foreign)
         except InputError as error:
             raise InputError(f"input {record.key!r}: {error}") from error
-        fields = {name: value for name, value in own.items() if value is not None} | fields
+        fields = {name: value for name, value in own_columns.items() if value is not None} | fields
         size = sum(table.nbytes for table in tables) + 1024
         size += sum(tensor.nbytes for tensor in record.tensors.values())
         self._start()
@@ -301,12 +301,12 @@ class Writer:
             self._flushed[number] = self._asked
             # Daemons: a Writer that is never closed must not keep the process alive.
             thread = threading.Thread(
-                target=self._run, args=(number,), name=f"nrm-writer-{number}", daemon=True
+                target=self._write_queued, args=(number,), name=f"nrm-writer-{number}", daemon=True
             )
             thread.start()
             self._threads.append(thread)
 
-    def _run(self, number: int) -> None:
+    def _write_queued(self, number: int) -> None:
         """Write what is queued; the loop of a background thread."""
         shard: OpenShard | None = None
         began = math.inf  # when the first record of the shard came
@@ -320,19 +320,19 @@ class Writer:
                         or self._error
                         or self._flushed[number] < self._asked
                     ):
-                        left = min(began, self._failing) + self._seconds - time.monotonic()
-                        if left <= 0:
+                        seconds = min(began, self._failing) + self._seconds - time.monotonic()
+                        if seconds <= 0:
                             break
-                        self._changed.wait(min(left, threading.TIMEOUT_MAX))
+                        self._changed.wait(min(seconds, threading.TIMEOUT_MAX))
                     if self._queue and not self._error:
                         item = self._queue.popleft()
-                    asked, ends = self._asked, self._closing or self._error is not None
+                    flush_number, ends = self._asked, self._closing or self._error is not None
                 if item is None:
                     if shard is not None or self._failures:
                         shard, opened, began = None, shard, math.inf
                         self._commit(opened)
                     with self._changed:
-                        self._flushed[number] = asked
+                        self._flushed[number] = flush_number
                         self._changed.notify_all()
                     if ends:
                         return
@@ -365,6 +365,6 @@ class Writer:
             failures, self._failures, self._failing = self._failures, {}, math.inf
         if shard is not None or failures:
             shard = shard or OpenShard(self.folder / "shards")
-            made = shard.commit(name, tuple(sorted(failures.items())))
+            manifest = shard.commit(name, tuple(sorted(failures.items())))
             with self._changed:
-                self.shards.append((name, len(made.inputs), len(failures)))
+                self.shards.append((name, len(manifest.inputs), len(failures)))
