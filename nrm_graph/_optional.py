@@ -97,14 +97,14 @@ def _search_path() -> Iterator[None]:
 
 def size(ray: Any) -> tuple[int, float]:
     """Cores and accelerators of the cluster."""
-    held = ray.cluster_resources()
-    return max(1, int(held.get("CPU", 1))), float(held.get("GPU", 0))
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("CPU", 1))), float(resources.get("GPU", 0))
 
 
 def cause_of(error: BaseException) -> BaseException:
     """Return what a task raised, as it was raised there; any other error is its own cause."""
-    found = getattr(error, "cause", None)
-    return found if isinstance(found, BaseException) else error
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
 
 
 def stats_library(name: str) -> Any:

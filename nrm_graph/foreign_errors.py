@@ -62,13 +62,15 @@ def _translation(error: Exception, doing: str, kind: type[NrmError]) -> NrmError
         return _KINDS[library](f"{doing} failed: {reason}")
     frames = traceback.extract_tb(error.__traceback__)
     where = Path(frames[-1].filename)
-    own = _PACKAGE in where.parents
+    is_own = _PACKAGE in where.parents
     # Operations of torch leave no frame: they are RuntimeErrors, which this package never raises.
-    if own and not isinstance(error, RuntimeError):
+    if is_own and not isinstance(error, RuntimeError):
         return NrmError(
             f"{doing} failed inside nrm_graph, with {type(error).__name__}: {reason}, in "
             f"{where.relative_to(_PACKAGE)} line {frames[-1].lineno}; this is a defect of "
             "nrm_graph: please report it with the network and the traceback above"
         )
-    place = "" if own or "torch" in where.parts else f", in {where.name} line {frames[-1].lineno}"
+    place = (
+        "" if is_own or "torch" in where.parts else f", in {where.name} line {frames[-1].lineno}"
+    )
     return kind(f"{doing} failed, with {type(error).__name__}: {reason}{place}")

@@ -77,7 +77,7 @@ class Task:
 
 
 @dataclass
-class Run:
+class Extraction:
     """An extraction by one process: what stays the same from batch to batch.
 
     Attributes
@@ -88,14 +88,14 @@ class Run:
         What was asked.
     writer : Writer
         Of the store.
-    taken : Form
+    form : Form
         What the network takes.
     """
 
     plan: Plan
     task: Task
     writer: Writer
-    taken: Form
+    form: Form
 
     @cached_property
     def _precision(self) -> torch.dtype:
@@ -117,7 +117,7 @@ class Run:
         return KnownInputs(self.writer, self.task.targets, self.task.classes, self._outputs)
 
     def take(
-        self, entries: Iterable[tuple[str, Any]], done: Callable[..., Any], first: int = 0
+        self, entries: Iterable[tuple[str, Any]], advance: Callable[..., None], first: int = 0
     ) -> None:
         """Explain inputs and hand them to the writer, but for those that are stored.
 
@@ -125,7 +125,7 @@ class Run:
         ----------
         entries : iterable of (str, item)
             As of :func:`nrm_graph.extraction.samples.items`.
-        done : callable
+        advance : callable
             Is told how many inputs are done, and how many seconds they took where they are a whole
             batch.
         first : int
@@ -150,23 +150,23 @@ class Run:
                 self._failed(name, item, error)
                 sample = None
             if sample is None:
-                done(1)
+                advance(1)
                 continue
             batch.append(sample)
             if len(batch) == self.task.size:
                 began = time.perf_counter()
                 self.process(batch)
-                done(len(batch), time.perf_counter() - began)
+                advance(len(batch), time.perf_counter() - began)
                 batch = []
         if batch:
             self.process(batch)
-            done(len(batch))
+            advance(len(batch))
         if ended is not None:
             raise refusal(ended, "")
 
-    def _sample(self, item: Any, name: str, place: int) -> Sample | None:
+    def _sample(self, item: object, name: str, place: int) -> Sample | None:
         """Sample of an item; None where there is nothing to compute."""
-        sample = samples.sample(item, name, self.taken, self._precision)
+        sample = samples.sample(item, name, self.form, self._precision)
         if isinstance(sample.metadata.get("tokens"), list | tuple):
             checked_tokens(self.plan.network.layout.topology, sample.metadata["tokens"])
         if not self._known.meet(sample, name, place):
@@ -211,7 +211,7 @@ class Run:
             if not all(self.writer.committed(sample.key, aim) for sample, aim in pairs):
                 self._add(batch, aims, state)
 
-    def _aims(self, choice: Any, batch: Sequence[Sample], output: torch.Tensor) -> list[Aim]:
+    def _aims(self, choice: object, batch: Sequence[Sample], output: torch.Tensor) -> list[Aim]:
         """Return what a target is of each input of a batch, whose outputs are ``(N, outputs)``."""
         unknown = "predicted" in entries_of(choice)
         return [

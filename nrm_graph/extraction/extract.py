@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError
 from nrm_graph.extraction import ray_workers, store_settings
-from nrm_graph.extraction.batches import Run, Task
+from nrm_graph.extraction.batches import Extraction, Task
 from nrm_graph.extraction.first_input import first_readable
 from nrm_graph.extraction.input_targets import check_range, warn_vanished
 from nrm_graph.extraction.item_numbers import first_item
@@ -179,7 +179,7 @@ def extract(
     check_bits(mantissa_bits)
     check_options(batch_size, tensors, preprocessing, on_error, classes)
     check_engine(engine, workers, inputs)
-    asked = asked_for(target)
+    requested = asked_for(target)
     rules = composites.get(composite)
     units.check(resolution)
     folder = local_path(path)
@@ -187,19 +187,19 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     first = first_readable(entries, on_error)
-    program, taken = _traced(model, first.fields["input"], output)
+    program, input_form = _traced(model, first.fields["input"], output)
     kind = precision(program)
-    sample_of = partial(sample, form=taken, dtype=kind)
+    sample_of = partial(sample, form=input_form, dtype=kind)
     outputs = outputs_of(program)
-    targets = outputs.targets(asked)
-    known = sample_of(first.fields, first.name) if on_error == "stop" else None
-    check_range(targets, outputs, known, classes)
+    targets = outputs.targets(requested)
+    first_sample = sample_of(first.fields, first.name) if on_error == "stop" else None
+    check_range(targets, outputs, first_sample, classes)
     net = prepared_network.network(program, rules, kind, where)
     check_registered(net.rules)
     if not (folder / "store.json").exists():  # else it was said when the store was made
         with contextlib.suppress(InputError):  # of an input that may be skipped
-            one = known or sample_of(first.fields, first.name)
-            warn_vanished(net, one, targets, classes, where)
+            checked_sample = first_sample or sample_of(first.fields, first.name)
+            warn_vanished(net, checked_sample, targets, classes, where)
     tables = _plan(net, resolution, limit)
     store_options = {
         "coverage": limit.coverage,
@@ -207,7 +207,7 @@ def extract(
         "mantissa_bits": mantissa_bits,
         "preprocessing": preprocessing,
     }
-    _create_store(folder, program, tables, taken, classes, store_options)
+    _create_store(folder, program, tables, input_form, classes, store_options)
     shown = progress and sys.stderr.isatty()
     if shown:
         print(store_settings.sizes(tables), file=sys.stderr)
@@ -226,16 +226,16 @@ def extract(
     if engine == "ray":
         _, start = number(Snapshot(folder).items, everything)
         with ending_in_order(), meter.bar:
-            ray_workers.run(folder, inputs, replace(task, start=start), workers, meter.done)
+            ray_workers.explain_all(folder, inputs, replace(task, start=start), workers, meter.done)
         return Database(folder)
     with ending_in_order(), Writer(folder, threads=_writers()) as writer, meter.bar:
         ahead, start = number(writer.items, everything)
-        run = Run(tables, replace(task, start=start), writer, taken)
-        run.take(chain(ahead, everything), meter.done)
+        extraction = Extraction(tables, replace(task, start=start), writer, input_form)
+        extraction.take(chain(ahead, everything), meter.done)
     return Database(folder)
 
 
-def _traced(model: torch.nn.Module, x: Any, output: Choice) -> tuple[Program, Form]:
+def _traced(model: torch.nn.Module, x: object, output: Choice) -> tuple[Program, Form]:
     """Trace a network with its first input; say what it takes.
 
     Raises
@@ -269,7 +269,7 @@ def _create_store(
     folder: Path,
     program: Program,
     tables: Plan,
-    taken: Form,
+    input_form: Form,
     classes: Sequence[str] | None,
     options: Mapping[str, Any],
 ) -> None:
@@ -280,7 +280,7 @@ def _create_store(
     StoreError
         If it was made otherwise, or cannot be written.
     """
-    description, partitions = store_settings.settings(program, tables, taken, classes)
+    description, partitions = store_settings.settings(program, tables, input_form, classes)
     weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
     settings.create(folder, description | dict(options), program.to_json(), weights, partitions)
 

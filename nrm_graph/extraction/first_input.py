@@ -34,7 +34,7 @@ class FirstInput:
     name: str
     read: list[tuple[str, Any]]
 
-    def keys_of(self, inputs: Any) -> Sequence[str] | None:
+    def keys_of(self, inputs: object) -> Sequence[str] | None:
         """Keys of all inputs, where a data set names them without reading any."""
         keys = getattr(inputs, "keys", None)
         return keys if isinstance(keys, Sequence) and self.fields.get("key") == self.name else None
@@ -55,23 +55,25 @@ def first_readable(entries: Iterator[tuple[str, Any]], on_error: str) -> FirstIn
     NrmError
         If there is none, or one fails that may not be skipped.
     """
-    read: list[tuple[str, Any]] = []
+    entries_read: list[tuple[str, Any]] = []
     reason: NrmError | None = None
     for name, item in entries:
-        read.append((name, item))
+        entries_read.append((name, item))
         try:
-            return FirstInput(_finite(item, name), name, read)
+            return FirstInput(_finite(item, name), name, entries_read)
         except Exception as error:  # a data set's own code can raise anything
-            told = refusal(error, name)
+            refused = refusal(error, name)
             if on_error == "stop" or isinstance(error, Ended):
-                raise told from told.__cause__
-            reason = reason or told
+                raise refused from refused.__cause__
+            reason = reason or refused
     if reason is None:
         raise InputError("there are no inputs to extract")
-    raise InputError(f"no input could be read; the first of {len(read):,}: {reason}") from reason
+    raise InputError(
+        f"no input could be read; the first of {len(entries_read):,}: {reason}"
+    ) from reason
 
 
-def _finite(item: Any, name: str) -> dict[str, Any]:
+def _finite(item: object, name: str) -> dict[str, Any]:
     """Fields of an item whose numbers are finite."""
     fields = fields_of(item, name)
     x = fields["input"]

@@ -19,7 +19,7 @@ MAX_DEPTH = 20
 _EXACT = 1 << 53  # whole floats beyond it are not written as integers
 
 
-def plain(value: Any, what: str = "the label", depth: int = 0) -> Any:
+def plain(value: object, name: str = "the label", depth: int = 0) -> Any:
     """Return a label as None, a bool, number or text, or a list or dict of these.
 
     Tensors and arrays of one element are that element, others lists; bytes are UTF-8; what is of
@@ -36,7 +36,7 @@ def plain(value: Any, what: str = "the label", depth: int = 0) -> Any:
     (2, 'cat', [1.0, 0.0])
     """
     if depth > MAX_DEPTH:
-        raise InputError(f"{what} is nested more than {MAX_DEPTH} deep: give its text")
+        raise InputError(f"{name} is nested more than {MAX_DEPTH} deep: give its text")
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = value.item() if value.numel() == 1 else value.to_dense().tolist()
@@ -53,21 +53,21 @@ def plain(value: Any, what: str = "the label", depth: int = 0) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            raise InputError(f"{what} is {repr(value)[:100]}: expected UTF-8, or text") from None
+            raise InputError(f"{name} is {repr(value)[:100]}: expected UTF-8, or text") from None
     if isinstance(value, Mapping):
-        return {str(k): plain(v, what, depth + 1) for k, v in value.items()}
+        return {str(k): plain(v, name, depth + 1) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v, what, depth + 1) for v in value]
+        return [plain(v, name, depth + 1) for v in value]
     kind: Any = type(value)
     if kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__:
         raise InputError(
-            f"{what} is a {kind.__name__}, which has no text of its own: expected text, a "
+            f"{name} is a {kind.__name__}, which has no text of its own: expected text, a "
             "number, or a list, tensor or mapping of these"
         )
     return str(value)
 
 
-def text(label: Any) -> str | None:
+def text(label: object) -> str | None:
     """Text of a plain label, as a store keeps it.
 
     Lists and mappings are JSON, in which equal numbers are written alike: whole ones without a
@@ -85,17 +85,19 @@ def text(label: Any) -> str | None:
     """
     if label is None:
         return None
-    whole = isinstance(label, list | dict)
-    found = json.dumps(_alike(label), ensure_ascii=False, sort_keys=True) if whole else str(label)
-    if len(found) > MAX_TEXT:
+    is_nested = isinstance(label, list | dict)
+    written = (
+        json.dumps(_alike(label), ensure_ascii=False, sort_keys=True) if is_nested else str(label)
+    )
+    if len(written) > MAX_TEXT:
         raise InputError(
-            f"a label of {len(found):,} characters is too long to be stored, expected at most "
+            f"a label of {len(written):,} characters is too long to be stored, expected at most "
             f"{MAX_TEXT:,}: leave it out, or give a name"
         )
-    return found
+    return written
 
 
-def _alike(value: Any) -> Any:
+def _alike(value: object) -> Any:
     if isinstance(value, list):
         return [_alike(v) for v in value]
     if isinstance(value, dict):
@@ -139,6 +141,6 @@ def class_index(label: Any, key: str, classes: Sequence[str] | None) -> int:
     return list(classes).index(label)
 
 
-def _shown(label: Any) -> str:
-    found = str(text(label))
-    return found if len(found) <= 60 else f"{found[:56]} ..."
+def _shown(label: object) -> str:
+    shown = str(text(label))
+    return shown if len(shown) <= 60 else f"{shown[:56]} ..."

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nrm_graph.propagation.prepared_network import Network
 
 
-def labelled(choice: Any, sample: Sample, classes: Sequence[str] | None) -> Any:
+def labelled(choice: object, sample: Sample, classes: Sequence[str] | None) -> Any:
     """Return a target with the label of a sample in the place of ``label``."""
     if isinstance(choice, Mapping):
         weights: dict[Any, float] = {}
@@ -39,7 +39,7 @@ def labelled(choice: Any, sample: Sample, classes: Sequence[str] | None) -> Any:
     return class_index(sample.label, sample.key, classes) if choice == "label" else choice
 
 
-def entries_of(choice: Any) -> list[Any]:
+def entries_of(choice: object) -> list[Any]:
     """Return what a target is made of: itself, or the entries of its places."""
     if isinstance(choice, Mapping | tuple):
         return [entry for part in choice for entry in entries_of(part)]

@@ -59,7 +59,7 @@ class Numbering:
 
 
 def first_item(
-    held: Mapping[str, int],
+    stored_items: Mapping[str, int],
     entries: Iterator[tuple[str, Any]],
     keys: Sequence[str] | None,
     sample_of: Callable[[Any, str], Sample],
@@ -68,7 +68,7 @@ def first_item(
 
     Parameters
     ----------
-    held : mapping of str to int
+    stored_items : mapping of str to int
         Items of the keys that the store holds.
     entries : iterator of (str, item)
         As of :func:`nrm_graph.extraction.samples.items`.
@@ -84,11 +84,11 @@ def first_item(
     int
         The item.
     """
-    if not held:
+    if not stored_items:
         return [], 0
-    new = max(held.values()) + 1
+    new = max(stored_items.values()) + 1
     if keys is not None:
-        starts = (held[key] - n for n, key in enumerate(keys) if key in held)
+        starts = (stored_items[key] - n for n, key in enumerate(keys) if key in stored_items)
         return [], next((start for start in starts if start >= 0), new)
     ahead: list[tuple[str, Any]] = []
     size = 0
@@ -96,12 +96,12 @@ def first_item(
         place = len(ahead)
         ahead.append((name, item))
         try:
-            found = sample_of(item, name)
+            sample = sample_of(item, name)
         except Exception:
             continue
-        if held.get(found.key, -1) >= place:
-            return ahead, held[found.key] - place
-        size += sum(array.nbytes for array in found.arrays)
+        if stored_items.get(sample.key, -1) >= place:
+            return ahead, stored_items[sample.key] - place
+        size += sum(array.nbytes for array in sample.arrays)
         if len(ahead) >= AHEAD or size >= AHEAD_BYTES:
             break
     return ahead, new

@@ -88,22 +88,22 @@ class KnownInputs:
 
         One without a label may be any; but a label that would be lost is told.
         """
-        label, known = sample.label_text, None
+        label, known_label = sample.label_text, None
         if label is None:
             return
         if before is not None:
-            other, known = f"item {before.place}", before.label
+            other, known_label = f"item {before.place}", before.label
         elif self.writer.content(sample.key) == sample.content:
             facts, item = self.writer.facts(sample.key), self.writer.items.get(sample.key)
             other = "one that is stored" + ("" if item is None else f" (item {item})")
-            known = None if facts is None else facts.label
+            known_label = None if facts is None else facts.label
             skipped = skipped and facts is not None
         else:
             return
-        if known == label or (known is None and not skipped):
+        if known_label == label or (known_label is None and not skipped):
             return
         key = "" if sample.key == sample.content else f" under the key {sample.key!r}"
-        has = "none" if known is None else repr(known)
+        has = "none" if known_label is None else repr(known_label)
         raise Relabelled(
             f"{name} and {other} hold the same input{key} with different labels, {label!r} and "
             f"{has}: an input is known by its content; to keep both give each a key of its own "
@@ -124,7 +124,7 @@ class KnownInputs:
             else:
                 target = self.outputs.aim(labelled(choice, sample, self.classes))
             # Without a target this checks the content all the same.
-            known = -1 if target is None else target
-            if not self.writer.committed(sample.key, known, sample.content):
+            sought = -1 if target is None else target
+            if not self.writer.committed(sample.key, sought, sample.content):
                 return False
         return True

@@ -49,14 +49,14 @@ def reason(error: BaseException) -> str:
 def refusal(error: Exception, name: str) -> NrmError:
     """Return what to raise where an item failed: one line, with the item's name."""
     if isinstance(error, Marked):
-        found = InputError(str(error))
-        found.__cause__ = error.__cause__
+        refused = InputError(str(error))
+        refused.__cause__ = error.__cause__
     elif isinstance(error, NrmError) and not _in_worker(error):
         return error
     else:
-        found = InputError(f"{name} cannot be read: {reason(error)}")
-        found.__cause__ = error
-    return found
+        refused = InputError(f"{name} cannot be read: {reason(error)}")
+        refused.__cause__ = error
+    return refused
 
 
 def _in_worker(error: BaseException) -> bool:
@@ -93,10 +93,10 @@ def items_of(loader: DataLoader[Any]) -> Iterator[Item]:
         except StopIteration:
             return
         except Exception as error:  # a data set's own code can raise anything
-            found = _failed(loader, number, place, error)
+            items = _failed(loader, number, place, error)
         else:
-            found = _items(batch, loader, number)
-        for item in found:
+            items = _items(batch, loader, number)
+        for item in items:
             yield _name(loader, number, place), item
             if isinstance(item, Ended):
                 return
@@ -104,7 +104,7 @@ def items_of(loader: DataLoader[Any]) -> Iterator[Item]:
         number += 1
 
 
-def _items(batch: Any, loader: DataLoader[Any], number: int) -> list[Any]:
+def _items(batch: object, loader: DataLoader[Any], number: int) -> list[Any]:
     if loader.batch_sampler is None:
         return [batch]
     try:
@@ -122,8 +122,8 @@ def _failed(
 ) -> Iterator[Any] | list[Any]:
     """Items of a batch that failed, an exception in the place of each that does."""
     alone = loader.batch_sampler is None or loader.batch_size == 1
-    what = _name(loader, number, place) if alone else f"batch {number} (from item {place} on)"
-    text = f"{what} cannot be read: {reason(error)}"
+    subject = _name(loader, number, place) if alone else f"batch {number} (from item {place} on)"
+    text = f"{subject} cannot be read: {reason(error)}"
     advice = "give the data set itself, or a list, as inputs"
     count = _sampled(loader)
     died = loader.num_workers and not _in_worker(error)  # a process ended, or took too long
@@ -148,8 +148,8 @@ def _failed(
 def _in_order(loader: DataLoader[Any]) -> bool:
     """Whether the places of a loader's items are their indices in the data set."""
     sampler = loader.batch_sampler
-    own = type(sampler) is BatchSampler and sampler.sampler is loader.sampler
-    return (sampler is None or own) and type(loader.sampler) is SequentialSampler
+    is_plain = type(sampler) is BatchSampler and sampler.sampler is loader.sampler
+    return (sampler is None or is_plain) and type(loader.sampler) is SequentialSampler
 
 
 def _sampled(loader: DataLoader[Any]) -> int | None:
@@ -189,7 +189,7 @@ def _apart(batch: Any, loader: DataLoader[Any], number: int) -> list[Any]:
     return [{"input": x, "label": label} for x, label in items] if pairs else items
 
 
-def _is_leaf(value: Any) -> bool:
+def _is_leaf(value: object) -> bool:
     """Whether a value of a collated batch counts the items: a tensor, or a list of text."""
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(v, str | bytes) for v in value)
@@ -228,30 +228,30 @@ def _expected(loader: DataLoader[Any], number: int) -> int | None:
     return min(size, count - number * size)
 
 
-def _own_apart(batch: Any, what: str, expected: int | None) -> list[Any]:
+def _own_apart(batch: Any, subject: str, expected: int | None) -> list[Any]:
     """Items of a batch that a function of the user's own collated: inputs, pairs, or items."""
     if isinstance(batch, Mapping):
-        return _fields_apart(batch, what)
+        return _fields_apart(batch, subject)
     if _count(batch) is None:
         return [batch]
-    if isinstance(batch, list | tuple) and _is_pair(batch, what, expected):
-        return _fields_apart({"input": batch[0], "label": batch[1]}, what)
+    if isinstance(batch, list | tuple) and _is_pair(batch, subject, expected):
+        return _fields_apart({"input": batch[0], "label": batch[1]}, subject)
     return list(batch)
 
 
-def _count(value: Any) -> int | None:
+def _count(value: object) -> int | None:
     """Length of a tensor, array, list or tuple; None of anything else, such as text."""
     if isinstance(value, torch.Tensor | np.ndarray):
         return len(value) if value.ndim else None
     return len(value) if isinstance(value, list | tuple) else None
 
 
-def _are_tensors(values: Any) -> bool:
+def _are_tensors(values: object) -> bool:
     kinds = torch.Tensor | np.ndarray
     return isinstance(values, list | tuple) and all(isinstance(v, kinds) for v in values)
 
 
-def _is_pair(batch: list[Any] | tuple[Any, ...], what: str, expected: int | None) -> bool:
+def _is_pair(batch: list[Any] | tuple[Any, ...], subject: str, expected: int | None) -> bool:
     """Whether a batch is (inputs, labels), rather than a list of items."""
     if len(batch) != 2:
         return False
@@ -273,17 +273,17 @@ def _is_pair(batch: list[Any] | tuple[Any, ...], what: str, expected: int | None
         if expected is not None and (expected == 2) != (expected in counts):
             return expected != 2
         raise InputError(
-            f"{what} may be two inputs, or inputs and their labels: let collate_fn give a mapping "
-            "with 'input' (and 'label')"
+            f"{subject} may be two inputs, or inputs and their labels: let collate_fn give a "
+            "mapping with 'input' (and 'label')"
         )
     return len(rows[0]) == 1 or len(set(shapes[0])) == 1
 
 
-def _fields_apart(batch: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+def _fields_apart(batch: Mapping[str, Any], subject: str) -> list[dict[str, Any]]:
     """Items of a batch of mappings."""
     if "input" not in batch:
         raise InputError(
-            f"{what} is a mapping with {', '.join(map(str, batch)) or 'nothing'}: expected the "
+            f"{subject} is a mapping with {', '.join(map(str, batch)) or 'nothing'}: expected the "
             "inputs as 'input'"
         )
     x: Any = batch["input"]
@@ -292,26 +292,26 @@ def _fields_apart(batch: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
     size = _count(first)
     if size is None:
         raise InputError(
-            f"{what} holds {type(first).__name__} as 'input': expected a batch of inputs"
+            f"{subject} holds {type(first).__name__} as 'input': expected a batch of inputs"
         )
     for name, value in batch.items():
         if name != "input" and _count(value) not in (None, size):
             raise InputError(
-                f"{what}: {name!r} has {_count(value)} entries for {size} inputs: expected one for "
-                "each"
+                f"{subject}: {name!r} has {_count(value)} entries for {size} inputs: expected one "
+                "for each"
             )
 
-    def one(name: str, value: Any, i: int) -> Any:
+    def field_of(name: str, value: Any, i: int) -> Any:
         if name == "input" and isinstance(value, Mapping):
             return {k: v[i] for k, v in value.items()}
         if name == "input" and several:
             return tuple(v[i] for v in value)
         return value if _count(value) is None else value[i]
 
-    return [{name: one(name, value, i) for name, value in batch.items()} for i in range(size)]
+    return [{name: field_of(name, value, i) for name, value in batch.items()} for i in range(size)]
 
 
-def _collated(x: Any, batch: Mapping[str, Any]) -> bool:
+def _collated(x: object, batch: Mapping[str, Any]) -> bool:
     """Whether a list holds the batches of several inputs, not the inputs of a batch."""
     if not isinstance(x, list | tuple) or not x or not all(isinstance(v, torch.Tensor) for v in x):
         return False

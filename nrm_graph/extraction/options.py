@@ -25,12 +25,12 @@ def check_options(
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be at least 1, found {batch_size!r}")
-    for name, value, known in (
+    for name, value, allowed in (
         ("tensors", tensors, ("keep", "omit")),
         ("on_error", on_error, ("stop", "skip")),
     ):
-        if value not in known:
-            raise InputError(f"{name} must be {' or '.join(map(repr, known))}, found {value!r}")
+        if value not in allowed:
+            raise InputError(f"{name} must be {' or '.join(map(repr, allowed))}, found {value!r}")
     if preprocessing is not None and not is_text(preprocessing):
         raise InputError(f"preprocessing must be text in UTF-8, found {preprocessing!r:.80}")
     if classes is not None and (isinstance(classes, str) or not all(map(is_text, classes))):

@@ -14,7 +14,7 @@ import torch
 from nrm_graph import _optional
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError, StoreError
-from nrm_graph.extraction.batches import Run
+from nrm_graph.extraction.batches import Extraction
 from nrm_graph.extraction.samples import items
 from nrm_graph.network import units
 from nrm_graph.store.format.listing import listed
@@ -43,7 +43,7 @@ PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Part:
+class Selection:
     """Some inputs of a sequence, with the names that all of them give each."""
 
     data: Any
@@ -82,13 +82,13 @@ class Worker:
 
     def __init__(self, folder: Path, task: Task, inputs: list[Any]) -> None:
         # Nothing that may fail: what a method raises reaches the caller as it is.
-        self._folder, self._task, self._held = folder, task, inputs
+        self._folder, self._task, self._reference = folder, task, inputs
         self._stopped = threading.Event()
 
     @cached_property
     def _inputs(self) -> Any:
         try:
-            return _optional.module().get(self._held[0])
+            return _optional.module().get(self._reference[0])
         except Exception as error:  # a data set's own code can raise anything
             raise InputError(
                 f"the inputs cannot be read in other processes: {_first_line(error)}; use "
@@ -96,13 +96,15 @@ class Worker:
             ) from None
 
     @cached_property
-    def _run(self) -> Run:
+    def _extraction(self) -> Extraction:
         db = Database(self._folder)
-        taken = form_of(db)
+        input_form = form_of(db)
         net = network_of(db, None, torch.device(self._task.device))
         topology = net.layout.topology
-        made = plan(net, units.resolve(topology, db.units()), pruning.stored(db.meta, topology))
-        return Run(made, self._task, Writer(self._folder), taken)
+        table_plan = plan(
+            net, units.resolve(topology, db.units()), pruning.stored(db.meta, topology)
+        )
+        return Extraction(table_plan, self._task, Writer(self._folder), input_form)
 
     def explain(self, places: range) -> list[tuple[str, int, int]]:
         """Explain some inputs, and commit them.
@@ -112,16 +114,16 @@ class Worker:
         list of (str, int, int)
             Shards that were committed: name, inputs, failures.
         """
-        run = self._run
-        before = len(run.writer.shards)
+        extraction = self._extraction
+        before = len(extraction.writer.shards)
         try:
-            run.take(self._entries(places), lambda count, seconds=None: None, places.start)
+            extraction.take(self._entries(places), lambda count, seconds=None: None, places.start)
         finally:
-            run.writer.flush()
-        return run.writer.shards[before:]
+            extraction.writer.flush()
+        return extraction.writer.shards[before:]
 
     def _entries(self, places: range) -> Iterator[tuple[str, Any]]:
-        for entry in items(Part(self._inputs, places)):
+        for entry in items(Selection(self._inputs, places)):
             if self._stopped.is_set():
                 return
             yield entry
@@ -131,8 +133,8 @@ class Worker:
         self._stopped.set()
 
 
-def run(
-    folder: Path, inputs: Any, task: Task, workers: int | None, done: Callable[..., Any]
+def explain_all(
+    folder: Path, inputs: Any, task: Task, workers: int | None, advance: Callable[[int], None]
 ) -> None:
     """Explain inputs with several processes.
 
@@ -146,7 +148,7 @@ def run(
         What is asked.
     workers : int or None
         Number of processes.
-    done : callable
+    advance : callable
         Is told of every chunk of inputs.
 
     Raises
@@ -172,12 +174,12 @@ def run(
                 "engine='local', or a data set of paths"
             ) from error
         remote = ray.remote(Worker).options(**options)
-        pool = _Pool(ray, lambda: remote.remote(folder, task, [shared]), done)
-        shards = pool.run(_chunks(count, task.size, workers), workers)
+        pool = _Pool(ray, lambda: remote.remote(folder, task, [shared]), advance)
+        shards = pool.work_off(_chunks(count, task.size, workers), workers)
     # A compaction meanwhile may have replaced some.
     manifests = listed(folder / "shards")
-    there = {name for m, _ in manifests for name in (m.name, *m.replaces)}
-    lost = {name for name, *_ in shards} - there
+    listed_names = {name for m, _ in manifests for name in (m.name, *m.replaces)}
+    lost = {name for name, *_ in shards} - listed_names
     if lost:
         raise StoreError(
             f"processes committed {len(shards):,} shards, of which {len(lost):,} are not in "
@@ -187,17 +189,17 @@ def run(
     _check_labels(Snapshot(folder, [m for m, by in manifests if m.name in new and not by]))
 
 
-def _check_labels(done: Snapshot) -> None:
+def _check_labels(committed: Snapshot) -> None:
     """Refuse equal inputs that different processes explained, with different labels."""
-    seen: dict[str, dict[str, int | None]] = {}  # by key: item, by shard
-    for name, manifest in done.manifests.items():
+    items_by_key: dict[str, dict[str, int | None]] = {}  # by key: item, by shard
+    for name, manifest in committed.manifests.items():
         for entry in manifest.inputs:
-            seen.setdefault(entry.key, {}).setdefault(name, entry.item)
-    several = {key: names for key, names in seen.items() if len(names) > 1}
+            items_by_key.setdefault(entry.key, {}).setdefault(name, entry.item)
+    repeated = {key: names for key, names in items_by_key.items() if len(names) > 1}
     labels: dict[tuple[str, str], str | None] = {}
-    for shard in {name for names in several.values() for name in names}:
-        labels |= {(key, shard): facts.label for key, facts in done.known([shard]).items()}
-    for key, names in several.items():
+    for shard in {name for names in repeated.values() for name in names}:
+        labels |= {(key, shard): facts.label for key, facts in committed.known([shard]).items()}
+    for key, names in repeated.items():
         (first, counts), *others = ((labels[key, shard], item) for shard, item in names.items())
         lost = [(label, item) for label, item in others if label not in (None, first)]
         if lost:
@@ -213,9 +215,9 @@ def _check_labels(done: Snapshot) -> None:
 
 def _first_line(error: Exception) -> str:
     """Kind and first line of an error, or of the one that Ray wraps."""
-    found = error.__cause__ or error
-    lines = str(found).strip().splitlines() or [""]
-    return f"{type(found).__name__}: {lines[0]}"
+    cause = error.__cause__ or error
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"
 
 
 def _chunks(count: int, size: int, workers: int) -> list[range]:
@@ -228,12 +230,12 @@ def _chunks(count: int, size: int, workers: int) -> list[range]:
 class _Pool:
     """Processes that each work on one chunk, and are replaced when they die."""
 
-    def __init__(self, ray: Any, make: Any, done: Callable[..., Any]) -> None:
-        self._ray, self._make, self._done = ray, make, done
+    def __init__(self, ray: Any, make: Any, advance: Callable[[int], None]) -> None:
+        self._ray, self._make, self._advance = ray, make, advance
         self._busy: dict[Any, tuple[Any, range]] = {}  # by the result: process, and what it does
         self._shards: list[tuple[str, int, int]] = []
 
-    def run(self, chunks: Iterable[range], workers: int) -> list[tuple[str, int, int]]:
+    def work_off(self, chunks: Iterable[range], workers: int) -> list[tuple[str, int, int]]:
         """Work on all chunks; the shards that were committed."""
         waiting = deque(chunks)
         deaths: dict[range, int] = {}
@@ -254,7 +256,7 @@ class _Pool:
                     self._start(self._make(), chunk)
                     continue
                 if chunk:
-                    self._done(len(chunk))
+                    self._advance(len(chunk))
                 if waiting:
                     self._start(worker, waiting.popleft())
         except BaseException as error:
@@ -279,8 +281,8 @@ class _Pool:
 
 
 def _deadly(chunk: range) -> StoreError:
-    what = f"inputs {chunk.start} to {chunk.stop - 1} ended" if chunk else "starting ended"
+    subject = f"inputs {chunk.start} to {chunk.stop - 1} ended" if chunk else "starting ended"
     return StoreError(
-        f"{what} {DEATHS} processes, perhaps for want of memory: use fewer workers or a smaller "
+        f"{subject} {DEATHS} processes, perhaps for want of memory: use fewer workers or a smaller "
         "batch_size"
     )

@@ -68,11 +68,11 @@ def length(inputs: Any) -> int | None:
         return None
 
 
-def indexed(inputs: Any) -> bool:
+def indexed(inputs: object) -> bool:
     """Whether inputs have a length and an index, so that each can be read by itself."""
     others = (DataLoader, IterableDataset, Mapping, str, bytes)
-    known = not isinstance(inputs, others) and hasattr(inputs, "__getitem__")
-    return known and length(inputs) is not None
+    has_index = not isinstance(inputs, others) and hasattr(inputs, "__getitem__")
+    return has_index and length(inputs) is not None
 
 
 def items(inputs: Any) -> Iterator[tuple[str, Any]]:
@@ -172,13 +172,13 @@ def fields_of(item: Any, name: str) -> dict[str, Any]:
     return fields | {"input": x}
 
 
-def _shown(item: Any, fields: Mapping[str, Any]) -> str:
+def _shown(item: object, fields: Mapping[str, Any]) -> str:
     if isinstance(item, Mapping) and "input" not in item:
         return f"a mapping with {', '.join(map(str, item)) or 'nothing'}"
     return type(fields["input"] if isinstance(item, Mapping) else item).__name__
 
 
-def tensor_of(value: Any, name: str) -> Any:
+def tensor_of(value: object, name: str) -> Any:
     """Return a NumPy array as the tensor of its numbers; anything else as it is.
 
     Raises
@@ -198,7 +198,7 @@ def tensor_of(value: Any, name: str) -> Any:
     return torch.from_numpy(np.array(value, kind.newbyteorder("="), order="C"))
 
 
-def sample(item: Any, name: str, form: Form, dtype: torch.dtype) -> Sample:
+def sample(item: object, name: str, form: Form, dtype: torch.dtype) -> Sample:
     """Check one item and bring it to a :class:`Sample`.
 
     Parameters
@@ -226,21 +226,21 @@ def sample(item: Any, name: str, form: Form, dtype: torch.dtype) -> Sample:
         if array.shape == (1, *form.shapes[k]):  # a batch of one
             array = array[0]
         arrays.append(array)
-    for array, shape, which in zip(arrays, form.shapes, form.names, strict=True):
-        one = f"input {shown!r}" if len(arrays) == 1 else f"{which!r} of input {shown!r}"
+    for array, shape, input_name in zip(arrays, form.shapes, form.names, strict=True):
+        subject = f"input {shown!r}" if len(arrays) == 1 else f"{input_name!r} of input {shown!r}"
         if array.shape[1:] == shape and array.ndim == len(shape) + 1:
             raise InputError(
-                f"{one} has shape {array.shape}: a batch of {len(array)}, expected one input of "
-                f"shape {shape}; give each by itself, or a DataLoader, whose batches are taken "
+                f"{subject} has shape {array.shape}: a batch of {len(array)}, expected one input "
+                f"of shape {shape}; give each by itself, or a DataLoader, whose batches are taken "
                 "apart"
             )
         if array.shape != shape:
             raise InputError(
-                f"{one} has shape {array.shape}, expected {shape}: all inputs of a store have "
+                f"{subject} has shape {array.shape}, expected {shape}: all inputs of a store have "
                 "one shape, that of the first"
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(f"{one} holds NaN or infinity")
+            raise InputError(f"{subject} holds NaN or infinity")
     content = content_of(dict(zip(form.names, arrays, strict=True)))
     label = input_labels.plain(fields.get("label"), f"the label of input {shown!r}")
     extra = {k: v for k, v in fields.items() if k not in _RESERVED}
@@ -251,7 +251,7 @@ def sample(item: Any, name: str, form: Form, dtype: torch.dtype) -> Sample:
     return Sample(key or content, content, tuple(arrays), label, extra)
 
 
-def _key(value: Any, name: str) -> str | None:
+def _key(value: object, name: str) -> str | None:
     """Text of a key."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def settings(
-    program: Program, plan: Plan, taken: Form, classes: Sequence[str] | None
+    program: Program, plan: Plan, input_form: Form, classes: Sequence[str] | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """Return what ``store.json`` says of a network and its tables, and the user's partitions.
 
@@ -29,7 +29,7 @@ def settings(
         Of the network, as it was traced.
     plan : Plan
         Of the tables.
-    taken : Form
+    input_form : Form
         What the network takes.
     classes : sequence of str, optional
         Names of the outputs.
@@ -56,8 +56,8 @@ def settings(
         "classes": None if classes is None else list(classes),
         "versions": {name: version(name) for name in packages},
     }
-    if not taken.plain:
-        description["inputs"] = taken.to_json()
+    if not input_form.plain:
+        description["inputs"] = input_form.to_json()
     if program.outputs:
         description["outputs"] = [{"name": n, "shape": list(s)} for n, s in program.outputs]
     return description, custom

@@ -19,7 +19,7 @@ from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
 from nrm_graph import _optional
-from nrm_graph.circuits.ray_engine import partial, pieces
+from nrm_graph.circuits.ray_engine import partial_sums, split_inputs
 from nrm_graph.extraction import ray_workers
 from nrm_graph.extraction.samples import items
 from nrm_graph.store.read.snapshot import Snapshot
@@ -110,12 +110,12 @@ def test_chunks_are_whole_batches(count, size, workers):
 )
 def test_a_part_names_its_inputs_as_the_whole_does(data):
     whole = list(items(data))
-    part = ray_workers.Part(data, range(2, 4))
+    part = ray_workers.Selection(data, range(2, 4))
     found = list(items(part))
     assert [name for name, _ in found] == [name for name, _ in whole[2:4]] == ["item 2", "item 3"]
     assert len(list(part)) == len(part) == 2
     named = SimpleNamespace(keys=["a", "b", "c"])
-    assert ray_workers.Part(named, range(1, 3)).keys == ["b", "c"]
+    assert ray_workers.Selection(named, range(1, 3)).keys == ["b", "c"]
 
 
 def test_equal_inputs_with_other_labels_are_refused_across_processes(tmp_path):
@@ -182,7 +182,11 @@ class _Result:
 def pool(script, chunks=4, workers=2):
     ray, done = FakeRay(script), []
     found = ray_workers._Pool(ray, ray.make, lambda count: done.append(count))
-    return ray, done, lambda: found.run([range(5 * n, 5 * n + 5) for n in range(chunks)], workers)
+    return (
+        ray,
+        done,
+        lambda: found.work_off([range(5 * n, 5 * n + 5) for n in range(chunks)], workers),
+    )
 
 
 def test_what_a_dead_process_did_not_report_goes_to_a_new_one():
@@ -229,7 +233,7 @@ def test_processes_that_never_start_are_not_waited_for():
 
     ray.wait = wait
     found = ray_workers._Pool(ray, first, lambda count: done.append(count))
-    assert len(found.run([range(5 * n, 5 * n + 5) for n in range(4)], 3)) == 4
+    assert len(found.work_off([range(5 * n, 5 * n + 5) for n in range(4)], 3)) == 4
     assert done == [5] * 4
     assert {number for number, _ in ray.log} == {2, 3}
 
@@ -265,18 +269,18 @@ def test_pieces_of_a_circuit(tmp_path):
         )
         weights = {"weights": pa.table({"input_id": ids, "weight": np.ones(len(ids))})}
         for number in (1, 2, 3, 100):
-            found = pieces(db, ids, number)
+            found = split_inputs(db, ids, number)
             assert len(found) <= min(number, 5)
             assert sorted(i for piece in found for i in piece.ids) == ids
             rows = {}
             for piece in found:
-                table = partial(
+                table = partial_sums(
                     piece,
                     "SELECT input_id, sum(relevance * weight) AS total FROM edges "
                     "JOIN weights USING (input_id) GROUP BY input_id",
                     weights,
                 )
-                count = partial(piece, "SELECT count(*) AS n FROM weights", weights)
+                count = partial_sums(piece, "SELECT count(*) AS n FROM weights", weights)
                 assert count["n"].to_pylist() == [len(piece.ids)]
                 rows |= zip(table["input_id"].to_pylist(), table["total"].to_pylist(), strict=True)
             assert rows.keys() == whole.keys()
