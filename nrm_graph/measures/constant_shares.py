@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.ir.program import Ref, Weight
-from nrm_graph.propagation.kernels import flow
+from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.routed_constants import plain
+from nrm_graph.propagation.tensor_sums import accumulate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +39,8 @@ def bias_name(state: State, name: str) -> str:
         return "bias"
     place = _PLACES.get(node.op, 2)
     if place is not None and len(node.args) > place and isinstance(node.args[place], Weight):
-        found = plain(node.args[place].name)
-        return f"{node.module}.bias" if found == f"{node.name}.shift" else found
+        bias = plain(node.args[place].name)
+        return f"{node.module}.bias" if bias == f"{node.name}.shift" else bias
     if place is None:
         return _added(state, node)
     return f"{node.module or net.layout.topology.layers[net.layout.layer_of[name]].name}.bias"
@@ -60,15 +61,11 @@ def _added(state: State, node: Node) -> str:
 
 def shares(state: State, name: str) -> dict[str, Tensor]:
     """``q(bias|j)`` of a layer by the name of what holds it, laid out as its value is."""
-    op, kernel = state.network.layout.weighings[name], flow(state, name)
-    found: dict[str, Tensor] = {}
-
-    def add(which: str, part: Tensor) -> None:
-        found[which] = found[which] + part if which in found else part
-
+    op, kernel = state.network.layout.weighings[name], kernel_of(state, name)
+    by_name: dict[str, Tensor] = {}
     for share in kernel.shares:
         if share.bias is not None:
-            add(bias_name(state, name), share.bias * share.factor)
+            accumulate(by_name, bias_name(state, name), share.bias * share.factor)
         for term in share.terms:
             codes = state.constant.get(op.operands[term.operand])
             if codes is None:
@@ -76,8 +73,8 @@ def shares(state: State, name: str) -> dict[str, Tensor]:
             for code in codes.unique().tolist():
                 if code:
                     part = op.maps[term.operand].apply(term.x * (codes == code), term.weight)
-                    add(state.constants[int(code) - 1], part * share.factor)
-    return found
+                    accumulate(by_name, state.constants[int(code) - 1], part * share.factor)
+    return by_name
 
 
 _CONSTANTS = pa.schema(
@@ -117,16 +114,16 @@ def constants(state: State, start: Tensor, terms: Terms) -> dict[tuple[int, str]
     dict of (layer id, name) to Tensor, the layer's shape
         ``R(n, its bias & event)``, split by what holds it.
     """
-    found: dict[tuple[int, str], Tensor] = {}
+    relevance: dict[tuple[int, str], Tensor] = {}
     split: dict[int, dict[str, Tensor]] = defaultdict(dict)
     values = state.network.values
     for coefficient, clause in terms:
-        arrived: list[Any] = [None]
+        arrived: list[Tensor] = []  # at the layer of the last visit
 
-        def visit(layer_id: int, r: Tensor, arrived: list[Any] = arrived) -> None:
-            arrived[0] = r
+        def visit(layer_id: int, r: Tensor, arrived: list[Tensor] = arrived) -> None:
+            arrived[:] = [r]
 
-        def absorb(layer_id: int, kind: str, _: Tensor, arrived: list[Any] = arrived) -> None:
+        def absorb(layer_id: int, kind: str, _: Tensor, arrived: list[Tensor] = arrived) -> None:
             if kind != "bias":
                 return
             name = values[layer_id]
@@ -135,9 +132,7 @@ def constants(state: State, start: Tensor, terms: Terms) -> dict[tuple[int, str]
                 for which, q in shares(state, name).items()
             }
             for which, q in split[layer_id].items():
-                part = (arrived[0] * q)[0]
-                key = (layer_id, which)
-                found[key] = found[key] + part if key in found else part
+                accumulate(relevance, (layer_id, which), (arrived[0] * q)[0])
 
         relevance_pass(state, start * coefficient, clause, visit=visit, absorb=absorb)
-    return found
+    return relevance

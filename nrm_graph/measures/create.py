@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.ir.input_spec import Inputs
     from nrm_graph.network.tracing.output_choice import Choice
+    from nrm_graph.network.units import Resolution
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.rules.composites import Composite
 
@@ -45,7 +46,7 @@ def measure(
     *,
     target: Target = "predicted",
     composite: str | Composite = "epsilon_gamma",
-    resolution: str | Mapping[str, Any] = "auto",
+    resolution: str | Mapping[str, Resolution] = "auto",
     dtype: str | None = None,
     device: str | torch.device = "cpu",
     scale: str = "unit",
@@ -151,7 +152,7 @@ def from_network(
     net: Network,
     x: Inputs,
     target: Target,
-    resolution: str | Mapping[str, Any] = "auto",
+    resolution: str | Mapping[str, Resolution] = "auto",
     scale: str = "unit",
     memory: int = MEMORY,
     tokens: tuple[str, ...] | None = None,

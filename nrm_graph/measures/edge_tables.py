@@ -33,15 +33,14 @@ def tables(measure: Algebra, event: Event | None = None) -> tuple[pa.Table, pa.T
     event : Event, optional
         Give R(n & event) and R(j -> i & event), which are defined where R(event) vanishes.
     """
-    if event is not None:
-        made = plan(measure.network, measure.partitions)
-        return event_passes.tables(measure.state, measure.start, measure._joint_terms(event), made)
-    if "tables" not in measure._cache:
-        made = plan(measure.network, measure.partitions)
-        measure._cache["tables"] = event_passes.tables(
-            measure.state, measure.start, measure.terms, made
-        )
-    return measure._cache["tables"]  # type: ignore[no-any-return]
+    if event is None and "tables" in measure._cache:
+        return measure._cache["tables"]  # type: ignore[no-any-return]
+    units = plan(measure.network, measure.partitions)
+    terms = measure.terms if event is None else measure._joint_terms(event)
+    nodes_and_edges = event_passes.tables(measure.state, measure.start, terms, units)
+    if event is None:
+        measure._cache["tables"] = nodes_and_edges
+    return nodes_and_edges
 
 
 def edges(
@@ -101,11 +100,11 @@ def edges(
     keep = (rows["dst_layer"].to_numpy() == above.layer_id) & (
         rows["src_layer"].to_numpy() == below.layer_id
     )
-    found = rows.filter(pa.array(keep))
+    between = rows.filter(pa.array(keep))
     if measure.scale != 1.0:
-        scaled = found["relevance"].to_numpy() * measure.scale
-        found = found.set_column(4, "relevance", pa.array(scaled))
-    return found
+        scaled = between["relevance"].to_numpy() * measure.scale
+        between = between.set_column(4, "relevance", pa.array(scaled))
+    return between
 
 
 def edge_batches(
@@ -145,7 +144,7 @@ def _between(
         below.layer_id,
         dst=masks[0],
         src=masks[1],
-        known=measure._own.relevance,
+        known=measure._unconditioned.relevance,
     )
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from nrm_graph.events.conjunctions import Clause
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.network.units import Partition
@@ -138,15 +139,22 @@ class Algebra:
             raise EventError(f"many takes a list of events, found {events!r}")
         return self._values(list(events)) / self.condition_relevance * self.scale
 
+    def _with_condition(self, event: Event) -> Event:
+        """Return the walks of an event that satisfy the condition, if there is one."""
+        event = checked(event)
+        return event if self.condition is None else self.condition & event
+
+    def _expanded(self, event: Event) -> list[tuple[int, Clause]]:
+        """Coefficients and conjunctions of an event and the condition."""
+        return expand(self._with_condition(event), self.topology, self.partitions)
+
     def _evaluated(self, event: Event) -> Estimate:
         """R(event | condition) with its error, on the unit scale."""
-        whole = checked(event) if self.condition is None else self.condition & checked(event)
-        terms = expand(whole, self.topology, self.partitions)
-        joint = rounding_errors.evaluate(self._precisions, terms)
+        joint = rounding_errors.evaluate(self._precisions, self._expanded(event))
         value = joint.value / self.condition_relevance
-        own = joint.error / abs(self.condition_relevance)
+        error = joint.error / abs(self.condition_relevance)
         share = self._condition_uncertainty
-        return Estimate(value, own * (1 + share) + abs(value) * share)
+        return Estimate(value, error * (1 + share) + abs(value) * share)
 
     @property
     def _condition_uncertainty(self) -> float:
@@ -157,31 +165,32 @@ class Algebra:
     def _precisions(self) -> rounding_errors.Precisions:
         """The measure without its condition in float64 and in float32, made at first use."""
         if "precisions" not in self._cache:
-            self._cache["precisions"] = rounding_errors.precisions(self._own, self.weights)
+            self._cache["precisions"] = rounding_errors.precisions(
+                self._unconditioned, self.weights
+            )
         return self._cache["precisions"]  # type: ignore[no-any-return]
 
     @property
-    def _own(self) -> rounding_errors.Run:
+    def _unconditioned(self) -> rounding_errors.InPrecision:
         """The measure without its condition, in its own precision."""
-        if "own" not in self._cache:
-            self._cache["own"] = rounding_errors.Run(self.state, self.start)
-        return self._cache["own"]  # type: ignore[no-any-return]
+        if "unconditioned" not in self._cache:
+            self._cache["unconditioned"] = rounding_errors.InPrecision(self.state, self.start)
+        return self._cache["unconditioned"]  # type: ignore[no-any-return]
 
     def _values(self, events: Sequence[Event]) -> npt.NDArray[np.float64]:
         """R(event & condition) of events, on the unit scale, in float64."""
         owners, coefficients, clauses = [], [], []
         for number, event in enumerate(events):
-            whole = checked(event) if self.condition is None else self.condition & checked(event)
-            for coefficient, clause in expand(whole, self.topology, self.partitions):
+            for coefficient, clause in self._expanded(event):
                 owners.append(number)
                 coefficients.append(coefficient)
                 clauses.append(clause)
-        run = self._precisions.double
-        known = run.relevance if len(clauses) > 2 else run.known
-        found = event_passes.values(run.state, run.start, clauses, known, self.memory)
+        double = self._precisions.double
+        known = double.relevance if len(clauses) > 2 else double.known
+        values = event_passes.values(double.state, double.start, clauses, known, self.memory)
         total = np.zeros(len(events))
         weights = np.array(coefficients, np.float64)
-        np.add.at(total, np.array(owners, np.int64), found * weights)
+        np.add.at(total, np.array(owners, np.int64), values * weights)
         return total
 
     def given(self, event: Event) -> Self:
@@ -205,10 +214,10 @@ class Algebra:
         known = self._cache.get("given")
         if known is not None and _alike(known[0], event):
             return known[1]  # type: ignore[no-any-return]
-        both = event if self.condition is None else self.condition & event
+        both = self._with_condition(event)
         terms = expand(both, self.topology, self.partitions)
-        runs = self._precisions
-        joint = rounding_errors.evaluate(runs, terms)
+        precisions = self._precisions
+        joint = rounding_errors.evaluate(precisions, terms)
         value = joint.value
         if abs(value) <= joint.error:
             raise UndefinedConditional(
@@ -226,12 +235,12 @@ class Algebra:
         # Tables are made of single neurons: in float32, unless what it loses there shows.
         rough = rounding_errors.SAFETY_SINGLE * joint.difference / abs(value)
         single = self.start.dtype == torch.float32 and rough <= rounding_errors.TRUSTED
-        run = runs.single if single else runs.double
+        chosen = precisions.single if single else precisions.double
         conditioned_measure = replace(
             self,
-            network=run.state.network,
-            state=run.state,
-            start=run.start,
+            network=chosen.state.network,
+            state=chosen.state,
+            start=chosen.start,
             scale=1.0,
             condition=both,
             condition_relevance=value,
@@ -239,18 +248,15 @@ class Algebra:
             amplification=joint.size / abs(value),
             error=rough if single else joint.error / abs(value),
             terms=tuple((coefficient / value, clause) for coefficient, clause in terms),
-            _cache={"precisions": runs, "own": run},
+            _cache={"precisions": precisions, "unconditioned": chosen},
         )
         self._cache["given"] = (event, conditioned_measure)
         return conditioned_measure
 
     def _joint_terms(self, event: Event) -> event_passes.Terms:
         """Conjunctions of an event of this measure, not divided by its relevance."""
-        event = checked(event)
-        both = event if self.condition is None else self.condition & event
         whole = self.condition_relevance
-        expanded = expand(both, self.topology, self.partitions)
-        return tuple((coefficient / whole, clause) for coefficient, clause in expanded)
+        return tuple((coefficient / whole, clause) for coefficient, clause in self._expanded(event))
 
     def extent(self, event: Event) -> tuple[float, float]:
         """R(event) and the size of what it is summed from, on the unit scale.
@@ -268,17 +274,17 @@ class Algebra:
         error = both.error + abs(left) * right.error + abs(right) * left.error
         return Estimate(both - left * right, error + left.error * right.error)
 
-    def _nodes(self) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
+    def _nodes(self) -> event_passes.Nodes:
         """Relevance and absorbed shares of every layer."""
         if self.condition is None:
-            return self._own.nodes()
+            return self._unconditioned.nodes()
         if "nodes" not in self._cache:
             self._cache["nodes"] = event_passes.nodes(self.state, self.start, self.terms)
         return self._cache["nodes"]  # type: ignore[no-any-return]
 
     def _relevance(self, layer: LayerInfo) -> Tensor:
-        found = self._nodes()[0].get(layer.layer_id)
-        return self.start.new_zeros(layer.shape) if found is None else found
+        relevance = self._nodes()[0].get(layer.layer_id)
+        return self.start.new_zeros(layer.shape) if relevance is None else relevance
 
 
 def _alike(one: Event, other: Event) -> bool:

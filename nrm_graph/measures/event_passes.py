@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from nrm_graph.network.topology import ENDS
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.state import repeated
+from nrm_graph.propagation.tensor_sums import accumulate
 from nrm_graph.tables.builder import edge_tables
 
 if TYPE_CHECKING:
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
+    from nrm_graph.propagation.adjoint_pass import Reach
     from nrm_graph.propagation.state import State
     from nrm_graph.tables.plan import Plan
+
+    Nodes = tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]
+    """Relevance of every layer's neurons, and what their pseudo-neurons hold, by kind."""
 
 Terms = tuple[tuple[float, "Clause"], ...]
 """Conjunctions with their coefficients, those of a conditioned measure already over R(B)."""
@@ -74,8 +79,8 @@ def values(
     memory : int
         Bytes that a batch may hold.
     """
-    found = np.zeros(len(clauses))
-    alike: dict[Any, list[int]] = defaultdict(list)
+    relevance = np.zeros(len(clauses))
+    alike: dict[tuple[tuple[int, bool], ...], list[int]] = defaultdict(list)
     for i, clause in enumerate(clauses):
         alike[tuple((layer, clause[layer].passes) for layer in sorted(clause))].append(i)
     size = per_pass(state, memory)
@@ -94,8 +99,8 @@ def values(
                 begin, at = known(top), top
             begin = begin.expand(n, *begin.shape[1:])
             outcome = relevance_pass(repeated(state, n), begin, stacked, at=at)
-            found[chosen] = outcome.value.double().cpu().numpy()
-    return found
+            relevance[chosen] = outcome.value.double().cpu().numpy()
+    return relevance
 
 
 @exact
@@ -114,20 +119,19 @@ def arrived(
     if known is not None and not above:
         return known(layer_id)
     shape = state.network.layout.topology.layers[layer_id].shape
-    found = [start.new_zeros(1, *shape)]
+    relevance = start.new_zeros(1, *shape)
 
     def visit(i: int, r: Tensor) -> None:
+        nonlocal relevance
         if i == layer_id:
-            found[0] = r
+            relevance = r
 
     relevance_pass(state, start, above, until=layer_id, visit=visit)
-    return found[0]
+    return relevance
 
 
 @exact
-def nodes(
-    state: State, start: Tensor, terms: Terms
-) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
+def nodes(state: State, start: Tensor, terms: Terms) -> Nodes:
     """Relevance of every neuron, and what every neuron's pseudo-neurons hold, under an event.
 
     Returns
@@ -139,22 +143,18 @@ def nodes(
     """
     relevance: dict[int, Tensor] = {}
     absorbed: dict[tuple[int, str], Tensor] = {}
-
-    def add(store: dict[Any, Tensor], key: Any, value: Tensor) -> None:
-        store[key] = store[key] + value if key in store else value
-
     for coefficient, clause in terms:
         below = reach(state, clause)
 
-        def visit(layer_id: int, r: Tensor, below: Any = below) -> None:
-            add(relevance, layer_id, below.times(state, layer_id, r)[0])
+        def visit(layer_id: int, r: Tensor, below: Reach = below) -> None:
+            accumulate(relevance, layer_id, below.times(state, layer_id, r)[0])
 
         relevance_pass(
             state,
             start * coefficient,
             clause,
             visit=visit,
-            absorb=lambda layer_id, kind, r: add(absorbed, (layer_id, kind), r[0]),
+            absorb=lambda layer_id, kind, r: accumulate(absorbed, (layer_id, kind), r[0]),
         )
     return relevance, absorbed
 
@@ -173,7 +173,7 @@ def cut(
     for coefficient, clause in terms:
         below = reach(state, clause)
 
-        def stop(i: int, r: Tensor, below: Any = below) -> bool:
+        def stop(i: int, r: Tensor, below: Reach = below) -> bool:
             if i > layer_id and layers[i].kind not in ENDS:
                 return False
             arrived[i] += float(below.times(state, i, r).sum())
@@ -192,13 +192,13 @@ def tables(state: State, start: Tensor, terms: Terms, plan: Plan) -> tuple[pa.Ta
     Of an event that is no single conjunction, walks do not go on independently of where they
     came from: ``conditional`` is null.
     """
-    made = [
+    pairs = [
         edge_tables(state, start * coefficient, plan, clause)[0] for coefficient, clause in terms
     ]
-    if len(made) == 1:
-        return made[0]
-    return _summed([pair[0] for pair in made], ["layer_id", "unit"]), _summed(
-        [pair[1] for pair in made], ["dst_layer", "src_layer", "dst_unit", "src_unit"]
+    if len(pairs) == 1:
+        return pairs[0]
+    return _summed([pair[0] for pair in pairs], ["layer_id", "unit"]), _summed(
+        [pair[1] for pair in pairs], ["dst_layer", "src_layer", "dst_unit", "src_unit"]
     )
 
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
-    """Groups of neurons of one layer.
+class NeuronGroups:
+    """NeuronGroups of neurons of one layer.
 
     Attributes
     ----------
@@ -57,16 +57,16 @@ class Groups:
         """Masks of groups first to last - 1, ``(last - first, *shape)``, in the dtype of like."""
         labels = torch.from_numpy(self.labels).to(like.device)
         numbers = torch.arange(first, last, device=like.device)
-        own = labels == numbers.reshape(-1, *[1] * labels.ndim)
-        return own.to(like.dtype)
+        inside = labels == numbers.reshape(-1, *[1] * labels.ndim)
+        return inside.to(like.dtype)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum ``(K, *shape)`` by group: ``(K, count)``."""
         flat = values.reshape(len(values), -1)
         place = torch.from_numpy(self.labels.ravel()).to(values.device)
         place = torch.where(place < 0, self.count, place)
-        found = values.new_zeros(len(values), self.count + 1).index_add_(1, place, flat)
-        return found[:, : self.count]
+        totals = values.new_zeros(len(values), self.count + 1).index_add_(1, place, flat)
+        return totals[:, : self.count]
 
 
 @exact
@@ -74,8 +74,8 @@ def joint(
     state: State,
     start: Tensor,
     terms: Terms,
-    upper: Groups,
-    lower: Groups,
+    upper: NeuronGroups,
+    lower: NeuronGroups,
     memory: int,
     known: Callable[[int], Tensor] | None = None,
 ) -> npt.NDArray[np.float64]:
@@ -89,7 +89,7 @@ def joint(
         Initial relevance.
     terms : sequence of (float, Clause)
         The event's conjunctions and their coefficients.
-    upper, lower : Groups
+    upper, lower : NeuronGroups
         Of the layer nearer the output and of the other; they may be of one layer.
     memory : int
         Bytes that a batch of passes may hold.
@@ -100,7 +100,7 @@ def joint(
     -------
     ndarray of float64, (upper.count, lower.count)
     """
-    found = np.zeros((upper.count, lower.count))
+    matrix = np.zeros((upper.count, lower.count))
     for coefficient, clause in terms:
         above = arrived(state, start, clause, upper.layer_id, known)
         below = {i: literal for i, literal in clause.items() if i <= lower.layer_id}
@@ -112,8 +112,8 @@ def joint(
             part = _from_above(state, above, between, ahead, upper, lower, memory)
         else:
             part = _from_below(state, above, between, ahead, upper, lower, memory)
-        found += coefficient * part
-    return found
+        matrix += coefficient * part
+    return matrix
 
 
 def _ahead(state: State, clause: Clause, layer_id: int) -> Tensor:
@@ -123,7 +123,7 @@ def _ahead(state: State, clause: Clause, layer_id: int) -> Tensor:
     return reach(state, clause, until=layer_id).times(state, layer_id, ones)
 
 
-def _same(relevance: Tensor, upper: Groups, lower: Groups) -> npt.NDArray[np.float64]:
+def _same(relevance: Tensor, upper: NeuronGroups, lower: NeuronGroups) -> npt.NDArray[np.float64]:
     values = relevance[0].double().cpu().numpy().ravel()
     rows, columns = upper.labels.ravel(), lower.labels.ravel()
     both = (rows >= 0) & (columns >= 0)
@@ -133,7 +133,9 @@ def _same(relevance: Tensor, upper: Groups, lower: Groups) -> npt.NDArray[np.flo
     return sums.reshape(upper.count, lower.count)
 
 
-def _pieces(state: State, count: int, upper: Groups, lower: Groups, memory: int) -> list[range]:
+def _batches(
+    state: State, count: int, upper: NeuronGroups, lower: NeuronGroups, memory: int
+) -> list[range]:
     """Which groups go through one pass."""
     size = per_pass(state, memory, lower.layer_id, upper.layer_id)
     return [range(i, min(i + size, count)) for i in range(0, count, size)]
@@ -144,22 +146,22 @@ def _from_above(
     above: Tensor,
     between: Clause,
     ahead: Tensor,
-    upper: Groups,
-    lower: Groups,
+    upper: NeuronGroups,
+    lower: NeuronGroups,
     memory: int,
 ) -> npt.NDArray[np.float64]:
-    found = np.zeros((upper.count, lower.count))
-    for piece in _pieces(state, upper.count, upper, lower, memory):
-        start = above * upper.masks(piece.start, piece.stop, above)
+    matrix = np.zeros((upper.count, lower.count))
+    for batch in _batches(state, upper.count, upper, lower, memory):
+        start = above * upper.masks(batch.start, batch.stop, above)
 
-        def visit(i: int, r: Tensor, piece: range = piece) -> None:
+        def visit(i: int, r: Tensor, batch: range = batch) -> None:
             if i == lower.layer_id:
                 sums = lower.sums(r * ahead)
-                found[piece.start : piece.stop] = sums.double().cpu().numpy()
+                matrix[batch.start : batch.stop] = sums.double().cpu().numpy()
 
-        copies = repeated(state, len(piece))
+        copies = repeated(state, len(batch))
         relevance_pass(copies, start, between, at=upper.layer_id, until=lower.layer_id, visit=visit)
-    return found
+    return matrix
 
 
 def _from_below(
@@ -167,19 +169,19 @@ def _from_below(
     above: Tensor,
     between: Clause,
     ahead: Tensor,
-    upper: Groups,
-    lower: Groups,
+    upper: NeuronGroups,
+    lower: NeuronGroups,
     memory: int,
 ) -> npt.NDArray[np.float64]:
-    found = np.zeros((upper.count, lower.count))
-    for piece in _pieces(state, lower.count, upper, lower, memory):
-        seeds = ahead * lower.masks(piece.start, piece.stop, ahead)
+    matrix = np.zeros((upper.count, lower.count))
+    for batch in _batches(state, lower.count, upper, lower, memory):
+        seeds = ahead * lower.masks(batch.start, batch.stop, ahead)
         # A set with weights: what its neurons still have to come.
         clause = between | {lower.layer_id: Literal(True, seeds)}
-        copies = repeated(state, len(piece))
+        copies = repeated(state, len(batch))
         onward = reach(copies, clause, until=upper.layer_id)
         sums = upper.sums(
-            onward.times(copies, upper.layer_id, above.expand(len(piece), *above.shape[1:]))
+            onward.times(copies, upper.layer_id, above.expand(len(batch), *above.shape[1:]))
         )
-        found[:, piece.start : piece.stop] = sums.double().cpu().numpy().T
-    return found
+        matrix[:, batch.start : batch.stop] = sums.double().cpu().numpy().T
+    return matrix

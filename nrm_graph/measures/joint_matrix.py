@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.sets import NeuronSet
 from nrm_graph.measures import rounding_errors
-from nrm_graph.measures.joint import Groups
+from nrm_graph.measures.joint import NeuronGroups
 from nrm_graph.measures.marginals import units_of
 from nrm_graph.measures.results import Matrix, Side
 
 if TYPE_CHECKING:
     from nrm_graph.measures.event_algebra import Algebra
+    from nrm_graph.network.units import Resolution
 
 
 def joint(
-    measure: Algebra, rows: str | NeuronSet, columns: str | NeuronSet, by: Any = "unit"
+    measure: Algebra,
+    rows: str | NeuronSet,
+    columns: str | NeuronSet,
+    by: Resolution | tuple[Resolution, Resolution] = "unit",
 ) -> Matrix:
     """Exact joint relevance of every unit of one layer with every unit of another.
 
@@ -46,7 +50,9 @@ def joint(
     pair = by if isinstance(by, tuple) else (by, by)
     if len(pair) != 2:
         raise InputError(f"by takes one resolution or a pair, found {len(pair)}")
-    sides = [_side(measure, s, how) for s, how in zip((rows, columns), pair, strict=True)]
+    sides = [
+        _side(measure, s, resolution) for s, resolution in zip((rows, columns), pair, strict=True)
+    ]
     upper, lower = sorted((group for group, _ in sides), key=lambda g: -g.layer_id)
     values, error = rounding_errors.evaluate_joint(
         measure._precisions, measure.terms, upper, lower, measure.memory
@@ -60,7 +66,7 @@ def joint(
     )
 
 
-def _side(measure: Algebra, asked: str | NeuronSet, by: Any) -> tuple[Groups, Side]:
+def _side(measure: Algebra, asked: str | NeuronSet, by: Resolution) -> tuple[NeuronGroups, Side]:
     """Return the groups of neurons of one side of a joint matrix."""
     if not isinstance(asked, str | NeuronSet):
         raise EventError(f"joint takes a layer's name or a neuron set, found {asked!r}")
@@ -73,4 +79,4 @@ def _side(measure: Algebra, asked: str | NeuronSet, by: Any) -> tuple[Groups, Si
         units, place = np.unique(part.labels[mask], return_inverse=True)
         labels = np.full(info.shape, -1, np.int64)
         labels[mask] = place.ravel()
-    return Groups(info.layer_id, labels, len(units)), Side(info.name, units.astype(np.int64))
+    return NeuronGroups(info.layer_id, labels, len(units)), Side(info.name, units.astype(np.int64))

@@ -14,7 +14,7 @@ import torch
 
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense
-from nrm_graph.propagation.kernels import awake, flow
+from nrm_graph.propagation.kernels import awake, kernel_of
 from nrm_graph.propagation.routing import carry
 from nrm_graph.tables.dense_edges import CHUNK
 from nrm_graph.tables.edge_block import Block, merged
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from nrm_graph.propagation.adjoint_pass import Reach
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.propagation.state import State
+
+    Places = npt.NDArray[np.int64]
+    Values = npt.NDArray[Any]
 
 
 class Arrival(NamedTuple):
@@ -58,24 +61,24 @@ def origins(state: State, value: str) -> npt.NDArray[np.int64]:
     layout, first, native = net.layout, offsets(net), net.program.native_shapes()
     weights = {name: tensor.cpu() for name, tensor in net.program.weights.items()}
     winners = {name: index.cpu() for name, index in state.winners.items()}
-    found: dict[str, Any] = {}
+    neurons: dict[str, Any] = {}
 
     def of(name: str) -> Any:
-        if name in found:
-            return found[name]
+        if name in neurons:
+            return neurons[name]
         layer_id = layout.layer_of.get(name)
         if layer_id is not None:
             layer = layout.topology.layers[layer_id]
-            own = torch.arange(layer.n_neurons, dtype=torch.float64) + float(first[layer_id])
-            found[name] = layout.batches[name].native(own.reshape(1, *layer.shape))
-            return found[name]
+            numbers = torch.arange(layer.n_neurons, dtype=torch.float64) + float(first[layer_id])
+            neurons[name] = layout.batches[name].native(numbers.reshape(1, *layer.shape))
+            return neurons[name]
         _, node = net.order[net.position[name]]
         assert node is not None
         if not any(True for _ in node.references()):
-            found[name] = torch.full(native[name], -1.0, dtype=torch.float64)
+            neurons[name] = torch.full(native[name], -1.0, dtype=torch.float64)
         else:
-            found[name] = carry(node, of, winners, weights, native[name], 1, -1.0)
-        return found[name]
+            neurons[name] = carry(node, of, winners, weights, native[name], 1, -1.0)
+        return neurons[name]
 
     # Neurons are counted in float64, for which all selections are defined: exact to 2^53.
     return of(value).numpy().ravel().astype(np.int64)  # type: ignore[no-any-return]
@@ -117,16 +120,18 @@ def neuron_blocks(
     op, first = net.layout.weighings[name], offsets(net)
     shape = net.layout.topology.layers[layer_id].shape
     # Flat index of a neuron at every native position of the layer.
-    own = net.layout.batches[name].native(torch.arange(math.prod(shape)).reshape(1, *shape))
-    place = own.numpy().ravel()
-    chosen = _awake(state, name, chosen)
+    flat = net.layout.batches[name].native(torch.arange(math.prod(shape)).reshape(1, *shape))
+    place = flat.numpy().ravel()
+    if chosen is None and name in net.silent:
+        chosen = np.ones(len(place), bool)
+    chosen = None if chosen is None else only_awake(state, name, chosen)
     asked = None if chosen is None else chosen[place]
     sources = [origins(state, operand) for operand in op.operands]
     steps = [_Step(state, name, op, k, arrivals) for k in range(len(op.operands))]
-    for piece in _pieces(op, steps[0].sizes, asked):
+    for outputs in _output_ranges(op, steps[0].sizes, asked):
         rows = []
         for step, source in zip(steps, sources, strict=True):
-            o, i, relevance, q = step.rows(piece, asked)
+            o, i, relevance, q = step.rows(outputs, asked)
             rows.append((o, source[i], relevance, q))
         o, i, relevance, q = (np.concatenate(column) for column in zip(*rows, strict=True))
         keep = (q != 0) & (i >= 0)
@@ -162,7 +167,7 @@ class _Step:
     def __init__(
         self, state: State, name: str, op: Weighing, k: int, arrivals: Sequence[Arrival] | None
     ) -> None:
-        kernel, z = flow(state, name), state.values[name]
+        kernel, z = kernel_of(state, name), state.values[name]
         self.kind, operand = op.maps[k], op.operands[k]
         x = state.values[operand]
         self.parts = [
@@ -175,7 +180,8 @@ class _Step:
         weights = [t.weight for s in kernel.shares for t in s.terms if t.operand == k]
         self.sizes = tuple(z.shape), tuple(x.shape), tuple(weights[0].shape) if weights else ()
         batch = state.network.layout.batches[name]
-        self.arrivals: list[tuple[Any, Any]] | None = None
+        # Relevance at the layer, and what is still to come from the operand.
+        self.arrivals: list[tuple[Values, Values | float]] | None = None
         if arrivals is not None:
             self.arrivals = []
             for arrival in arrivals:
@@ -183,15 +189,17 @@ class _Step:
                 h = h if isinstance(h, float) else _flat(h.expand_as(x))
                 self.arrivals.append((_flat(batch.native(arrival.relevance)), h))
 
-    def rows(self, piece: _Piece, asked: Any) -> tuple[Any, Any, Any, Any]:
+    def rows(
+        self, outputs: _OutputRange, asked: npt.NDArray[np.bool_] | None
+    ) -> tuple[Places, Places, Values, Values]:
         """Native positions of both ends, relevance and q; under a conjunction, q times h."""
         if not self.parts:  # an operand that the rule holds constant
             nothing = np.zeros(0, np.int64)
             return nothing, nothing, nothing.astype(self.kind_of), nothing.astype(self.kind_of)
-        if piece is None:
+        if outputs is None:
             o, i, e = self.kind.triples(*self.sizes)
         else:
-            o, i, e = self.kind.triples(*self.sizes, *piece)  # type: ignore[call-arg]
+            o, i, e = self.kind.triples(*self.sizes, *outputs)  # type: ignore[call-arg]
         if asked is not None:
             keep = np.flatnonzero(asked[o])
             o, i, e = o[keep], i[keep], e[keep]
@@ -211,13 +219,13 @@ class _Step:
 
 _Shape = tuple[int, ...]
 
-_Piece = tuple[range, range | None] | None
+_OutputRange = tuple[range, range | None] | None
 """Channels and lines of an operation's output; None for all."""
 
 
-def _pieces(
+def _output_ranges(
     op: Weighing, sizes: tuple[_Shape, _Shape, _Shape], asked: npt.NDArray[np.bool_] | None
-) -> Iterator[_Piece]:
+) -> Iterator[_OutputRange]:
     """Parts of an operation's output, of about CHUNK edges, that hold what is asked for."""
     kind, (z, x, w) = op.maps[0], sizes
     chunks = None
@@ -246,18 +254,16 @@ def _pieces(
         _, low, high = alike[0]
         wide = max(1, most // (high - low))
         for a in range(0, len(alike), wide):
-            some = alike[a : a + wide]
-            channels = range(some[0][0], some[-1][0] + 1)
+            block = alike[a : a + wide]
+            channels = range(block[0][0], block[-1][0] + 1)
             for line in range(low, high, most):
                 yield channels, range(line, min(line + most, high))
 
 
-def _awake(state: State, name: str, chosen: Any) -> Any:
-    """Of the neurons chosen (None: all), those that may hold relevance, flat."""
-    found = awake(state, name)
-    if found is None:
-        return chosen
-    return _flat(found) if chosen is None else chosen & _flat(found)
+def only_awake(state: State, name: str, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Of the neurons chosen, those that may hold relevance, flat: silent ones receive none."""
+    alive = awake(state, name)
+    return chosen if alive is None else chosen & _flat(alive)
 
 
 def pseudo_block(
@@ -266,9 +272,9 @@ def pseudo_block(
     """Edges from neurons of a layer to its own pseudo-neurons; see :func:`neuron_blocks`."""
     net = state.network
     name = net.values[layer_id]
-    at = np.flatnonzero(_awake(state, name, chosen))
+    at = np.flatnonzero(only_awake(state, name, chosen))
     blocks = []
-    for unit, share in flow(state, name).absorbed() if name in net.layout.weighings else ():
+    for unit, share in kernel_of(state, name).absorbed() if name in net.layout.weighings else ():
         q = _flat(state.samples(name, share.expand_as(state.values[name])))[at]
         relevance: Any = 0
         for arrival in arrivals:
@@ -290,5 +296,5 @@ def pseudo_block(
     return merged(blocks)
 
 
-def _flat(values: Tensor) -> Any:
+def _flat(values: Tensor) -> Values:
     return values.cpu().numpy().ravel()

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.event_algebra import Algebra
     from nrm_graph.network.topology import LayerInfo
-    from nrm_graph.network.units import Partition
+    from nrm_graph.network.units import Partition, Resolution
 
 
-def marginal(measure: Algebra, layer: str, by: Any = "unit") -> npt.NDArray[Any]:
+def marginal(measure: Algebra, layer: str, by: Resolution = "unit") -> npt.NDArray[Any]:
     """Relevance of a layer.
 
     Parameters
@@ -50,7 +50,7 @@ def marginal(measure: Algebra, layer: str, by: Any = "unit") -> npt.NDArray[Any]
     return sums.astype(values.dtype)
 
 
-def units_of(measure: Algebra, layer: LayerInfo, by: Any) -> Partition:
+def units_of(measure: Algebra, layer: LayerInfo, by: Resolution) -> Partition:
     """Units of a layer: the measure's own, or those of any resolution or partition."""
     if isinstance(by, str) and by == "unit":
         return measure.partitions[layer.layer_id]
@@ -62,17 +62,17 @@ def strongest(measure: Algebra, layer: str, k: int) -> Event:
 
     Relevance adds up within a layer, so these are the units of largest relevance.
     """
-    found = marginal(measure, layer)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= len(found):
-        raise InputError(f"k must be a number of units from 1 to {len(found)}, found {k!r}")
-    chosen = np.argsort(-found, kind="stable")[:k]
+    relevance = marginal(measure, layer)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= len(relevance):
+        raise InputError(f"k must be a number of units from 1 to {len(relevance)}, found {k!r}")
+    chosen = np.argsort(-relevance, kind="stable")[:k]
     return Layer(measure.topology.layer(layer).name).units(np.sort(chosen).tolist())
 
 
 def cut(measure: Algebra, layer: str) -> Cut:
     """Return the cut through a layer and the tensors that bypass it."""
     info = measure.topology.layer(layer)
-    names = [found.name for found in measure.topology.layers]
+    names = [entry.name for entry in measure.topology.layers]
     arrived, absorbed = event_passes.cut(measure.state, measure.start, measure.terms, info.layer_id)
     relevance = arrived.pop(info.layer_id, 0.0) * measure.scale
     return Cut(

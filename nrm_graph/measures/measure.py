@@ -74,9 +74,9 @@ class Measure(Algebra):
 
         nodes, edges = self.tables()
         kinds = [part.resolution for part in self.partitions]
-        found = subgraph(self.topology, nodes, edges, top, self.scale, kinds, self.tokens)
-        found.graph |= {"meaning": self.meaning, "flags": tuple(map(str, self.flags))}
-        return found
+        graph = subgraph(self.topology, nodes, edges, top, self.scale, kinds, self.tokens)
+        graph.graph |= {"meaning": self.meaning, "flags": tuple(map(str, self.flags))}
+        return graph
 
     def heatmap(self, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the relevance of the input; see :func:`nrm_graph.plots.plot_heatmap`.

@@ -99,8 +99,8 @@ def neuron_batches(asked: Between, scale: float) -> pa.RecordBatchReader:
             ("conditional", kind),
         ]
     )
-    made = (_batch(block, schema, scale) for block in asked.blocks())
-    return pa.RecordBatchReader.from_batches(schema, made)
+    batches = (_batch(block, schema, scale) for block in asked.blocks())
+    return pa.RecordBatchReader.from_batches(schema, batches)
 
 
 def _batch(block: Block, schema: pa.Schema, scale: float) -> pa.RecordBatch:
@@ -132,7 +132,7 @@ def neuron_table(asked: Between, limit: Limit, scale: float) -> pa.Table:
     else:
         blocks = asked.blocks()
     schema = neuron_batches(asked, scale).schema
-    found, rows = [], 0
+    batches, rows = [], 0
     for block in blocks:
         rows += len(block)
         if rows > MAX_ROWS:
@@ -141,6 +141,6 @@ def neuron_table(asked: Between, limit: Limit, scale: float) -> pa.Table:
                 "src=, keep the strongest with top= or coverage=, or stream them with "
                 "edge_batches()"
             )
-        found.append(_batch(block, schema, scale))
-    table = pa.Table.from_batches(found, schema)
+        batches.append(_batch(block, schema, scale))
+    table = pa.Table.from_batches(batches, schema)
     return table.sort_by([("dst_unit", "ascending"), ("src_unit", "ascending")])

@@ -138,7 +138,9 @@ class Matrix:
     def __repr__(self) -> str:
         return f"<joint relevance of {self.rows.layer} x {self.columns.layer}, {self.values.shape}>"
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(
+        self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
+    ) -> npt.NDArray[Any]:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def to_pandas(self) -> pd.DataFrame:

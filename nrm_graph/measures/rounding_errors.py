@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from nrm_graph.measures.event_passes import nodes
-from nrm_graph.measures.joint import Groups, joint
+from nrm_graph.measures.joint import NeuronGroups, joint
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.forward import in_precision
 from nrm_graph.propagation.output_weights import initial_relevance
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
-    from nrm_graph.measures.event_passes import Terms
+    from nrm_graph.measures.event_passes import Nodes, Terms
     from nrm_graph.propagation.state import State
 
 SAFETY = 1024.0
@@ -53,7 +53,7 @@ TRUSTED = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class InPrecision:
     """Activations of one input and the relevance that walks begin with, in one precision.
 
     Attributes
@@ -66,13 +66,13 @@ class Run:
 
     state: State
     start: Tensor
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    _cache: dict[str, Nodes] = field(default_factory=dict, repr=False)
 
-    def nodes(self) -> tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]:
+    def nodes(self) -> Nodes:
         """Relevance of every layer without a condition, and what it absorbs; computed once."""
         if not self._cache:
             self._cache["nodes"] = nodes(self.state, self.start, ((1.0, {}),))
-        return self._cache["nodes"]  # type: ignore[no-any-return]
+        return self._cache["nodes"]
 
     @property
     def known(self) -> Callable[[int], Tensor] | None:
@@ -90,24 +90,24 @@ class Run:
 class Precisions:
     """One measure in float64, which answers, and in float32, which tells how far to trust it."""
 
-    double: Run
-    single: Run
+    double: InPrecision
+    single: InPrecision
 
 
-def precisions(own: Run, weights: Tensor) -> Precisions:
+def precisions(measured: InPrecision, weights: Tensor) -> Precisions:
     """Return both precisions of a measure.
 
     Parameters
     ----------
-    own : Run
+    own : InPrecision
         The measure in either precision; its decisions are kept.
     weights : Tensor, (1, outputs)
         Weights of the outputs that its initial relevance was made of.
     """
-    is_double = own.start.dtype == torch.float64
-    state = in_precision(own.state, torch.float32 if is_double else torch.float64)
-    other = Run(state, initial_relevance(state, weights.to(state.output)))
-    return Precisions(own, other) if is_double else Precisions(other, own)
+    is_double = measured.start.dtype == torch.float64
+    state = in_precision(measured.state, torch.float32 if is_double else torch.float64)
+    other = InPrecision(state, initial_relevance(state, weights.to(state.output)))
+    return Precisions(measured, other) if is_double else Precisions(other, measured)
 
 
 @dataclass(frozen=True)
@@ -132,20 +132,20 @@ class Sum:
     difference: float
 
 
-def evaluate(runs: Precisions, terms: Iterable[tuple[float, Clause]]) -> Sum:
+def evaluate(precisions: Precisions, terms: Iterable[tuple[float, Clause]]) -> Sum:
     """Evaluate an event in both precisions.
 
     Parameters
     ----------
-    runs : Precisions
+    precisions : Precisions
         The measure.
     terms : sequence of (float, Clause)
         The event's conjunctions and their coefficients.
     """
     value = size = difference = 0.0
     for coefficient, clause in terms:
-        double, magnitude = summands(runs.double, clause)
-        single, _ = summands(runs.single, clause)
+        double, magnitude = summands(precisions.double, clause)
+        single, _ = summands(precisions.single, clause)
         value += coefficient * sum(float(part.sum()) for part in double.values())
         size += abs(coefficient) * magnitude
         for key in double.keys() | single.keys():
@@ -163,7 +163,7 @@ def bound(difference: float, size: float) -> float:
 
 
 @exact
-def summands(run: Run, clause: Clause) -> tuple[dict[Any, Tensor], float]:
+def summands(measured: InPrecision, clause: Clause) -> tuple[dict[Any, Tensor], float]:
     """Return what the value of a conjunction is summed from, and the size of it.
 
     Returns
@@ -182,34 +182,34 @@ def summands(run: Run, clause: Clause) -> tuple[dict[Any, Tensor], float]:
             if layer_id == lowest:
                 parts[layer_id] = relevance
 
-        outcome = relevance_pass(run.state, run.start, clause, until=lowest, visit=visit)
+        outcome = relevance_pass(measured.state, measured.start, clause, until=lowest, visit=visit)
         return parts, float(outcome.magnitude)
-    layers = run.state.network.layout.topology.layers
-    values = run.state.network.values
+    layers = measured.state.network.layout.topology.layers
+    values = measured.state.network.values
 
     def end(layer_id: int, relevance: Tensor) -> None:
-        if values[layer_id] not in run.state.network.layout.weighings:
+        if values[layer_id] not in measured.state.network.layout.weighings:
             parts[layers[layer_id].name] = relevance
 
     def absorb(layer_id: int, kind: str, relevance: Tensor) -> None:
         parts[layer_id, kind] = relevance
 
-    outcome = relevance_pass(run.state, run.start, clause, visit=end, absorb=absorb)
+    outcome = relevance_pass(measured.state, measured.start, clause, visit=end, absorb=absorb)
     return parts, float(outcome.magnitude) if clause else 1.0
 
 
 def evaluate_joint(
-    runs: Precisions,
+    precisions: Precisions,
     terms: Terms,
-    upper: Groups,
-    lower: Groups,
+    upper: NeuronGroups,
+    lower: NeuronGroups,
     memory: int,
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Joint matrix of two groups of neurons each in float64, and a bound of the error of a value.
 
     In float32 the units alone are computed again that hold most, of the side with fewer.
     """
-    double, single = runs.double, runs.single
+    double, single = precisions.double, precisions.single
     values = joint(double.state, double.start, terms, upper, lower, memory, double.known)
     rows = upper.count <= lower.count
     strongest = np.argsort(-np.abs(values).sum(int(rows)), kind="stable")[:SAMPLED]
@@ -221,8 +221,8 @@ def evaluate_joint(
     return values, bound(float(apart.max(initial=0.0)), size)
 
 
-def _only(groups: Groups, chosen: npt.NDArray[np.int64]) -> Groups:
+def _only(groups: NeuronGroups, chosen: npt.NDArray[np.int64]) -> NeuronGroups:
     """Take some of the groups, in their order there."""
     place = np.full(groups.count + 1, -1, np.int64)  # the last is for neurons in none
     place[chosen] = np.arange(len(chosen))
-    return Groups(groups.layer_id, np.asarray(place[groups.labels]), len(chosen))
+    return NeuronGroups(groups.layer_id, np.asarray(place[groups.labels]), len(chosen))

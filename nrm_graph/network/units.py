@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.topology import LayerInfo, Topology
 
+    Resolution = str | npt.ArrayLike
+    """How to divide a layer: a name of ``RESOLUTIONS``, or the unit of every neuron."""
+
 RESOLUTIONS = ("neuron", "channel", "feature", "token", "head")
 
 NEURON_BUDGET = 2_000_000
@@ -50,7 +53,7 @@ class Partition:
         return self.n_units == self.labels.size
 
 
-def partition(layer: LayerInfo, resolution: str | npt.ArrayLike) -> Partition:
+def partition(layer: LayerInfo, resolution: Resolution) -> Partition:
     """Divide a layer into units.
 
     Parameters

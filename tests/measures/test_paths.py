@@ -15,8 +15,8 @@ from reference.brute_networks import CASES, build, measure, random_event, sample
 import nrm_graph as ng
 from nrm_graph.measures.paths import max_plus, sliced_convolution
 from nrm_graph.measures.paths.bounds import mass
-from nrm_graph.measures.paths.unit_paths import strongest as strongest_units
-from nrm_graph.measures.paths.walks import strongest as strongest_walks
+from nrm_graph.measures.paths.unit_paths import strongest_paths
+from nrm_graph.measures.paths.walks import strongest_walks
 from nrm_graph.network.maps.convolution import Convolution
 
 torch.set_num_threads(1)
@@ -257,14 +257,14 @@ def test_unit_paths(case, how):
     for _ in range(2):
         layers, labels = some_layers(w, rng), partitions(w, rng, how)
         expected = enumerated(w, layers, labels, w.value, np.ones(len(w), bool))
-        wide = strongest_units(m, 10, rng.permutation(layers).tolist(), beam=10**6, by=labels)
+        wide = strongest_paths(m, 10, rng.permutation(layers).tolist(), beam=10**6, by=labels)
         check_units(wide, w, expected, 10, w.variation())
         assert wide.certified
         assert wide.layers == tuple(layers)
         rest = sorted(map(abs, expected.values()))[::-1]
         assert wide.bound == pytest.approx(max(rest[10:], default=0.0), abs=1e-10 * w.variation())
         for beam in (1, 3, 10):
-            narrow = strongest_units(m, 5, layers, beam=beam, by=labels)
+            narrow = strongest_paths(m, 5, layers, beam=beam, by=labels)
             check_units(narrow, w, expected, 5, w.variation())
 
 
@@ -280,10 +280,10 @@ def test_unit_paths_given_an_event(case):
         value = w.value / w.total(on)
         scale = w.variation() / abs(w.total(on))
         expected = enumerated(w, layers, labels, value, on)
-        wide = strongest_units(given, 10, layers, beam=10**6, by=labels)
+        wide = strongest_paths(given, 10, layers, beam=10**6, by=labels)
         check_units(wide, w, expected, 10, scale)
         assert wide.certified
-        check_units(strongest_units(given, 5, layers, beam=2, by=labels), w, expected, 5, scale)
+        check_units(strongest_paths(given, 5, layers, beam=2, by=labels), w, expected, 5, scale)
 
 
 @pytest.mark.parametrize("case", sampled(UNITS), indirect=True)
@@ -291,7 +291,7 @@ def test_unit_paths_of_all_cuts_by_default(case):
     w, m = case
     to_inputs = to_input(w)
     layers = [name for name in reversed(w.layers) if w.visits(name)[to_inputs].all()]
-    found = strongest_units(m, 5, beam=10**6)
+    found = strongest_paths(m, 5, beam=10**6)
     assert found.layers == tuple(layers)
     labels = partitions(w, np.random.default_rng(0), "neuron")
     check_units(found, w, enumerated(w, layers, labels, w.value, w.value != 0), 5, w.variation())
@@ -305,7 +305,7 @@ def test_unit_paths_of_any_layers_partitions_and_beams(pair, seed, k, beam):
     layers = some_layers(w, rng)
     labels = partitions(w, rng, str(rng.choice(["neuron", "channel", "random"])))
     expected = enumerated(w, layers, labels, w.value, np.ones(len(w), bool))
-    check_units(strongest_units(m, k, layers, beam, labels), w, expected, k, w.variation())
+    check_units(strongest_paths(m, k, layers, beam, labels), w, expected, k, w.variation())
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "branches", "same", "pooled", "resnet"])
@@ -356,22 +356,22 @@ def test_unit_paths_are_asked_for_in_words():
     m = measure("mlp", "epsilon")
     for wrong in (0, True, 1.5):
         with pytest.raises(ng.InputError, match="k must be a whole number"):
-            strongest_units(m, wrong)
+            strongest_paths(m, wrong)
         with pytest.raises(ng.InputError, match="beam must be a whole number"):
-            strongest_units(m, 1, beam=wrong)
+            strongest_paths(m, 1, beam=wrong)
     with pytest.raises(ng.InputError, match="named twice"):
-        strongest_units(m, 1, ["fc1", "fc1"])
+        strongest_paths(m, 1, ["fc1", "fc1"])
     with pytest.raises(ng.InputError, match="a list of layer names"):
-        strongest_units(m, 1, "fc1")
+        strongest_paths(m, 1, "fc1")
     with pytest.raises(ng.EventError, match="no layer 'fc7'"):
-        strongest_units(m, 1, ["fc7"])
+        strongest_paths(m, 1, ["fc7"])
 
 
 @pytest.mark.smoke
 def test_the_beam_makes_the_answer_certain():
     """A beam of 1 keeps too little to know; a wide one finds the same or better, and knows it."""
     m = measure("inception", "epsilon")
-    narrow, wide = (strongest_units(m, 3, beam=beam) for beam in (1, 1000))
+    narrow, wide = (strongest_paths(m, 3, beam=beam) for beam in (1, 1000))
     assert not narrow.certified
     assert wide.certified
     assert "not certified" in repr(narrow)
@@ -383,16 +383,16 @@ def test_paths_of_named_layers_are_asked_of_a_measure():
     """``m.paths(layers=...)`` chooses its beam by itself, like the function it calls."""
     m = measure("inception", "epsilon")
     names = [m.topology.output.name, m.topology.inputs[0].name]
-    found, expected = m.paths(3, names), strongest_units(m, 3, names)
+    found, expected = m.paths(3, names), strongest_paths(m, 3, names)
     assert found == expected
-    assert m.paths(3, names, beam=7, progress=True) == strongest_units(m, 3, names, beam=7)
+    assert m.paths(3, names, beam=7, progress=True) == strongest_paths(m, 3, names, beam=7)
 
 
 def test_unit_paths_are_no_products_of_grouped_edges():
     """R(a & b & c) of channels is not R(a, b) R(b, c) / R(b): paths give the first."""
     m = measure("pooled", "epsilon")
     labels = partitions(walks("pooled", "epsilon"), np.random.default_rng(0), "channel")
-    found = strongest_units(m, 4, ["conv2", "conv1", "x"], by=labels)
+    found = strongest_paths(m, 4, ["conv2", "conv1", "x"], by=labels)
     sets = {name: [ng.Layer(name)[u] for u in range(2)] for name in ("conv2", "conv1")}
     for path in found:
         (_, a), (_, b), _ = path.units
@@ -406,7 +406,7 @@ def test_batches_of_any_size_find_the_same():
     small = replace(m, memory=1)
     labels = partitions(walks("pooled", "epsilon"), np.random.default_rng(1), "channel")
     for beam in (2, 100):
-        one, many = (strongest_units(each, 4, None, beam, labels) for each in (small, m))
+        one, many = (strongest_paths(each, 4, None, beam, labels) for each in (small, m))
         assert one.paths == many.paths
         assert one.bound == pytest.approx(many.bound, rel=1e-12)
         assert one.mass == pytest.approx(many.mass, rel=1e-12)

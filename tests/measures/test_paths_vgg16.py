@@ -11,7 +11,7 @@ import torch
 from helpers.real_vgg16 import photographs, vgg16
 
 import nrm_graph as ng
-from nrm_graph.measures.paths.unit_paths import strongest
+from nrm_graph.measures.paths.unit_paths import strongest_paths
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 )
 def test_channel_paths_of_a_photograph(composite, layers, certified):
     m = ng.measure(vgg16(), photographs()["cat"], composite=composite)
-    found = strongest(m, 10, layers, beam=256 if certified else 32)
+    found = strongest_paths(m, 10, layers, beam=256 if certified else 32)
     assert found.certified == certified, found
     events = []
     for path in found:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from nrm_graph.network.units import partition
+from nrm_graph.measures.marginals import units_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.event_algebra import Algebra
     from nrm_graph.network.topology import LayerInfo
-    from nrm_graph.network.units import Partition
+    from nrm_graph.network.units import Resolution
 
     Floats = npt.NDArray[np.float64]
 
-Units = tuple[int, ...]
+UnitPath = tuple[int, ...]
 """One unit of each of some layers."""
 
 
@@ -41,7 +41,7 @@ class Level:
         Unit of every neuron.
     neurons : tuple of Tensor of int64
         Neurons of every unit, flat.
-    run : int
+    per_unit : int
         If every unit has this many neurons side by side, in order; else 0.
     """
 
@@ -49,63 +49,62 @@ class Level:
     count: int
     place: Tensor
     neurons: tuple[Tensor, ...]
-    run: int
+    per_unit: int
 
     @staticmethod
-    def of(measure: Algebra, layer: LayerInfo, by: Any) -> Level:
+    def of(measure: Algebra, layer: LayerInfo, by: Resolution | Mapping[str, Resolution]) -> Level:
         """Divide a layer as asked."""
         if isinstance(by, Mapping):
-            named = {measure.topology.layer(name).layer_id: how for name, how in by.items()}
+            named = {measure.topology.layer(name).layer_id: unit for name, unit in by.items()}
             by = named.get(layer.layer_id, "unit")
-        own = isinstance(by, str) and by == "unit"
-        part: Partition = measure.partitions[layer.layer_id] if own else partition(layer, by)
+        part = units_of(measure, layer, by)
         labels = torch.from_numpy(part.labels.ravel().astype(np.int64)).to(measure.start.device)
         size = len(labels) // part.n_units
         regular = torch.arange(part.n_units, device=labels.device).repeat_interleave(size)
-        run = size if torch.equal(labels, regular) else 0
+        per_unit = size if torch.equal(labels, regular) else 0
         ends = torch.bincount(labels, minlength=part.n_units).cumsum(0).cpu()[:-1]
-        order = torch.arange(len(labels)) if run else torch.argsort(labels, stable=True)
+        order = torch.arange(len(labels)) if per_unit else torch.argsort(labels, stable=True)
         neurons = order.to(labels.device).tensor_split(ends)
-        return Level(layer, part.n_units, labels, neurons, run)
+        return Level(layer, part.n_units, labels, neurons, per_unit)
 
     @property
     def channels(self) -> bool:
         """Whether units are the channels of a map."""
         shape = self.layer.shape
-        return len(shape) == 3 and bool(self.run) and self.count == shape[0]
+        return len(shape) == 3 and bool(self.per_unit) and self.count == shape[0]
 
     def sums(self, values: Tensor, kind: torch.dtype | None = torch.float64) -> Tensor:
         """Sum ``(K, *shape)`` by unit: ``(K, count)``."""
-        if self.run:
-            return values.reshape(len(values), self.count, self.run).sum(2, dtype=kind)
+        if self.per_unit:
+            return values.reshape(len(values), self.count, self.per_unit).sum(2, dtype=kind)
         flat = values.flatten(1).to(kind)
         return flat.new_zeros(len(flat), self.count).index_add_(1, self.place, flat)
 
     def weighed(self, values: Tensor, weights: Tensor) -> Tensor:
         """Sum ``(K, *shape)`` times each of several weights by unit, ``(M, K, count)``."""
-        if not self.run:
+        if not self.per_unit:
             return torch.stack([self.sums(values * weight) for weight in weights])
-        parts = values.reshape(len(values), self.count, self.run).transpose(0, 1)
-        by_unit = weights.reshape(len(weights), self.count, self.run).permute(1, 2, 0)
+        parts = values.reshape(len(values), self.count, self.per_unit).transpose(0, 1)
+        by_unit = weights.reshape(len(weights), self.count, self.per_unit).permute(1, 2, 0)
         return (parts @ by_unit).permute(2, 1, 0).double()
 
     def masks(self, units: range, like: Tensor) -> Tensor:
         """Masks of some units, ``(len(units), *shape)``."""
         numbers = torch.arange(units.start, units.stop, device=like.device)
-        own = self.place == numbers[:, None]
-        return own.reshape(-1, *self.layer.shape).to(like.dtype)
+        inside = self.place == numbers[:, None]
+        return inside.reshape(-1, *self.layer.shape).to(like.dtype)
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
     """Units of the first layers, and the relevance of the last one's neurons, ``(terms, size)``."""
 
-    units: Units
+    units: UnitPath
     relevance: Tensor
 
 
 @dataclass(eq=False)
-class Outcome:
+class SearchResult:
     """What one search found, and what it left.
 
     Attributes
@@ -120,7 +119,7 @@ class Outcome:
         What all of them together do not exceed.
     """
 
-    best: dict[Units, float]
+    best: dict[UnitPath, float]
     every: float = 0.0
     dropped: float = 0.0
     left: float = 0.0
@@ -130,22 +129,22 @@ class Outcome:
         values = sorted((abs(value) for value in self.best.values()), reverse=True)
         return values[k - 1] if len(values) >= k else 0.0
 
-    def rest(self, listed: Sequence[Units]) -> float:
+    def rest(self, listed: Sequence[UnitPath]) -> float:
         """Bound what all paths that are not listed hold together."""
-        own = sum(abs(self.best[units]) for units in listed if units in self.best)
+        listed_size = sum(abs(self.best[units]) for units in listed if units in self.best)
         rounding = 1e-14 * self.every
-        return self.left + max(self.every - own, 0.0) + rounding
+        return self.left + max(self.every - listed_size, 0.0) + rounding
 
 
 class Beam:
     """Prefixes of one layer: those that go on, and what is left behind in the others."""
 
-    def __init__(self, outcome: Outcome, k: int, width: int, floor: float) -> None:
+    def __init__(self, outcome: SearchResult, k: int, width: int, floor: float) -> None:
         self.outcome, self.k, self.width, self.floor = outcome, k, width, floor
-        self.kept: list[Prefix] = []
+        self.prefixes: list[Prefix] = []
         self.scores = np.zeros((0, 3))  # |joint|, bound of one path, bound of all
 
-    def finish(self, parents: list[Units], joints: Floats) -> None:
+    def finish(self, parents: list[UnitPath], joints: Floats) -> None:
         """Complete paths: keep the k + 1 strongest."""
         outcome, size = self.outcome, np.abs(joints).ravel()
         outcome.every += float(size.sum())
@@ -158,7 +157,7 @@ class Beam:
 
     def add(
         self,
-        parents: list[Units],
+        parents: list[UnitPath],
         level: Level,
         relevance: Tensor,
         joints: Floats,
@@ -166,7 +165,7 @@ class Beam:
     ) -> None:
         """Take up extensions by one unit each, ``(K, units)``; bounds ``(2, K, units)``."""
         scores = np.stack([np.abs(joints), *bounds], -1).reshape(-1, 3)
-        old = len(self.kept)
+        old = len(self.prefixes)
         possible = np.flatnonzero(scores[:, 1] > self.floor)
         everything = np.concatenate([self.scores, scores[possible]])
         order = self._chosen(everything)
@@ -177,15 +176,15 @@ class Beam:
         out[order] = False
         self._drop(everything[out])
         flat = relevance.flatten(2)
-        kept = []
+        prefixes = []
         for place in order.tolist():
             if place < old:
-                kept.append(self.kept[place])
+                prefixes.append(self.prefixes[place])
                 continue
             row, unit = divmod(int(possible[place - old]), joints.shape[1])
-            own = flat[row][:, level.neurons[unit]]
-            kept.append(Prefix((*parents[row], unit), own))
-        self.kept, self.scores = kept, everything[order]
+            of_unit = flat[row][:, level.neurons[unit]]
+            prefixes.append(Prefix((*parents[row], unit), of_unit))
+        self.prefixes, self.scores = prefixes, everything[order]
 
     def _chosen(self, scores: Floats) -> npt.NDArray[np.int64]:
         """Half by the joint so far, where the strongest paths are likely; half by the bound."""
@@ -206,4 +205,4 @@ class Beam:
 
     def close(self) -> list[Prefix]:
         """Return the prefixes that go on."""
-        return self.kept
+        return self.prefixes

@@ -14,12 +14,14 @@ import torch
 from nrm_graph.measures.paths import sliced_convolution
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.ir.operations import MAX_POOL, SAME
-from nrm_graph.propagation.kernels import flow
+from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.relevance_pass import only
 from nrm_graph.propagation.routing import carry
 from nrm_graph.propagation.state import repeated
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
@@ -61,16 +63,16 @@ def mass(state: State, clause: Clause, worth: Tensor, lower: int, upper: int) ->
 
     for name, node in net.order[net.position[bottom] + 1 : net.position[top] + 1]:
         reads = {read: below(name, read) for read in net.reads(name)}
-        if all(value is None for value in reads.values()):
+        if all(part is None for part in reads.values()):
             continue
         layer_id = layout.layer_of.get(name)
         if layer_id is not None:
-            found = _weighed(state, name, reads)
+            value = _weighed(state, name, reads)
             literal = within.get(layer_id)
             if literal is not None:
-                own = layout.batches[name].samples(found)
-                found = layout.batches[name].native(only(literal, own))
-            values[name] = found
+                samples = layout.batches[name].samples(value)
+                value = layout.batches[name].native(only(literal, samples))
+            values[name] = value
             continue
         assert node is not None
         native = state.values[name]
@@ -92,11 +94,11 @@ def _nothing(value: Any) -> Any:
     return torch.zeros_like(value)
 
 
-def _weighed(state: State, name: str, reads: dict[str, Any]) -> Tensor:
+def _weighed(state: State, name: str, reads: Mapping[str, Tensor | None]) -> Tensor:
     """Sum |q| times worth over what a neuron reads."""
     op = state.network.layout.weighings[name]
     total = torch.zeros_like(state.values[name])
-    for share in flow(state, name).shares:
+    for share in kernel_of(state, name).shares:
         factor = share.factor.abs()
         for term in share.terms:
             worth = reads[op.operands[term.operand]]
@@ -127,24 +129,24 @@ def mass_of_channels(
     """
     net, n = state.network, len(channels)
     number = torch.arange(channels.start, channels.stop, device=worth.device)
-    own = worth[number][:, None]
+    carried = worth[number][:, None]
     way = None if any(lower < i < upper for i in clause) else _way(state, lower, upper)
     if way is None:
         whole = worth.new_zeros(n, *worth.shape)
-        whole[torch.arange(n, device=worth.device), number] = own[:, 0]
+        whole[torch.arange(n, device=worth.device), number] = carried[:, 0]
         return mass(repeated(state, n), clause, whole, lower, upper)
     for name in way[1:-1]:
         _, node = net.order[net.position[name]]
         if node is not None and node.op in MAX_POOL:
             index = state.winners[name][0, number].flatten(1)
-            own = own.flatten(2)[:, 0].gather(1, index)
-            own = own.reshape(n, 1, *state.values[name].shape[2:])
+            carried = carried.flatten(2)[:, 0].gather(1, index)
+            carried = carried.reshape(n, 1, *state.values[name].shape[2:])
     name = way[-1]
     kind, total = net.layout.weighings[name].maps[0], None
-    for share in flow(state, name).shares:
+    for share in kernel_of(state, name).shares:
         factor = share.factor.abs()
         for term in share.terms:
-            x = term.x[0, number][:, None].abs() * own
+            x = term.x[0, number][:, None].abs() * carried
             part = sliced_convolution.apply(kind, x, term.weight.abs(), number)  # type: ignore[arg-type]
             part = part.mul_(factor.flatten(2))
             total = part if total is None else total.add_(part)
@@ -156,9 +158,9 @@ def _way(state: State, lower: int, upper: int) -> list[str] | None:
     """Values that lead from a map to a convolution that reads it, if channels stay apart."""
     net = state.network
     first, end = net.values[lower], net.values[upper]
-    found = [first]
-    while found[-1] != end:
-        at = found[-1]
+    way = [first]
+    while way[-1] != end:
+        at = way[-1]
         after = net.order[net.position[at] + 1 : net.position[end] + 1]
         readers = [(name, node) for name, node in after if at in net.reads(name)]
         if len(readers) != 1 or not net.layout.batches[at].plain:
@@ -175,5 +177,5 @@ def _way(state: State, lower: int, upper: int) -> list[str] | None:
                 return None
         elif MAX_POOL.get(node.op) != 2:
             return None
-        found.append(name)
-    return found if len(found) > 1 else None
+        way.append(name)
+    return way if len(way) > 1 else None

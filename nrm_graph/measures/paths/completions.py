@@ -15,9 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from nrm_graph.errors import InputError
-from nrm_graph.measures.kernel_edges import neuron_blocks, offsets
+from nrm_graph.measures.kernel_edges import neuron_blocks, offsets, only_awake
 from nrm_graph.measures.paths import max_plus
-from nrm_graph.propagation.kernels import awake, flow
+from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.relevance_pass import lowest_pass
 
 if TYPE_CHECKING:
@@ -72,10 +72,9 @@ class Steps:
         return np.asarray(literal.allowed, bool).ravel()
 
     def possible(self, layer_id: int) -> npt.NDArray[np.bool_]:
-        """Neurons that walks of some relevance may visit: silent ones receive none."""
-        allowed, state = self.allowed(layer_id), self.state
-        found = awake(state, state.network.values[layer_id])
-        return allowed if found is None else allowed & found.cpu().numpy().ravel()
+        """Neurons that walks of some relevance may visit."""
+        name = self.state.network.values[layer_id]
+        return only_awake(self.state, name, self.allowed(layer_id))
 
     def edges(
         self, layer_id: int, chosen: npt.NDArray[np.bool_]
@@ -99,7 +98,7 @@ class Steps:
         like = state.values[name]
         return [
             (unit, state.samples(name, share.expand_as(like)).double().cpu().numpy().ravel())
-            for unit, share in flow(state, name).absorbed()
+            for unit, share in kernel_of(state, name).absorbed()
         ]
 
 
@@ -131,33 +130,33 @@ def sweep(steps: Steps, limit: float, progress: bool = False) -> list[Floats]:
         )
     first = offsets(steps.state.network)
     best = np.full((2, int(first[-1])), -np.inf)
-    found = [best[:, first[i] : first[i + 1]] for i in layers]
+    by_layer = [best[:, first[i] : first[i + 1]] for i in layers]
     hidden = not (progress and sys.stderr.isatty())
     with tqdm(total=sum(edges), unit=" edges", unit_scale=True, disable=hidden) as bar:
         for i in layers:
             possible = steps.possible(i)
             if steps.is_input(i):
-                found[i][POSITIVE] = 0.0
+                by_layer[i][POSITIVE] = 0.0
             elif whole[i]:
                 barrier = max((b for b, v in steps.clause.items() if v.passes and b < i), default=0)
-                found[i][:] = max_plus.best(steps.state, i, best, int(first[barrier]))
+                by_layer[i][:] = max_plus.best(steps.state, i, best, int(first[barrier]))
             else:
-                _by_edges(steps, i, possible, found)
+                _by_edges(steps, i, possible, by_layer)
             for _, share in steps.pseudo(i):
                 size, negative = parts(share)
                 for sign in (POSITIVE, NEGATIVE):
-                    own = np.where(negative == sign, size, -np.inf)
-                    np.maximum(found[i][sign], own, out=found[i][sign])
-            found[i][:, ~possible] = -np.inf
+                    candidate = np.where(negative == sign, size, -np.inf)
+                    np.maximum(by_layer[i][sign], candidate, out=by_layer[i][sign])
+            by_layer[i][:, ~possible] = -np.inf
             bar.update(edges[i])
-    return found
+    return by_layer
 
 
 def _by_edges(
-    steps: Steps, layer_id: int, possible: npt.NDArray[np.bool_], found: list[Floats]
+    steps: Steps, layer_id: int, possible: npt.NDArray[np.bool_], by_layer: list[Floats]
 ) -> None:
     """Best completions over the edges of a layer, in chunks."""
-    best = found[layer_id]
+    best = by_layer[layer_id]
     for source, dst, src, q in steps.edges(layer_id, possible):
         if not len(q):
             continue
@@ -165,5 +164,5 @@ def _by_edges(
         first = np.flatnonzero(np.concatenate([[True], dst[1:] != dst[:-1]]))
         heads = dst[first]
         for sign in (POSITIVE, NEGATIVE):
-            ahead = size + found[source][negative ^ sign, src]
+            ahead = size + by_layer[source][negative ^ sign, src]
             best[sign, heads] = np.maximum(best[sign, heads], np.maximum.reduceat(ahead, first))

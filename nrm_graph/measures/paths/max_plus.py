@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from nrm_graph.measures.kernel_edges import origins
 from nrm_graph.measures.paths.sliced_convolution import sliceable
 from nrm_graph.network.maps.linear import Dense
-from nrm_graph.propagation.kernels import flow
+from nrm_graph.propagation.kernels import kernel_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,7 +42,7 @@ def applies(state: State, layer_id: int) -> bool:
         return False
     if not (sliceable(kind) or (isinstance(kind, Dense) and state.values[name].ndim == 2)):
         return False
-    shares = flow(state, name).shares
+    shares = kernel_of(state, name).shares
     if any(len(share.terms) > 1 for share in shares):
         return False
     serving: Any = sum((share.factor != 0).to(torch.int8) for share in shares)
@@ -79,15 +79,15 @@ def best(
     ahead = np.where(places >= first, below[:, np.maximum(places, 0)], -np.inf)
     onward = torch.from_numpy(ahead).to(z.device, z.dtype)
     total = z.new_full((2, z.numel()), -torch.inf)
-    for share in flow(state, name).shares:
+    for share in kernel_of(state, name).shares:
         ((_, x, weight),) = share.terms
         turned = _turned(onward.reshape(2, *x.shape[1:]), x[0])
         if isinstance(op.maps[0], Dense):
-            found = _product(weight, turned[..., None])
+            onwards = _product(weight, turned[..., None])
         else:
-            found = _convolved(op.maps[0], weight, turned, z.shape[2:])  # type: ignore[arg-type]
+            onwards = _convolved(op.maps[0], weight, turned, z.shape[2:])  # type: ignore[arg-type]
         factor = share.factor.expand_as(z).flatten()
-        total = torch.maximum(total, _turned(found.reshape(2, -1), factor))
+        total = torch.maximum(total, _turned(onwards.reshape(2, -1), factor))
     return total.double().cpu().numpy()  # type: ignore[no-any-return]
 
 
@@ -99,16 +99,16 @@ def _turned(best: Tensor, q: Tensor) -> Tensor:
 def _convolved(kind: Convolution, w: Tensor, x: Tensor, size: tuple[int, ...]) -> Tensor:
     x = F.pad(x, [kind.padding[1]] * 2 + [kind.padding[0]] * 2, value=-torch.inf)
     spans = [(n - 1) * s + 1 for n, s in zip(size, kind.stride, strict=True)]
-    found: Tensor | None = None
+    largest: Tensor | None = None
     for i in range(w.shape[2]):
         for j in range(w.shape[3]):
             down, right = i * kind.dilation[0], j * kind.dilation[1]
             rows = slice(down, down + spans[0], kind.stride[0])
             columns = slice(right, right + spans[1], kind.stride[1])
             part = _product(w[:, :, i, j], x[:, :, rows, columns].flatten(2))
-            found = part if found is None else torch.maximum(found, part)
-    assert found is not None
-    return found
+            largest = part if largest is None else torch.maximum(largest, part)
+    assert largest is not None
+    return largest
 
 
 def _product(w: Tensor, x: Tensor) -> Tensor:
@@ -118,11 +118,11 @@ def _product(w: Tensor, x: Tensor) -> Tensor:
     nothing = torch.full_like(size, -torch.inf)
     rows = torch.cat([torch.where(w > 0, size, nothing), torch.where(w < 0, size, nothing)], 1)
     columns = torch.cat([torch.cat([x[0], x[1]]), torch.cat([x[1], x[0]])], 1)
-    found = x.new_empty(len(w), columns.shape[1])
+    product = x.new_empty(len(w), columns.shape[1])
     wide = min(columns.shape[1], 4096)
     high = max(1, AT_ONCE // (rows.shape[1] * wide))
     for a in range(0, len(w), high):
         for b in range(0, columns.shape[1], wide):
             sums = rows[a : a + high, :, None] + columns[None, :, b : b + wide]
-            torch.amax(sums, 1, out=found[a : a + high, b : b + wide])
-    return found.reshape(len(w), 2, -1).transpose(0, 1)
+            torch.amax(sums, 1, out=product[a : a + high, b : b + wide])
+    return product.reshape(len(w), 2, -1).transpose(0, 1)

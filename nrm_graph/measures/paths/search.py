@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError
 from nrm_graph.measures.paths import unit_paths, walks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nrm_graph.measures.event_algebra import Algebra
     from nrm_graph.measures.results import Paths
+    from nrm_graph.network.units import Resolution
 
 
 def paths(
     measure: Algebra,
     k: int = 10,
     layers: Sequence[str] | None = None,
-    by: Any = "unit",
+    by: Resolution | Mapping[str, Resolution] = "unit",
     *,
     sign: str = "both",
     end: str = "input",
@@ -36,9 +37,9 @@ def paths(
     layers : sequence of str, optional
         Layers of which each path names one unit; by default all that every walk passes.
     by : str, array_like or mapping
-        Resolution of the units, see :func:`nrm_graph.measures.paths.unit_paths.strongest`.
+        Resolution of the units, see :func:`nrm_graph.measures.paths.unit_paths.strongest_paths`.
         With ``by="neuron"`` and no ``layers``, or where every unit is a neuron, paths are
-        walks: the exact k best ones (:func:`nrm_graph.measures.paths.walks.strongest`).
+        walks: the exact k best ones (:func:`nrm_graph.measures.paths.walks.strongest_walks`).
     sign, end : str
         Of walks: "both", "positive" or "negative"; "input", or "any" to let walks that a bias
         or stabilizer absorbs compete.
@@ -59,7 +60,7 @@ def paths(
     if layers is None and (neurons or single):
         if beam is not None:
             raise InputError("beam goes with paths of units; walks are exact without one")
-        return walks.strongest(measure, k, sign, end, progress=progress)
+        return walks.strongest_walks(measure, k, sign, end, progress=progress)
     if sign != "both" or end != "input":
         raise InputError("sign and end go with walks: by='neuron', without layers")
-    return unit_paths.strongest(measure, k, layers, beam, by, progress)
+    return unit_paths.strongest_paths(measure, k, layers, beam, by, progress)

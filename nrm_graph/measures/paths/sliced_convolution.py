@@ -86,8 +86,8 @@ def transpose(kind: Convolution, s: Tensor, w: Tensor, channels: Tensor, x: Tens
     pad = [f - p for f, p in zip(full, kind.padding, strict=True)]
     s = F.pad(s, [pad[1], pad[1], pad[0], pad[0]])  # negative where more is padded than reached
     columns = _columns(s, sizes, kind.dilation, (1, 1))
-    found = w[channels].flip(2, 3).flatten(2) @ columns
-    return found.unflatten(2, x.shape[-2:])  # type: ignore[no-any-return, no-untyped-call]
+    back = w[channels].flip(2, 3).flatten(2) @ columns
+    return back.unflatten(2, x.shape[-2:])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _columns(

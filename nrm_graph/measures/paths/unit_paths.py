@@ -16,7 +16,7 @@ best path of units, found layer by layer as the maximum over the units of the ne
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,25 +25,27 @@ from tqdm import tqdm
 from nrm_graph.errors import InputError
 from nrm_graph.measures.event_passes import arrived, per_pass
 from nrm_graph.measures.paths import sliced_convolution
-from nrm_graph.measures.paths.beam import Beam, Level, Outcome, Prefix
+from nrm_graph.measures.paths.beam import Beam, Level, Prefix, SearchResult
 from nrm_graph.measures.paths.bounds import mass, mass_of_channels
 from nrm_graph.measures.paths.sliced_convolution import sliceable
 from nrm_graph.measures.results import Path, Paths
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.adjoint_pass import reach
-from nrm_graph.propagation.kernels import flow
+from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.relevance_pass import only, relevance_pass, shares_of
 from nrm_graph.propagation.state import repeated
+from nrm_graph.propagation.tensor_sums import total
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
 
     from nrm_graph.events.conjunctions import Clause
     from nrm_graph.measures.event_algebra import Algebra
-    from nrm_graph.measures.paths.beam import Floats, Units
+    from nrm_graph.measures.paths.beam import Floats, UnitPath
     from nrm_graph.network.topology import LayerInfo, Topology
+    from nrm_graph.network.units import Resolution
     from nrm_graph.propagation.state import State
 
 BEAM = (256, 4096)
@@ -80,12 +82,12 @@ def cuts(topology: Topology) -> list[LayerInfo]:
 
 
 @exact
-def strongest(
+def strongest_paths(
     measure: Algebra,
     k: int,
     layers: Sequence[str] | None = None,
     beam: int | None = None,
-    by: Any = "unit",
+    by: Resolution | Mapping[str, Resolution] = "unit",
     progress: bool = False,
 ) -> Paths:
     """Return the k paths of units of largest |joint relevance|.
@@ -126,7 +128,7 @@ def strongest(
     Two searches.  A narrow one finds k paths; then prefixes whose bound does not reach the weakest
     of these are done with, and the beam takes up the others.  Where the beam holds them all, the
     answer is certified.  Of walks, neuron by neuron,
-    :func:`nrm_graph.measures.paths.walks.strongest` always gives the strongest.
+    :func:`nrm_graph.measures.paths.walks.strongest_walks` always gives the strongest.
 
     Bounds are tight between neighbouring layers (three to six convolutions
     of a VGG16 are certified in seconds); where layers are left out between those named, signs that
@@ -145,11 +147,11 @@ def strongest(
         beam = min(max(fits, BEAM[0]), BEAM[1])
     levels = [Level.of(measure, layer, by) for layer in chosen]
     search = _Search(measure, levels, not (progress and sys.stderr.isatty()))
-    first = search.run(k, min(beam, max(32, 4 * k)), 0.0)
+    first = search.once(k, min(beam, max(32, 4 * k)), 0.0)
     rounds = [first]
     if first.dropped > first.weakest(k):
-        rounds.append(search.run(k, beam, first.weakest(k)))
-    known: dict[Units, float] = {}
+        rounds.append(search.once(k, beam, first.weakest(k)))
+    known: dict[UnitPath, float] = {}
     for outcome in rounds:
         known |= outcome.best
     ranked = sorted(known, key=lambda units: -abs(known[units]))
@@ -173,10 +175,10 @@ def _layers(measure: Algebra, names: Sequence[str] | None) -> list[LayerInfo]:
         return cuts(measure.topology)
     if isinstance(names, str) or not len(names):
         raise InputError(f"layers must be a list of layer names, at least one, found {names!r}")
-    found = {layer.layer_id: layer for layer in (measure.topology.layer(name) for name in names)}
-    if len(found) < len(names):
+    by_id = {layer.layer_id: layer for layer in (measure.topology.layer(name) for name in names)}
+    if len(by_id) < len(names):
         raise InputError(f"a layer is named twice among {', '.join(names)}")
-    return [found[i] for i in sorted(found, reverse=True)]
+    return [by_id[i] for i in sorted(by_id, reverse=True)]
 
 
 class _Search:
@@ -214,10 +216,10 @@ class _Search:
         Tensors ``(2, *shape)``.
         """
         if self._masses is None:
-            found = [[torch.stack([h.abs()] * 2) for h in self.ahead]]
+            upwards = [[torch.stack([h.abs()] * 2) for h in self.ahead]]
             for upper, lower in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
-                found.append([self._mass(t, upper, lower, m) for t, m in enumerate(found[-1])])
-            self._masses = found[::-1]
+                upwards.append([self._mass(t, upper, lower, m) for t, m in enumerate(upwards[-1])])
+            self._masses = upwards[::-1]
         return self._masses
 
     def _mass(self, term: int, upper: Level, lower: Level, worth: Tensor) -> Tensor:
@@ -234,35 +236,35 @@ class _Search:
         for first in range(0, lower.count, size):
             units = range(first, min(first + size, lower.count))
             if lower.channels:
-                found = mass_of_channels(self.state, clause, worth[0], units, until, at)
+                ways = mass_of_channels(self.state, clause, worth[0], units, until, at)
             else:
-                own = worth[0] * lower.masks(units, worth)
-                found = mass(repeated(self.state, len(units)), clause, own, until, at)
-            best = torch.maximum(best, found.amax(0))
+                of_units = worth[0] * lower.masks(units, worth)
+                ways = mass(repeated(self.state, len(units)), clause, of_units, until, at)
+            best = torch.maximum(best, ways.amax(0))
         return torch.stack([torch.minimum(best, sums[0]), sums[1]])
 
-    def run(self, k: int, width: int, floor: float) -> Outcome:
+    def once(self, k: int, width: int, floor: float) -> SearchResult:
         """Search once; prefixes that cannot exceed ``floor`` are dropped at once."""
-        outcome = Outcome({})
+        outcome = SearchResult({})
         prefixes: list[Prefix] = []
         bar = tqdm(self.levels, unit=" layers", disable=self.hidden, leave=False)
         for number, level in enumerate(bar):
             last = number == len(self.levels) - 1
             beam = Beam(outcome, k, width, floor)
-            found = self._begin() if number == 0 else self._onward(prefixes, number)
-            for parents, relevance in found:
-                joints = self._sums(level, relevance, self.ahead) if last else None
-                if joints is not None:
-                    beam.finish(parents, joints)
+            extensions = self._begin() if number == 0 else self._onward(prefixes, number)
+            for parents, relevance in extensions:
+                if last:
+                    beam.finish(parents, self._complete(level, relevance))
                     continue
                 joints = level.sums(relevance.sum(1), relevance.dtype).cpu().numpy()
                 beam.add(parents, level, relevance, joints, self._bounds(number, relevance))
             prefixes = beam.close()
         return outcome
 
-    def _sums(self, level: Level, relevance: Tensor, factors: Any) -> Floats:
-        parts = [level.sums(relevance[:, t] * h) for t, h in enumerate(factors)]
-        return sum(parts[1:], parts[0]).cpu().numpy()
+    def _complete(self, level: Level, relevance: Tensor) -> Floats:
+        """Sum the relevance of whole paths by unit of the last layer: ``(K, units)``."""
+        parts = [level.sums(relevance[:, t] * h) for t, h in enumerate(self.ahead)]
+        return total(parts).cpu().numpy()
 
     def _bounds(self, number: int, relevance: Tensor) -> Floats:
         """Bound one path and all together, of every extension: ``(2, K, units)``."""
@@ -270,9 +272,9 @@ class _Search:
         parts = [
             self.levels[number].weighed(size[:, t], masses[t]) for t in range(len(self.clauses))
         ]
-        return sum(parts[1:], parts[0]).cpu().numpy() * self.slack
+        return total(parts).cpu().numpy() * self.slack
 
-    def _begin(self) -> Iterator[tuple[list[Units], Tensor]]:
+    def _begin(self) -> Iterator[tuple[list[UnitPath], Tensor]]:
         layer = self.levels[0].layer.layer_id
         parts = [
             arrived(self.state, self.measure.start, clause, layer) * c
@@ -280,7 +282,9 @@ class _Search:
         ]
         yield [()], torch.stack(parts, 1)
 
-    def _onward(self, prefixes: list[Prefix], number: int) -> Iterator[tuple[list[Units], Tensor]]:
+    def _onward(
+        self, prefixes: list[Prefix], number: int
+    ) -> Iterator[tuple[list[UnitPath], Tensor]]:
         """Yield relevance ``(K, terms, *shape)`` at a layer, of K prefixes of the one before."""
         upper, lower = self.levels[number - 1], self.levels[number]
         at, until = upper.layer.layer_id, lower.layer.layer_id
@@ -294,19 +298,21 @@ class _Search:
                 begin = self.measure.start.new_zeros(len(some), upper.layer.n_neurons)
                 for row, prefix in zip(begin, some, strict=True):
                     row[upper.neurons[prefix.units[-1]]] = prefix.relevance[t]
-                found: list[Tensor] = []
+                there: list[Tensor] = []
 
-                def visit(i: int, r: Tensor, found: list[Tensor] = found) -> None:
+                def visit(i: int, r: Tensor, there: list[Tensor] = there) -> None:
                     if i == until:
-                        found.append(r)
+                        there.append(r)
 
                 clause = self._between(t, at, until)
                 relevance_pass(copies, begin, clause, at=at, until=until, visit=visit, weigh=weigh)
-                parts.append(found[0] if found else begin.new_zeros(len(some), *lower.layer.shape))
+                parts.append(there[0] if there else begin.new_zeros(len(some), *lower.layer.shape))
             whole = torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
             yield [prefix.units for prefix in some], whole
 
-    def _steps(self, copies: State, upper: Level, units: list[int]) -> Any:
+    def _steps(
+        self, copies: State, upper: Level, units: list[int]
+    ) -> Callable[[str, Tensor], Iterator[tuple[str, Tensor]]] | None:
         """Return the step of each operation; the first one of a single channel, if units are."""
         net = self.state.network
         top = net.values[upper.layer.layer_id]
@@ -319,9 +325,9 @@ class _Search:
             if name != top:
                 yield from shares_of(copies, name, relevance)
                 return
-            own = sliced_convolution.one(relevance, channels)
-            for share in flow(copies, name).shares:
-                s = own * sliced_convolution.one(share.factor.expand_as(relevance), channels)
+            of_channel = sliced_convolution.one(relevance, channels)
+            for share in kernel_of(copies, name).shares:
+                s = of_channel * sliced_convolution.one(share.factor.expand_as(relevance), channels)
                 for term in share.terms:
                     operand, kind = op.operands[term.operand], op.maps[term.operand]
                     back = sliced_convolution.transpose(kind, s, term.weight, channels, term.x)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ Products are kept as sums of logarithms, so that deep networks neither under- no
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from nrm_graph.measures.event_algebra import Algebra
 
     Floats = npt.NDArray[np.float64]
+    Places = npt.NDArray[np.int64]
+    Prefixes = npt.NDArray[np.void]
+    """Rows of ``_PREFIX``."""
 
 EDGES = 1_000_000_000
 """Neuron-level edges that are listed one by one without being told to."""
@@ -57,7 +60,7 @@ _PREFIX = np.dtype(
 
 
 @exact
-def strongest(
+def strongest_walks(
     measure: Algebra,
     k: int,
     sign: str = "both",
@@ -124,14 +127,14 @@ def strongest(
     start = measure.start[0].double().cpu().numpy().ravel() * coefficient * measure.scale
     # One more than asked for tells what the others can hold at most.
     if len(measure.terms) == 1:
-        found = [_best(steps, completions, start, k + 1, s) for s in wanted]
+        by_sign = [_best(steps, completions, start, k + 1, s) for s in wanted]
     else:
-        found = [_members(measure, steps, completions, start, k + 1, s) for s in wanted]
-    bound = max((abs(path.relevance) for walks in found for path in walks[k:]), default=0.0)
-    return Paths(tuple(path for walks in found for path in walks[:k]), (), bound, None, True)
+        by_sign = [_members(measure, steps, completions, start, k + 1, s) for s in wanted]
+    bound = max((abs(path.relevance) for walks in by_sign for path in walks[k:]), default=0.0)
+    return Paths(tuple(path for walks in by_sign for path in walks[:k]), (), bound, None, True)
 
 
-def _number(k: Any) -> int:
+def _number(k: object) -> int:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MOST:
         raise InputError(f"k must be a number of walks, from 1 to {MOST:,}, found {k!r}")
     return int(k)
@@ -143,7 +146,13 @@ class _Trail:
     def __init__(self) -> None:
         self.rows: list[tuple[int, int, int, float]] = []
 
-    def add(self, parents: Any, layers: Any, units: Any, weights: Any) -> npt.NDArray[np.int64]:
+    def add(
+        self,
+        parents: npt.ArrayLike,
+        layers: npt.ArrayLike,
+        units: npt.ArrayLike,
+        weights: npt.ArrayLike,
+    ) -> npt.NDArray[np.int64]:
         first = len(self.rows)
         columns = (np.asarray(c).tolist() for c in (parents, layers, units, weights))
         self.rows.extend(zip(*columns, strict=True))
@@ -169,7 +178,7 @@ def _best(
     begin = np.zeros(len(start), _PREFIX)
     begin["layer"], begin["unit"], begin["sign"], begin["size"] = top, range(len(start)), sign, size
     begin["best"] = size + completions[top][sign ^ wanted, np.arange(len(start))]
-    begin = _kept(begin, k)
+    begin = begin[_order(begin["best"], k)]
     nowhere = np.full(len(begin), -1)
     begin["trail"] = trail.add(nowhere, begin["layer"], begin["unit"], start[begin["unit"]])
     pending = begin
@@ -177,8 +186,8 @@ def _best(
         here = pending["layer"] == layer_id
         if steps.is_input(layer_id) or not here.any():
             continue
-        own, rest = pending[here], pending[~here]
-        best, weights = _onward(steps, completions, own, layer_id, k, wanted)
+        at_layer, rest = pending[here], pending[~here]
+        best, weights = _onward(steps, completions, at_layer, layer_id, k, wanted)
         # What has more than k better ones is dropped before it leaves a trail.
         merged = np.concatenate([rest, best])
         q = np.concatenate([np.zeros(len(rest)), weights])
@@ -205,45 +214,41 @@ def _order(best: Floats, k: int) -> npt.NDArray[np.int64]:
     return there
 
 
-def _kept(rows: Any, k: int) -> Any:
-    return rows[_order(rows["best"], k)]
-
-
 def _onward(
-    steps: Steps, completions: list[Floats], own: Any, layer_id: int, k: int, wanted: int
-) -> tuple[Any, Floats]:
+    steps: Steps, completions: list[Floats], prefixes: Prefixes, layer_id: int, k: int, wanted: int
+) -> tuple[Prefixes, Floats]:
     """Continuations of prefixes that have come to one layer: the k best, and their last q."""
     chosen = np.zeros(steps.size(layer_id), bool)
-    chosen[own["unit"]] = True
-    rows, weights = [own[:0]], [np.zeros(0)]
+    chosen[prefixes["unit"]] = True
+    rows, weights = [prefixes[:0]], [np.zeros(0)]
 
-    def add(prefixes: Any, layer: int, unit: Any, q: Floats, ahead: Any) -> None:
+    def add(parents: Prefixes, layer: int, unit: Places, q: Floats, ahead: Floats) -> None:
         size, negative = parts(q)
-        made = prefixes.copy()
-        made["layer"], made["unit"] = layer, unit
-        made["sign"] ^= negative
-        made["size"] += size
-        needed = made["sign"] ^ wanted
-        made["best"] = made["size"] + ahead[needed, unit if layer >= 0 else 0]
-        order = _order(made["best"], k)
-        rows.append(made[order])
+        longer = parents.copy()
+        longer["layer"], longer["unit"] = layer, unit
+        longer["sign"] ^= negative
+        longer["size"] += size
+        needed = longer["sign"] ^ wanted
+        longer["best"] = longer["size"] + ahead[needed, unit if layer >= 0 else 0]
+        order = _order(longer["best"], k)
+        rows.append(longer[order])
         weights.append(q[order])
 
     for source, dst, src, q in steps.edges(layer_id, chosen):
-        first = np.searchsorted(dst, own["unit"], side="left")
-        count = np.searchsorted(dst, own["unit"], side="right") - first
-        for part in _pieces(count):
+        first = np.searchsorted(dst, prefixes["unit"], side="left")
+        count = np.searchsorted(dst, prefixes["unit"], side="right") - first
+        for part in _slices(count):
             n = count[part]
             which = np.repeat(np.arange(part.start, part.stop), n)
             place = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n) + first[which]
-            add(own[which], source, src[place], q[place], completions[source])
+            add(prefixes[which], source, src[place], q[place], completions[source])
     for unit, share in steps.pseudo(layer_id):
         done = np.array([[0.0], [-np.inf]])
-        add(own, -1, np.full(len(own), unit), share[own["unit"]], done)
+        add(prefixes, -1, np.full(len(prefixes), unit), share[prefixes["unit"]], done)
     return np.concatenate(rows), np.concatenate(weights)
 
 
-def _pieces(count: npt.NDArray[np.int64]) -> Iterable[slice]:
+def _slices(count: npt.NDArray[np.int64]) -> Iterable[slice]:
     """Slices of prefixes that have about ``AT_ONCE`` continuations."""
     ends = np.cumsum(count)
     first = 0
@@ -269,12 +274,12 @@ def _members(
     tried = 4 * k
     while True:
         walks = _best(steps, completions, start, tried, wanted)
-        found = [path for path in walks if _satisfies(measure, path)]
-        if len(found) >= k or len(walks) < tried:
-            return [Path(path.units, path.relevance / value) for path in found[:k]]
+        satisfying = [path for path in walks if _satisfies(measure, path)]
+        if len(satisfying) >= k or len(walks) < tried:
+            return [Path(path.units, path.relevance / value) for path in satisfying[:k]]
         if tried >= ENUMERATED:
             raise EventError(
-                f"the condition is no single conjunction, and only {len(found)} of the "
+                f"the condition is no single conjunction, and only {len(satisfying)} of the "
                 f"{tried:,} strongest walks satisfy it, fewer than asked for: condition on a "
                 "conjunction of neuron sets (A & B, ~A), or ask for fewer walks"
             )
