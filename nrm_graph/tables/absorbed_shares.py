@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
+from nrm_graph.propagation.tensor_sums import total
 from nrm_graph.tables.edge_block import Block, merged
 from nrm_graph.tables.unit_sums import regular, unit_sums
 
@@ -73,12 +74,12 @@ def absorbed_shares(
     for unit, extra in rest:
         parts: list[Tensor] = []
         q = None
-        for share, s, own_sums in zip(kernel.shares, weighed, sums, strict=True):
+        for share, s, unit_totals in zip(kernel.shares, weighed, sums, strict=True):
             if unit == BIAS and share.bias is not None:
-                parts.append(_bias(plan, state, name, s, own_sums, share.bias))
+                parts.append(_bias(plan, state, name, s, unit_totals, share.bias))
             elif unit == STABILIZER and share.eps and share.sign:
                 # s is R scale / d, and d has this sign wherever R is: R scale / |d| is s.
-                parts.append(own_sums * (share.sign * share.eps))
+                parts.append(unit_totals * (share.sign * share.eps))
             elif unit == STABILIZER and share.eps:
                 lost = relevance * (share.eps * share.scale) / share.d.abs()
                 parts.append(unit_sums(plan, layer_id, see(name, lost)))
@@ -87,9 +88,8 @@ def absorbed_shares(
         if not parts:
             continue
         if single:
-            own = see(name, whole[unit].expand_as(relevance))
-            q = unit_sums(plan, layer_id, own)
-        absorbed.append(Absorbed(unit, sum(parts[1:], parts[0]), q))
+            q = unit_sums(plan, layer_id, see(name, whole[unit].expand_as(relevance)))
+        absorbed.append(Absorbed(unit, total(parts), q))
     return absorbed
 
 
@@ -106,8 +106,8 @@ def _bias(plan: Plan, state: State, name: str, s: Tensor, sums: Tensor, bias: Te
 def to_host(absorbed: Sequence[Absorbed]) -> list[AbsorbedArrays]:
     """Bring what was absorbed to the host."""
     return [
-        AbsorbedArrays(unit, total.cpu().numpy(), None if q is None else q.cpu().numpy())
-        for unit, total, q in absorbed
+        AbsorbedArrays(unit, taken.cpu().numpy(), None if q is None else q.cpu().numpy())
+        for unit, taken, q in absorbed
     ]
 
 
@@ -121,9 +121,9 @@ def absorbed_block(ends: Ends, absorbed: Sequence[AbsorbedArrays], b: int) -> Bl
             layer_id,
             units,
             np.full_like(units, unit),
-            total[b],
+            taken[b],
             None if q is None else q[b],
         )
-        for unit, total, q in absorbed
+        for unit, taken, q in absorbed
     ]
     return ends.finish(merged(blocks))

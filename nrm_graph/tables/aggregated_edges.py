@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nrm_graph.tables.dense_edges import Ends, Piece, kept, loose_rows, matrix_blocks
-from nrm_graph.tables.plan import Columns
+from nrm_graph.propagation.tensor_sums import total
+from nrm_graph.tables.dense_edges import (
+    Ends,
+    SampleTerm,
+    both_sides,
+    cached_columns,
+    loose_rows,
+    matrix_blocks,
+)
+from nrm_graph.tables.plan import ColumnUnits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,21 +30,19 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.ir.batch_axis import BatchAxis
     from nrm_graph.network.maps.linear import Map, Spread
-    from nrm_graph.tables.edge_block import Block
-
-
-def _sum(values: Sequence[Tensor]) -> Tensor:
-    return sum(values[1:], values[0])
+    from nrm_graph.tables.dense_edges import OperandKey
+    from nrm_graph.tables.edge_block import Block, Values
+    from nrm_graph.tables.unit_labels import Labels
 
 
 def up_blocks(
     ends: Ends,
-    key: tuple[Any, ...],
+    key: OperandKey,
     kind: Map,
-    pieces: Sequence[Piece],
+    terms: Sequence[SampleTerm],
     batch: BatchAxis,
-    above: Any,
-    src: Any,
+    above: Labels,
+    src: Labels,
     fine: bool,
 ) -> Iterator[Block]:
     """Blocks where all readers of a neuron are in one unit.
@@ -54,99 +60,99 @@ def up_blocks(
     """
     q = None
     if fine:
-        q = [p.x * kind.transpose(p.factor, p.weight, p.x) for p in pieces]
-    values = [p.x * p.back for p in pieces]
+        q = [term.x * kind.transpose(term.factor, term.weight, term.x) for term in terms]
+    values = [term.x * term.back for term in terms]
     yield from _paired(ends, key, batch, above, src, values, q)
 
 
 def down_blocks(
     ends: Ends,
-    key: tuple[Any, ...],
+    key: OperandKey,
     kind: Map,
-    pieces: Sequence[Piece],
+    terms: Sequence[SampleTerm],
     batch: BatchAxis,
-    dst: Any,
-    below: Any,
+    dst: Labels,
+    below: Labels,
 ) -> Iterator[Block]:
     """Blocks where all that a neuron reads is one unit; see :func:`up_blocks`.
 
     ``below`` is the global unit of what each neuron reads, and ``batch`` that of the output.
     """
-    values = [(p.s * kind.apply(p.x, p.weight)).expand(p.s.shape) for p in pieces]
+    values = [(term.s * kind.apply(term.x, term.weight)).expand(term.s.shape) for term in terms]
     yield from _paired(ends, key, batch, dst, below, values, None)
 
 
 def _paired(
     ends: Ends,
-    key: tuple[Any, ...],
+    key: OperandKey,
     batch: BatchAxis,
-    dst: Any,
-    src: Any,
+    dst: Labels,
+    src: Labels,
     values: Sequence[Tensor],
     q: Sequence[Tensor] | None,
 ) -> Iterator[Block]:
     """Sum values, one per neuron, by the pair of units that each belongs to."""
     width = int(ends.plan.first[-1])
     pairs = np.where((src >= 0) & (dst >= 0), dst.astype(np.int64) * width + src, -1).ravel()
-    found = kept(ends.plan, (*key, "pairs"), pairs)
+    columns = cached_columns(ends.plan, (*key, "pairs"), pairs)
 
-    def summed(parts: Sequence[Tensor]) -> Any:
-        return found.sum(batch.samples(_sum(parts)).reshape(-1)).cpu().numpy()
+    def summed(parts: Sequence[Tensor]) -> Values:
+        by_pair: Values = columns.sum(batch.samples(total(parts)).reshape(-1)).cpu().numpy()
+        return by_pair
 
-    above, below = np.divmod(found.units, width)
+    above, below = np.divmod(columns.units, width)
     yield from loose_rows(ends, above, below, summed(values), None if q is None else summed(q))
 
 
 def set_blocks(
-    ends: Ends, key: tuple[Any, ...], kind: Spread, pieces: Sequence[Piece], dst: Any, src: Any
+    ends: Ends, key: OperandKey, kind: Spread, terms: Sequence[SampleTerm], dst: Labels, src: Labels
 ) -> Iterator[Block]:
     """Blocks of what is summed over sets: ``sum_g (sum of s w in J & g) (sum of x in I & g)``.
 
     ``dst`` and ``src`` are labels in native order, flat.
     """
-    sets = kind.sets(tuple(pieces[0].x.shape))
+    sets = kind.sets(tuple(terms[0].x.shape))
     count = int(sets.max(initial=-1)) + 1
-    rows, cols = kept(ends.plan, (*key, "dst"), dst), kept(ends.plan, (*key, "src"), src)
+    rows, cols = both_sides(ends.plan, key, dst, src)
 
-    def by_set(side: Columns, values: Tensor) -> Tensor:
+    def by_set(side: ColumnUnits, values: Tensor) -> Tensor:
         place = side.place.to(values.device) * count
         index = place + torch.from_numpy(sets).to(values.device)
-        found = values.new_zeros((len(side.units) + 1) * count)
-        return found.index_add_(0, index, values.reshape(-1)).reshape(-1, count)[:-1]
+        sums = values.new_zeros((len(side.units) + 1) * count)
+        return sums.index_add_(0, index, values.reshape(-1)).reshape(-1, count)[:-1]
 
-    table = _sum(
-        [
-            by_set(rows, (p.s * p.weight).expand(p.s.shape)) @ by_set(cols, p.x.expand(p.s.shape)).T
-            for p in pieces
-        ]
-    )
-    own = [Columns(side.units, side.place, 1) for side in (rows, cols)]
-    yield from matrix_blocks(ends, table, None, *own)
+    products = [
+        by_set(rows, (term.s * term.weight).expand(term.s.shape))
+        @ by_set(cols, term.x.expand(term.s.shape)).T
+        for term in terms
+    ]
+    summed = [ColumnUnits(side.units, side.place, 1) for side in (rows, cols)]
+    yield from matrix_blocks(ends, total(products), None, *summed)
 
 
 def probe_blocks(
-    ends: Ends, key: tuple[Any, ...], kind: Map, pieces: Sequence[Piece], dst: Any, src: Any
+    ends: Ends, key: OperandKey, kind: Map, terms: Sequence[SampleTerm], dst: Labels, src: Labels
 ) -> Iterator[Block]:
     """Blocks of any operation: the units of the smaller side are tried one by one.
 
     ``dst`` and ``src`` are labels in native order, flat.
     """
-    rows, cols = kept(ends.plan, (*key, "dst"), dst), kept(ends.plan, (*key, "src"), src)
+    rows, cols = both_sides(ends.plan, key, dst, src)
     lines = []
     down = len(rows.units) <= len(cols.units)
     side, other = (rows, cols) if down else (cols, rows)
-    done = Columns(other.units, other.place, 0)
+    done = ColumnUnits(other.units, other.place, 0)
     for k in range(len(side.units)):
-        total: Any = 0
-        for p in pieces:
-            own = (side.place == k).to(p.s.device)
+        line: Any = 0
+        for term in terms:
+            of_unit = (side.place == k).to(term.s.device)
             if down:
-                chosen = torch.where(own.reshape(p.s.shape), p.s, 0)
-                total = total + p.x * kind.transpose(chosen, p.weight, p.x)
+                chosen = torch.where(of_unit.reshape(term.s.shape), term.s, 0)
+                line = line + term.x * kind.transpose(chosen, term.weight, term.x)
             else:
-                chosen = torch.where(own.reshape(p.x.shape), p.x, 0)
-                total = total + p.s * kind.apply(chosen, p.weight)
-        lines.append(done.sum(total.reshape(-1)))
+                chosen = torch.where(of_unit.reshape(term.x.shape), term.x, 0)
+                line = line + term.s * kind.apply(chosen, term.weight)
+        lines.append(done.sum(line.reshape(-1)))
     table = torch.stack(lines, 0 if down else 1)
-    summed = [Columns(units, torch.empty(0), 1) for units in (rows.units, cols.units)]
+    summed = [ColumnUnits(units, torch.empty(0), 1) for units in (rows.units, cols.units)]
     yield from matrix_blocks(ends, table, None, *summed)

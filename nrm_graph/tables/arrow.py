@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +10,31 @@ import pyarrow as pa
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
-    from nrm_graph.tables.edge_block import Block
+    from nrm_graph.tables.edge_block import Block, Values
+    from nrm_graph.tables.unit_labels import Labels
+
+
+class NodeColumns(NamedTuple):
+    """Rows of one layer in a node table.
+
+    Attributes
+    ----------
+    layer_id : int
+        The layer.
+    units : ndarray of int
+        Units, or pseudo-units.
+    relevance, activation : ndarray
+        What they hold, and their mean activations; NaN of pseudo-units.
+    """
+
+    layer_id: int
+    units: Labels
+    relevance: Values
+    activation: Values
 
 
 def edge_rows(blocks: Iterable[Block], kind: npt.DTypeLike) -> pa.Table:
@@ -25,7 +45,7 @@ def edge_rows(blocks: Iterable[Block], kind: npt.DTypeLike) -> pa.Table:
     blocks = sorted(blocks, key=lambda block: (block.dst_layer, block.src_layer))
     sizes = [len(block) for block in blocks]
 
-    def column(values: list[Any], dtype: Any) -> Any:
+    def column(values: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         return np.concatenate(values).astype(dtype, copy=False) if values else np.zeros(0, dtype)
 
     if all(block.q is None for block in blocks):
@@ -51,31 +71,33 @@ def edge_rows(blocks: Iterable[Block], kind: npt.DTypeLike) -> pa.Table:
 
 
 def node_columns(
-    layer_id: int, sums: Any, means: Any, absorbed: Iterable[tuple[int, Any]]
-) -> list[tuple[Any, ...]]:
+    layer_id: int, sums: Values, means: Values, absorbed: Iterable[tuple[int, float]]
+) -> list[NodeColumns]:
     """Layer, units, relevances and mean activations of one layer's rows.
 
     ``absorbed`` gives pseudo-units and what they hold; zeros are left out.
     """
     (chosen,) = np.nonzero((sums != 0) | (means != 0))
-    lost = sorted(found for found in absorbed if found[1])
-    units, values = [u for u, _ in lost], [value for _, value in lost]
+    lost = sorted((unit, share) for unit, share in absorbed if share)
+    units, shares = [unit for unit, _ in lost], [share for _, share in lost]
+    none = np.full(len(lost), np.nan)
     return [
-        (layer_id, chosen, sums[chosen], means[chosen]),
-        (layer_id, np.array(units, np.int64), np.array(values, sums.dtype), [np.nan] * len(lost)),
+        NodeColumns(layer_id, chosen, sums[chosen], means[chosen]),
+        NodeColumns(layer_id, np.array(units, np.int64), np.array(shares, sums.dtype), none),
     ]
 
 
-def node_rows(columns: list[tuple[Any, ...]], kind: npt.DTypeLike) -> pa.Table:
+def node_rows(columns: Sequence[NodeColumns], kind: npt.DTypeLike) -> pa.Table:
     """Node table of all layers' columns."""
-    layer = np.concatenate([np.full(len(c[1]), c[0], np.int16) for c in columns])
-    unit, sums, means = (np.concatenate([c[k] for c in columns]) for k in (1, 2, 3))
+    layers = [np.full(len(c.units), c.layer_id, np.int16) for c in columns]
+    unit = np.concatenate([c.units for c in columns])
+    activation = np.concatenate([c.activation for c in columns]).astype(kind)
     return pa.table(
         {
-            "layer_id": layer,
+            "layer_id": np.concatenate(layers),
             "unit": unit.astype(np.int32),
-            "relevance": sums.astype(kind),
-            "activation": pa.array(means.astype(kind), mask=unit < 0),
+            "relevance": np.concatenate([c.relevance for c in columns]).astype(kind),
+            "activation": pa.array(activation, mask=unit < 0),
         }
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.topology import PRUNED
 from nrm_graph.propagation import relevance_pass
 from nrm_graph.propagation.adjoint_pass import reach
-from nrm_graph.propagation.kernels import flow
+from nrm_graph.propagation.kernels import kernel_of
+from nrm_graph.propagation.tensor_sums import total
 from nrm_graph.tables.absorbed_shares import absorbed_block, absorbed_shares, to_host
 from nrm_graph.tables.arrow import edge_rows, node_columns, node_rows
 from nrm_graph.tables.operand_edges import (
@@ -26,7 +27,7 @@ from nrm_graph.tables.operand_edges import (
     WeighedTerm,
     backward,
     operand_blocks,
-    pieces_of,
+    sample_terms,
 )
 from nrm_graph.tables.sample_edges import SampleEdges
 from nrm_graph.tables.unit_sums import mean_activations, unit_sums
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from nrm_graph.events.conjunctions import Clause
     from nrm_graph.propagation.state import State
     from nrm_graph.tables.absorbed_shares import Absorbed
-    from nrm_graph.tables.dense_edges import Piece
-    from nrm_graph.tables.edge_block import Block
+    from nrm_graph.tables.arrow import NodeColumns
+    from nrm_graph.tables.dense_edges import SampleTerm
+    from nrm_graph.tables.edge_block import Block, Values
     from nrm_graph.tables.edge_methods import Method
     from nrm_graph.tables.plan import Plan
 
@@ -88,7 +90,7 @@ def tables_and_variation(
     return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])], variation
 
 
-def _is(h: Any, number: float) -> bool:
+def _is(h: Tensor | float, number: float) -> bool:
     return isinstance(h, float) and h == number
 
 
@@ -108,8 +110,8 @@ class Tables:
         self.state, self.start, self.plan, self.clause = state, start, plan, clause
         self.below = reach(state, clause)
         self.n = start.shape[0]
-        self.relevance: dict[int, Any] = {}
-        self.absorbed: dict[int, list[tuple[int, Any]]] = defaultdict(list)
+        self.relevance: dict[int, Values] = {}
+        self.absorbed: dict[int, list[tuple[int, Values]]] = defaultdict(list)
         self.samples = [
             SampleEdges(plan, state, self.below, start.dtype, b, plan.sample_labels(state, b))
             for b in range(self.n)
@@ -138,8 +140,8 @@ class Tables:
         allowed = None
         literal = self.clause.get(layer_id)
         if literal is not None:
-            own = relevance_pass.only(literal, torch.ones_like(relevance))
-            allowed = unit_sums(self.plan, layer_id, own)
+            inside = relevance_pass.only(literal, torch.ones_like(relevance))
+            allowed = unit_sums(self.plan, layer_id, inside)
         self._do(partial(self._visited, layer_id, arrived, left, allowed))
 
     def _visited(
@@ -156,7 +158,7 @@ class Tables:
         """Take the step through one operation: its edges, and the relevance of its operands."""
         net, state = self.plan.network, self.state
         layer_id, op = net.layout.layer_of[name], net.layout.weighings[name]
-        kernel = flow(state, name)
+        kernel = kernel_of(state, name)
         weighed = [share.weigh(relevance) for share in kernel.shares]
         blocks: list[list[Block]] = [[] for _ in range(self.n)]
         for k, value in enumerate(op.operands):
@@ -186,12 +188,10 @@ class Tables:
         x = self.state.values[operand.value]
         backs, gradients = backward(operand, terms, onward, x, self.n if fused else None)
         for b, sample in enumerate(self.samples):
-            pieces = pieces_of(operand, self.state, terms, onward, backs, b)
-            own = None if gradients is None else gradients[b]
-            self._do(partial(self._rows, sample, operand, methods[b], pieces, own, blocks[b]))
-        shares = [term.x * back for (term, _, _), back in zip(terms, backs, strict=True)]
-        total: Tensor = sum(shares[1:], shares[0])
-        return total
+            of_sample = sample_terms(operand, self.state, terms, onward, backs, b)
+            tables = None if gradients is None else gradients[b]
+            self._do(partial(self._rows, sample, operand, methods[b], of_sample, tables, blocks[b]))
+        return total([term.x * back for (term, _, _), back in zip(terms, backs, strict=True)])
 
     def _onward(self, operand: Operand, terms: Sequence[WeighedTerm]) -> list[Tensor]:
         """Return what goes on from an operand: x' h in place of x', for every term."""
@@ -208,13 +208,13 @@ class Tables:
         sample: SampleEdges,
         operand: Operand,
         method: Method | None,
-        pieces: list[Piece],
+        terms: list[SampleTerm],
         gradients: list[Tensor] | None,
         blocks: list[Block],
     ) -> None:
         """Edges of an operand for one sample, appended to ``blocks``."""
         ends = sample.ends(operand.layer_id, operand.value)
-        rows = operand_blocks(operand, ends, method, pieces, gradients)
+        rows = operand_blocks(operand, ends, method, terms, gradients)
         blocks += sample.conditional(operand.layer_id, rows)
 
     def _absorbed(self, layer_id: int, absorbed: Sequence[Absorbed]) -> None:
@@ -226,7 +226,7 @@ class Tables:
                 block = absorbed_block(ends, arrays, sample.b)
                 sample.blocks += sample.conditional(layer_id, [block])
         self.absorbed[layer_id] = [
-            (unit, total.sum(1, dtype=np.float64)) for unit, total, _ in arrays
+            (unit, share.sum(1, dtype=np.float64)) for unit, share, _ in arrays
         ]
 
     def edges(self, b: int) -> pa.Table:
@@ -236,7 +236,7 @@ class Tables:
     def nodes(self, b: int) -> pa.Table:
         """Node table of a sample."""
         kind = self.start.cpu().numpy().dtype
-        columns: list[tuple[Any, ...]] = []
+        columns: list[NodeColumns] = []
         for i, name in enumerate(self.plan.network.values):
             part = self.plan.partitions[i]
             sums = self.relevance[i][b] if i in self.relevance else np.zeros(part.n_units, kind)

@@ -17,8 +17,9 @@ import torch
 from nrm_graph.errors import InputError
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense
+from nrm_graph.propagation.tensor_sums import total
 from nrm_graph.tables.edge_block import Block, merged
-from nrm_graph.tables.plan import Columns, along, columns
+from nrm_graph.tables.plan import ColumnUnits, along, column_units
 from nrm_graph.tables.pruning import select
 
 if TYPE_CHECKING:
@@ -28,7 +29,12 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.maps.convolution import Triples
     from nrm_graph.network.maps.linear import Map
+    from nrm_graph.tables.edge_block import Values
     from nrm_graph.tables.plan import Plan
+    from nrm_graph.tables.unit_labels import Labels
+
+    OperandKey = tuple[str, int]
+    """What tells an operand from all others of the network: a layer's value, and a number."""
 
 MAX_TRIPLES = 60_000_000
 """Neuron-level edges of one operation that fit in memory at once."""
@@ -37,7 +43,7 @@ CHUNK = 1 << 22
 """Table entries that are worked on at once."""
 
 
-class Piece(NamedTuple):
+class SampleTerm(NamedTuple):
     """A term of one sample: x' and w', ``factor = scale / d``, ``s``, and the transpose of s.
 
     Tensors are native values of a batch of one (see :mod:`nrm_graph.network.ir.batch_axis`).
@@ -73,11 +79,11 @@ class Ends(NamedTuple):
         """Whether the upper ends are single neurons."""
         return self.plan.partitions[self.dst_layer].single
 
-    def layers(self, units: Any) -> list[tuple[int, slice]]:
+    def layers(self, units: Labels) -> list[tuple[int, slice]]:
         """Split ascending global units by layer."""
-        found = np.searchsorted(self.plan.first, units, side="right") - 1
-        cuts = [0, *(np.flatnonzero(np.diff(found)) + 1).tolist(), len(found)]
-        return [(int(found[a]), slice(a, b)) for a, b in itertools.pairwise(cuts) if a < b]
+        layer_ids = np.searchsorted(self.plan.first, units, side="right") - 1
+        cuts = [0, *(np.flatnonzero(np.diff(layer_ids)) + 1).tolist(), len(layer_ids)]
+        return [(int(layer_ids[a]), slice(a, b)) for a, b in itertools.pairwise(cuts) if a < b]
 
     def finish(self, block: Block) -> Block:
         """Drop what no walk reaches, and exact zeros of what is not a single neuron's."""
@@ -90,13 +96,13 @@ class Ends(NamedTuple):
 
 
 def matrix_blocks(
-    ends: Ends, table: Tensor, q: Tensor | None, rows: Columns, cols: Columns
+    ends: Ends, table: Tensor, q: Tensor | None, rows: ColumnUnits, cols: ColumnUnits
 ) -> Iterator[Block]:
     """Blocks of a dense (dst, src) table of one sample."""
 
-    def array(values: Tensor) -> Any:
+    def array(values: Tensor) -> Values:
         values = cols.sum(values)
-        if rows.run != 1:
+        if rows.per_unit != 1:
             values = rows.sum(values.T).T
         return values.cpu().numpy()
 
@@ -121,111 +127,116 @@ def matrix_blocks(
         yield ends.finish(block)
 
 
-def kept(plan: Plan, key: tuple[Any, ...], labels: Any) -> Columns:
-    """Columns of static labels, made once."""
+def cached_columns(plan: Plan, key: tuple[str, int, str], labels: Labels) -> ColumnUnits:
+    """Units of the columns of static labels, made once."""
     if plan.labels is None:
-        return columns(labels)
-    found = plan.kept.get(key)
-    if found is None:
-        found = plan.kept[key] = columns(labels)
-    return found
+        return column_units(labels)
+    if key not in plan.cache:
+        plan.cache[key] = column_units(labels)
+    columns: ColumnUnits = plan.cache[key]
+    return columns
+
+
+def both_sides(
+    plan: Plan, key: OperandKey, dst: Labels, src: Labels
+) -> tuple[ColumnUnits, ColumnUnits]:
+    """Units of the rows and of the columns of an operand's table."""
+    return cached_columns(plan, (*key, "dst"), dst), cached_columns(plan, (*key, "src"), src)
 
 
 def channel_blocks(
     ends: Ends,
-    key: tuple[Any, ...],
+    key: OperandKey,
     kind: Convolution,
-    pieces: Sequence[Piece],
+    terms: Sequence[SampleTerm],
     tables: Sequence[Tensor],
-    dst: Any,
-    src: Any,
+    dst: Labels,
+    src: Labels,
 ) -> Iterator[Block]:
     """Blocks of a convolution between whole channels; ``tables`` are its weight gradients."""
-    weighed = [kind.channel_table(p.weight * g) for p, g in zip(pieces, tables, strict=True)]
+    weighed = [kind.channel_table(term.weight * g) for term, g in zip(terms, tables, strict=True)]
     q = None
     if ends.single and dst.size == math.prod(ends.plan.partitions[ends.dst_layer].labels.shape):
         shares = [
-            kind.channel_table(p.weight * kind.weight_gradient(p.factor, p.weight, p.x))
-            for p in pieces
+            kind.channel_table(term.weight * kind.weight_gradient(term.factor, term.weight, term.x))
+            for term in terms
         ]
-        q = sum(shares[1:], shares[0])
-    table = sum(weighed[1:], weighed[0])
-    rows, cols = kept(ends.plan, (*key, "dst"), dst), kept(ends.plan, (*key, "src"), src)
-    yield from matrix_blocks(ends, table, q, rows, cols)
+        q = total(shares)
+    rows, cols = both_sides(ends.plan, key, dst, src)
+    yield from matrix_blocks(ends, total(weighed), q, rows, cols)
 
 
 def vector_blocks(
-    ends: Ends, key: tuple[Any, ...], pieces: Sequence[Piece], dst: Any, src: Any
+    ends: Ends, key: OperandKey, terms: Sequence[SampleTerm], dst: Labels, src: Labels
 ) -> Iterator[Block]:
     """Blocks of a dense layer between vectors, some rows at a time."""
-    cols = kept(ends.plan, (*key, "src"), src)
-    n_out, n_in = pieces[0].weight.shape
+    rows, cols = both_sides(ends.plan, key, dst, src)
+    n_out, n_in = terms[0].weight.shape
     step = max(1, CHUNK // n_in)
     values, shares = [], []
     for a in range(0, n_out, step):
-        rows = slice(a, a + step)
+        part = slice(a, a + step)
         value: Any = 0
         share: Any = 0
-        for p in pieces:
+        for term in terms:
             # Summed by unit first: what is left is small.
-            part = cols.sum(p.weight[rows] * p.x[0])
-            value = value + part * p.s[0, rows, None]
+            summed = cols.sum(term.weight[part] * term.x[0])
+            value = value + summed * term.s[0, part, None]
             if ends.single:
-                share = share + part * p.factor[0, rows, None]
+                share = share + summed * term.factor[0, part, None]
         values.append(value)
         shares.append(share)
-    done = Columns(cols.units, cols.place, 1)
+    done = ColumnUnits(cols.units, cols.place, 1)
     q = torch.cat(shares) if ends.single else None
-    rows_ = kept(ends.plan, (*key, "dst"), dst)
-    yield from matrix_blocks(ends, torch.cat(values), q, rows_, done)
+    yield from matrix_blocks(ends, torch.cat(values), q, rows, done)
 
 
 def feature_blocks(
-    ends: Ends, key: tuple[Any, ...], pieces: Sequence[Piece], dst: Any, src: Any
+    ends: Ends, key: OperandKey, terms: Sequence[SampleTerm], dst: Labels, src: Labels
 ) -> Iterator[Block]:
     """Blocks of a dense layer between features, summed over tokens."""
     table: Any = 0
-    for p in pieces:
-        s, x = p.s.flatten(0, -2), p.x.flatten(0, -2)
-        table = table + p.weight * (s.T @ x)
-    rows, cols = kept(ends.plan, (*key, "dst"), dst), kept(ends.plan, (*key, "src"), src)
+    for term in terms:
+        s, x = term.s.flatten(0, -2), term.x.flatten(0, -2)
+        table = table + term.weight * (s.T @ x)
+    rows, cols = both_sides(ends.plan, key, dst, src)
     yield from matrix_blocks(ends, table, None, rows, cols)
 
 
 def triple_blocks(
-    ends: Ends, key: tuple[Any, ...], kind: Map, pieces: Sequence[Piece], count: int
+    ends: Ends, key: OperandKey, kind: Map, terms: Sequence[SampleTerm], count: int
 ) -> Iterator[Block]:
     """Blocks from every single neuron-level edge.
 
     Where the strongest are kept alone, a large operation is taken in chunks whose outputs are
     its own, so that memory is bounded by a chunk and by what is kept.
     """
-    z, x = tuple(pieces[0].s.shape), tuple(pieces[0].x.shape)
-    shape, plan, layer = tuple(pieces[0].weight.shape), ends.plan, ends.dst_layer
+    z, x = tuple(terms[0].s.shape), tuple(terms[0].x.shape)
+    shape, plan, layer = tuple(terms[0].weight.shape), ends.plan, ends.dst_layer
     chunks = None
-    own = chunked_by(plan, layer)
-    if count > CHUNK and own and isinstance(kind, Convolution | Dense):
+    chunked = chunked_by(plan, layer)
+    if count > CHUNK and chunked and isinstance(kind, Convolution | Dense):
         sources = [s for s, _ in ends.layers(np.unique(ends.src[ends.src >= 0]))]
         limits = {(layer, s): plan.limits.get((layer, s)) for s in sources}
         if all(limits.values()):
-            chunks = kind.chunks(z, x, shape, CHUNK, whole=own == "channels")
+            chunks = kind.chunks(z, x, shape, CHUNK, whole=chunked == "channels")
     if chunks is not None:
 
-        def made() -> Iterator[Block]:
+        def chunk_blocks() -> Iterator[Block]:
             for channels, lines in chunks:
-                found = kind.triples(z, x, shape, channels, lines)  # type: ignore[call-arg]
-                yield from _triples(ends, pieces, found)
+                edges = kind.triples(z, x, shape, channels, lines)  # type: ignore[call-arg]
+                yield from _triples(ends, terms, edges)
 
-        yield from select(made, {k: v for k, v in limits.items() if v is not None})
+        yield from select(chunk_blocks, {k: v for k, v in limits.items() if v is not None})
         return
     if count > MAX_TRIPLES:
         raise _too_large(plan.network.layout.topology.layers[layer].name, count)
-    found = plan.kept.get((key, "triples"))
-    if found is None:
-        found = kind.triples(z, x, shape)
+    triples = plan.cache.get((key, "triples"))
+    if triples is None:
+        triples = kind.triples(z, x, shape)
         if count <= CHUNK:
-            plan.kept[key, "triples"] = found
-    yield from _triples(ends, pieces, found)
+            plan.cache[key, "triples"] = triples
+    yield from _triples(ends, terms, triples)
 
 
 def chunked_by(plan: Plan, layer: int) -> str:
@@ -233,8 +244,8 @@ def chunked_by(plan: Plan, layer: int) -> str:
     part = plan.partitions[layer]
     if part.single:
         return "neurons"
-    own = along(part.labels, 0) if part.labels.ndim > 1 else None
-    return "channels" if own is not None and len(own) == part.n_units else ""
+    channels = along(part.labels, 0) if part.labels.ndim > 1 else None
+    return "channels" if channels is not None and len(channels) == part.n_units else ""
 
 
 def refuse_too_large(plan: Plan) -> None:
@@ -263,7 +274,7 @@ def _too_large(name: str, count: int) -> InputError:
     )
 
 
-def _triples(ends: Ends, pieces: Sequence[Piece], triples: Triples) -> Iterator[Block]:
+def _triples(ends: Ends, terms: Sequence[SampleTerm], triples: Triples) -> Iterator[Block]:
     o, i, e = triples
     dst = ends.plan.partitions[ends.dst_layer].labels.ravel()[o]
     if ends.alive is not None and ends.single:
@@ -271,31 +282,33 @@ def _triples(ends: Ends, pieces: Sequence[Piece], triples: Triples) -> Iterator[
         o, i, e, dst = o[chosen], i[chosen], e[chosen], dst[chosen]
     relevance: Any = 0
     q: Any = 0
-    for p in pieces:
-        part = _flat(p.weight)[e] * _flat(p.x)[i]
-        relevance = relevance + part * _flat(p.s)[o]
-        q = q + part * _flat(p.factor)[o]
+    for term in terms:
+        part = _flat(term.weight)[e] * _flat(term.x)[i]
+        relevance = relevance + part * _flat(term.s)[o]
+        q = q + part * _flat(term.factor)[o]
     src = ends.src.ravel()[i]
     keep = (q != 0) & (src >= 0)
     yield from loose_rows(ends, dst[keep], src[keep], relevance[keep], q[keep])
 
 
-def _flat(values: Tensor) -> Any:
+def _flat(values: Tensor) -> Values:
     return values.cpu().numpy().ravel()
 
 
-def loose_rows(ends: Ends, dst: Any, src: Any, relevance: Any, q: Any) -> Iterator[Block]:
+def loose_rows(
+    ends: Ends, dst: Labels, src: Labels, relevance: Values, q: Values | None
+) -> Iterator[Block]:
     """Blocks of loose rows, whose ``src`` are global units (negative: constants)."""
     layer = np.searchsorted(ends.plan.first, src, side="right") - 1
-    for found in np.unique(layer[src >= 0]):
-        mine = np.flatnonzero(layer == found)
-        alone = q is not None and ends.single and ends.plan.partitions[found].single
+    for source in np.unique(layer[src >= 0]):
+        mine = np.flatnonzero(layer == source)
+        alone = ends.single and ends.plan.partitions[source].single
         block = Block(
             ends.dst_layer,
-            int(found),
+            int(source),
             dst[mine],
-            src[mine] - ends.plan.first[found],
+            src[mine] - ends.plan.first[source],
             relevance[mine],
-            q[mine] if alone else None,
+            q[mine] if alone and q is not None else None,
         )
         yield ends.finish(merged([block]))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from nrm_graph.tables.unit_labels import Labels
+
+    Values = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +32,16 @@ class Block:
 
     dst_layer: int
     src_layer: int
-    dst: Any
-    src: Any
-    relevance: Any
+    dst: Labels
+    src: Labels
+    relevance: Values
     q: Any = None
 
     def __len__(self) -> int:
         """Count the edges."""
         return len(self.dst)
 
-    def where(self, keep: Any) -> Block:
+    def where(self, keep: npt.NDArray[np.bool_]) -> Block:
         """Return the edges that a boolean mask keeps."""
         if keep.all():
             return self

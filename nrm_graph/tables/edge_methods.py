@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,11 +15,12 @@ from nrm_graph.network.maps.linear import Dense, Jacobian, Left, Right, Scale, S
 from nrm_graph.tables.plan import along
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
     from nrm_graph.network.maps.linear import Map, Weighing
     from nrm_graph.propagation.prepared_network import Network
-    from nrm_graph.tables.plan import Labels
+    from nrm_graph.tables.unit_labels import Labels
 
 PROBES = 64
 """Units of a side that are tried one by one rather than listing edges."""
@@ -133,8 +134,8 @@ def _connections(op: Weighing, k: int, z: tuple[int, ...], x: tuple[int, ...]) -
 
 
 def inherited(
-    kind: Map, weight: Tensor, z: tuple[int, ...], x: tuple[int, ...], labels: Any, upwards: bool
-) -> Any:
+    kind: Map, weight: Tensor, z: tuple[int, ...], x: tuple[int, ...], labels: Labels, upwards: bool
+) -> Labels | None:
     """Labels of one end of an operation's edges, seen from the other end.
 
     Parameters
@@ -156,18 +157,18 @@ def inherited(
     ndarray of int, or None
         -1 where there is no other end; None if some neuron has several labels there.
     """
-    own, size = (z, math.prod(x)) if upwards else (x, math.prod(z))
+    shape, size = (z, math.prod(x)) if upwards else (x, math.prod(z))
     if size == 0 or not labels.size:
         return None
-    values = torch.from_numpy(np.ascontiguousarray(labels, np.float64).reshape(own))
+    values = torch.from_numpy(np.ascontiguousarray(labels, np.float64).reshape(shape))
     like = torch.empty(x, dtype=torch.float64)
 
-    def across(given: Tensor) -> Any:
+    def across(given: Tensor) -> npt.NDArray[np.int64]:
         if upwards:
-            found = kind.transpose(given, weight, like)
+            received = kind.transpose(given, weight, like)
         else:
-            found = kind.apply(given, weight).expand(z)
-        return found.numpy().astype(np.int64)
+            received = kind.apply(given, weight).expand(z)
+        return received.numpy().astype(np.int64)
 
     count = across(torch.ones_like(values))
     largest = int(labels.max(initial=0)) - int(labels.min(initial=0)) + 1

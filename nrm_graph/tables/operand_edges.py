@@ -12,7 +12,7 @@ from nrm_graph.network.maps.linear import Jacobian
 from nrm_graph.tables.aggregated_edges import down_blocks, probe_blocks, set_blocks, up_blocks
 from nrm_graph.tables.dense_edges import (
     Ends,
-    Piece,
+    SampleTerm,
     channel_blocks,
     feature_blocks,
     triple_blocks,
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.propagation.state import State
     from nrm_graph.rules.base import Share, Term
+    from nrm_graph.tables.dense_edges import OperandKey
     from nrm_graph.tables.edge_block import Block
     from nrm_graph.tables.edge_methods import Method
-    from nrm_graph.tables.plan import Labels, Plan
+    from nrm_graph.tables.plan import Plan
+    from nrm_graph.tables.unit_labels import Labels
 
 
 class WeighedTerm(NamedTuple):
@@ -72,7 +74,7 @@ class Operand:
         return self.op.operands[self.k]
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> OperandKey:
         """What tells this operand from all others of the network."""
         return self.name, self.k
 
@@ -84,8 +86,8 @@ class Operand:
     def method(self, labels: Mapping[str, Labels]) -> Method | None:
         """Choose how its edges are computed; once where labels do not depend on the input."""
         plan, key = self.plan, ("mode", *self.key)
-        if plan.labels is not None and key in plan.kept:
-            method: Method | None = plan.kept[key]
+        if plan.labels is not None and key in plan.cache:
+            method: Method | None = plan.cache[key]
             return method
         dst, source = plan.partitions[self.layer_id].labels, labels[self.value]
         ends = Ends(plan, self.layer_id, source, None)
@@ -95,7 +97,7 @@ class Operand:
         )
         method = edge_method(self.op, self.k, plan.network, self.name, dst, source, fine)
         if plan.labels is not None:
-            plan.kept[key] = method
+            plan.cache[key] = method
         return method
 
     def batches(self) -> tuple[BatchAxis, BatchAxis]:
@@ -146,23 +148,23 @@ def backward(
     for (term, _, s), ahead in zip(terms, onward, strict=True):
         pairs = [kind.both(s[b : b + 1], term.weight, ahead[b : b + 1]) for b in range(samples)]
         backs.append(pairs[0][0] if samples == 1 else torch.cat([back for back, _ in pairs]))
-        for own, (_, gradient) in zip(gradients, pairs, strict=True):
-            own.append(gradient)
+        for of_sample, (_, gradient) in zip(gradients, pairs, strict=True):
+            of_sample.append(gradient)
     return Backward(backs, gradients)
 
 
-def pieces_of(
+def sample_terms(
     operand: Operand,
     state: State,
     terms: Sequence[WeighedTerm],
     onward: Sequence[Tensor],
     backs: Sequence[Tensor],
     b: int,
-) -> list[Piece]:
+) -> list[SampleTerm]:
     """Terms of one sample of a batch."""
     above, below = operand.batches()
     return [
-        Piece(
+        SampleTerm(
             below.one(ahead, b),
             _weight(operand, state, term, b),
             above.one(share.d.expand_as(s), b),
@@ -188,7 +190,7 @@ def operand_blocks(
     operand: Operand,
     ends: Ends,
     method: Method | None,
-    pieces: list[Piece],
+    terms: list[SampleTerm],
     gradients: list[Tensor] | None,
 ) -> Iterator[Block]:
     """Edges of an operand for one sample.
@@ -201,22 +203,22 @@ def operand_blocks(
     kind, key = operand.kind, operand.key
     above, below = operand.batches()
     if method is None:
-        z, x = tuple(pieces[0].s.shape), tuple(pieces[0].x.shape)
+        z, x = tuple(terms[0].s.shape), tuple(terms[0].x.shape)
         count = operand.op.dense_edges(operand.k, z, x)
-        return triple_blocks(ends, key, kind, pieces, count)
+        return triple_blocks(ends, key, kind, terms, count)
     dst, src = method.dst, method.src
     if method.name == "channels":
         if gradients is None:
-            gradients = [kind.weight_gradient(p.s, p.weight, p.x) for p in pieces]
-        return channel_blocks(ends, key, kind, pieces, gradients, dst, src)
+            gradients = [kind.weight_gradient(p.s, p.weight, p.x) for p in terms]
+        return channel_blocks(ends, key, kind, terms, gradients, dst, src)
     if method.name == "vector":
-        return vector_blocks(ends, key, pieces, dst, src)
+        return vector_blocks(ends, key, terms, dst, src)
     if method.name == "features":
-        return feature_blocks(ends, key, pieces, dst, src)
+        return feature_blocks(ends, key, terms, dst, src)
     if method.name == "up":
-        return up_blocks(ends, key, kind, pieces, below, dst, src, method.fine)
+        return up_blocks(ends, key, kind, terms, below, dst, src, method.fine)
     if method.name == "down":
-        return down_blocks(ends, key, kind, pieces, above, dst, src)
+        return down_blocks(ends, key, kind, terms, above, dst, src)
     if method.name == "sets":
-        return set_blocks(ends, key, kind, pieces, dst, src)
-    return probe_blocks(ends, key, kind, pieces, dst, src)
+        return set_blocks(ends, key, kind, terms, dst, src)
+    return probe_blocks(ends, key, kind, terms, dst, src)

@@ -13,19 +13,17 @@ from nrm_graph.tables.unit_labels import offsets, unit_labels
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy.typing as npt
     from torch import Tensor
 
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.propagation.state import State
     from nrm_graph.tables.pruning import Limit
-
-    Labels = npt.NDArray[np.signedinteger[Any]]
+    from nrm_graph.tables.unit_labels import Labels
 
 
 @dataclass(frozen=True, eq=False)
-class Columns:
+class ColumnUnits:
     """Global units that the columns of a table belong to.
 
     Attributes
@@ -34,26 +32,26 @@ class Columns:
         Distinct units in ascending order, constants (-1) left out.
     place : Tensor
         For every column, the position of its unit; ``len(units)`` for constants.
-    run : int
+    per_unit : int
         If every unit has this many columns side by side, in order; else 0.
     """
 
     units: Labels
     place: Tensor
-    run: int
+    per_unit: int
 
     def sum(self, table: Tensor) -> Tensor:
         """Sum the last axis by unit."""
-        if self.run == 1:
+        if self.per_unit == 1:
             return table
-        if self.run:
-            return table.reshape(*table.shape[:-1], -1, self.run).sum(-1)
+        if self.per_unit:
+            return table.reshape(*table.shape[:-1], -1, self.per_unit).sum(-1)
         shape = (*table.shape[:-1], len(self.units) + 1)
-        found: Tensor = table.new_zeros(shape).index_add_(-1, self.place.to(table.device), table)
-        return found[..., :-1]
+        totals: Tensor = table.new_zeros(shape).index_add_(-1, self.place.to(table.device), table)
+        return totals[..., :-1]
 
 
-def columns(labels: Labels) -> Columns:
+def column_units(labels: Labels) -> ColumnUnits:
     """Group columns by their units."""
     units, place = np.unique(labels, return_inverse=True)
     run = len(labels) // max(len(units), 1)
@@ -63,7 +61,7 @@ def columns(labels: Labels) -> Columns:
     if len(units) and units[0] < 0:
         units = units[1:]
         place = np.where(place == 0, len(units), place - 1)
-    return Columns(units, torch.from_numpy(place.astype(np.int64)), run if regular else 0)
+    return ColumnUnits(units, torch.from_numpy(place.astype(np.int64)), run if regular else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ class Plan:
         so that labels depend on the input.
     limits : mapping of (dst, src) to Limit
         Groups of layers of which the strongest edges are kept alone.
-    kept : dict
+    cache : dict
         What was derived from static labels, by operation and operand.
     """
 
@@ -90,20 +88,20 @@ class Plan:
     first: Labels
     labels: Mapping[str, Labels] | None
     limits: Mapping[tuple[int, int], Limit]
-    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+    cache: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False)
 
     def sample_labels(self, state: State, b: int) -> Mapping[str, Labels]:
         """Labels of one sample of a batch."""
         if self.labels is not None:
             return self.labels
         batches = self.network.layout.batches
-        own = {name: batches[name].one(w, b) for name, w in state.winners.items()}
-        found = unit_labels(self.network, self.partitions, own)
-        assert found is not None
-        return _arrays(self.network, found)
+        winners = {name: batches[name].one(w, b) for name, w in state.winners.items()}
+        labels = unit_labels(self.network, self.partitions, winners)
+        assert labels is not None
+        return _arrays(self.network, labels)
 
 
-def _arrays(network: Network, labels: Mapping[str, Any]) -> dict[str, Labels]:
+def _arrays(network: Network, labels: Mapping[str, Tensor | list[Tensor]]) -> dict[str, Labels]:
     batches = network.layout.batches
     return {
         name: batches[name].samples(tensor).numpy()[0].astype(np.int64)

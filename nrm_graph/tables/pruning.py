@@ -20,8 +20,11 @@ from nrm_graph.tables.edge_block import Block, merged
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy.typing as npt
+
     from nrm_graph.network.topology import EdgeGroup, Topology
     from nrm_graph.network.units import Partition
+    from nrm_graph.tables.edge_block import Values
 
 GROUP_BUDGET = 2_000_000
 """``auto`` keeps every edge of a group of layers that has at most this many."""
@@ -122,20 +125,20 @@ def limits(
     auto : bool
         Whether a group of more than ``GROUP_BUDGET`` edges gets ``AUTO_COVERAGE``.
     """
-    found = {}
+    by_layers = {}
     for group in topology.groups:
         limit = asked
         if auto and asked.complete and table_size(group, partitions) > GROUP_BUDGET:
             limit = Limit(AUTO_COVERAGE)
         if not limit.complete:
-            found[group.dst, group.src] = limit
-    return found
+            by_layers[group.dst, group.src] = limit
+    return by_layers
 
 
 def prune(block: Block, limit: Limit) -> Block:
     """Smallest set of the strongest edges of a block that the limit allows, and pruned rows."""
-    (found,) = select(lambda: [block], {(block.dst_layer, block.src_layer): limit})
-    return found
+    (pruned,) = select(lambda: [block], {(block.dst_layer, block.src_layer): limit})
+    return pruned
 
 
 def select(
@@ -156,11 +159,11 @@ def select(
     for block in make():
         key = (block.dst_layer, block.src_layer)
         buckets.setdefault(key, _Buckets(limits[key])).count(block)
-    for found in buckets.values():
-        found.decide()
+    for bucket in buckets.values():
+        bucket.decide()
     for block in make():
         buckets[block.dst_layer, block.src_layer].keep(block)
-    return [found.finish() for found in buckets.values()]
+    return [bucket.finish() for bucket in buckets.values()]
 
 
 class _Buckets:
@@ -168,12 +171,12 @@ class _Buckets:
         self.limit = limit
         self.counts = np.zeros(1 << (31 - _SHIFT), np.int64)
         self.sums = np.zeros(1 << (31 - _SHIFT))
-        self.kept: list[Block] = []
+        self.above: list[Block] = []
         self.edge: list[Block] = []  # what lies in the bucket where the limit falls
-        self.lost: dict[str, Any] = {"dst": np.zeros(0), "src": np.zeros(0)}
+        self.lost = {"dst": np.zeros(0), "src": np.zeros(0)}
 
     @staticmethod
-    def _bucket(block: Block) -> Any:
+    def _bucket(block: Block) -> npt.NDArray[np.int32]:
         return np.abs(block.relevance).astype(np.float32).view(np.int32) >> _SHIFT
 
     def count(self, block: Block) -> None:
@@ -202,7 +205,7 @@ class _Buckets:
     def keep(self, block: Block) -> None:
         bucket = self._bucket(block)
         above, here = bucket > self.at, bucket == self.at
-        self.kept.append(block.where(above))
+        self.above.append(block.where(above))
         self.edge.append(block.where(here))
         self._lose(block.where(~(above | here)))
 
@@ -228,21 +231,21 @@ class _Buckets:
         chosen = np.zeros(len(edge), bool)
         chosen[order[:number]] = True
         self._lose(edge.where(~chosen))
-        kept = merged([*self.kept, edge.where(chosen)])
-        return with_pruned(kept, self.lost["dst"], self.lost["src"])
+        strongest = merged([*self.above, edge.where(chosen)])
+        return with_pruned(strongest, self.lost["dst"], self.lost["src"])
 
 
-def with_pruned(kept: Block, dst_lost: Any, src_lost: Any) -> Block:
+def with_pruned(block: Block, dst_lost: Values, src_lost: Values) -> Block:
     """Add the rows of the pseudo-unit ``pruned``."""
     j, i = np.flatnonzero(dst_lost), np.flatnonzero(src_lost)
     corner = -float(dst_lost.sum())
     if not len(j) and not len(i):
-        return kept
+        return block
     extra = 1 if corner else 0
     dst = np.concatenate([j, np.full(len(i) + extra, PRUNED)])
     src = np.concatenate([np.full(len(j), PRUNED), i, np.full(extra, PRUNED)])
     values = np.concatenate([dst_lost[j], src_lost[i], [corner] * extra])
-    values = values.astype(kept.relevance.dtype)
-    q = None if kept.q is None else np.full(len(dst), np.nan, kept.q.dtype)
-    rows = replace(kept, dst=dst, src=src, relevance=values, q=q)
-    return merged([kept, rows])
+    values = values.astype(block.relevance.dtype)
+    q = None if block.q is None else np.full(len(dst), np.nan, block.q.dtype)
+    rows = replace(block, dst=dst, src=src, relevance=values, q=q)
+    return merged([block, rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ def check_bits(bits: object) -> None:
         raise InputError(f"mantissa_bits must be an integer from 1 to 22, found {bits!r}")
 
 
-def round_mantissa(values: npt.NDArray[Any], bits: int) -> npt.NDArray[np.float32]:
+def round_mantissa(values: npt.NDArray[np.floating], bits: int) -> npt.NDArray[np.float32]:
     """Round to the nearest float32 of ``bits`` mantissa bits, ties to even.
 
     The largest relative error is ``2 ** -(bits + 1)``; what would overflow keeps its value.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +18,16 @@ from nrm_graph.tables.unit_sums import unit_sums
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    import numpy.typing as npt
     import torch
 
     from nrm_graph.propagation.adjoint_pass import Reach
     from nrm_graph.propagation.state import State
-    from nrm_graph.tables.plan import Labels, Plan
+    from nrm_graph.tables.plan import Plan
+    from nrm_graph.tables.unit_labels import Labels
+
+    UnitMask = npt.NDArray[np.bool_]
+    """Which units of a layer are meant."""
 
 
 @dataclass(eq=False)
@@ -55,9 +60,9 @@ class SampleEdges:
     labels: Mapping[str, Labels]
     blocks: list[Block] = field(default_factory=list)
     pruned: dict[int, float] = field(default_factory=lambda: defaultdict(float))
-    reached: dict[int, Any] = field(default_factory=dict)
+    reached: dict[int, UnitMask] = field(default_factory=dict)
 
-    def visit(self, layer_id: int, there: Any, inside: Any) -> None:
+    def visit(self, layer_id: int, there: UnitMask, inside: UnitMask) -> None:
         """Note which units of a layer of single neurons hold relevance, inside its literal."""
         known = self.reached.get(layer_id, False)
         self.reached[layer_id] = there | (known & inside)
@@ -74,8 +79,8 @@ class SampleEdges:
         if isinstance(h, float):  # 1: where it is 0 there are no edges
             yield from blocks
             return
-        own = self.state.samples(name, h)[self.b : self.b + 1]
-        units = unit_sums(self.plan, layer_id, own)[0].cpu().numpy()
+        ahead = self.state.samples(name, h)[self.b : self.b + 1]
+        units = unit_sums(self.plan, layer_id, ahead)[0].cpu().numpy()
         units = np.where(units == 0, np.nan, units)
         for block in blocks:
             yield block if block.q is None else replace(block, q=block.q / units[block.dst])
@@ -100,20 +105,20 @@ class SampleEdges:
                     # From a group, of which it is not known which neuron read it.
                     reached |= self._awake(source)
 
-    def _alive(self, layer_id: int) -> Any:
+    def _alive(self, layer_id: int) -> UnitMask | None:
         """Units of a layer that a walk reaches; None where units are groups."""
         part = self.plan.partitions[layer_id]
         if not part.single:
             return None
         return self.reached.setdefault(layer_id, np.zeros(part.n_units, bool))
 
-    def _awake(self, layer_id: int) -> Any:
+    def _awake(self, layer_id: int) -> UnitMask | bool:
         """Units that may hold relevance, of a layer of single neurons."""
         neurons = awake(self.state, self.plan.network.values[layer_id])
         if neurons is None:
             return True
-        own = neurons[self.b : self.b + 1].to(self.dtype)
-        return unit_sums(self.plan, layer_id, own)[0].cpu().numpy() > 0
+        alive = neurons[self.b : self.b + 1].to(self.dtype)
+        return unit_sums(self.plan, layer_id, alive)[0].cpu().numpy() > 0
 
     def _pruned(self, block: Block) -> Block:
         """Keep what the limit of the block's layers allows."""

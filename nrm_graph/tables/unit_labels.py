@@ -15,13 +15,17 @@ from nrm_graph.propagation.routing import carry
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy.typing as npt
     from torch import Tensor
 
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.prepared_network import Network
 
+    Labels = npt.NDArray[np.signedinteger[Any]]
+    """Unit of every element."""
 
-def offsets(partitions: Sequence[Partition]) -> Any:
+
+def offsets(partitions: Sequence[Partition]) -> Labels:
     """First global unit of every layer, and the number of all units."""
     return np.concatenate([[0], np.cumsum([part.n_units for part in partitions])])
 
@@ -50,8 +54,8 @@ def unit_labels(
 
     def of_layer(name: str) -> Tensor:
         i = net.layout.layer_of[name]
-        own = torch.from_numpy(partitions[i].labels.astype(np.float64)) + float(first[i])
-        return batches[name].native(own[None])
+        numbers = torch.from_numpy(partitions[i].labels.astype(np.float64)) + float(first[i])
+        return batches[name].native(numbers[None])
 
     for name, _ in net.program.inputs:
         if name in net.layout.layer_of:

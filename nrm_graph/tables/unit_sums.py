@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,20 +10,22 @@ import torch
 from nrm_graph.tables.plan import along
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
     from nrm_graph.propagation.state import State
+    from nrm_graph.tables.edge_block import Values
     from nrm_graph.tables.plan import Plan
 
 
 def regular(plan: Plan, layer_id: int) -> bool:
     """Whether the units of a layer are its channels, in order."""
     key = ("regular", layer_id)
-    if key not in plan.kept:
+    if key not in plan.cache:
         part = plan.partitions[layer_id]
         channels = along(part.labels, 0) if part.labels.ndim else None
-        plan.kept[key] = channels is not None and np.array_equal(channels, np.arange(part.n_units))
-    return bool(plan.kept[key])
+        plan.cache[key] = channels is not None and np.array_equal(channels, np.arange(part.n_units))
+    return bool(plan.cache[key])
 
 
 def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
@@ -32,23 +34,23 @@ def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
         return values.flatten(2).sum(2)
     part, flat = plan.partitions[layer_id], values.reshape(len(values), -1)
     key = ("place", layer_id)
-    if key not in plan.kept:
+    if key not in plan.cache:
         place = part.labels.ravel().astype(np.int64)
         ordered = np.array_equal(place, np.arange(part.n_units))  # every neuron is its own unit
-        plan.kept[key] = None if ordered else torch.from_numpy(place)
-    place = plan.kept[key]
+        plan.cache[key] = None if ordered else torch.from_numpy(place)
+    place = plan.cache[key]
     if place is None:
         return flat
     return values.new_zeros(len(values), part.n_units).index_add_(1, place.to(values.device), flat)
 
 
-def mean_activations(plan: Plan, state: State, name: str) -> Any:
+def mean_activations(plan: Plan, state: State, name: str) -> Values:
     """Mean activation of every unit of a layer, ``(N, n_units)``; the same for every target.
 
     ``name`` is that of the layer's value in the program.
     """
-    found = state.means.get(name)
-    if found is None:
+    means = state.means.get(name)
+    if means is None:
         layout = plan.network.layout
         layer_id = layout.layer_of[name]
         after = layout.activation[name]
@@ -56,15 +58,16 @@ def mean_activations(plan: Plan, state: State, name: str) -> Any:
         value = state.samples(after, state.values[after])
         if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
             value = state.samples(name, state.values[name])
-        found = unit_sums(plan, layer_id, value).cpu().numpy() / _sizes(plan, layer_id)
-        state.means[name] = found
-    return found
+        means = unit_sums(plan, layer_id, value).cpu().numpy() / _sizes(plan, layer_id)
+        state.means[name] = means
+    return means
 
 
-def _sizes(plan: Plan, layer_id: int) -> Any:
+def _sizes(plan: Plan, layer_id: int) -> npt.NDArray[np.int64]:
     """Count the neurons of every unit, once."""
     key = ("sizes", layer_id)
-    if key not in plan.kept:
+    if key not in plan.cache:
         part = plan.partitions[layer_id]
-        plan.kept[key] = np.bincount(part.labels.ravel(), minlength=part.n_units)
-    return plan.kept[key]
+        plan.cache[key] = np.bincount(part.labels.ravel(), minlength=part.n_units)
+    sizes: npt.NDArray[np.int64] = plan.cache[key]
+    return sizes
