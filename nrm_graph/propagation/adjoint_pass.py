@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.propagation.kernels import flow
+from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.relevance_pass import lowest_pass, only
 from nrm_graph.propagation.routing import carry
 
@@ -59,8 +59,8 @@ class Reach:
 
     def at(self, name: str) -> Any:
         """Return h of a value: native, 1.0 or 0.0."""
-        found = self.values.get(name, 1.0)
-        return 0.0 if found is None else found
+        h = self.values.get(name, 1.0)
+        return 0.0 if h is None else h
 
     def times(self, state: State, layer_id: int, relevance: Tensor) -> Tensor:
         """Multiply the relevance ``(N, *shape)`` of a layer by its h."""
@@ -117,8 +117,8 @@ def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
             value = _weighed(state, name, reached)
         literal = clause.get(layer_id) if layer_id is not None else None
         if literal is not None and value is not None:
-            own = layout.batches[name].samples(value)
-            value = layout.batches[name].native(only(literal, own))
+            samples = layout.batches[name].samples(value)
+            value = layout.batches[name].native(only(literal, samples))
         values[name] = value
     return reached
 
@@ -138,12 +138,12 @@ def _selected(state: State, node: Node, known: Reach, n: int) -> Any:
     return carry(node, operand, state.winners, net.program.weights, shape, n, 0.0)
 
 
-def _some(h: Any) -> bool:
+def _some(h: Tensor | list[Tensor] | float) -> bool:
     """Whether h is not 0 all over."""
     return not isinstance(h, float) or h != 0.0
 
 
-def _full(state: State, name: str, h: Any) -> Any:
+def _full(state: State, name: str, h: Tensor | list[Tensor] | float) -> Any:
     """Return h as a tensor.  Constants among the neurons of a value are none: theirs is 0."""
     if not isinstance(h, float):
         return h
@@ -161,7 +161,7 @@ def _filled(like: Tensor, h: float, constant: Tensor | None) -> Tensor:
 
 def _weighed(state: State, name: str, known: Reach) -> Tensor | None:
     """Return h of a layer that weighs its inputs; None if it is 0."""
-    kernel, op = flow(state, name), state.network.layout.weighings[name]
+    kernel, op = kernel_of(state, name), state.network.layout.weighings[name]
     total: Tensor | None = None
     for share in kernel.shares:
         inner: Tensor | None = None

@@ -95,10 +95,10 @@ def flags_of(
     >>> [flag.name for flag in flags_of(-0.01, 2.0, 30.0, 0.9)]
     ['negative_logit', 'small_logit', 'absorbed']
     """
-    found = []
+    flags = []
 
     def flag(name: str, text: str) -> None:
-        found.append(Flag(name, text))
+        flags.append(Flag(name, text))
 
     if logit < 0:
         sense = meaning(logit, scaled=scaled, condition=condition)
@@ -136,7 +136,7 @@ def flags_of(
             f"the condition's relevance nearly cancels: rounding is amplified "
             f"{amplification:.3g} times",
         )
-    return tuple(found)
+    return tuple(flags)
 
 
 def _number(value: float) -> str:
@@ -188,8 +188,8 @@ def sentences(sense: str, flags: Sequence[str]) -> str:
     >>> sentences("positive relevance speaks for the target", ["relevances cancel"])
     'Positive relevance speaks for the target. Relevances cancel.'
     """
-    told = not sense or any(sense in flag for flag in flags)
-    texts = [*([] if told else [sense]), *flags]
+    stated = not sense or any(sense in flag for flag in flags)
+    texts = [*([] if stated else [sense]), *flags]
     return " ".join(f"{text[:1].upper()}{text[1:]}." for text in texts)
 
 

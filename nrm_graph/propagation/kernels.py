@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from nrm_graph.propagation.state import State
 
 
-def flow(state: State, name: str) -> Flow:
+def kernel_of(state: State, name: str) -> Flow:
     """Kernel of a weighing operation, computed once per state."""
-    kernel = state.flows.get(name)
+    kernel = state.kernels.get(name)
     if kernel is None:
-        make = _computed if state.single is None else _flow_of_copies
-        kernel = state.flows[name] = make(state, name)
+        make = _computed if state.single is None else _kernel_of_copies
+        kernel = state.kernels[name] = make(state, name)
     return kernel
 
 
@@ -49,7 +49,7 @@ def _computed(state: State, name: str) -> Flow:
         unplaced = _unplaced(state, name, unplaced)
         kernel = evaluated(groups, op, xs, z, unplaced, decisions)
         lost = rule.remainder(op if whole is None else whole, xs, z)
-        return kernel._replace(held=_held(state, op, kernel), remainder=lost)
+        return kernel._replace(held=_share_held(state, op, kernel), remainder=lost)
 
 
 def _decisions(state: State, name: str) -> Decisions | None:
@@ -57,14 +57,14 @@ def _decisions(state: State, name: str) -> Decisions | None:
     if state.decided is None:
         return None
     device = state.values[name].device
-    denominators = tuple(share.d.to(device) for share in flow(state.decided, name).shares)
+    denominators = tuple(share.d.to(device) for share in kernel_of(state.decided, name).shares)
     return Decisions(state.decided.values[name].to(device), denominators)
 
 
-def _flow_of_copies(state: State, name: str) -> Flow:
+def _kernel_of_copies(state: State, name: str) -> Flow:
     """Kernel of a state of copies; that of one sample, wherever it broadcasts."""
     assert state.single is not None
-    kernel, op = flow(state.single, name), state.network.layout.weighings[name]
+    kernel, op = kernel_of(state.single, name), state.network.layout.weighings[name]
     batches = state.network.layout.batches
     if all(batches[value].plain for value in (name, *op.operands)):
         return kernel
@@ -118,9 +118,9 @@ def _unplaced(state: State, name: str, unplaced: Tensor | None) -> Tensor | None
     return hidden if unplaced is None else unplaced.masked_fill(z.isinf(), 1.0)
 
 
-def _held(state: State, op: Weighing, kernel: Flow) -> Tensor | None:
+def _share_held(state: State, op: Weighing, kernel: Flow) -> Tensor | None:
     """Share that a rule gives to routed-in constants: constants hold it, so it is bias."""
-    held: Tensor | None = None
+    share_held: Tensor | None = None
     for share in kernel.shares:
         for term in share.terms:
             marked = state.constant.get(op.operands[term.operand])
@@ -128,8 +128,8 @@ def _held(state: State, op: Weighing, kernel: Flow) -> Tensor | None:
                 part = (
                     op.maps[term.operand].apply(term.x * (marked != 0), term.weight) * share.factor
                 )
-                held = part if held is None else held + part
-    return held
+                share_held = part if share_held is None else share_held + part
+    return share_held
 
 
 def awake(state: State, name: str) -> Tensor | None:

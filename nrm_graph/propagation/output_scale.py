@@ -9,6 +9,7 @@ import torch
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.kernels import bounded, resolved
 from nrm_graph.propagation.relevance_pass import relevance_pass
+from nrm_graph.propagation.tensor_sums import by_sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,13 +54,9 @@ def added_up(state: State, weights: Tensor) -> Tensor:
             parts = parts + op.shift.abs()
         if op.kind == "softmax":  # which is not the sum of what it reads
             value = sum(kind.apply(bounded(state, x), weight) for kind, x, weight in terms)
-        size = size + _total(state.samples(name, chosen.abs() * parts))
-        net = net + _total(state.samples(name, chosen * value))
+        size = size + by_sample(state.samples(name, chosen.abs() * parts))
+        net = net + by_sample(state.samples(name, chosen * value))
 
     relevance_pass(state, weights, weigh=weigh)
     scale = ((weights * state.output).sum(1) / net).abs()
     return torch.where(scale.isfinite() & (scale > 0), size * scale, size)
-
-
-def _total(values: Tensor) -> Tensor:
-    return values.reshape(values.shape[0], -1).sum(1)

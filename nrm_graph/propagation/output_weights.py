@@ -24,7 +24,7 @@ Target = str | int | tuple[Any, ...] | Mapping[Any, float]
 """What of the output to explain."""
 
 
-def output_weights(target: Any, output: Tensor, outputs: Outputs) -> Tensor:
+def output_weights(target: Target, output: Tensor, outputs: Outputs) -> Tensor:
     """Signed weights over outputs, ``(N, outputs)``, of one target for all samples.
 
     Parameters
@@ -48,7 +48,7 @@ def output_weights(target: Any, output: Tensor, outputs: Outputs) -> Tensor:
     return weights
 
 
-def named_outputs(target: Any) -> list[tuple[Any, float]]:
+def named_outputs(target: Target) -> list[tuple[Any, float]]:
     """Return the outputs that a target names, with their weights; their places are not looked at.
 
     Raises
@@ -75,7 +75,7 @@ def named_outputs(target: Any) -> list[tuple[Any, float]]:
     return weights
 
 
-def places(target: Any, output: Tensor, outputs: Outputs) -> list[int]:
+def places(target: Target, output: Tensor, outputs: Outputs) -> list[int]:
     """Flat index of a target for every sample of a batch."""
     if isinstance(target, str) or (isinstance(target, tuple) and "predicted" in target):
         return [outputs.index(target, values) for values in output.double().cpu().numpy()]

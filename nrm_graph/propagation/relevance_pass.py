@@ -19,8 +19,9 @@ import torch
 
 from nrm_graph.network.ir.interpreter import own_precision
 from nrm_graph.network.topology import PSEUDO_UNITS
-from nrm_graph.propagation.kernels import flow
+from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.routing import send
+from nrm_graph.propagation.tensor_sums import accumulate, by_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -73,22 +74,22 @@ class _Sums:
         """Keep what a literal lets through of the relevance ``(N, *shape)`` of its layer."""
         mask = torch.as_tensor(literal.mask, device=relevance.device)
         chosen = relevance * mask
-        size = _total(chosen.abs())
+        size = by_sample(chosen.abs())
         anew = literal.passes and not self.passed
         self.magnitude = size if anew else torch.maximum(self.magnitude, size)
         if not literal.passes:
             return relevance * ~mask
         self.passed = True
         if last:  # all that remains is summed here: below, rounding is not the event's own
-            self.value = _total(chosen)
+            self.value = by_sample(chosen)
         self.ended = self.spread = torch.zeros_like(self.ended)
         return chosen
 
     def end(self, relevance: Tensor) -> None:
         """Add relevance of walks that end, ``(N, *shape)``."""
-        self.ended = self.ended + _total(relevance)
+        self.ended = self.ended + by_sample(relevance)
         if self.only_ends:
-            self.spread = self.spread + _total(relevance.abs())
+            self.spread = self.spread + by_sample(relevance.abs())
 
 
 @own_precision
@@ -143,7 +144,7 @@ def relevance_pass(
     last = lowest_pass(clause)
     # Where the last literal avoids, the value is summed over the ends of walks.
     only_ends = bool(clause) and last != lowest
-    sums = _Sums(_total(start.abs()), start.new_zeros(n), start.new_zeros(n), only_ends)
+    sums = _Sums(by_sample(start.abs()), start.new_zeros(n), start.new_zeros(n), only_ends)
     useful = None if until is None else net.readers(until)
     for name, node in reversed(net.order[: net.position[top] + 1]):
         relevance = pending.pop(name, None)
@@ -167,18 +168,18 @@ def relevance_pass(
             weights = net.program.weights
             send(node, relevance, state.values, state.winners, weights, pending, n)
             continue
-        own = layout.batches[name].samples(relevance)
+        arrived = layout.batches[name].samples(relevance)
         if visit is not None:
-            visit(layer_id, own)
+            visit(layer_id, arrived)
         if layer_id == until:
             break
         # At inputs, walks end.
-        if (stop is not None and stop(layer_id, own)) or name not in layout.weighings:
-            sums.end(own)
+        if (stop is not None and stop(layer_id, arrived)) or name not in layout.weighings:
+            sums.end(arrived)
             continue
         shares = shares_of(state, name, relevance) if weigh is None else weigh(name, relevance)
         for operand, share in shares:
-            pending[operand] = pending[operand] + share if operand in pending else share
+            accumulate(pending, operand, share)
         if weigh is None and until is None:
             for kind, part in _lost(state, name, relevance):
                 sums.end(part)
@@ -198,15 +199,10 @@ def only(literal: Literal, values: Tensor) -> Tensor:
     return values * torch.as_tensor(literal.allowed, device=values.device)
 
 
-def _total(relevance: Tensor) -> Tensor:
-    """Sum per sample."""
-    return relevance.reshape(relevance.shape[0], -1).sum(1)
-
-
 def shares_of(state: State, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Operands of a weighing operation and their shares of its relevance."""
     op = state.network.layout.weighings[name]
-    for share in flow(state, name).shares:
+    for share in kernel_of(state, name).shares:
         s = share.weigh(relevance)
         for term in share.terms:
             operand = op.operands[term.operand]
@@ -216,5 +212,5 @@ def shares_of(state: State, name: str, relevance: Tensor) -> Iterator[tuple[str,
 
 def _lost(state: State, name: str, relevance: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Give what pseudo-neurons absorb of every neuron, ``(N, *shape)``."""
-    for unit, share in flow(state, name).absorbed():
+    for unit, share in kernel_of(state, name).absorbed():
         yield PSEUDO_UNITS[unit], state.samples(name, relevance * share)

@@ -11,6 +11,10 @@ from nrm_graph.network.ir.program import Batch, Ref, Weight
 from nrm_graph.propagation.routing import carry, pads_constant
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
     from nrm_graph.network.ir.program import Node
     from nrm_graph.propagation.state import State
 
@@ -40,11 +44,11 @@ def track(node: Node, state: State, n: int) -> None:
         return
 
     def operand(name: str) -> Any:
-        found, source = marks.get(name), state.values[name]
+        marked, source = marks.get(name), state.values[name]
         if isinstance(source, list | tuple):  # parts of a split
-            kept = [None] * len(source) if found is None else found
-            return [_floats(part, mark) for part, mark in zip(source, kept, strict=True)]
-        return _floats(source, found)
+            codes = [None] * len(source) if marked is None else marked
+            return [_floats(part, mark) for part, mark in zip(source, codes, strict=True)]
+        return _floats(source, marked)
 
     if joins:
         routed = _joined(node, state, operand, n)
@@ -57,18 +61,18 @@ def track(node: Node, state: State, n: int) -> None:
     marks[node.name] = [p.to(torch.int16) for p in routed] if parts else routed.to(torch.int16)
 
 
-def _floats(value: Any, mark: Any) -> Any:
+def _floats(value: Tensor, mark: Tensor | None) -> Tensor:
     """Codes as floats, which every selection can move."""
     if mark is None:
         return torch.zeros(value.shape, dtype=torch.float32, device=value.device)
     return mark.to(torch.float32)
 
 
-def _joined(node: Node, state: State, operand: Any, n: int) -> Any:
+def _joined(node: Node, state: State, operand: Callable[[str], Any], n: int) -> Any:
     """Codes of a concatenation, where each parameter has its own."""
     weights = state.network.program.weights
 
-    def argument(value: Any) -> Any:
+    def argument(value: object) -> Any:
         if isinstance(value, Ref):
             return operand(value.name)
         if isinstance(value, Weight):
@@ -91,13 +95,13 @@ def _code(state: State, name: str) -> int:
 def _made_from(node: Node) -> str:
     """Name of the parameter that a value without references is made from."""
 
-    def names(value: Any) -> list[str]:
+    def names(value: object) -> list[str]:
         if isinstance(value, Weight):
             return [value.name]
         return [n for v in value for n in names(v)] if isinstance(value, tuple) else []
 
-    found = names((node.args, tuple(v for _, v in node.kwargs)))
-    return plain(found[0]) if found else node.module or MADE
+    parameters = names((node.args, tuple(v for _, v in node.kwargs)))
+    return plain(parameters[0]) if parameters else node.module or MADE
 
 
 def plain(name: str) -> str:

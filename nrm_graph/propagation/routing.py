@@ -14,9 +14,10 @@ import torch
 from nrm_graph.network.ir.interpreter import resolve
 from nrm_graph.network.ir.operations import MAX_POOL, SAME, function
 from nrm_graph.network.ir.program import Batch, Ref, Weight
+from nrm_graph.propagation.tensor_sums import accumulate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -88,12 +89,12 @@ def send(
     else:
         shares = _transpose(node, relevance, values, weights, references, n)
     for name, share in zip(references, shares, strict=True):
-        pending[name] = pending[name] + share if name in pending else share
+        accumulate(pending, name, share)
 
 
 def _transpose(
     node: Node,
-    relevance: Any,
+    relevance: Tensor | Sequence[Tensor | None],
     values: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     references: list[str],
@@ -106,11 +107,10 @@ def _transpose(
         args = resolve(node.args, stand_in, weights, n)
         kwargs = {key: resolve(value, stand_in, weights, n) for key, value in node.kwargs}
         result = function(node.op)(*args, **kwargs)
-        if isinstance(result, torch.Tensor):
-            outputs, given = [result], [relevance]
-        else:
-            pairs = [(o, r) for o, r in zip(result, relevance, strict=True) if r is not None]
-            outputs, given = [o for o, _ in pairs], [r for _, r in pairs]
+        parts = [result] if isinstance(result, torch.Tensor) else result
+        relevances = [relevance] if isinstance(relevance, torch.Tensor) else relevance
+        pairs = [(o, r) for o, r in zip(parts, relevances, strict=True) if r is not None]
+        outputs, given = [o for o, _ in pairs], [r for _, r in pairs]
         return torch.autograd.grad(
             outputs,
             list(leaves.values()),
@@ -165,14 +165,14 @@ def carry(
     if pads_constant(node):
         return torch.nn.functional.pad(first, list(node.args[1]), value=fill)
 
-    def argument(value: Any) -> Any:
+    def argument(value: object) -> Any:
         if isinstance(value, Ref):
             return operand(value.name)
         if isinstance(value, Weight):
-            found = weights[value.name]
-            if not found.is_floating_point():  # where to select, not what
-                return found
-            return torch.full_like(found, fill, dtype=first.dtype)
+            weight = weights[value.name]
+            if not weight.is_floating_point():  # where to select, not what
+                return weight
+            return torch.full_like(weight, fill, dtype=first.dtype)
         if isinstance(value, Batch):
             return value.scale * n + value.offset
         if isinstance(value, tuple):

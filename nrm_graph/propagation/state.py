@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+
     from torch import Tensor
 
     from nrm_graph.network.ir.batch_axis import BatchAxis
@@ -28,7 +29,7 @@ class State:
         k for the k-th of ``constants``.
     constants : list of str
         Names of the constants that were routed in.
-    flows : dict of str to Flow
+    kernels : dict of str to Flow
         Kernels, filled at the first pass.
     positive : bool
         Whether no input of the batch is negative, whole numbers apart.
@@ -47,7 +48,7 @@ class State:
     winners: dict[str, Tensor] = field(default_factory=dict)
     constant: dict[str, Any] = field(default_factory=dict)
     constants: list[str] = field(default_factory=list)
-    flows: dict[str, Flow] = field(default_factory=dict)
+    kernels: dict[str, Flow] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     single: State | None = None
     decided: State | None = None
@@ -74,7 +75,7 @@ def repeated(state: State, n: int) -> State:
         return state
     batches = state.network.layout.batches
 
-    def copies(name: str, value: Any) -> Any:
+    def copies(name: str, value: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Any:
         if isinstance(value, list | tuple):
             return [copies(name, part) for part in value]
         return copied(batches[name], value, n)
