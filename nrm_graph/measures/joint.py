@@ -25,7 +25,7 @@ from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.state import repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
     from torch import Tensor
@@ -53,10 +53,10 @@ class NeuronGroups:
     labels: npt.NDArray[np.int64]
     count: int
 
-    def masks(self, first: int, last: int, like: Tensor) -> Tensor:
-        """Masks of groups first to last - 1, ``(last - first, *shape)``, in the dtype of like."""
+    def masks(self, groups: range, like: Tensor) -> Tensor:
+        """Masks of some groups, ``(len(groups), *shape)``, in the dtype of like."""
         labels = torch.from_numpy(self.labels).to(like.device)
-        numbers = torch.arange(first, last, device=like.device)
+        numbers = torch.arange(groups.start, groups.stop, device=like.device)
         inside = labels == numbers.reshape(-1, *[1] * labels.ndim)
         return inside.to(like.dtype)
 
@@ -102,17 +102,17 @@ def joint(
     """
     matrix = np.zeros((upper.count, lower.count))
     for coefficient, clause in terms:
-        above = arrived(state, start, clause, upper.layer_id, known)
         below = {i: literal for i, literal in clause.items() if i <= lower.layer_id}
-        ahead = _ahead(state, below, lower.layer_id)
-        between = {i: v for i, v in clause.items() if lower.layer_id < i < upper.layer_id}
-        if upper.layer_id == lower.layer_id:
-            part = _same(above * ahead, upper, lower)
-        elif upper.count <= lower.count:
-            part = _from_above(state, above, between, ahead, upper, lower, memory)
-        else:
-            part = _from_below(state, above, between, ahead, upper, lower, memory)
-        matrix += coefficient * part
+        sides = _Sides(
+            state,
+            upper,
+            lower,
+            arrived(state, start, clause, upper.layer_id, known),
+            {i: v for i, v in clause.items() if lower.layer_id < i < upper.layer_id},
+            _ahead(state, below, lower.layer_id),
+            memory,
+        )
+        matrix += coefficient * sides.matrix()
     return matrix
 
 
@@ -123,65 +123,78 @@ def _ahead(state: State, clause: Clause, layer_id: int) -> Tensor:
     return reach(state, clause, until=layer_id).times(state, layer_id, ones)
 
 
-def _same(relevance: Tensor, upper: NeuronGroups, lower: NeuronGroups) -> npt.NDArray[np.float64]:
-    values = relevance[0].double().cpu().numpy().ravel()
-    rows, columns = upper.labels.ravel(), lower.labels.ravel()
-    both = (rows >= 0) & (columns >= 0)
-    place = rows[both] * lower.count + columns[both]
-    size = upper.count * lower.count
-    sums = np.bincount(place, values[both], size).astype(np.float64)
-    return sums.reshape(upper.count, lower.count)
+@dataclass(frozen=True, eq=False)
+class _Sides:
+    """Two groups of neurons each, and what one conjunction says of walks through both.
 
+    Attributes
+    ----------
+    state : State
+        Activations of one input.
+    upper, lower : NeuronGroups
+        The groups.
+    above : Tensor, (1, *shape)
+        Relevance of what arrives at the upper layer.
+    between : Clause
+        What walks must satisfy between the layers.
+    ahead : Tensor, (1, *shape)
+        What the lower layer still has to come.
+    memory : int
+        Bytes that a batch of passes may hold.
+    """
 
-def _batches(
-    state: State, count: int, upper: NeuronGroups, lower: NeuronGroups, memory: int
-) -> list[range]:
-    """Which groups go through one pass."""
-    size = per_pass(state, memory, lower.layer_id, upper.layer_id)
-    return [range(i, min(i + size, count)) for i in range(0, count, size)]
+    state: State
+    upper: NeuronGroups
+    lower: NeuronGroups
+    above: Tensor
+    between: Clause
+    ahead: Tensor
+    memory: int
 
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """Joint relevance ``(upper.count, lower.count)``, from the side with fewer groups."""
+        if self.upper.layer_id == self.lower.layer_id:
+            return self._within_layer()
+        return self._from_above() if self.upper.count <= self.lower.count else self._from_below()
 
-def _from_above(
-    state: State,
-    above: Tensor,
-    between: Clause,
-    ahead: Tensor,
-    upper: NeuronGroups,
-    lower: NeuronGroups,
-    memory: int,
-) -> npt.NDArray[np.float64]:
-    matrix = np.zeros((upper.count, lower.count))
-    for batch in _batches(state, upper.count, upper, lower, memory):
-        start = above * upper.masks(batch.start, batch.stop, above)
+    def _within_layer(self) -> npt.NDArray[np.float64]:
+        values = (self.above * self.ahead)[0].double().cpu().numpy().ravel()
+        rows, columns = self.upper.labels.ravel(), self.lower.labels.ravel()
+        both = (rows >= 0) & (columns >= 0)
+        place = rows[both] * self.lower.count + columns[both]
+        size = self.upper.count * self.lower.count
+        sums = np.bincount(place, values[both], size).astype(np.float64)
+        return sums.reshape(self.upper.count, self.lower.count)
 
-        def visit(i: int, r: Tensor, batch: range = batch) -> None:
-            if i == lower.layer_id:
-                sums = lower.sums(r * ahead)
-                matrix[batch.start : batch.stop] = sums.double().cpu().numpy()
+    def _batches(self, count: int) -> Iterator[tuple[range, State]]:
+        """Yield which groups go through one pass, and the state of as many copies."""
+        size = per_pass(self.state, self.memory, self.lower.layer_id, self.upper.layer_id)
+        for first in range(0, count, size):
+            batch = range(first, min(first + size, count))
+            yield batch, repeated(self.state, len(batch))
 
-        copies = repeated(state, len(batch))
-        relevance_pass(copies, start, between, at=upper.layer_id, until=lower.layer_id, visit=visit)
-    return matrix
+    def _from_above(self) -> npt.NDArray[np.float64]:
+        at, until = self.upper.layer_id, self.lower.layer_id
+        matrix = np.zeros((self.upper.count, self.lower.count))
+        for batch, copies in self._batches(self.upper.count):
 
+            def visit(i: int, r: Tensor, batch: range = batch) -> None:
+                if i == until:
+                    sums = self.lower.sums(r * self.ahead)
+                    matrix[batch.start : batch.stop] = sums.double().cpu().numpy()
 
-def _from_below(
-    state: State,
-    above: Tensor,
-    between: Clause,
-    ahead: Tensor,
-    upper: NeuronGroups,
-    lower: NeuronGroups,
-    memory: int,
-) -> npt.NDArray[np.float64]:
-    matrix = np.zeros((upper.count, lower.count))
-    for batch in _batches(state, lower.count, upper, lower, memory):
-        seeds = ahead * lower.masks(batch.start, batch.stop, ahead)
-        # A set with weights: what its neurons still have to come.
-        clause = between | {lower.layer_id: Literal(True, seeds)}
-        copies = repeated(state, len(batch))
-        onward = reach(copies, clause, until=upper.layer_id)
-        sums = upper.sums(
-            onward.times(copies, upper.layer_id, above.expand(len(batch), *above.shape[1:]))
-        )
-        matrix[:, batch.start : batch.stop] = sums.double().cpu().numpy().T
-    return matrix
+            start = self.above * self.upper.masks(batch, self.above)
+            relevance_pass(copies, start, self.between, at=at, until=until, visit=visit)
+        return matrix
+
+    def _from_below(self) -> npt.NDArray[np.float64]:
+        at = self.upper.layer_id
+        matrix = np.zeros((self.upper.count, self.lower.count))
+        for batch, copies in self._batches(self.lower.count):
+            seeds = self.ahead * self.lower.masks(batch, self.ahead)
+            # A set with weights: what its neurons still have to come.
+            clause = self.between | {self.lower.layer_id: Literal(True, seeds)}
+            above = self.above.expand(len(batch), *self.above.shape[1:])
+            onward = reach(copies, clause, until=at).times(copies, at, above)
+            matrix[:, batch.start : batch.stop] = self.upper.sums(onward).double().cpu().numpy().T
+        return matrix

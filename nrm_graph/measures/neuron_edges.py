@@ -20,7 +20,7 @@ from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.tables.pruning import select
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy.typing as npt
     from torch import Tensor
@@ -127,10 +127,9 @@ def neuron_table(asked: Between, limit: Limit, scale: float) -> pa.Table:
     InputError
         If there are more than ``MAX_ROWS``.
     """
+    blocks: Iterable[Block] = asked.blocks()
     if not limit.complete and asked.upper != asked.lower:
-        blocks = iter(select(asked.blocks, {(asked.upper, asked.lower): limit}))
-    else:
-        blocks = asked.blocks()
+        blocks = select(asked.blocks, {(asked.upper, asked.lower): limit})
     schema = neuron_batches(asked, scale).schema
     batches, rows = [], 0
     for block in blocks:

@@ -15,6 +15,7 @@ best path of units, found layer by layer as the maximum over the units of the ne
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING
 
@@ -200,7 +201,6 @@ class _Search:
         ]
         eps = float(torch.finfo(measure.start.dtype).eps)
         self.slack = 1 + 1024 * eps
-        self._masses: list[list[Tensor]] | None = None
 
     def _at_once(self, lower: int, upper: int) -> int:
         """How many passes go through together between two layers."""
@@ -209,18 +209,16 @@ class _Search:
     def _between(self, term: int, upper: int, lower: int) -> Clause:
         return {i: v for i, v in self.clauses[term].items() if lower <= i < upper}
 
-    @property
+    @functools.cached_property
     def masses(self) -> list[list[Tensor]]:
         """For every layer and term, what one path and all paths hold from its neurons on.
 
         Tensors ``(2, *shape)``.
         """
-        if self._masses is None:
-            upwards = [[torch.stack([h.abs()] * 2) for h in self.ahead]]
-            for upper, lower in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
-                upwards.append([self._mass(t, upper, lower, m) for t, m in enumerate(upwards[-1])])
-            self._masses = upwards[::-1]
-        return self._masses
+        upwards = [[torch.stack([h.abs()] * 2) for h in self.ahead]]
+        for upper, lower in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
+            upwards.append([self._mass(t, upper, lower, m) for t, m in enumerate(upwards[-1])])
+        return upwards[::-1]
 
     def _mass(self, term: int, upper: Level, lower: Level, worth: Tensor) -> Tensor:
         at, until = upper.layer.layer_id, lower.layer.layer_id
