@@ -55,8 +55,10 @@ Clause = dict[int, Literal]
 """A bound conjunction: literals by layer id."""
 
 
-def _product(left: list[tuple[int, Clause]], right: list[tuple[int, Clause]]) -> Any:
-    terms: dict[Any, tuple[int, Clause]] = {}
+def _product(
+    left: list[tuple[int, Clause]], right: list[tuple[int, Clause]]
+) -> list[tuple[int, Clause]]:
+    terms: dict[tuple[tuple[int, bool, bytes], ...], tuple[int, Clause]] = {}
     for a, x in left:
         for b, y in right:
             merged = dict(x)
@@ -114,7 +116,7 @@ def expand(
         return {i: Literal(True, np.any([mask[i].mask for mask in masks], axis=0)) for i in ids}
 
     def complement(terms: list[tuple[int, Clause]]) -> list[tuple[int, Clause]]:
-        return _product(sure, [(1, {}), *((-c, clause) for c, clause in terms)])  # type: ignore[no-any-return]
+        return _product(sure, [(1, {}), *((-c, clause) for c, clause in terms)])
 
     def terms(node: Event) -> list[tuple[int, Clause]]:
         result = sure
@@ -124,7 +126,7 @@ def expand(
             result = _product(sure, [(1, _step(node))])
         elif isinstance(node, Not):
             if isinstance(node.event, NeuronSet):
-                return _product(sure, [(1, literal(node.event, False))])  # type: ignore[no-any-return]
+                return _product(sure, [(1, literal(node.event, False))])
             result = complement(terms(node.event))
         elif isinstance(node, And):
             for part in node.parts:
@@ -132,7 +134,7 @@ def expand(
         elif isinstance(node, Or):
             whole = within(node)
             if whole is not None:
-                return _product(sure, [(1, whole)])  # type: ignore[no-any-return]
+                return _product(sure, [(1, whole)])
             for part in node.parts:
                 result = _product(result, terms(~part))
             result = complement(result)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import index
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,10 @@ class Slice:
         return text if self.step is None else f"{text}:{self.step}"
 
 
+Item = int | Slice | BoolMask | EllipsisType | tuple[Any, ...]
+"""One entry of an index as a hashable value; an array of integers as nested tuples."""
+
+
 def checked(event: object) -> Event:
     """Return what is an event.
 
@@ -102,7 +107,7 @@ def checked(event: object) -> Event:
     return event
 
 
-def _freeze(item: Any) -> Any:
+def _freeze(item: object) -> Item:
     wrong = EventError(
         f"cannot index neurons with {item!r}: expected integers, slices, lists of integers "
         "or a boolean mask, as in NumPy"
@@ -132,11 +137,11 @@ def _ends(item: slice) -> tuple[Any, Any, Any]:
     return item.start, item.stop, item.step
 
 
-def _tuples(value: Any) -> Any:
+def _tuples(value: list[Any] | int) -> tuple[Any, ...] | int:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def _thaw(item: Any) -> Any:
+def _thaw(item: Item) -> Any:
     if isinstance(item, Slice):
         return slice(item.start, item.stop, item.step)
     if isinstance(item, BoolMask):
@@ -146,7 +151,7 @@ def _thaw(item: Any) -> Any:
     return item
 
 
-def _text(item: Any) -> str:
+def _text(item: object) -> str:
     if item is Ellipsis:
         return "..."
     if isinstance(item, tuple):
@@ -187,7 +192,7 @@ class Indexed(NeuronSet):
     """Neurons selected by a NumPy-style index into the layer's shape."""
 
     layer: str
-    index: tuple[Any, ...]
+    index: tuple[Item, ...]
 
     def mask(self, shape: tuple[int, ...], units: Partition | None = None) -> npt.NDArray[np.bool_]:
         """See :meth:`NeuronSet.mask`."""
@@ -282,7 +287,7 @@ class Layer:
         if not isinstance(self.name, str):
             raise EventError(f"a layer is known by its name, a string; found {self.name!r}")
 
-    def __getitem__(self, index: Any) -> NeuronSet:
+    def __getitem__(self, index: object) -> NeuronSet:
         """Neurons by NumPy index: integers, slices, lists, boolean masks, ``...``."""
         items = index if isinstance(index, tuple) else (index,)
         return Indexed(self.name, tuple(_freeze(item) for item in items))
@@ -371,7 +376,7 @@ def conjunction(*parts: Event) -> Event:
     return And(_flat(And, parts)) if len(parts) != 1 else parts[0]
 
 
-def stay(sets: Mapping[str, Any]) -> Event:
+def stay(sets: Mapping[str, object]) -> Event:
     """Return the event that a walk leaves no given set: it avoids every complement.
 
     This is the relevance of a subgraph (sGNN-LRP): in each layer the walk either passes
