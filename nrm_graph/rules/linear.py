@@ -118,7 +118,7 @@ class Gamma(Checked):
         down = (
             [w + self.gamma * _minus(w) for w in op.tensors] if signed or not signs.silent else up
         )
-        found = []
+        groups = []
         for where, favoured, other, half in ((1, up, down, _plus), (-1, down, up, _minus)):
             if where < 0 and signs.silent:
                 continue
@@ -132,8 +132,8 @@ class Gamma(Checked):
             # it does, d is z and more of the same sign, unless the bias is left out of d.
             chosen = 0 if signs.silent else where
             sign = where if bias is op.bias else 0
-            found.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=sign))
-        return tuple(found)
+            groups.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=sign))
+        return tuple(groups)
 
     def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
         """See :meth:`Rule.unplaced`."""
@@ -179,13 +179,13 @@ class AlphaBeta(Checked):
         """See :meth:`Rule.groups`."""
         bias = _bias(op, self.zero_params)
         up = None if bias is None else _plus(bias)
-        found = [Group(_agreeing(op, signs), up, self.stabilizer, self.alpha, sign=1)]
+        groups = [Group(_agreeing(op, signs), up, self.stabilizer, self.alpha, sign=1)]
         if self.beta:
             down = None if bias is None else _minus(bias)
             parts = _agreeing(op, signs, agree=False)
             # An empty part has d = 0, whose sign counts as positive: no sign for all.
-            found.append(Group(parts, down, self.stabilizer, -self.beta))
-        return tuple(found)
+            groups.append(Group(parts, down, self.stabilizer, -self.beta))
+        return tuple(groups)
 
 
 @dataclass(frozen=True)
