@@ -143,7 +143,7 @@ def _some(h: Tensor | list[Tensor] | float) -> bool:
     return not isinstance(h, float) or h != 0.0
 
 
-def _full(state: State, name: str, h: Tensor | list[Tensor] | float) -> Any:
+def _full(state: State, name: str, h: Tensor | list[Tensor] | float) -> Tensor | list[Tensor]:
     """Return h as a tensor.  Constants among the neurons of a value are none: theirs is 0."""
     if not isinstance(h, float):
         return h

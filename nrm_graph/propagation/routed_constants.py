@@ -38,8 +38,7 @@ def track(node: Node, state: State, n: int) -> None:
         return
     joins = node.op in _JOINS and any(isinstance(a, Weight) for a in node.args[0])
     masks = node.op == "aten.masked_fill.Scalar" and isinstance(node.args[1], Weight)
-    fills = MASKED if masks else None
-    fills = PADDING if pads_constant(node) else fills
+    fills = PADDING if pads_constant(node) else MASKED if masks else None
     if not (fills or joins or any(r in marks for r in references)):
         return
 

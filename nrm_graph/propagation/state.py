@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-
     from torch import Tensor
 
     from nrm_graph.network.ir.batch_axis import BatchAxis
