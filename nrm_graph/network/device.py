@@ -16,8 +16,8 @@ def device_of(device: str | torch.device) -> torch.device:
         If there is no such device here.
     """
     if isinstance(device, str) and device == "auto":
-        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
-        return found or torch.device("cpu")
+        accelerator = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+        return accelerator or torch.device("cpu")
     try:
         place = torch.device(device)
         torch.empty(0, device=place)

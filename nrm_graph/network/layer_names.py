@@ -113,11 +113,11 @@ def _owner(node: Node, parents: Collection[str], owned: Collection[str]) -> str 
     Where another module has the parameter as well and is not called itself, or calls it for
     something else (tied weights), the operation keeps the path of the module that calls it.
     """
-    found = _path(node)
-    if found is None or found == node.module or not node.module or node.module in parents:
-        return found
-    tied = node.op in ENDS or found.rpartition(".")[0] in owned or found in owned
-    return node.module if tied and not found.startswith(f"{node.module}.") else found
+    path = _path(node)
+    if path is None or path == node.module or not node.module or node.module in parents:
+        return path
+    tied = node.op in ENDS or path.rpartition(".")[0] in owned or path in owned
+    return node.module if tied and not path.startswith(f"{node.module}.") else path
 
 
 def _path(node: Node) -> str | None:
@@ -159,11 +159,11 @@ def alias_names(
         if node.name in same or node.op not in SAME | _IN_PLACE or len(references) != 1:
             continue
         before = references[0]
-        kept = (shapes[before], batches[before]) == (node.shape, node.batch)
+        unmoved = (shapes[before], batches[before]) == (node.shape, node.batch)
         if shapes[before] == node.shape and node.op == "aten.reshape.default":
             # (n * tokens, features) for (n, tokens, features): the same order in every sample.
-            kept = all(b.axis == 0 and b.outer == 1 for b in (batches[before], node.batch))
-        if kept and before in same:
+            unmoved = all(b.axis == 0 and b.outer == 1 for b in (batches[before], node.batch))
+        if unmoved and before in same:
             same[node.name] = same[before]
     taken = {names[value] for value in layer_of}
     aliases: dict[str, list[str]] = defaultdict(list)

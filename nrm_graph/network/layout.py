@@ -140,13 +140,13 @@ def _home(
             continue
         references = [name for name in node.references() if name not in rest]
         share = Fraction(1, max(1, len(references)))
-        found: dict[str, Fraction] = defaultdict(Fraction)
+        shares: dict[str, Fraction] = defaultdict(Fraction)
         for read in references:
             if node.op == "aten.cat.default":
                 share = Fraction(math.prod(native[read]), math.prod(native[node.name]))
             for layer, part in home[read].items():
-                found[layer] += share * part
-        home[node.name] = dict(found)
+                shares[layer] += share * part
+        home[node.name] = dict(shares)
     return home
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.program import Program
     from nrm_graph.network.weighted_targets import Aim
 
+    Values = npt.NDArray[np.floating]
+    """All outputs of one sample."""
+
 PREDICTED = "predicted"
 NAMED = (PREDICTED, "label")
 
@@ -53,7 +56,7 @@ class Outputs:
         """Number of outputs."""
         return sum(math.prod(shape) for _, shape in self.parts)
 
-    def is_place(self, target: Any) -> bool:
+    def is_place(self, target: object) -> bool:
         """Whether a tuple is one place in the output, rather than several targets."""
         if not isinstance(target, tuple) or not target:
             return False
@@ -79,7 +82,7 @@ class Outputs:
                 )
         return list(asked)
 
-    def index(self, target: Any, values: npt.NDArray[Any] | None = None) -> int:
+    def index(self, target: object, values: Values | None = None) -> int:
         """Flat index of a target.
 
         Parameters
@@ -113,7 +116,7 @@ class Outputs:
             )
         return int(target)
 
-    def _placed(self, target: tuple[Any, ...], values: npt.NDArray[Any] | None) -> int:
+    def _placed(self, target: tuple[object, ...], values: Values | None) -> int:
         first, name, shape = 0, *self.parts[0]
         rest = target
         names = [name for name, _ in self.parts if name]
@@ -140,22 +143,22 @@ class Outputs:
                 f"target {target!r}: expected "
                 + ("at most one 'predicted'" if len(unknown) > 1 else "numbers, not 'predicted'")
             )
-        held = None
+        of_output = None
         if values is not None:
-            held = values.ravel()[first : first + math.prod(shape)].reshape(shape)
+            of_output = values.ravel()[first : first + math.prod(shape)].reshape(shape)
         if whole:
-            assert held is not None
-            return first + int(held.argmax())
+            assert of_output is not None
+            return first + int(of_output.argmax())
         place = [_entry(e, axis, target, shape) for axis, e in enumerate(rest)]
         if unknown:
-            assert held is not None
+            assert of_output is not None
             around: list[Any] = list(place)
             around[unknown[0]] = slice(None)
-            place[unknown[0]] = int(held[tuple(around)].argmax())
+            place[unknown[0]] = int(of_output[tuple(around)].argmax())
         return first + int(np.ravel_multi_index(place, shape)) if shape else first
 
     def weights(
-        self, target: Mapping[Any, Any], values: npt.NDArray[Any] | None = None
+        self, target: Mapping[Any, float], values: Values | None = None
     ) -> dict[int, float]:
         """Weights of a target by flat index, ascending; those of one output are summed.
 
@@ -177,16 +180,16 @@ class Outputs:
         >>> logits.weights({(-1, 65): -1, (-1, 64): 1})
         {464: 1.0, 465: -1.0}
         """
-        found: dict[int, float] = {}
+        by_index: dict[int, float] = {}
         for place, weight in weighted_targets.checked(target).items():
             index = self.index(place, values)
-            found[index] = found.get(index, 0.0) + weight
-        found = {index: weight for index, weight in sorted(found.items()) if weight}
-        if not found or not all(map(math.isfinite, found.values())):
+            by_index[index] = by_index.get(index, 0.0) + weight
+        by_index = {index: weight for index, weight in sorted(by_index.items()) if weight}
+        if not by_index or not all(map(math.isfinite, by_index.values())):
             raise InputError(f"the weights of target {target!r} cancel, or are not finite in sum")
-        return found
+        return by_index
 
-    def aim(self, target: Any, values: npt.NDArray[Any] | None = None) -> Aim:
+    def aim(self, target: object, values: Values | None = None) -> Aim:
         """Flat index of a target, or the text of its weights; see :meth:`index`."""
         if isinstance(target, Mapping):
             return weighted_targets.text_of(self.weights(target, values))
@@ -219,8 +222,8 @@ class Outputs:
         for name, shape in self.parts:
             size = math.prod(shape)
             if first <= index < first + size:
-                where = tuple(int(i) for i in np.unravel_index(index - first, shape or (1,)))
-                where = where if shape else ()
+                entries = np.unravel_index(index - first, shape) if shape else ()
+                where = tuple(int(entry) for entry in entries)
                 if len(self.parts) > 1:
                     return (name, *where)
                 return where if len(shape) > 1 else index
@@ -257,7 +260,7 @@ class Outputs:
         return shown
 
 
-def _entry(entry: Any, axis: int, target: Any, shape: tuple[int, ...]) -> int:
+def _entry(entry: object, axis: int, target: object, shape: tuple[int, ...]) -> int:
     if entry == PREDICTED:
         return 0
     if isinstance(entry, bool) or not isinstance(entry, int | np.integer):
@@ -267,7 +270,7 @@ def _entry(entry: Any, axis: int, target: Any, shape: tuple[int, ...]) -> int:
     return int(entry) % shape[axis]
 
 
-def asked_for(target: Any) -> Any:
+def asked_for(target: object) -> Any:
     """Targets as they were asked for; what no network can have is refused at once.
 
     A tuple may be a place in the output or several targets: its shape tells.
@@ -283,13 +286,13 @@ def asked_for(target: Any) -> Any:
         return _one(target)
     if isinstance(target, bytes) or not isinstance(target, Iterable):
         raise _unknown(target)
-    found = [_one(choice, isinstance(target, tuple)) for choice in target]
-    if not found:
+    choices = [_one(choice, isinstance(target, tuple)) for choice in target]
+    if not choices:
         raise InputError("target names nothing to explain: expected at least one")
-    return tuple(found) if isinstance(target, tuple) else found
+    return tuple(choices) if isinstance(target, tuple) else choices
 
 
-def _one(choice: Any, part: bool = False) -> Any:
+def _one(choice: object, part: bool = False) -> Any:
     """Check one target; text in a tuple may be the name of an output."""
     if isinstance(choice, Mapping):
         return weighted_targets.checked(choice)
@@ -302,10 +305,10 @@ def _one(choice: Any, part: bool = False) -> Any:
     return int(choice)
 
 
-def _unknown(found: Any) -> InputError:
+def _unknown(target: object) -> InputError:
     return InputError(
         "target must be 'predicted', 'label', an index, a place such as (position, class), or "
-        f"weights such as {{3: 1, 5: -1}}, found {repr(found)[:100]}"
+        f"weights such as {{3: 1, 5: -1}}, found {repr(target)[:100]}"
     )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError
 from nrm_graph.network import unit_names
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nrm_graph.network.topology import Topology
 
 
-def checked_tokens(topology: Topology, tokens: Any) -> tuple[str, ...] | None:
+def checked_tokens(topology: Topology, tokens: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the texts of an input's positions.
 
     Raises
@@ -31,7 +33,7 @@ def checked_tokens(topology: Topology, tokens: Any) -> tuple[str, ...] | None:
     return tuple(tokens)
 
 
-def check_texts(tokens: Any) -> None:
+def check_texts(tokens: object) -> None:
     """Refuse what is no list of texts.
 
     Raises
@@ -39,6 +41,9 @@ def check_texts(tokens: Any) -> None:
     InputError
         If it is none.
     """
-    listed = isinstance(tokens, Iterable) and not isinstance(tokens, str)
-    if not listed or not all(isinstance(token, str) for token in tokens):
+    if (
+        not isinstance(tokens, Iterable)
+        or isinstance(tokens, str)
+        or not all(isinstance(token, str) for token in tokens)
+    ):
         raise InputError("tokens must be a list of text, one for each position of the input")

@@ -99,13 +99,13 @@ def partition(layer: LayerInfo, resolution: Resolution) -> Partition:
             f"the partition of layer {layer.name} must be an integer array of shape {shape}, "
             f"found {labels.dtype} of shape {labels.shape}"
         )
-    found = np.unique(labels)
-    if not np.array_equal(found, np.arange(len(found))):
+    units = np.unique(labels)
+    if not np.array_equal(units, np.arange(len(units))):
         raise InputError(
             f"the partition of layer {layer.name} must use every unit from 0 to n - 1, "
-            f"found values from {found.min()} to {found.max()}, {len(found)} of them distinct"
+            f"found values from {units.min()} to {units.max()}, {len(units)} of them distinct"
         )
-    return Partition("custom", _contiguous(labels), len(found))
+    return Partition("custom", _contiguous(labels), len(units))
 
 
 def check(resolution: object) -> None:
@@ -123,11 +123,11 @@ def check(resolution: object) -> None:
             f"name to resolution or array, found {resolution!r}"
         )
     chosen = {"": resolution} if isinstance(resolution, str) else resolution
-    for name, how in chosen.items():
-        if isinstance(how, str) and how not in known:
+    for name, choice in chosen.items():
+        if isinstance(choice, str) and choice not in known:
             layer = f" for layer {name}" if name else ""
             raise InputError(
-                f"unknown resolution {how!r}{layer}: expected one of {', '.join(known)}, or an "
+                f"unknown resolution {choice!r}{layer}: expected one of {', '.join(known)}, or an "
                 "integer array of the layer's shape"
             )
 
@@ -157,25 +157,25 @@ def automatic(topology: Topology) -> tuple[str, ...]:
     Sums, gates and averages follow the first layer of as many axes that they read, for maps may
     keep their channels first (convolutions) or last (dense layers on windows).
     """
-    found: list[str] = []
+    names: list[str] = []
     for layer in topology.layers:
         axes = len(layer.shape)
         like = [
-            found[i]
+            names[i]
             for i in topology.sources(layer.layer_id)
             if len(topology.layers[i].shape) == axes
         ]
         if axes < 2:
-            found.append("neuron")
+            names.append("neuron")
         elif layer.kind in _AUTOMATIC:
-            found.append(_AUTOMATIC[layer.kind])
+            names.append(_AUTOMATIC[layer.kind])
         else:
-            found.append(next(iter(like), "feature" if axes == 2 else "channel"))
-    return tuple(found)
+            names.append(next(iter(like), "feature" if axes == 2 else "channel"))
+    return tuple(names)
 
 
 def resolve(
-    topology: Topology, resolution: str | Mapping[str, Any] = "auto"
+    topology: Topology, resolution: str | Mapping[str, Resolution] = "auto"
 ) -> tuple[Partition, ...]:
     """Choose the partition of every layer.
 
@@ -195,26 +195,26 @@ def resolve(
         One per layer, by ``layer_id``.
     """
     check(resolution)
-    chosen: dict[int, Any] = {}
+    chosen: dict[int, Resolution] = {}
     if isinstance(resolution, str):
         if resolution != "auto":
             chosen = {layer.layer_id: resolution for layer in topology.layers}
     else:
         names: dict[int, str] = {}
-        for name, how in resolution.items():
+        for name, asked in resolution.items():
             layer_id = topology.layer(name).layer_id
             if layer_id in names:
                 raise InputError(
                     f"resolution names the layer {topology.layers[layer_id].name} twice, as "
                     f"{names[layer_id]!r} and as {name!r}"
                 )
-            names[layer_id], chosen[layer_id] = name, how
+            names[layer_id], chosen[layer_id] = name, asked
     small = sum(group.dense_edges for group in topology.groups) <= NEURON_BUDGET
     usual = automatic(topology)
     parts = []
     for layer in topology.layers:
-        how = chosen.get(layer.layer_id, "auto")
-        if isinstance(how, str) and how == "auto":
-            how = "neuron" if small else usual[layer.layer_id]
-        parts.append(partition(layer, how))
+        asked = chosen.get(layer.layer_id, "auto")
+        if isinstance(asked, str) and asked == "auto":
+            asked = "neuron" if small else usual[layer.layer_id]
+        parts.append(partition(layer, asked))
     return tuple(parts)

@@ -28,7 +28,7 @@ MAX_WEIGHTS = 1000
 MAX_TEXT = 64 << 10
 
 
-def checked(target: Mapping[Any, Any]) -> dict[Any, float]:
+def checked(target: Mapping[Any, float]) -> dict[Any, float]:
     """Refuse weights that no network can give a meaning, before anything is traced.
 
     Raises
@@ -46,7 +46,7 @@ def checked(target: Mapping[Any, Any]) -> dict[Any, float]:
         raise InputError("target is an empty mapping: expected weights of outputs, such as {3: 1}")
     if len(target) > MAX_WEIGHTS:
         raise InputError(f"target weighs {len(target):,} outputs: expected at most {MAX_WEIGHTS:,}")
-    found: dict[Any, float] = {}
+    weights: dict[Any, float] = {}
     for place, weight in target.items():
         number = isinstance(place, int | np.integer) and not isinstance(place, bool)
         if not number and not isinstance(place, tuple):
@@ -61,11 +61,11 @@ def checked(target: Mapping[Any, Any]) -> dict[Any, float]:
             )
         if not value:
             raise InputError(f"the weight of target {place} is zero: leave out what does not count")
-        found[int(place) if number else place] = value
-    return found
+        weights[int(place) if number else place] = value
+    return weights
 
 
-def _number(weight: Any) -> float:
+def _number(weight: object) -> float:
     if isinstance(weight, bool) or not isinstance(weight, Real):
         return math.nan
     try:
@@ -101,8 +101,8 @@ def weights_of(text: str) -> dict[int, float]:
     """
     try:
         raw: Any = json.loads(text) if len(text) <= MAX_TEXT else None
-        found = {int(index): weight for index, weight in raw.items()}
-        fits = text_of(checked(found)) == text and min(found) >= 0 and max(found) < 1 << 31
+        weights = {int(index): weight for index, weight in raw.items()}
+        fits = text_of(checked(weights)) == text and min(weights) >= 0 and max(weights) < 1 << 31
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError, InputError):
         fits = False
     if not fits:
@@ -110,7 +110,7 @@ def weights_of(text: str) -> dict[int, float]:
             f"{repr(text)[:100]} is not how a store names weights: expected text such as "
             '{"3":1.0,"5":-1.0}, or a mapping'
         )
-    return found
+    return weights
 
 
 def order(aim: Aim) -> tuple[bool, Aim]:

@@ -66,7 +66,7 @@ MAX_TERMS = 1_000
 NAMES = frozenset(_UNARY) | frozenset(_BINARY) | frozenset(_WITH_NUMBERS)
 
 
-def check(expression: Any) -> None:
+def check(expression: object) -> None:
     """Refuse what is no expression.
 
     Raises
@@ -112,7 +112,7 @@ def _parts(term: Any) -> tuple[Any, ...]:
     return tuple(given[:1] if numbers else given)
 
 
-def evaluate(x: Tensor, expression: Any) -> Tensor:
+def evaluate(x: Tensor, expression: object) -> Tensor:
     """Value of an expression for every element of x.
 
     Raises
@@ -122,7 +122,12 @@ def evaluate(x: Tensor, expression: Any) -> Tensor:
     """
     check(expression)
 
-    def value(term: Any) -> Any:
+    def tensor(number: Tensor | float) -> Tensor:
+        if isinstance(number, torch.Tensor):
+            return number
+        return torch.as_tensor(number, dtype=x.dtype, device=x.device)
+
+    def value(term: object) -> Any:
         if isinstance(term, str):
             return x
         if not isinstance(term, tuple | list):
@@ -130,15 +135,11 @@ def evaluate(x: Tensor, expression: Any) -> Tensor:
         name, *given = term
         if name in _BINARY:
             a, b = (value(part) for part in given)
-            if not isinstance(a, torch.Tensor):
-                a = torch.as_tensor(a, dtype=x.dtype, device=x.device)
-            return _BINARY[name](a, b)
-        inner = value(given[0])
-        if not isinstance(inner, torch.Tensor):
-            inner = torch.as_tensor(inner, dtype=x.dtype, device=x.device)
+            return _BINARY[name](tensor(a), b)
+        inner = tensor(value(given[0]))
         if name in _WITH_NUMBERS:
             return _WITH_NUMBERS[name][1](inner, *given[1:])
         return _UNARY[name](inner)
 
-    found: Tensor = value(expression)
-    return found
+    result: Tensor = value(expression)
+    return result

@@ -60,7 +60,7 @@ class Form:
             for name, shape, kind in zip(self.names, self.shapes, self.kinds, strict=True)
         ]
 
-    def samples(self, x: Any, dtype: torch.dtype, what: str = "x") -> tuple[Tensor, ...]:
+    def samples(self, x: Inputs, dtype: torch.dtype, what: str = "x") -> tuple[Tensor, ...]:
         """Bring one input to batches of one, in the network's dtype.
 
         Parameters
@@ -77,15 +77,15 @@ class Form:
         InputError
             If a tensor is missing, is more than one sample, or holds floats for whole numbers.
         """
-        found = []
+        batches = []
         for k, tensor in enumerate(arranged(x, self.names, what)):
             shape = self.shapes[k]
             if tensor.ndim == len(shape):
                 tensor = tensor.unsqueeze(0)
             if tensor.ndim == len(shape) + 1 and tensor.shape[0] != 1:
                 raise InputError(f"expected one input, found a batch of {tensor.shape[0]}")
-            found.append(self.cast(k, tensor, dtype))
-        return tuple(found)
+            batches.append(self.cast(k, tensor, dtype))
+        return tuple(batches)
 
     def cast(self, k: int, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         """Give a tensor the type of input k.
@@ -136,7 +136,7 @@ def whole(tensor: Tensor, name: str, kind: str = "int64") -> Tensor:
     return tensor.to(torch.int64)
 
 
-def arranged(x: Any, names: Sequence[str], what: str = "x") -> tuple[Tensor, ...]:
+def arranged(x: Inputs, names: Sequence[str], what: str = "x") -> tuple[Tensor, ...]:
     """Bring the tensors of an input to the order of the names.
 
     Raises
@@ -153,19 +153,19 @@ def arranged(x: Any, names: Sequence[str], what: str = "x") -> tuple[Tensor, ...
                 f"{what} names the inputs {', '.join(map(str, x)) or 'none'}, expected {listed}: "
                 "the network takes these"
             )
-        found = tuple(x[name] for name in names)
+        xs: tuple[Any, ...] = tuple(x[name] for name in names)
     elif isinstance(x, tuple | list):
-        found = tuple(x)
+        xs = tuple(x)
     else:
-        found = (x,)
-    for tensor in found:
+        xs = (x,)
+    for tensor in xs:
         check_tensor(tensor, what)
-    if len(found) != len(names):
+    if len(xs) != len(names):
         raise InputError(
-            f"{what} holds {len(found)} tensor{'s' * (len(found) != 1)}, expected {len(names)}: "
+            f"{what} holds {len(xs)} tensor{'s' * (len(xs) != 1)}, expected {len(names)}: "
             f"the network takes {listed}"
         )
-    return found
+    return xs
 
 
 def fitting(program: Program, x: Inputs) -> dict[str, Tensor]:
@@ -179,21 +179,21 @@ def fitting(program: Program, x: Inputs) -> dict[str, Tensor]:
     names = [name for name, _ in program.inputs]
     xs = dict(zip(names, arranged(x, names, "the input"), strict=True))
     for name, shape in program.inputs:
-        found, which = xs[name], f" {name}" if len(names) > 1 else ""
-        if tuple(found.shape[1:]) != shape or not found.ndim:
+        tensor, which = xs[name], f" {name}" if len(names) > 1 else ""
+        if tuple(tensor.shape[1:]) != shape or not tensor.ndim:
             one = f"the input {name}" if which else "an input"
-            raise InputError(f"expected {one} of shape {shape}, found {tuple(found.shape[1:])}")
+            raise InputError(f"expected {one} of shape {shape}, found {tuple(tensor.shape[1:])}")
         if name in program.integers:
-            whole(found, name)
-        elif not torch.isfinite(found).all():
+            whole(tensor, name)
+        elif not torch.isfinite(tensor).all():
             raise InputError(f"the input{which} holds NaN or infinity")
-    sizes = {name: found.shape[0] for name, found in xs.items()}
+    sizes = {name: tensor.shape[0] for name, tensor in xs.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(f"expected as many samples in every input, found {sizes}")
     return xs
 
 
-def check_tensor(tensor: Any, what: str) -> None:
+def check_tensor(tensor: object, what: str) -> None:
     """Refuse what is no dense real tensor with data.
 
     Raises
@@ -212,7 +212,9 @@ def check_tensor(tensor: Any, what: str) -> None:
         )
 
 
-def in_order(model: torch.nn.Module, x: Any, what: str = "x") -> tuple[Names, tuple[Tensor, ...]]:
+def in_order(
+    model: torch.nn.Module, x: Inputs, what: str = "x"
+) -> tuple[Names, tuple[Tensor, ...]]:
     """Bring the tensors of an input to the order of forward's arguments, before it is traced.
 
     Returns
@@ -227,10 +229,10 @@ def in_order(model: torch.nn.Module, x: Any, what: str = "x") -> tuple[Names, tu
         If a name is none of its arguments.
     """
     if not isinstance(x, Mapping):
-        found = tuple(x) if isinstance(x, tuple | list) else (x,)
-        for tensor in found:
+        tensors = tuple(x) if isinstance(x, tuple | list) else (x,)
+        for tensor in tensors:
             check_tensor(tensor, what)
-        return None, found
+        return None, tensors
     parameters = inspect.signature(model.forward).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     foreign = [str(name) for name in x if name not in named]
@@ -258,14 +260,14 @@ def candidates(xs: Sequence[Tensor], like: Tensor) -> Iterator[tuple[Tensor, ...
     like : Tensor
         A parameter of the network: dtype of floats, and device.
     """
-    held = {x.dtype for x in xs if not x.is_floating_point()}
-    numbers = held - {torch.uint8}
-    kept = [set(), numbers, held] if len(xs) == 1 else [numbers, set(), held]
+    whole_kinds = {x.dtype for x in xs if not x.is_floating_point()}
+    numbers = whole_kinds - {torch.uint8}
+    choices = [set(), numbers, whole_kinds] if len(xs) == 1 else [numbers, set(), whole_kinds]
     # A network may keep a parameter in another precision than it takes: the caller's, then.
-    own = next((x.dtype for x in xs if x.is_floating_point()), like.dtype)
-    for kind in dict.fromkeys((like.dtype, own)):
-        for i, keep in enumerate(kept):
-            if keep not in kept[:i]:
+    float_kind = next((x.dtype for x in xs if x.is_floating_point()), like.dtype)
+    for kind in dict.fromkeys((like.dtype, float_kind)):
+        for i, keep in enumerate(choices):
+            if keep not in choices[:i]:
                 yield tuple(
                     whole(x, "x").to(like.device) if x.dtype in keep else x.to(like.device, kind)
                     for x in xs

@@ -57,7 +57,7 @@ def exact(function: F) -> F:
     return own_precision(torch.no_grad()(function))
 
 
-def resolve(value: Any, values: Mapping[str, Any], weights: Mapping[str, Tensor], n: int) -> Any:
+def resolve(value: object, values: Mapping[str, Any], weights: Mapping[str, Tensor], n: int) -> Any:
     """Turn a stored argument into what the operation takes, for a batch of n."""
     if isinstance(value, Ref):
         return values[value.name]
@@ -166,8 +166,8 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
             f"the traced network does not run for another batch size, at {what}; squeeze() and "
             "reshapes that depend on the batch being larger than 1 do this: name the axes"
         ) from error
-    found = {node.name: node for node in nodes}
-    return replace(program, nodes=tuple(found[node.name] for node in program.nodes))
+    settled = {node.name: node for node in nodes}
+    return replace(program, nodes=tuple(settled[node.name] for node in program.nodes))
 
 
 def _stated(node: Node, alone: Tensor) -> Node:
@@ -195,9 +195,9 @@ def _settle(node: Node, both: Tensor, first: Tensor, second: Tensor) -> Node:
     fits = first.ndim == both.ndim and native[axis] == scale and both.shape[axis] == 2 * scale
     for outer in (d for d in range(1, scale + 1) if fits and scale % d == 0):
         batch = BatchAxis(axis, outer, scale // outer)
-        found = batch.samples(both)
+        together = batch.samples(both)
         alone = torch.cat([batch.samples(first), batch.samples(second)])
-        errors[batch] = _size(found - alone)
+        errors[batch] = _size(together - alone)
         allowed = 0.01 * _size(alone[0] - alone[1]) + 1e-4 * _size(alone)
     best = min(errors, key=lambda b: errors[b], default=None)
     if best is None or errors[best] > allowed:

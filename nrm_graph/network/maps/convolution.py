@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
     from torch import Tensor
+
+    Gradients = tuple[Tensor, Tensor, Tensor]
+    """In the operand, the weight and the bias; those that are not asked for are not there."""
 
 Triples = tuple["npt.NDArray[np.int64]", "npt.NDArray[np.int64]", "npt.NDArray[np.int64]"]
 """Output neuron, operand neuron and weight entry of every neuron-level edge."""
 
 
-def outer(axes: list[Any], *sizes: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
+def outer(
+    axes: Sequence[Sequence[npt.NDArray[np.int64]]], *sizes: tuple[int, ...]
+) -> tuple[npt.NDArray[np.int64], ...]:
     """Combine per-axis index lists to flat indices, one per role."""
     flat = [np.zeros(1, np.int64) for _ in sizes]
     for d, axis in enumerate(axes):
@@ -26,7 +33,9 @@ def outer(axes: list[Any], *sizes: tuple[int, ...]) -> tuple[npt.NDArray[np.int6
     return tuple(flat)
 
 
-def pieces(channels: int, lines: int, count: int, size: int) -> list[tuple[range, range | None]]:
+def output_ranges(
+    channels: int, lines: int, count: int, size: int
+) -> list[tuple[range, range | None]]:
     """Cut ``count`` edges, spread evenly over channels and lines, into pieces of about a size.
 
     A single line stands for all of them, which is None.
@@ -59,12 +68,10 @@ class Convolution:
     groups: int
     skip: tuple[int, ...]
 
-    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``(N, C, ...)`` and weight to output, plus a bias ``(1, C, 1, ...)``."""
-        z = torch.ops.aten.convolution(
-            x,
-            w,
-            None if bias is None else bias.flatten(),
+    @property
+    def _options(self) -> tuple[object, ...]:
+        """Arguments of ATen's convolutions behind the tensors."""
+        return (
             self.stride,
             self.padding,
             self.dilation,
@@ -72,39 +79,33 @@ class Convolution:
             self.output_padding,
             self.groups,
         )
+
+    def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``(N, C, ...)`` and weight to output, plus a bias ``(1, C, 1, ...)``."""
+        shift = None if bias is None else bias.flatten()
+        z = torch.ops.aten.convolution(x, w, shift, *self._options)
         for d, first in enumerate(self.skip):
             z = z.narrow(d + 2, first, z.shape[d + 2] - first)
         return z  # type: ignore[no-any-return]
 
     def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient of ``sum(s * apply(x, w))`` in x."""
-        return self._backward(s, w, x, [True, False, False])[0]  # type: ignore[no-any-return]
+        return self._backward(s, w, x, [True, False, False])[0]
 
     def weight_gradient(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient in w, summed over the batch."""
-        return self._backward(s, w, x, [False, True, False])[1]  # type: ignore[no-any-return]
+        return self._backward(s, w, x, [False, True, False])[1]
 
     def both(self, s: Tensor, w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return transpose and weight gradient from one call, which shares its preparations."""
-        found = self._backward(s, w, x, [True, True, False])
-        return found[0], found[1]
+        gradients = self._backward(s, w, x, [True, True, False])
+        return gradients[0], gradients[1]
 
-    def _backward(self, s: Tensor, w: Tensor, x: Tensor, want: list[bool]) -> Any:
+    def _backward(self, s: Tensor, w: Tensor, x: Tensor, want: list[bool]) -> Gradients:
         if any(self.skip):
             s = torch.nn.functional.pad(s, [p for first in self.skip[::-1] for p in (first, 0)])
-        return torch.ops.aten.convolution_backward(
-            s,
-            x,
-            w,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-            want,
-        )
+        options = self._options
+        return torch.ops.aten.convolution_backward(s, x, w, None, *options, want)  # type: ignore[no-any-return]
 
     def channel_table(self, w: Tensor) -> Tensor:
         """Sum w over the window: (output channels, operand channels)."""
@@ -183,7 +184,7 @@ class Convolution:
         """
         if self.transposed or z[0] != 1:
             return None
-        return pieces(z[1], 1 if whole else z[2], self.dense_edges(z, x, w), size)
+        return output_ranges(z[1], 1 if whole else z[2], self.dense_edges(z, x, w), size)
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""

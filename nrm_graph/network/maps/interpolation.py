@@ -58,17 +58,17 @@ class Taps:
     @functools.cached_property
     def _real(self) -> Tensor:
         """Which entries of the weight are connections."""
-        found = np.ones((), bool)
+        real = np.ones((), bool)
         for d in range(self._n):
-            found = np.multiply.outer(found, self._table(d)[1])
-        return torch.from_numpy(found)
+            real = np.multiply.outer(real, self._table(d)[1])
+        return torch.from_numpy(real)
 
     def _index(self, x: Sequence[int]) -> npt.NDArray[np.int64]:
         """Flat spatial position of every entry of the weight."""
-        found = np.zeros((), np.int64)
+        index = np.zeros((), np.int64)
         for d in range(self._n):
-            found = np.add.outer(found * x[d - self._n], self._table(d)[0])
-        return found
+            index = np.add.outer(index * x[d - self._n], self._table(d)[0])
+        return index
 
     def _at(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self._index(x.shape).ravel()).to(x.device)
@@ -136,12 +136,11 @@ def taps(
     positions, weights = [], torch.ones((), dtype=torch.float64)
     for d, size in enumerate(sizes):
         # Along the other axes one position is made of one.
-        outputs = None if output_size is None else [1] * n
-        factors = None if scales is None else [1.0] * n
-        if outputs is not None and output_size is not None:
-            outputs[d] = output_size[d]
-        if factors is not None and scales is not None:
-            factors[d] = scales[d]
+        outputs = factors = None
+        if output_size is not None:
+            outputs = [output_size[d] if i == d else 1 for i in range(n)]
+        if scales is not None:
+            factors = [scales[d] if i == d else 1.0 for i in range(n)]
         columns, rows, values = [], [], []
         count = math.ceil(size * scales[d]) if scales else output_size[d] if output_size else size
         if size * count > MAX_PAIRS:
@@ -153,12 +152,12 @@ def taps(
         for a in range(0, size, step):
             units = _units(size, a, step)
             shape = [size if axis == d else 1 for axis in range(n)]
-            found = call(units.reshape(-1, 1, *shape), outputs, *rest, factors).flatten(1)
-            column, row = found.nonzero(as_tuple=True)
+            spread = call(units.reshape(-1, 1, *shape), outputs, *rest, factors).flatten(1)
+            column, row = spread.nonzero(as_tuple=True)
             columns.append(column + a)
             rows.append(row)
-            values.append(found[column, row])
-        length = found.shape[1]
+            values.append(spread[column, row])
+        length = spread.shape[1]
         row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
         order = torch.argsort(row * size + column)
         row, column, value = row[order], column[order], value[order]
@@ -176,6 +175,6 @@ def taps(
 def _units(size: int, first: int, count: int) -> Tensor:
     """Return some of all unit vectors."""
     count = min(count, size - first)
-    found = torch.zeros(count, size, dtype=torch.float64)
-    found[torch.arange(count), torch.arange(count) + first] = 1
-    return found
+    vectors = torch.zeros(count, size, dtype=torch.float64)
+    vectors[torch.arange(count), torch.arange(count) + first] = 1
+    return vectors

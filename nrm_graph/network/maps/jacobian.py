@@ -14,7 +14,7 @@ from nrm_graph.network.ir.operations import WEIGH, function
 from nrm_graph.network.maps.linear import MAX_JACOBIAN, Jacobian, Moving, Weighing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -54,18 +54,18 @@ def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
         return call(*args, **kwargs)[0]
 
     def jacobian(k: int, *xs: Tensor) -> Tensor:
-        found = []
-        for own in zip(*xs, strict=True):
-            at = partial(_with, output, own, k)
+        matrices = []
+        for sample in zip(*xs, strict=True):
+            at = partial(_with, output, sample, k)
             try:
                 with torch.enable_grad():
-                    found.append(torch.autograd.functional.jacobian(at, own[k]))  # type: ignore[no-untyped-call]
+                    matrices.append(torch.autograd.functional.jacobian(at, sample[k]))  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 raise CompositeError(
                     f"{node.op} in {node.module or 'the model itself'} cannot be differentiated, "
                     f"which its expansion needs: {first_line(error)}"
                 ) from error
-        return torch.stack(found).reshape(len(found), math.prod(z), -1)
+        return torch.stack(matrices).reshape(len(matrices), math.prod(z), -1)
 
     def weight(k: int) -> Moving:
         return Moving(operands, lambda *xs: jacobian(k, *xs), operands[k])
@@ -81,6 +81,6 @@ def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
     return Weighing(WEIGH[node.op], operands, maps, weights, bias)
 
 
-def _with(call: Any, xs: tuple[Tensor, ...], k: int, x: Tensor) -> Any:
+def _with(call: Callable[..., Any], xs: tuple[Tensor, ...], k: int, x: Tensor) -> Any:
     """Call a function with its operand k replaced."""
     return call(*xs[:k], x, *xs[k + 1 :])

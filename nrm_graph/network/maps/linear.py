@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.network.maps.average_pooling import Window
-from nrm_graph.network.maps.convolution import Convolution, Triples, pieces
+from nrm_graph.network.maps.convolution import Convolution, Triples, output_ranges
 from nrm_graph.network.maps.interpolation import Taps
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Dense:
         """Return outputs and tokens of pieces of about ``size`` edges."""
         if whole:  # channels of tokens are no outputs of their own
             return None
-        return pieces(w[0], math.prod(z[:-1]), self.dense_edges(z, x, w), size)
+        return output_ranges(w[0], math.prod(z[:-1]), self.dense_edges(z, x, w), size)
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""
@@ -105,7 +105,7 @@ class Scale:
 def _pairs(z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
     """Triples of a batched product: index arrays whose axes are ``(..., rows, columns, inner)``."""
 
-    def spread(index: Any, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    def spread(index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
         return np.ascontiguousarray(np.broadcast_to(index, shape)).ravel()
 
     outs, ins, ws = (np.arange(math.prod(shape)).reshape(shape) for shape in (z, x, w))
@@ -156,9 +156,10 @@ class Left:
         def turned(shape: tuple[int, ...]) -> tuple[int, ...]:
             return (*shape[:-2], shape[-1], shape[-2])
 
-        def back(index: Any, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-            own = np.arange(math.prod(shape)).reshape(shape)
-            return np.swapaxes(own, -1, -2).ravel()[index]  # type: ignore[no-any-return]
+        def back(index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+            native = np.arange(math.prod(shape)).reshape(shape)
+            turned_back: npt.NDArray[np.int64] = np.swapaxes(native, -1, -2).ravel()[index]
+            return turned_back
 
         o, i, e = _pairs(turned(z), turned(x), turned(w))
         return back(o, z), back(i, x), back(e, w)
@@ -206,14 +207,14 @@ class Spread:
         if self.groups:
             first = np.arange(x[0] * self.groups)
             return np.repeat(first, math.prod(x[1:]) // self.groups)
-        kept = tuple(1 if d in self.axes else n for d, n in enumerate(x))
-        numbers = np.arange(math.prod(kept)).reshape(kept)
+        reduced = tuple(1 if d in self.axes else n for d, n in enumerate(x))
+        numbers = np.arange(math.prod(reduced)).reshape(reduced)
         return np.ascontiguousarray(np.broadcast_to(numbers, x)).ravel()
 
     def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
         """Neuron-level edges."""
-        found = self.sets(x)
-        members = np.argsort(found, kind="stable").reshape(int(found.max(initial=-1)) + 1, -1)
+        sets = self.sets(x)
+        members = np.argsort(sets, kind="stable").reshape(int(sets.max(initial=-1)) + 1, -1)
         size = members.shape[1]
         o = np.repeat(members, size, axis=1).ravel()
         i = np.tile(members, (1, size)).ravel()
@@ -334,20 +335,20 @@ class Weighing:
 
     def like(self, k: int) -> str | None:
         """Value that keeps its batch where the weight of operand k does; None for constants."""
-        found = self.weights[k]
-        return found.like if isinstance(found, Moving) else None
+        weight = self.weights[k]
+        return weight.like if isinstance(weight, Moving) else None
 
     def resolved(self, like: Tensor, values: Mapping[str, Any]) -> Weighing:
         """Give every weight its value, and all tensors the dtype and device of ``like``."""
-        made: dict[Any, Tensor] = {}
+        evaluated: dict[tuple[Callable[..., Tensor], tuple[str, ...]], Tensor] = {}
 
-        def one(found: Tensor | Moving) -> Tensor:
-            if not isinstance(found, Moving):
-                return found.to(like.device, like.dtype)
-            key = found.make, found.reads
-            if key not in made:
-                made[key] = found.at(values, like)
-            return made[key] if found.factor == 1.0 else made[key] * found.factor
+        def one(weight: Tensor | Moving) -> Tensor:
+            if not isinstance(weight, Moving):
+                return weight.to(like.device, like.dtype)
+            key = weight.make, weight.reads
+            if key not in evaluated:
+                evaluated[key] = weight.at(values, like)
+            return evaluated[key] if weight.factor == 1.0 else evaluated[key] * weight.factor
 
         unit = torch.ones((), dtype=like.dtype, device=like.device)
         weights = tuple(unit if w is None else one(w) for w in self.weights)
@@ -367,6 +368,6 @@ class Weighing:
         """Count the neuron-level edges to operand k."""
         if isinstance(self.maps[k], Scale) and any(isinstance(m, Spread) for m in self.maps):
             return 0  # a norm's or softmax's set holds the neuron itself
-        found = self.weights[k]
-        shape = tuple(found.shape) if isinstance(found, Tensor) else ()
+        weight = self.weights[k]
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
         return self.maps[k].dense_edges(z, x, shape)

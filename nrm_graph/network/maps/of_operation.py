@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,7 +17,7 @@ from nrm_graph.network.maps.jacobian import expanded
 from nrm_graph.network.maps.linear import Dense, Left, Moving, Right, Scale, Spread, Weighing, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from torch import Tensor
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.program import Node, Program
 
 
-def _tuple(value: Any, n: int) -> tuple[int, ...]:
+def _tuple(value: int | Sequence[int], n: int) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * n
-    found = tuple(value)
-    return found * n if len(found) == 1 else found
+    numbers = tuple(value)
+    return numbers * n if len(numbers) == 1 else numbers
 
 
 def weighing(
@@ -55,8 +55,8 @@ def weighing(
     kind, args, weights = WEIGH[node.op], node.args, program.weights
 
     def tensor(i: int) -> Tensor | None:
-        found = args[i] if len(args) > i else None
-        return weights[found.name] if isinstance(found, Weight) else None
+        argument = args[i] if len(args) > i else None
+        return weights[argument.name] if isinstance(argument, Weight) else None
 
     def refuse(why: str) -> TraceError:
         return TraceError(f"{node.op} in {node.module or 'the model itself'}: {why}")
@@ -230,18 +230,20 @@ def _window(node: Node, shape: tuple[int, ...], output: tuple[int, ...]) -> Wind
 
 def _dense(
     node: Node,
-    tensor: Callable[[int], Any],
+    tensor: Callable[[int], Tensor | None],
     refuse: Callable[[str], TraceError],
 ) -> Weighing:
     args = node.args
     if node.op == "aten.linear.default":
-        if tensor(1) is None:
+        weight, bias = tensor(1), tensor(2)
+        if weight is None:
             raise refuse("its weight depends on the input, expected a parameter")
-        return Weighing("dense", (args[0].name,), (Dense(),), (tensor(1),), tensor(2))
+        return Weighing("dense", (args[0].name,), (Dense(),), (weight,), bias)
     if node.op == "aten.addmm.default":
-        if not isinstance(args[1], Ref) or tensor(2) is None or tensor(0) is None or node.kwargs:
+        weight, bias = tensor(2), tensor(0)
+        if not isinstance(args[1], Ref) or weight is None or bias is None or node.kwargs:
             raise refuse("expected a constant weight and bias, without factors")
-        return Weighing("dense", (args[1].name,), (Dense(),), (tensor(2).T,), tensor(0))
+        return Weighing("dense", (args[1].name,), (Dense(),), (weight.T,), bias)
     left, right = tensor(0), tensor(1)
     if left is not None and left.ndim > 1 and isinstance(args[1], Ref):
         return Weighing("dense", (args[1].name,), (Left(),), (left,), None)
@@ -281,8 +283,8 @@ def _norm(
     else:
         first = 2 if kind == "group_norm" else 1
         gain, shift = (
-            None if found is None else found.reshape(1, -1, *[1] * (len(shape) - 2))
-            for found in (tensor(first), tensor(first + 1))
+            None if parameter is None else parameter.reshape(1, -1, *[1] * (len(shape) - 2))
+            for parameter in (tensor(first), tensor(first + 1))
         )
         if kind == "group_norm":
             sets, eps = Spread((), args[1]), args[4] if len(args) > 4 else 1e-5
@@ -292,8 +294,8 @@ def _norm(
     size = sets.dense_edges(shape, shape, ()) // math.prod(shape)
 
     def scale(x: Tensor, *gains: Tensor) -> Tensor:
-        found = (sets.variance(x) + eps).rsqrt()
-        return math.prod(gains, start=found.expand(x.shape))
+        spread = (sets.variance(x) + eps).rsqrt()
+        return math.prod(gains, start=spread.expand(x.shape))
 
     gains = () if gain is None else (gain,)
     weights = Moving((x,), scale, x, gains), Moving((x,), scale, x, gains, -1 / size)
