@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 DUCKDB = {"store"}
 MATPLOTLIB = {"plots"}
+MSGSPEC = {"store"}
 
 HEAVY = {
     "network.device",
@@ -78,6 +79,7 @@ def test_contracts_of_pyproject_hold(monkeypatch, capsys):
 def test_heavy_libraries_stay_where_they_belong():
     assert rooms_that_import("duckdb") == DUCKDB
     assert rooms_that_import("matplotlib") == MATPLOTLIB
+    assert rooms_that_import("msgspec") == MSGSPEC
 
 
 def test_light_modules_load_no_torch():
@@ -95,6 +97,18 @@ def test_light_modules_load_no_torch():
     )
     ran = subprocess.run([sys.executable, "-c", code, *light], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_help_loads_no_libraries():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv[1:] = ['--help']\n"
+        "try: runpy.run_module('nrm_graph', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'duckdb', 'matplotlib', 'msgspec') if m in sys.modules])\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.fixture(scope="module")

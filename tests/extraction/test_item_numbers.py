@@ -248,7 +248,7 @@ def test_items_that_are_no_counts_are_refused(tmp_path):
     text = file.read_text()
     for wrong in ("-1", "true", '"4"', "1.5"):
         file.write_text(text.replace('"item": 4', f'"item": {wrong}'))
-        with pytest.raises(ng.StoreError, match="expected item to be a count or null"):
+        with pytest.raises(ng.StoreError, match=r"expected inputs\[0\]\.item to be"):
             ng.open(path)
     file.write_text(text.replace('"item": 4', '"item": 5'))
     with ng.open(path) as db:

@@ -28,20 +28,30 @@ def test_settings_round_trip(path):
     assert ng.open(path).meta == found
 
 
+INPUT = {"name": "x", "shape": [3], "dtype": "float"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"format_version": 2}, "has format version 2; this release reads version 1"),
         ({"format_version": True}, "has format version True"),
+        ({"format_version": 1.0}, "has format version 1.0"),
         ({"format_version": GONE}, "has format version None"),
         ({"program_hash": "../x"}, "expected program_hash"),
         ({"composite": []}, "expected composite"),
         ({"coverage": "1"}, "expected coverage"),
         ({"coverage": True}, "expected coverage"),
-        ({"coverage": 0}, "expected coverage"),
+        ({"coverage": 0}, "expected coverage to be a number > 0"),
+        ({"coverage": 10**400}, "expected coverage to be a number in range"),
+        ({"coverage": "\ud800"}, "to be valid Unicode"),
+        ({"coverage": GONE}, "expected coverage to be there"),
         ({"top": -1}, "expected top"),
+        ({"top": 1.0}, "expected top to be null or an integer, found 1.0"),
+        ({"top": 1 << 70}, "expected top"),
         ({"mantissa_bits": 99}, "expected mantissa_bits"),
         ({"preprocessing": {}}, "expected preprocessing"),
+        ({"preprocessing": "\ud800"}, "expected preprocessing to be text of valid Unicode"),
         ({"classes": [1]}, "expected classes"),
         ({"classes": "cat"}, "expected classes"),
         ({"versions": GONE}, "expected versions"),
@@ -55,22 +65,31 @@ def test_settings_round_trip(path):
         ({"layers__1__kind": 3}, r"expected layers\[1\]"),
         ({"layers__1__shape": [-1]}, r"expected layers\[1\]"),
         ({"layers__1__shape": "3"}, r"expected layers\[1\]"),
-        ({"layers__1__resolution": "pixel"}, r"expected layers\[1\]"),
+        ({"layers__1__resolution": "pixel"}, r"layers\[1\]\.resolution to be one of neuron, "),
         ({"layers__1__resolution": ["neuron"]}, r"expected layers\[1\]"),
         ({"layers__1__n_units": 1 << 40}, r"expected layers\[1\]"),
         ({"layers__1__n_units": 5}, r"expected layers\[1\]"),
         ({"layers__1__depth": -1}, r"expected layers\[1\]"),
         ({"layers__1__aliases": [1]}, r"expected layers\[1\]"),
-        ({"groups": [[0, 1, 3]]}, "expected a group"),
-        ({"groups": [[9, 1, 3]]}, "expected a group"),
-        ({"groups": [[1, 0]]}, "expected a group"),
+        ({"groups": [[0, 1, 3]]}, r"expected groups\[0\] to be \[dst, src, dense edges\]"),
+        ({"groups": [[9, 1, 3]]}, r"expected groups\[0\] to be \[dst, src, dense edges\]"),
+        ({"groups": [[1, 0]]}, r"expected groups\[0\] to be a list of length 3, found \[1, 0\]"),
         ({"groups": 5}, "expected groups"),
+        ({"inputs": None}, "expected inputs to be a list"),
+        ({"inputs": []}, "expected inputs"),
+        ({"inputs": [INPUT, INPUT]}, "the names of inputs to be unique"),
+        ({"inputs": [INPUT | {"more": 1}]}, r"expected inputs\[0\]\.more to be absent"),
+        ({"inputs": [INPUT | {"dtype": "str"}]}, "dtype to be one of float, int64, bool"),
+        ({"inputs": [INPUT | {"name": ""}]}, r"expected inputs\[0\]\.name"),
+        ({"outputs": [{"name": "y", "shape": [3]}]}, "the 2 neurons of the last layer"),
+        ({"outputs": [{"name": "y"}]}, r"expected outputs\[0\]\.shape to be there"),
         ({"files": []}, "expected files"),
         ({"files__../../etc/passwd": {}}, "expected files"),
         ({"files__program.json": GONE}, "expected files"),
         ({"files__program.json__size": -1}, r"expected files\.program\.json"),
         ({"files__program.json__size": 7}, "to hold 7 bytes, found 2"),
         ({"files__program.json__sha256": 5}, r"expected files\.program\.json"),
+        ({"files__program.json__sha256": "A" * 64}, r"\.sha256 to be 64 hexadecimal digits"),
     ],
 )
 def test_hostile_settings_are_refused(path, changes, message):
@@ -89,6 +108,11 @@ def test_hostile_settings_are_refused(path, changes, message):
         b"[" * 100_000,
         b'{"format_version": NaN}',
         b'{"format_version": 1e999}',
+        b'{"format_version": -Infinity}',
+        b'{"format_version": ' + b"1" * 5000 + b"}",
+        b'{"a":' * 50_000,
+        b'{"a": "\x01"}',
+        b"\xef\xbb\xbf{}",
         pickle.dumps({"format_version": 1}),
     ],
 )
@@ -179,7 +203,7 @@ def test_other_settings_are_refused_with_both_values(path, changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": [1, 2]}, "expected classes to be null or a list of names"),
+        ({"classes": [1, 2]}, r"expected classes\[0\] to be text, found 1"),
         ({"coverage": 2.0}, "expected coverage"),
         ({"preprocessing": "\ud800"}, "expected preprocessing"),
         ({"composite": {"low": float("inf")}}, "JSON compliant"),

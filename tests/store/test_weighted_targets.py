@@ -386,12 +386,12 @@ def edited(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m["inputs"][0].update(weights='{"0": 1.0}'), "expected weights to be weights"),
-        (lambda m: m["inputs"][0].update(weights=3), "expected weights to be weights"),
-        (lambda m: m["inputs"][0].update(target=0), "expected target of 'input0' to be null"),
-        (lambda m: m["inputs"][0].pop("weights"), "expected target to be an int32"),
-        (lambda m: m.update(format_version=1), "expected target to be an int32"),
-        (lambda m: m.update(format_version=3), "has format version 3; this release reads 1 and 2"),
+        (lambda m: m["inputs"][0].update(weights='{"0": 1.0}'), "weights to be weights of outputs"),
+        (lambda m: m["inputs"][0].update(weights=3), "weights to be null or text, found 3"),
+        (lambda m: m["inputs"][0].update(target=0), "target to be null beside weights, found 0"),
+        (lambda m: m["inputs"][0].pop("weights"), "target to be an integer, found None"),
+        (lambda m: m.update(format_version=1), "weights to be null in version 1, found"),
+        (lambda m: m.update(format_version=3), "version 3; this release reads version 1 and 2"),
         (lambda m: m["inputs"][0].update(weights='{"1":1.0}'), "expected input_id of 'input0'"),
     ],
 )

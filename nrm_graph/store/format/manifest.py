@@ -8,12 +8,15 @@ import secrets
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType, structs, to_builtins
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.output_files import remove_quietly, write_synced
 from nrm_graph.store.format.files import parse_object, publish, read_limited, seal
+from nrm_graph.store.format.json_file import Count, JsonFile, Sha256, Text
 from nrm_graph.store.format.metadata import SQL_TYPES, name_problem
 from nrm_graph.store.format.schema import (
     FORMAT_VERSION,
@@ -33,39 +36,42 @@ if TYPE_CHECKING:
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_ERROR = 2000
 MAX_FLAGS = 100
-_FLAG = re.compile(r"[a-z][a-z0-9_]{0,99}")
-_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,99}")
+_FLAG = re.compile(r"^[a-z][a-z0-9_]{0,99}\Z")
+_NAME = re.compile(r"^[0-9A-Za-z][0-9A-Za-z_-]{0,99}\Z")
 _OWN_NAME = re.compile(r"[0-8][0-9]{18}-[0-9a-f]{16}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Groups = Annotated[int, Meta(ge=0, le=1 << 31)]
+Int32 = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+Int63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+Flag = Annotated[str, Meta(pattern=_FLAG.pattern)]
+ShardName = Annotated[str, Meta(pattern=_NAME.pattern)]
 
 
-@dataclass(frozen=True)
-class FileInfo:
+class FileInfo(Struct, frozen=True):
     """One data file of a shard: name, size in bytes, SHA-256 and number of rows."""
 
     name: str
-    size: int
-    sha256: str
-    rows: int
+    size: Count
+    sha256: Sha256
+    rows: Count
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True, omit_defaults=True):
     """One (key, target) pair of a shard; ``nodes`` and ``edges`` are (first row group, number).
 
     ``target`` is None of a weighted target, whose ``weights`` stand beside it; ``item`` and
     ``flags`` are None in stores of before.
     """
 
-    input_id: int
-    key: str
-    target: int | None
-    content: str
-    nodes: tuple[int, int]
-    edges: tuple[int, int]
-    item: int | None = None
+    input_id: Int63
+    key: Text
+    target: Int32 | None
+    content: Sha256
+    nodes: tuple[Groups, Groups]
+    edges: tuple[Groups, Groups]
+    item: Count | None = None
     weights: str | None = None
-    flags: tuple[str, ...] | None = None
+    flags: Annotated[tuple[Flag, ...], Meta(max_length=MAX_FLAGS)] | None = None
 
     @property
     def aim(self) -> Aim:
@@ -98,6 +104,27 @@ class Manifest:
         """Fields of a user that bear the name of a column that the format has taken since."""
         names = {field.casefold() for field in self.metadata} & set(OWN)
         return {name for name in names if all(getattr(e, name) is None for e in self.inputs)}
+
+
+class _Failure(Struct):
+    key: Text
+    error: Text
+
+
+class _Files(Struct, forbid_unknown_fields=True):
+    inputs: FileInfo | UnsetType = UNSET
+    nodes: FileInfo | UnsetType = UNSET
+    edges: FileInfo | UnsetType = UNSET
+    tensors: FileInfo | UnsetType = UNSET
+
+
+class _Stored(Struct):
+    name: str
+    files: _Files
+    metadata: dict[str, str]
+    inputs: tuple[Entry, ...]
+    replaces: tuple[ShardName, ...]
+    failures: tuple[_Failure, ...] = ()
 
 
 def is_name(name: str) -> bool:
@@ -137,23 +164,9 @@ def encode(manifest: Manifest) -> bytes:
     content: dict[str, Any] = {
         "format_version": WEIGHTED_VERSION if weighted else FORMAT_VERSION,
         "name": manifest.name,
-        "files": {
-            table: {"name": f.name, "size": f.size, "sha256": f.sha256, "rows": f.rows}
-            for table, f in manifest.files.items()
-        },
+        "files": to_builtins(manifest.files),
         "metadata": dict(manifest.metadata),
-        "inputs": [
-            {
-                "input_id": e.input_id,
-                "key": e.key,
-                "target": e.target,
-                "content": e.content,
-                "nodes": list(e.nodes),
-                "edges": list(e.edges),
-                **{n: getattr(e, n) for n in OWN if getattr(e, n) is not None},
-            }
-            for e in manifest.inputs
-        ],
+        "inputs": to_builtins(manifest.inputs),
         "replaces": list(manifest.replaces),
         "failures": [{"key": key, "error": error} for key, error in manifest.failures],
     }
@@ -168,41 +181,42 @@ def decode(name: str, data: bytes) -> Manifest:
     StoreError
         If a field is missing, of a wrong type or names a file that is not the shard's own.
     """
-    raw = parse_object(data, f"manifest {name}.json")
-    version = raw.get("format_version")
-    if version not in (FORMAT_VERSION, WEIGHTED_VERSION) or isinstance(version, bool):
-        raise StoreError(
-            f"manifest {name}.json has format version {version!r}; this release reads "
-            f"{FORMAT_VERSION} and {WEIGHTED_VERSION}: install the release that wrote the store"
-        )
-    _expect(raw.get("name") == name, name, "name", f"{name!r}", raw.get("name"))
-    metadata = _object(raw, "metadata", name)
-    for field, kind in metadata.items():
-        _expect(name_problem(field) is None, name, "metadata", "names of columns", field)
-        known = isinstance(kind, str) and kind in SQL_TYPES
-        _expect(known, name, f"metadata.{field}", f"one of {', '.join(SQL_TYPES)}", kind)
-    folded = {field.casefold() for field in metadata}
-    _expect(len(folded) == len(metadata), name, "metadata", "names of columns", "one twice")
-    weighted = version == WEIGHTED_VERSION
-    inputs = tuple(_entry(e, name, weighted) for e in _list(raw, "inputs", name))
-    files = _object(raw, "files", name)
-    tables = set(TABLES) if inputs else set()
-    _expect(set(files) == tables, name, "files", f"the tables {TABLES}", sorted(files))
-    _expect(
-        len({e.input_id for e in inputs}) == len(inputs), name, "inputs", "unique pairs", "twice"
-    )
-    replaces = _list(raw, "replaces", name)
-    for other in replaces:
-        plain = isinstance(other, str) and _NAME.fullmatch(other) is not None and other != name
-        _expect(plain, name, "replaces", "names of other shards", other)
-    return Manifest(
-        name=name,
-        files={table: _file(files[table], name, table) for table in TABLES if files},
-        metadata=metadata,
-        inputs=inputs,
-        replaces=tuple(replaces),
-        failures=tuple(_failure(f, name) for f in _list({"failures": [], **raw}, "failures", name)),
-    )
+    file = JsonFile(f"manifest {name}.json")
+    raw = parse_object(data, file.name)
+    weighted = file.version(raw, FORMAT_VERSION, WEIGHTED_VERSION) == WEIGHTED_VERSION
+    stored = file.typed(raw, _Stored)
+    file.expect(stored.name == name, "name", repr(name), stored.name)
+    for field, kind in stored.metadata.items():
+        file.expect(name_problem(field) is None, "metadata", "names of columns", field)
+        file.expect(kind in SQL_TYPES, f"metadata.{field}", f"one of {', '.join(SQL_TYPES)}", kind)
+    folded = {field.casefold() for field in stored.metadata}
+    file.expect(len(folded) == len(stored.metadata), "metadata", "names of columns", "one twice")
+    for place, entry in enumerate(stored.inputs):
+        _check_entry(entry, file, f"inputs[{place}]", weighted)
+    pairs = {entry.input_id for entry in stored.inputs}
+    file.expect(len(pairs) == len(stored.inputs), "inputs", "unique pairs", "one twice")
+    files = {t: info for t, info in structs.asdict(stored.files).items() if info is not UNSET}
+    tables = TABLES if stored.inputs else ()
+    file.expect(tuple(files) == tables, "files", f"the tables {tables}", sorted(files))
+    for table, info in files.items():
+        expected = data_name(name, table)
+        file.expect(info.name == expected, f"files.{table}.name", repr(expected), info.name)
+    file.expect(name not in stored.replaces, "replaces", "names of other shards", name)
+    failures = tuple((failure.key, failure.error) for failure in stored.failures)
+    return Manifest(name, files, stored.metadata, stored.inputs, stored.replaces, failures)
+
+
+def _check_entry(entry: Entry, file: JsonFile, place: str, weighted: bool) -> None:
+    """Check what the fields of an entry say about each other."""
+    target, weights = entry.target, entry.weights
+    file.expect(weights is None or weighted, f"{place}.weights", "null in version 1", weights)
+    expected = "an integer" if weights is None else "null beside weights"
+    file.expect((target is None) != (weights is None), f"{place}.target", expected, target)
+    known = weights is None or _is_weights(weights)
+    file.expect(known, f"{place}.weights", "weights of outputs", weights)
+    identity = input_id(entry.key, entry.aim)
+    same = entry.input_id == identity
+    file.expect(same, f"input_id of {entry.key!r}", str(identity), entry.input_id)
 
 
 def read_manifest(folder: Path, name: str) -> Manifest:
@@ -270,36 +284,6 @@ def commit(folder: Path, manifest: Manifest, temporaries: Mapping[str, Path]) ->
         raise
 
 
-def _expect(holds: bool, shard: str, field: str, expected: str, found: object) -> None:
-    if not holds:
-        shown = repr(found)
-        raise StoreError(
-            f"manifest {shard}.json is malformed: expected {field} to be {expected}, "
-            f"found {shown[:100]}; copy the store again, and do not trust one from a stranger"
-        )
-
-
-def _object(raw: Mapping[str, Any], field: str, shard: str) -> dict[str, Any]:
-    value = raw.get(field)
-    _expect(isinstance(value, dict), shard, field, "an object", value)
-    assert isinstance(value, dict)
-    return value
-
-
-def _list(raw: Mapping[str, Any], field: str, shard: str) -> list[Any]:
-    value = raw.get(field)
-    _expect(isinstance(value, list), shard, field, "a list", value)
-    assert isinstance(value, list)
-    return value
-
-
-def _failure(raw: Any, shard: str) -> tuple[str, str]:
-    _expect(isinstance(raw, dict), shard, "a failure", "an object", raw)
-    key, error = raw.get("key"), raw.get("error")
-    _expect(is_text(key) and is_text(error), shard, "a failure", "key and error as text", raw)
-    return key, error
-
-
 def is_text(value: object) -> bool:
     """Whether a value is text that UTF-8 can hold (JSON may hold lone surrogates)."""
     if not isinstance(value, str):
@@ -309,58 +293,6 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_int(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _file(raw: Any, shard: str, table: str) -> FileInfo:
-    field = f"files.{table}"
-    _expect(isinstance(raw, dict), shard, field, "an object", raw)
-    name = data_name(shard, table)
-    _expect(raw.get("name") == name, shard, f"{field}.name", repr(name), raw.get("name"))
-    for count in ("size", "rows"):
-        value = raw.get(count)
-        _expect(_is_int(value, 0, 1 << 62), shard, f"{field}.{count}", "a count", value)
-    digest = raw.get("sha256")
-    valid = isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
-    _expect(valid, shard, f"{field}.sha256", "64 hexadecimal digits", digest)
-    return FileInfo(name, raw["size"], raw["sha256"], raw["rows"])
-
-
-def _entry(raw: Any, shard: str, weighted: bool) -> Entry:
-    _expect(isinstance(raw, dict), shard, "an input", "an object", raw)
-    key, target, content = raw.get("key"), raw.get("target"), raw.get("content")
-    item, weights, flags = raw.get("item"), raw.get("weights"), raw.get("flags")
-    _expect(is_text(key), shard, "key", "text", key)
-    if weights is None or not weighted:
-        _expect(_is_int(target, -(1 << 31), (1 << 31) - 1), shard, "target", "an int32", target)
-        weights = None
-    else:
-        _expect(target is None, shard, f"target of {key!r}", "null beside weights", target)
-        known = isinstance(weights, str) and _is_weights(weights)
-        _expect(known, shard, "weights", "weights of outputs", weights)
-    _expect(item is None or _is_int(item, 0, 1 << 62), shard, "item", "a count or null", item)
-    _expect(flags is None or are_flags(flags), shard, "flags", "a list of names or null", flags)
-    flags = None if flags is None else tuple(flags)
-    valid = isinstance(content, str) and _SHA256.fullmatch(content) is not None
-    _expect(valid, shard, "content", "64 hexadecimal digits", content)
-    expected = input_id(key, aim_of(target, weights))
-    found = raw.get("input_id")
-    matches = _is_int(found, 0, (1 << 63) - 1) and found == expected
-    _expect(matches, shard, f"input_id of {key!r}", f"{expected}", found)
-    groups = []
-    for table in ("nodes", "edges"):
-        value = raw.get(table)
-        pair = (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(_is_int(number, 0, 1 << 31) for number in value)
-        )
-        _expect(pair, shard, f"{table} of {key!r}", "[first row group, number]", value)
-        groups.append((value[0], value[1]))
-    return Entry(found, key, target, content, groups[0], groups[1], item, weights, flags)
 
 
 def are_flags(value: object) -> bool:

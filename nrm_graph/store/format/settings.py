@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import safetensors.numpy
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.format.files import (
@@ -19,12 +19,12 @@ from nrm_graph.store.format.files import (
     seal,
     sha256_of,
 )
-from nrm_graph.store.format.manifest import is_text
+from nrm_graph.store.format.json_file import Count, JsonFile, Sha256, Text
 from nrm_graph.store.format.place import refuse_foreign
 from nrm_graph.store.format.schema import FORMAT_VERSION, MAX_TENSORS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -32,11 +32,55 @@ if TYPE_CHECKING:
 MAX_SETTINGS_BYTES = 64 << 20
 MAX_PROGRAM_BYTES = 256 << 20
 MAX_HEADER_BYTES = 64 << 20
-RESOLUTIONS = ("neuron", "channel", "feature", "token", "head", "custom")
-INPUT_DTYPES = ("float", "int64", "bool")
 PROGRAM_FILES = ("program.json", "weights.safetensors")
 UNITS_FILE = "units.safetensors"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Int15 = Annotated[int, Meta(ge=0, le=(1 << 15) - 1)]
+Int31 = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
+Name = Annotated[Text, Meta(min_length=1)]
+Resolution = Annotated[str, Meta(pattern=r"^(neuron|channel|feature|token|head|custom)\Z")]
+Tensors = Meta(min_length=1, max_length=MAX_TENSORS)
+
+
+class _Layer(Struct):
+    layer_id: Int15
+    name: Name
+    kind: Text
+    shape: list[Int31]
+    resolution: Resolution
+    n_units: Int31
+    depth: Int15
+    aliases: list[Text]
+
+
+class _Output(Struct, forbid_unknown_fields=True):
+    name: Name
+    shape: list[Int31]
+
+
+class _Input(_Output, forbid_unknown_fields=True):
+    dtype: Annotated[str, Meta(pattern=r"^(float|int64|bool)\Z")]
+
+
+class _File(Struct):
+    size: Count
+    sha256: Sha256
+
+
+class _Settings(Struct):
+    program_hash: Sha256
+    composite: dict[str, Any]
+    versions: dict[str, Any]
+    coverage: Annotated[float, Meta(gt=0, le=1)]
+    layers: Annotated[list[_Layer], Meta(min_length=1, max_length=1 << 15)]
+    groups: list[tuple[Count, Count, Count]]
+    files: dict[str, Any]
+    top: Annotated[int, Meta(ge=1, le=1 << 62)] | None = None
+    mantissa_bits: Annotated[int, Meta(ge=1, le=23)] | None = None
+    preprocessing: Text | None = None
+    classes: list[Text] | None = None
+    inputs: Annotated[list[_Input], Tensors] | UnsetType = UNSET
+    outputs: Annotated[list[_Output], Tensors] | UnsetType = UNSET
 
 
 def create(
@@ -194,105 +238,39 @@ def read_settings(path: Path, *, sizes: bool = True) -> dict[str, Any]:
 
 
 def _decode(path: Path, data: bytes) -> dict[str, Any]:
-    raw = parse_object(data, f"{path / 'store.json'}")
-    version = raw.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise StoreError(
-            f"{path} has format version {version!r}; this release reads version "
-            f"{FORMAT_VERSION}: install the release that wrote the store"
+    file = JsonFile(str(path / "store.json"))
+    raw = parse_object(data, file.name)
+    file.version(raw, FORMAT_VERSION)
+    settings = file.typed(raw, _Settings)
+    layers = settings.layers
+    for place, layer in enumerate(layers):
+        file.expect(
+            layer.layer_id == place, f"layers[{place}].layer_id", f"{place}", layer.layer_id
         )
-
-    def expect(holds: bool, field: str, expected: str, found: object) -> None:
-        if not holds:
-            raise StoreError(
-                f"{path / 'store.json'} is malformed: expected {field} to be {expected}, found "
-                f"{repr(found)[:100]}; copy the store again, and do not trust one from a stranger"
-            )
-
-    digest = raw.get("program_hash")
-    valid = isinstance(digest, str) and _SHA256.fullmatch(digest) is not None
-    expect(valid, "program_hash", "64 hexadecimal digits", digest)
-    for name in ("composite", "versions"):
-        expect(isinstance(raw.get(name), dict), name, "an object", raw.get(name))
-    coverage = raw.get("coverage")
-    number = isinstance(coverage, int | float) and not isinstance(coverage, bool)
-    expect(number and 0 < coverage <= 1, "coverage", "a number in (0, 1]", coverage)  # type: ignore[operator]
-    for name, limit in (("top", 1 << 62), ("mantissa_bits", 23)):
-        value = raw.get(name)
-        fits = value is None or _is_int(value, 1, limit)
-        expect(fits, name, f"null or an integer from 1 to {limit}", value)
-    text = raw.get("preprocessing")
-    expect(text is None or is_text(text), "preprocessing", "null or text", text)
-    classes = raw.get("classes")
-    named = classes is None or (isinstance(classes, list) and all(map(is_text, classes)))
-    expect(named, "classes", "null or a list of names", classes)
-    layers, groups = raw.get("layers"), raw.get("groups")
-    expect(isinstance(layers, list) and 0 < len(layers) <= 32768, "layers", "a list", layers)
-    for position, layer in enumerate(layers or ()):
-        problem = _layer_problem(layer, position)
-        expect(problem is None, f"layers[{position}]", str(problem), layer)
-    names = [layer["name"] for layer in layers or ()]
-    expect(len(set(names)) == len(names), "the names of layers", "unique", sorted(names))
-    expect(isinstance(groups, list), "groups", "a list", groups)
-    for group in groups or ():
-        three = isinstance(group, list) and len(group) == 3
-        plain = three and all(_is_int(n, 0, 1 << 62) for n in group)
-        expect(
-            plain and group[1] < group[0] < len(names), "a group", "[dst, src, dense edges]", group
+        neurons, units = math.prod(layer.shape), layer.n_units
+        file.expect(
+            units <= neurons, f"layers[{place}].n_units", "at most one for each neuron", units
         )
-    problem = _inputs_problem(raw["inputs"]) if "inputs" in raw else None
-    expect(problem is None, "inputs", str(problem), raw.get("inputs"))
-    if "outputs" in raw:
-        problem = _outputs_problem(raw["outputs"], (layers or [{"shape": []}])[-1]["shape"])
-        expect(problem is None, "outputs", str(problem), raw["outputs"])
-    files = raw.get("files")
-    expect(isinstance(files, dict), "files", "an object", files)
-    own = any(layer["resolution"] == "custom" for layer in layers or ())
-    needed = {*PROGRAM_FILES, *([UNITS_FILE] if own else [])}
-    expect(set(files or ()) == needed, "files", f"{sorted(needed)}", sorted(files or ()))
-    for name, info in (files or {}).items():
-        good = isinstance(info, dict) and _is_int(info.get("size"), 0, 1 << 62)
-        good = good and isinstance(info.get("sha256"), str)
-        good = good and _SHA256.fullmatch(info["sha256"]) is not None
-        expect(good, f"files.{name}", "size and sha256", info)
+    for place, group in enumerate(settings.groups):
+        backwards = group[1] < group[0] < len(layers)
+        file.expect(backwards, f"groups[{place}]", "[dst, src, dense edges] of layers", group)
+    for field, rows in (
+        ("layers", layers),
+        ("inputs", settings.inputs or ()),
+        ("outputs", settings.outputs or ()),
+    ):
+        names = [row.name for row in rows]
+        file.expect(len(set(names)) == len(names), f"the names of {field}", "unique", sorted(names))
+    if settings.outputs:
+        held = sum(math.prod(row.shape) for row in settings.outputs)
+        last = math.prod(layers[-1].shape)
+        file.expect(held == last, "outputs", f"the {last} neurons of the last layer", held)
+    own = any(layer.resolution == "custom" for layer in layers)
+    needed = sorted([*PROGRAM_FILES, *([UNITS_FILE] if own else [])])
+    file.expect(sorted(settings.files) == needed, "files", f"{needed}", sorted(settings.files))
+    for name, info in settings.files.items():
+        file.typed(info, _File, f"files.{name}")
     return raw
-
-
-def _is_int(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _tensors_problem(rows: Any, what: str, fields: Sequence[str]) -> str | None:
-    """Say what a list of named tensors (inputs or outputs) should be, or None if it is."""
-    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_TENSORS:
-        return f"a list of 1 to {MAX_TENSORS} {what}"
-    for row in rows:
-        if not isinstance(row, dict) or set(row) != set(fields):
-            return f"a list of {what} with {', '.join(fields[:-1])} and {fields[-1]}"
-        if not is_text(row["name"]) or not row["name"]:
-            return f"a list of {what} with names"
-        shape = row["shape"]
-        if not isinstance(shape, list) or not all(_is_int(d, 0, (1 << 31) - 1) for d in shape):
-            return f"a list of {what} with shapes"
-    if len({row["name"] for row in rows}) != len(rows):
-        return f"a list of {what} with names of their own"
-    return None
-
-
-def _inputs_problem(inputs: Any) -> str | None:
-    """Say what the list of a network's inputs should be, or None if it is."""
-    problem = _tensors_problem(inputs, "inputs", ("name", "shape", "dtype"))
-    if problem is None and any(row["dtype"] not in INPUT_DTYPES for row in inputs):
-        return f"a list of inputs with a dtype out of {', '.join(INPUT_DTYPES)}"
-    return problem
-
-
-def _outputs_problem(outputs: Any, last: list[int]) -> str | None:
-    """Say what the list of a network's outputs should be, or None if it is."""
-    problem = _tensors_problem(outputs, "outputs", ("name", "shape"))
-    if problem is None and sum(math.prod(row["shape"]) for row in outputs) != math.prod(last):
-        return "a list of outputs that the last layer holds"
-    return problem
 
 
 def inputs_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -301,29 +279,6 @@ def inputs_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         return list(meta["inputs"])
     first = meta["layers"][0]
     return [{"name": first["name"], "shape": first["shape"], "dtype": "float"}]
-
-
-def _layer_problem(layer: Any, position: int) -> str | None:
-    """Say what an entry of ``layers`` should be, or None if it is."""
-    if not isinstance(layer, dict):
-        return "an object"
-    if layer.get("layer_id") != position or not _is_int(layer["layer_id"], 0, 32767):
-        return f"the layer of layer_id {position}: layers stand in their order"
-    if not (is_text(layer.get("name")) and layer["name"] and is_text(layer.get("kind"))):
-        return "a layer with name and kind"
-    shape = layer.get("shape")
-    if not isinstance(shape, list) or not all(_is_int(d, 0, (1 << 31) - 1) for d in shape):
-        return "a layer with a shape"
-    if layer.get("resolution") not in RESOLUTIONS:
-        return f"a layer with a resolution out of {', '.join(RESOLUTIONS)}"
-    if not _is_int(layer.get("n_units"), 0, min(math.prod(shape), (1 << 31) - 1)):
-        return "a layer with n_units, at most one for each neuron"
-    if not _is_int(layer.get("depth"), 0, 32767):
-        return "a layer with a depth"
-    aliases = layer.get("aliases")
-    if not isinstance(aliases, list) or not all(map(is_text, aliases)):
-        return "a layer with a list of aliases"
-    return None
 
 
 def checked_tensor_file(path: Path) -> Path:

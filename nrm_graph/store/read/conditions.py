@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from nrm_graph.errors import EventError, InputError, StoreError
 from nrm_graph.events import serialization
 from nrm_graph.store.format.files import (
@@ -19,8 +21,8 @@ from nrm_graph.store.format.files import (
     sync_folder,
     together,
 )
+from nrm_graph.store.format.json_file import JsonFile, Sha256, Text
 from nrm_graph.store.format.listing import MAX_LOOKS
-from nrm_graph.store.format.manifest import is_text
 from nrm_graph.store.format.schema import CONDITION_FACTS, FORMAT_VERSION, VIEWS
 from nrm_graph.store.read.snapshot import Snapshot
 
@@ -36,7 +38,16 @@ FILE = "condition.json"
 MAX_CONDITION_BYTES = 64 << 20
 MAX_NAME = 60
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-_FIELDS = {"format_version", "name", "event", "where", "program_hash", "store", "seal"}
+
+
+class _Stored(Struct, forbid_unknown_fields=True):
+    format_version: int
+    name: str
+    event: Any
+    where: Text | None
+    program_hash: Sha256
+    store: Sha256
+    seal: str
 
 
 @dataclass(frozen=True)
@@ -312,43 +323,27 @@ def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """
     _no_link(folder)
     path = folder / FILE
-    raw = parse_object(read_limited(path, MAX_CONDITION_BYTES), str(path))
     advice = f"remove the folder {folder} and materialize anew"
-    version = raw.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise StoreError(
-            f"{path} has format version {repr(version)[:100]}; this release reads version "
-            f"{FORMAT_VERSION}: install the release that wrote it, or {advice}"
-        )
-
-    def expect(holds: bool, field: str, expected: str, found: object) -> None:
-        if not holds:
-            raise StoreError(
-                f"{path} is malformed: expected {field} to be {expected}, found "
-                f"{repr(found)[:100]}; {advice}"
-            )
-
-    odd = sorted(map(str, set(raw) ^ _FIELDS))
-    expect(not odd, "the fields", f"{sorted(_FIELDS)}", odd)
-    name = raw["name"]
+    file = JsonFile(str(path), advice)
+    raw = parse_object(read_limited(path, MAX_CONDITION_BYTES), file.name)
+    file.version(raw, FORMAT_VERSION)
+    stored = file.typed(raw, _Stored)
     try:
-        check_name(name)
-    except InputError as error:
+        check_name(stored.name)
+        serialization.from_json(stored.event)
+    except (InputError, EventError) as error:
         raise StoreError(f"{path} is malformed: {error}; {advice}") from None
-    expect(name.lower() == folder.name, "name", f"that of the folder, {folder.name!r}", name)
-    where = raw["where"]
-    expect(where is None or is_text(where), "where", "null or text", where)
-    for field, own in (("program_hash", meta["program_hash"]), ("store", store_identity(meta))):
-        if raw[field] != own:
-            what = "program" if field == "program_hash" else "store"
+    here = stored.name.lower() == folder.name
+    file.expect(here, "name", f"that of the folder, {folder.name!r}", stored.name)
+    for what, its, own in (
+        ("program", stored.program_hash, meta["program_hash"]),
+        ("store", stored.store, store_identity(meta)),
+    ):
+        if its != own:
             raise StoreError(
-                f"the condition {name} of {folder.parent.parent} was made with another {what} "
-                f"({str(raw[field])[:12]}..., here it is {own[:12]}...): {advice}"
+                f"the condition {stored.name} of {folder.parent.parent} was made with another "
+                f"{what} ({its[:12]}..., here it is {own[:12]}...): {advice}"
             )
-    try:
-        serialization.from_json(raw["event"])
-    except EventError as error:
-        raise StoreError(f"{path} is malformed: {error}; {advice}") from None
     return raw
 
 

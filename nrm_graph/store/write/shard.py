@@ -6,13 +6,13 @@ import contextlib
 import math
 import re
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from msgspec.structs import replace
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network.weighted_targets import weights_of
