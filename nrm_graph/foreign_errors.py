@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,12 +13,29 @@ from nrm_graph.errors import InputError, NrmError, QueryError, StoreError, first
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
 
 _PACKAGE = Path(__file__).parent
 _KINDS: dict[str, type[NrmError]] = {"duckdb": QueryError, "pyarrow": StoreError}
 """Errors by the library that raised them; what torch or a network's own code raises is of what
 was being done."""
+
+_PHRASES = {
+    r"`str` matching regex '\^\[\^.*": "text of valid Unicode",
+    r"`str` matching regex '\^\[0-9a-f\]\{64\}.*": "64 hexadecimal digits",
+    r"`str` matching regex '\^\((.*)\).*": r"one of \1",
+    r"(?<=\w)\|(?=\w)": ", ",
+    "matching regex": "matching",
+    "Number out of range": "a number in range",
+}
+_TYPES = {
+    "str": "text",
+    "int": "an integer",
+    "float": "a number",
+    "array": "a list",
+    "object": "an object",
+}
 
 
 def translated(doing: str, kind: type[NrmError] = InputError) -> Callable[[F], F]:
@@ -74,3 +92,55 @@ def _translation(error: Exception, doing: str, kind: type[NrmError]) -> NrmError
         "" if is_own or "torch" in where.parts else f", in {where.name} line {frames[-1].lineno}"
     )
     return kind(f"{doing} failed, with {type(error).__name__}: {reason}{place}")
+
+
+class Misfit(ValueError):
+    """Data from outside that is not of a type: where, what was expected and what was found."""
+
+    def __init__(self, place: str, expected: str, found: object) -> None:
+        super().__init__(f"expected {place} to be {expected}, found {repr(found)[:100]}")
+        self.place, self.expected, self.found = place, expected, found
+
+
+def typed(raw: Any, kind: type[T], place: str = "") -> T:
+    """Value of a type, out of what :mod:`json` parsed, which stands at a place.
+
+    Raises
+    ------
+    Misfit
+        If it is of another form.
+
+    Examples
+    --------
+    >>> typed([{}, {"n": 1}], list[dict[str, int]])
+    [{}, {'n': 1}]
+    >>> typed([1, "x"], list[int | None], "flags")
+    Traceback (most recent call last):
+    nrm_graph.foreign_errors.Misfit: expected flags[1] to be null or an integer, found 'x'
+    """
+    import msgspec  # light where no JSON is read
+
+    try:
+        return msgspec.convert(raw, kind)
+    except UnicodeEncodeError as error:  # a lone surrogate, where no text is expected
+        raise Misfit("all text", "valid Unicode", error.object) from None
+    except msgspec.ValidationError as error:
+        said, _, path = str(error).partition(" - at `$")
+    path = path.removesuffix("`")
+    for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", path.partition("[...]")[0]):
+        raw = raw[name or int(index)]
+    field = re.fullmatch("Object .* (required|unknown) field `(.*)`", said, re.DOTALL)
+    if field:
+        expected = "there" if field[1] == "required" else "absent"
+        path, raw = f"{path}.{field[2]}", raw.get(field[2])
+    else:
+        expected = said.removeprefix("Expected ").partition(", got ")[0]
+        for phrase, words in _PHRASES.items():
+            expected = re.sub(phrase, words, expected)
+        expected = re.sub("`(.*?)`", _types, expected)
+    raise Misfit(f"{place}{path}".lstrip("."), expected, raw)
+
+
+def _types(union: re.Match[str]) -> str:
+    names = sorted(union[1].split(" | "), key="null".__ne__)
+    return " or ".join(_TYPES.get(name, name) for name in names)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 DUCKDB = {"store"}
 MATPLOTLIB = {"plots"}
-MSGSPEC = {"store"}
+MSGSPEC = {"foreign_errors", "network", "store"}
 
 HEAVY = {
     "network.device",

@@ -12,9 +12,11 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 
 from nrm_graph.errors import StoreError
+from nrm_graph.foreign_errors import typed
 from nrm_graph.network.ir.batch_axis import PLAIN, BatchAxis
 from nrm_graph.network.ir.operations import ENDS, PASSIVE, SAME, WEIGH
 
@@ -245,12 +247,28 @@ def _decode(value: Any) -> Any:
             return Ref(str(inner))
         if kind == "weight":
             return Weight(str(inner))
-        if kind == "batch":
-            return Batch(int(inner[0]), int(inner[1]))
+        if kind == "batch" and all(isinstance(number, int) for number in inner):
+            return Batch(*inner)
         if kind == "float" and inner in ("inf", "-inf"):
             return float(inner)
         raise ValueError(f"unknown argument {value!r}")
     return value
+
+
+class _Graph(msgspec.Struct):
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    nodes: tuple[Node, ...]
+    output: str
+    aliases: tuple[tuple[str, str], ...]
+    integers: tuple[str, ...] = ()
+    outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+def _node(raw: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a node, its arguments decoded."""
+    kwargs = tuple(sorted((name, _decode(value)) for name, value in raw["kwargs"].items()))
+    batch = zip(("axis", "outer", "inner"), raw.get("batch", (0, 1, 1)), strict=True)
+    return raw | {"args": _decode(raw["args"]), "kwargs": kwargs, "batch": dict(batch)}
 
 
 def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
@@ -262,31 +280,11 @@ def from_json(text: str, weights: Mapping[str, Tensor]) -> Program:
         If the text is not such a program, or names a tensor or value that is not there.
     """
     try:
-        graph = json.loads(text)
-        nodes = tuple(
-            Node(
-                name=str(n["name"]),
-                op=str(n["op"]),
-                args=_decode(n["args"]),
-                kwargs=tuple(sorted((str(k), _decode(v)) for k, v in n["kwargs"].items())),
-                module=str(n["module"]),
-                call=str(n["call"]),
-                shape=tuple(int(d) for d in n["shape"]),
-                batch=BatchAxis(*(int(d) for d in n.get("batch", (0, 1, 1)))),
-            )
-            for n in graph["nodes"]
-        )
-        program = Program(
-            tuple((str(n), tuple(int(d) for d in shape)) for n, shape in graph["inputs"]),
-            nodes,
-            str(graph["output"]),
-            weights,
-            tuple((str(a), str(b)) for a, b in graph["aliases"]),
-            tuple(str(name) for name in graph.get("integers", ())),
-            tuple((str(n), tuple(int(d) for d in s)) for n, s in graph.get("outputs", ())),
-        )
+        raw = json.loads(text)
+        graph = typed(raw | {"nodes": [_node(node) for node in raw["nodes"]]}, _Graph)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"program.json is not a program of this package: {error}") from None
+    program = Program(weights=weights, **msgspec.structs.asdict(graph))
     _check(program)
     return program
 
