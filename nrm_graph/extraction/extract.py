@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from nrm_graph.network.ir.input_spec import Form
+    from nrm_graph.network.ir.input_spec import Form, Inputs
     from nrm_graph.network.ir.program import Program
     from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.propagation.prepared_network import Network
@@ -235,7 +235,7 @@ def extract(
     return Database(folder)
 
 
-def _traced(model: torch.nn.Module, x: object, output: Choice) -> tuple[Program, Form]:
+def _traced(model: torch.nn.Module, x: Inputs, output: Choice) -> tuple[Program, Form]:
     """Trace a network with its first input; say what it takes.
 
     Raises
