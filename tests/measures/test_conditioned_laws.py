@@ -345,15 +345,15 @@ def check_single_precision(data, case: None) -> None:
 
 
 CHECKS = {
-    "totals": (check_totals, 8),
-    "algebra": (check_algebra, 8),
-    "chain": (check_chain, 8),
-    "tables": (check_tables, 10),
-    "products": (check_products, 10),
-    "joint": (check_joint, 10),
-    "units": (check_units, 10),
-    "groups": (check_groups, 10),
-    "single_precision": (check_single_precision, 10),
+    "totals": (check_totals, 15),
+    "algebra": (check_algebra, 15),
+    "chain": (check_chain, 15),
+    "tables": (check_tables, 20),
+    "products": (check_products, 20),
+    "joint": (check_joint, 20),
+    "units": (check_units, 20),
+    "groups": (check_groups, 20),
+    "single_precision": (check_single_precision, 20),
 }
 
 
