@@ -67,7 +67,9 @@ def test_forms_of_one_input(name, m):
     np.testing.assert_allclose(found.marginal("0"), m.marginal("0"), atol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.bool, pytest.param(torch.uint8, marks=pytest.mark.slow)]
+)
 def test_integer_inputs_are_numbers(dtype):
     x = (image() > 0).to(dtype)
     found = ng.measure(network(), x, target=1, dtype="float64")
@@ -83,7 +85,13 @@ def test_half_precision_networks_are_explained_in_float32(dtype):
     assert m.cut("input").total == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (1, 4, 4), (2, 8), (1, 1, 4, 4), (16,), (1, 16)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((4, 4), (1, 4, 4), (16,)),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((2, 8), (1, 1, 4, 4), (1, 16))),
+    ],
+)
 def test_a_network_that_accepts_any_shape(shape):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(math_prod(shape), 2))

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 
 import nrm_graph as ng
-from reference.brute import Net, Walks
-from reference.brute_networks import NETS, random_image_net, random_vector_net
+from reference import brute_networks
+from reference.brute import Walks
+from reference.brute_networks import NETS
 
 TOLERANCE = 1e-10
 LIMIT = 40_000
@@ -24,17 +25,10 @@ class Case(NamedTuple):
     scale: float
 
 
-@functools.cache
 def network(kind: str, seed: int):
     """A network and its program: what is slow is tracing, so examples share a few of them."""
-    if kind == "image":
-        shape, nodes = random_image_net(seed)
-    elif kind == "vector":
-        shape, nodes = random_vector_net(seed)
-    else:
-        shape, nodes = NETS[kind]
-    net = Net(nodes, shape, seed)
-    return net, ng.trace(net, torch.zeros((1, *shape), dtype=torch.float64))
+    name = kind if kind in NETS else f"{kind}{seed}"
+    return brute_networks.build(name)[0], brute_networks.program(name)
 
 
 @functools.lru_cache(maxsize=64)

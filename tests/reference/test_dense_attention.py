@@ -23,6 +23,7 @@ TOLERANCE = 1e-10
 
 
 RARE = {n for n in CASES if n.endswith("_plain") or "_True_" in n} | {"no_bias", "weights_axis"}
+RARE |= {"interleaved", "one_key_head", "fused_bias", "group_flat_norm", "instance1d_norm"}
 
 
 def marked(name: str, *values: object, rare: bool = False):
