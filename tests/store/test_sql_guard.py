@@ -70,6 +70,14 @@ ATTACKS = [
     "SELECT * FROM (WITH \"{file}\" AS (SELECT 1) SELECT 1), '{file}'",
     'WITH "{file}" AS (SELECT * FROM \'{file}\') SELECT * FROM "{file}"',
     "WITH a AS (SELECT * FROM b), b AS (SELECT 1) SELECT * FROM a",
+    "WITH RECURSIVE \"{file}\"(r) AS (SELECT relevance FROM '{file}' UNION ALL "
+    'SELECT r FROM "{file}" WHERE false) SELECT * FROM "{file}"',
+    "WITH RECURSIVE \"{file}\"(r) AS (WITH a AS (SELECT relevance FROM '{file}') SELECT relevance "
+    'FROM a UNION ALL SELECT r FROM "{file}" WHERE false) SELECT * FROM "{file}"',
+    "WITH RECURSIVE \"{file}\"(r) AS (SELECT 1.5 UNION ALL SELECT relevance FROM '{file}' "
+    'UNION ALL SELECT r FROM "{file}" WHERE false) SELECT * FROM "{file}"',
+    "WITH RECURSIVE sqlite_master AS (SELECT name FROM sqlite_master UNION ALL "
+    "SELECT name FROM sqlite_master WHERE false) SELECT * FROM sqlite_master",
     "SELECT * FROM '{tensors}'",
     # table functions, wherever they stand
     "SELECT * FROM read_csv('/etc/passwd')",
@@ -193,6 +201,14 @@ def test_only_queries_of_the_store_run(db, two_targets, attack):
         "WITH edges AS (SELECT * FROM edges) SELECT count(*) FROM edges",
         "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < 5) "
         "SELECT sum(n) FROM t",
+        "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL (WITH a AS (SELECT n + 1 AS m FROM t) "
+        "SELECT m FROM a, (SELECT max(n) FROM t) WHERE m < 5)) SELECT sum(n) FROM t",
+        "WITH RECURSIVE edges(n) AS (SELECT count(*) FROM nodes UNION ALL "
+        "SELECT n + 1 FROM edges WHERE n < 5) SELECT * FROM edges",
+        "SELECT ntile(2) OVER w, rank() OVER w, dense_rank() OVER w, percent_rank() OVER w, "
+        "cume_dist() OVER w, lead(relevance) OVER w, first_value(relevance) OVER w, "
+        "last_value(relevance) OVER w, nth_value(relevance, 2) OVER w, fill(relevance) OVER w "
+        "FROM edges WINDOW w AS (ORDER BY relevance)",
         "WITH RECURSIVE w AS (SELECT dst_unit u, relevance r FROM edges WHERE dst_layer = 1 "
         "UNION ALL SELECT e.src_unit, r * e.conditional FROM w JOIN edges e ON e.dst_unit = w.u "
         "AND e.dst_layer = 2) SELECT count(*) FROM w",

@@ -41,6 +41,11 @@ _PLAIN = {
     *("current_date", "today", "now", "get_current_time", "get_current_timestamp"),
     *("transaction_timestamp",),
 }
+# DuckDB 1.4 runs them, and lists them nowhere.
+_WINDOW = {
+    *("row_number", "rank", "dense_rank", "rank_dense", "percent_rank", "cume_dist", "ntile"),
+    *("lag", "lead", "first_value", "last_value", "nth_value", "fill"),
+}
 _OF_THE_SERVER = ("pg_", "has_", "inet_", "current_", "session_")
 # DuckDB 1.5 calls some of these consistent; some plan the SQL that they are given, which opens
 # files.
@@ -49,6 +54,8 @@ _CLOSED = {
     *("txid_current", "nextval", "currval", "setval", "setseed", "stats", "sleep_ms", "write_log"),
     *("json_serialize_plan", "json_serialize_sql", "json_deserialize_sql"),
 }
+_SEES_THE_CTE = {"RECURSIVE_CTE_NODE": "right", "CTE_NODE": "child"}
+"""Part of a node that sees the CTE it defines; DuckDB 1.4.0 has nodes around what reads a CTE."""
 _LISTS = {"tables", "__show_tables_expanded"}  # SHOW TABLES; SHOW ALL TABLES, SHOW and DESCRIBE
 EVERY = "*"
 """Stands for the names of all tables, where they are listed."""
@@ -89,7 +96,9 @@ def _functions() -> tuple[frozenset[str], frozenset[str]]:
         or (kind in ("scalar", "aggregate", "window") and stability == "CONSISTENT")
     }
     closed = {name for name in pure if name.startswith((*_OF_THE_SERVER, "__internal"))}
-    return frozenset((pure - closed - _CLOSED) | _PLAIN), frozenset(name for name, _, _ in listed)
+    return frozenset((pure - closed - _CLOSED) | _PLAIN | _WINDOW), frozenset(
+        name for name, _, _ in listed
+    )
 
 
 def check_statement(sql: str, tables: Collection[str]) -> set[str]:
@@ -225,21 +234,19 @@ def _walk(node: object, ctes: frozenset[str], tables: frozenset[str], used: set[
     # The function of a TABLE_FUNCTION was checked with it; this is one inside an expression.
     if name and name not in _functions()[0] and not node.get("checked"):
         raise _no_function(name)
+    # A CTE sees those before it, itself only where it is repeated: a table's name that is out of
+    # scope would be looked up among files.
     inside = ctes
-    if kind in ("CTE_NODE", "RECURSIVE_CTE_NODE"):
-        inside |= {str(node.get(k)).lower() for k in ("cte_name", "ctename") if node.get(k)}
-    # A CTE sees those before it, and itself only where it is recursive: a table's name that is
-    # out of scope would be looked up among files.
     for entry in (node.get("cte_map") or {}).get("map") or ():
-        cte = str(entry["key"]).lower()
-        body = entry["value"]
-        query = (body.get("query_node") or (body.get("query") or {}).get("node") or {}).get("type")
-        recursive = query == "RECURSIVE_CTE_NODE"
-        _walk(body, inside | {cte} if recursive else inside, tables, used)
-        inside |= {cte}
+        _walk(entry["value"], inside, tables, used)
+        inside |= {str(entry["key"]).lower()}
+    own = {str(node.get(key)).lower() for key in ("cte_name", "ctename") if node.get(key)}
+    scopes = {_SEES_THE_CTE.get(str(kind)): inside | own}
+    if kind == "CTE_NODE":
+        scopes["query"] = ctes
     for key, value in node.items():
         if key != "cte_map":
-            _walk(value, inside, tables, used)
+            _walk(value, scopes.get(key, inside), tables, used)
 
 
 def _no_function(name: str) -> QueryError:
