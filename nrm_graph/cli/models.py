@@ -192,7 +192,9 @@ def _archive(path: Path) -> torch.nn.Module:
     level = told.level
     told.setLevel(logging.CRITICAL)  # what it writes of its own, traceback and all
     try:
-        model: torch.nn.Module = torch.export.load(path).module()
+        with warnings.catch_warnings():  # torch 2.9 warns of a buffer of its own
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            model: torch.nn.Module = torch.export.load(path).module()
     except Exception as error:  # an archive can fail in any way: it is code
         raise InputError(
             f"cannot load {path}, expected a file written by torch.export.save: {first_line(error)}"

@@ -69,8 +69,8 @@ def export(around: Chosen, examples: Sequence[Tensor]) -> Any:
     name = type(around.network).__name__
     try:
         with _quiet():
-            exported = torch.export.export(
-                around, pairs, dynamic_shapes=(tuple({0: batch} for _ in pairs),)
+            exported = torch.export.export(  # torch 2.9 exports no ``*inputs`` of one batch
+                around, (pairs,), dynamic_shapes=(tuple({0: batch} for _ in pairs),)
             )
             _bound_unrolling(exported)
             return exported.run_decompositions({op: known[op] for op in _taken_apart(known)})

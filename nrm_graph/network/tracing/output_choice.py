@@ -103,7 +103,7 @@ class Chosen(nn.Module):
         named = dict(zip(self.names, inputs, strict=True))
         return chosen(self.network(**named), self.output)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the output, or several side by side."""
         found = [tensor for _, tensor in self.parts(*inputs)]
         if len(found) == 1:

@@ -42,6 +42,7 @@ from nrm_graph.network.tracing.torch_modules import (
     unguarded,
     unwrapped,
 )
+from nrm_graph.network.tracing.versions import warn_if_untested
 
 if TYPE_CHECKING:
     from nrm_graph.network.ir.program import Program
@@ -87,6 +88,7 @@ def trace(
         If the network cannot be exported, mixes the samples of a batch, or holds operations
         that are not known; all of them are named with their module paths.
     """
+    warn_if_untested()
     model = plain(model)
     refuse_unsound(model)
     names, examples = _examples(example)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nrm_graph.errors import InputError
 
@@ -280,6 +283,12 @@ def joined_content(names: Sequence[str], hashes: Sequence[str]) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
+@functools.cache
+def _writer_options() -> frozenset[str]:
+    """Options that this pyarrow knows: older ones count no rows of a page."""
+    return frozenset(inspect.signature(pq.write_table).parameters)
+
+
 def parquet_options(table: str) -> dict[str, Any]:
     """Options of ``pyarrow.parquet.ParquetWriter`` for one table of a shard.
 
@@ -293,8 +302,9 @@ def parquet_options(table: str) -> dict[str, Any]:
         "compression_level": 1,
         "use_dictionary": False,
         "write_page_checksum": True,
-        "max_rows_per_page": 131_072,
     }
+    if "max_rows_per_page" in _writer_options():
+        options["max_rows_per_page"] = 131_072
     if table in ORDER:
         options["column_encoding"] = {
             field.name: "BYTE_STREAM_SPLIT"
