@@ -183,7 +183,7 @@ REFUSED = {
     "too small": (
         image(nn.Linear(6, 3)),
         (1, 5),
-        "as given or with a batch axis in front: mat1 and mat2",
+        "as given or with a batch axis in front: (addmm: )?mat1 and mat2",
     ),
     "empty": (
         net(lambda m, x: m[0](x)[:, 5:5], nn.Linear(6, 8)),
