@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from nrm_graph.errors import InputError, NrmError, QueryError, StoreError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -126,19 +126,46 @@ def typed(raw: Any, kind: type[T], place: str = "") -> T:
         raise Misfit("all text", "valid Unicode", error.object) from None
     except msgspec.ValidationError as error:
         said, _, path = str(error).partition(" - at `$")
-    path = path.removesuffix("`")
-    for name, index in re.findall(r"\.(\w+)|\[(\d+)\]", path.partition("[...]")[0]):
-        raw = raw[name or int(index)]
+    value: Any = raw
+    steps: list[str | int] = []
+    for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", path):
+        if index == "...":  # some value of a mapping: msgspec does not say of which key
+            step = next((key for key in value if not _fits(raw, kind, steps, key)), None)
+            if step is None:
+                break
+        else:
+            step = name or int(index)
+        steps.append(step)
+        value = value[step]
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
     field = re.fullmatch("Object .* (required|unknown) field `(.*)`", said, re.DOTALL)
     if field:
         expected = "there" if field[1] == "required" else "absent"
-        path, raw = f"{path}.{field[2]}", raw.get(field[2])
+        path, value = f"{path}.{field[2]}", value.get(field[2])
     else:
         expected = said.removeprefix("Expected ").partition(", got ")[0]
         for phrase, words in _PHRASES.items():
             expected = re.sub(phrase, words, expected)
         expected = re.sub("`(.*?)`", _types, expected)
-    raise Misfit(f"{place}{path}".lstrip("."), expected, raw)
+    raise Misfit(f"{place}{path}".lstrip("."), expected, value)
+
+
+def _fits(raw: Any, kind: Any, steps: Sequence[str | int], key: str) -> bool:
+    """Whether data fits where the mapping at the end of some steps holds one key alone."""
+    import msgspec
+
+    def alone(value: Any, left: Sequence[str | int]) -> Any:
+        if not left:
+            return {key: value[key]}
+        changed = value.copy()
+        changed[left[0]] = alone(value[left[0]], left[1:])
+        return changed
+
+    try:
+        msgspec.convert(alone(raw, steps), kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _types(union: re.Match[str]) -> str:

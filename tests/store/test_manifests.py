@@ -56,7 +56,7 @@ def test_manifest_round_trip(path):
         ({"metadata": {"KEY": "int"}}, "names of columns"),
         ({"metadata": {"": "int"}}, "names of columns"),
         ({"metadata": {"a": "int", "A": "int"}}, "names of columns"),
-        ({"metadata": {"x": 1}}, r"metadata\[\.\.\.\] to be text, found {'x': 1}"),
+        ({"metadata": {"x": 1}}, r"metadata\.x to be text, found 1"),
         ({"inputs": {}}, "expected inputs to be a list"),
         ({"inputs__0": 5}, r"expected inputs\[0\] to be an object, found 5"),
         ({"inputs__0__key": 5}, r"expected inputs\[0\]\.key to be text, found 5"),
