@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ HEAVY = {
 """Rooms and modules that may load torch when they are imported; all others are light."""
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     trees = {}
     for path in PACKAGE.rglob("*.py"):
@@ -49,7 +51,8 @@ def modules() -> dict[str, ast.Module]:
     return trees
 
 
-def imports(tree: ast.AST) -> set[str]:
+@functools.cache
+def imports(tree: ast.AST) -> frozenset[str]:
     """Absolute names that run at import or in a function; not those under TYPE_CHECKING."""
     names: set[str] = set()
     for node in ast.iter_child_nodes(tree):
@@ -60,7 +63,7 @@ def imports(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         names |= imports(node)
-    return names
+    return frozenset(names)
 
 
 def rooms_that_import(library: str) -> set[str]:
