@@ -130,6 +130,7 @@ def plain_max_product(w: Walks) -> float:
     return float(best[w.layers[-1]][w.target])
 
 
+@pytest.mark.slow
 def test_plain_max_product_is_a_trap():
     """A product of two negative steps may be the best, which a largest product alone misses."""
     wrong = []
