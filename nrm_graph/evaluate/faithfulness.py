@@ -38,7 +38,6 @@ from nrm_graph.evaluate.held_out import (
 from nrm_graph.evaluate.scores import Scorer
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.store.input_group import InputGroup, group
-from nrm_graph.store.progress import hidden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -284,7 +283,7 @@ def _curves(
         total=len(spent.fractions) * sum(repeats.values()),
         unit=" runs",
         desc="faithfulness",
-        disable=hidden(progress),
+        disable=None if progress else True,
     )
     with bar:
         for method, count in repeats.items():

@@ -19,7 +19,6 @@ from nrm_graph.store.format.manifest import MAX_ERROR
 from nrm_graph.store.format.schema import EDGES, NODES, Record
 from nrm_graph.store.input_group import group
 from nrm_graph.store.measure import measure
-from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import check_name, create, undropped
 from nrm_graph.store.write import dropping
 from nrm_graph.store.write.writer import Writer
@@ -127,7 +126,7 @@ def _compute(
         total=len(chosen),
         unit=" inputs",
         desc=name,
-        disable=hidden(progress),
+        disable=None if progress else True,
     )
     with ending_in_order(), contextlib.ExitStack() as stack:
         stack.enter_context(undropped(db.path, name))

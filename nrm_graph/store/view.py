@@ -32,25 +32,7 @@ if TYPE_CHECKING:
 
 
 class View:
-    """A snapshot of a store; :class:`nrm_graph.database.Database` adds what users ask of it.
-
-    Parameters
-    ----------
-    path : path
-        Folder of the store.
-
-    Attributes
-    ----------
-    path : Path
-        Folder of the store, absolute.
-    meta : dict
-        Content of ``store.json``.
-
-    Raises
-    ------
-    StoreError
-        If there is no store, or it is damaged or of an unknown format.
-    """
+    """A snapshot of a store: what :class:`nrm_graph.database.Database` binds its questions to."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = local_path(path)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.store.format.files import local_path
-from nrm_graph.store.progress import hidden
 from nrm_graph.store.verify import conservation
 from nrm_graph.store.verify.conditions import check_condition, check_conditions
 from nrm_graph.store.verify.files import check_identities, check_settings, read_shards
@@ -85,7 +84,7 @@ def verify(
     total = sum(
         len(m.inputs) for shards in (manifests, *(c.manifests for c in checked)) for m in shards
     )
-    with tqdm(total=total, unit=" inputs", disable=hidden(progress)) as bar:
+    with tqdm(total=total, unit=" inputs", disable=None if progress else True) as bar:
         for manifest in manifests:
             check_tables(path / "shards", manifest, facts, findings, content, bar.update)
         for condition in checked:

@@ -13,7 +13,6 @@ from nrm_graph.network import units
 from nrm_graph.network.ir.validation import PROBLEMS
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 from nrm_graph.store.measure import measure
-from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import FOLDER
 from nrm_graph.store.verify.report import Within, pair_of
 from nrm_graph.store.view import View
@@ -55,7 +54,9 @@ def recompute(path: Path, sample: int, findings: Findings, progress: bool) -> in
     with db:
         ids = sorted(db._snapshot.entries)
         places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False)
-        for place in tqdm(places.astype(int), unit=" recomputed", disable=hidden(progress)):
+        for place in tqdm(
+            places.astype(int), unit=" recomputed", disable=None if progress else True
+        ):
             identity = ids[place]
             entry = db._snapshot.entries[identity]
             shard = db._snapshot.shard_of[identity]
@@ -74,7 +75,7 @@ def _one_condition(
     inside = Within(findings, f"{FOLDER}/{condition.name.lower()}/shards")
     ids = sorted(set(snapshot.entries) & set(db._snapshot.entries))
     places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False).astype(int)
-    for place in tqdm(places, unit=f" of {condition.name}", disable=hidden(progress)):
+    for place in tqdm(places, unit=f" of {condition.name}", disable=None if progress else True):
         identity = ids[place]
         entry = snapshot.entries[identity]
         where: Place = {"shard": snapshot.shard_of[identity], **pair_of(entry)}

@@ -22,7 +22,6 @@ from nrm_graph.store.format.listing import listed
 from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES
 from nrm_graph.store.format.metadata import MAX_FIELDS, joined
 from nrm_graph.store.format.schema import GROUPS_PER_FILE, ORDER, TABLES
-from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import condition_folders, dropped_folders
 from nrm_graph.store.write.rewrite import replace_all, shards_of
 
@@ -171,7 +170,9 @@ def compact(
         work = [(shards, step) for shards in all_shards for step in _steps(shards, limit)]
         merged = [len(group.members) for _, step in work for group in step]
         total = sum(group.load.inputs for _, step in work for group in step)
-        with tqdm(total=total, unit=" inputs", desc="compact", disable=hidden(progress)) as bar:
+        with tqdm(
+            total=total, unit=" inputs", desc="compact", disable=None if progress else True
+        ) as bar:
             for shards, step in work:
                 replace_all(shards, [group.members for group in step], bar.update)
         dropped = dropped_folders(store)

@@ -13,7 +13,6 @@ from nrm_graph.errors import InputError
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import alone, local_path
-from nrm_graph.store.progress import hidden
 from nrm_graph.store.read.conditions import condition_folders
 from nrm_graph.store.write.compaction import AT_WORK, counted
 from nrm_graph.store.write.rewrite import replace_all, shards_of
@@ -104,7 +103,9 @@ def delete(
         gone = set(unique_keys)
         plans = [(shards, shards.holding(gone)) for shards in folders]
         total = sum(len(shards.kept(n, gone)) for shards, names in plans for n in names)
-        with tqdm(total=total, unit=" inputs", desc="delete", disable=hidden(progress)) as bar:
+        with tqdm(
+            total=total, unit=" inputs", desc="delete", disable=None if progress else True
+        ) as bar:
             for shards, names in plans:
                 if names:
                     replace_all(shards, [[name] for name in names], bar.update, gone)
