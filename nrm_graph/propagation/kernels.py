@@ -9,7 +9,7 @@ import torch
 
 from nrm_graph.network.maps.linear import Moving
 from nrm_graph.propagation.state import copied
-from nrm_graph.rules.base import Decisions, Flow, Signs, evaluated
+from nrm_graph.rules.base import Decisions, Kernel, Signs, evaluated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nrm_graph.propagation.state import State
 
 
-def kernel_of(state: State, name: str) -> Flow:
+def kernel_of(state: State, name: str) -> Kernel:
     """Kernel of a weighing operation, computed once per state."""
     kernel = state.kernels.get(name)
     if kernel is None:
@@ -27,7 +27,7 @@ def kernel_of(state: State, name: str) -> Flow:
     return kernel
 
 
-def _computed(state: State, name: str) -> Flow:
+def _computed(state: State, name: str) -> Kernel:
     """Kernel that a layer's rule gives for a batch."""
     net = state.network
     op, rule = net.layout.weighings[name], net.rules[net.layout.layer_of[name]]
@@ -61,7 +61,7 @@ def _decisions(state: State, name: str) -> Decisions | None:
     return Decisions(state.decided.values[name].to(device), denominators)
 
 
-def _kernel_of_copies(state: State, name: str) -> Flow:
+def _kernel_of_copies(state: State, name: str) -> Kernel:
     """Kernel of a state of copies; that of one sample, wherever it broadcasts."""
     assert state.single is not None
     kernel, op = kernel_of(state.single, name), state.network.layout.weighings[name]
@@ -92,7 +92,7 @@ def _kernel_of_copies(state: State, name: str) -> Flow:
             bias = moved(bias, op.bias.like)
         shares.append(replace(share, terms=terms, d=above(share.d), bias=bias))
     rest = (kernel.unplaced, kernel.held, kernel.remainder)
-    return Flow(tuple(shares), *[None if v is None else above(v) for v in rest])
+    return Kernel(tuple(shares), *[None if v is None else above(v) for v in rest])
 
 
 def bounded(state: State, name: str) -> Tensor:
@@ -118,7 +118,7 @@ def _unplaced(state: State, name: str, unplaced: Tensor | None) -> Tensor | None
     return hidden if unplaced is None else unplaced.masked_fill(z.isinf(), 1.0)
 
 
-def _share_held(state: State, op: Weighing, kernel: Flow) -> Tensor | None:
+def _share_held(state: State, op: Weighing, kernel: Kernel) -> Tensor | None:
     """Share that a rule gives to routed-in constants: constants hold it, so it is bias."""
     share_held: Tensor | None = None
     for share in kernel.shares:

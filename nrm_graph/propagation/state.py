@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.ir.batch_axis import BatchAxis
     from nrm_graph.propagation.prepared_network import Network
-    from nrm_graph.rules.base import Flow
+    from nrm_graph.rules.base import Kernel
 
 
 @dataclass
@@ -28,7 +28,7 @@ class State:
         k for the k-th of ``constants``.
     constants : list of str
         Names of the constants that were routed in.
-    kernels : dict of str to Flow
+    kernels : dict of str to Kernel
         Kernels, filled at the first pass.
     positive : bool
         Whether no input of the batch is negative, whole numbers apart.
@@ -47,7 +47,7 @@ class State:
     winners: dict[str, Tensor] = field(default_factory=dict)
     constant: dict[str, Any] = field(default_factory=dict)
     constants: list[str] = field(default_factory=list)
-    kernels: dict[str, Flow] = field(default_factory=dict)
+    kernels: dict[str, Kernel] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     single: State | None = None
     decided: State | None = None

@@ -120,7 +120,7 @@ class Share:
         return self.eps * self.scale / self.d.abs()
 
 
-class Flow(NamedTuple):
+class Kernel(NamedTuple):
     """The kernel of one operation at one batch of inputs.
 
     Attributes
@@ -221,7 +221,7 @@ def evaluated(
     z: Tensor,
     unplaced: Tensor | None = None,
     decisions: Decisions | None = None,
-) -> Flow:
+) -> Kernel:
     """Evaluate groups at the operands ``xs`` and the output ``z`` of one batch.
 
     With ``decisions`` the signs are those, so that rounding alone tells both precisions apart; but
@@ -259,7 +259,7 @@ def evaluated(
             unserved = (decisive <= 0) if group.where > 0 else (decisive >= 0)
             stabilised.masked_fill_(unserved, torch.inf)
         shares.append(Share(terms, stabilised, group.bias, group.eps, group.scale, group.sign))
-    return Flow(tuple(shares), unplaced)
+    return Kernel(tuple(shares), unplaced)
 
 
 def _denominator(op: Weighing, terms: Sequence[Term], bias: Tensor | None) -> Tensor:

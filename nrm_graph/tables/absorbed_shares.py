@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.propagation.state import State
-    from nrm_graph.rules.base import Flow
+    from nrm_graph.rules.base import Kernel
     from nrm_graph.tables.dense_edges import Ends
     from nrm_graph.tables.plan import Plan
 
@@ -50,7 +50,12 @@ class AbsorbedArrays(NamedTuple):
 
 
 def absorbed_shares(
-    plan: Plan, state: State, name: str, relevance: Tensor, kernel: Flow, weighed: Sequence[Tensor]
+    plan: Plan,
+    state: State,
+    name: str,
+    relevance: Tensor,
+    kernel: Kernel,
+    weighed: Sequence[Tensor],
 ) -> list[Absorbed]:
     """Sum what a layer's pseudo-neurons absorb by its units.
 
@@ -60,7 +65,7 @@ def absorbed_shares(
         Value of the layer in the program.
     relevance : Tensor
         Of the layer, native.
-    kernel : Flow
+    kernel : Kernel
         Of the layer.
     weighed : sequence of Tensor
         ``s`` of every share of the kernel.
