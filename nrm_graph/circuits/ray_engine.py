@@ -57,7 +57,7 @@ def partial_sums(part: InputShards, query: str, tables: Mapping[str, pa.Table]) 
         for name, shards in part.shards.items()
         if name is not None
     }
-    reader = SqlReader(snapshot, part.layers, conditions)
+    reader = SqlReader(snapshot, part.layers, (), conditions)
     try:
         sums: pa.Table = reader.query(query, None, part.ids, own_tables).to_arrow_table()
         return sums

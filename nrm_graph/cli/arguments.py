@@ -30,6 +30,11 @@ def count(text: str) -> int:
     return _whole(text, 0)
 
 
+def max_edges(text: str) -> str | int:
+    """Read a bound on edges: a whole number, ``all`` or ``auto``."""
+    return text if text in ("all", "auto") else _whole(text, 1)
+
+
 def _whole(text: str, least: int) -> int:
     try:
         value = int(text)

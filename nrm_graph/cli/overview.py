@@ -238,11 +238,14 @@ def _resolution(meta: Mapping[str, Any]) -> str:
 def _pruning(meta: Mapping[str, Any]) -> str:
     asked = [] if meta["coverage"] == 1 else [f"coverage {meta['coverage']:g}"]
     asked += [] if meta["top"] is None else [f"top {meta['top']:,}"]
+    most = meta.get("max_edges")
+    if most is not None:
+        asked.append(f"the strongest edges of every pair of layers, {most:,} an input at most")
     pruned = meta.get("pruned")
     if not asked and not pruned:
         return "none: every edge is stored"
     where = ""
-    if isinstance(pruned, list):
+    if isinstance(pruned, list) and pruned:
         where = f"{len(pruned)} of {len(meta['groups'])} pairs of layers"
     return ", ".join([*asked, where] if where else asked)
 

@@ -27,7 +27,7 @@ from nrm_graph.propagation.output_scale import added_up
 from nrm_graph.propagation.output_weights import initial_relevance, output_weights
 from nrm_graph.store.format.schema import Record
 from nrm_graph.tables.arrow import absorbed
-from nrm_graph.tables.builder import tables_and_variation
+from nrm_graph.tables.builder import sample_tables
 from nrm_graph.tables.rounding import rounded
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.weighted_targets import Aim
     from nrm_graph.propagation.state import State
     from nrm_graph.store.write.writer import Writer
+    from nrm_graph.tables.builder import SampleTables
     from nrm_graph.tables.plan import Plan
 
 
@@ -247,13 +248,12 @@ class Extraction:
                     f"input {sample.key!r}: the weighted sum of the target outputs is zero: "
                     "shares are undefined"
                 )
-        tables, variation = tables_and_variation(
-            state, initial_relevance(state, weights), self.plan
-        )
+        tables = sample_tables(state, initial_relevance(state, weights), self.plan)
         added = added_up(state, weights).tolist()
         predicted = state.output.argmax(1).tolist()
-        for i, (sample, aim, (nodes, edges)) in enumerate(zip(batch, aims, tables, strict=True)):
-            flags = flags_of(logits[i], added[i], float(variation[i]), absorbed(nodes))
+        for i, (sample, aim, stored) in enumerate(zip(batch, aims, tables, strict=True)):
+            flags = flags_of(logits[i], added[i], stored.variation, absorbed(stored.nodes))
+            edges = stored.edges
             self.writer.add(
                 Record(
                     sample.key,
@@ -264,13 +264,22 @@ class Extraction:
                     sample.metadata,
                     sample.content,
                     self._tensors(sample),
-                    nodes,
+                    stored.nodes,
                     edges if self.task.bits is None else rounded(edges, self.task.bits),
                     sample.item,
                     aim if isinstance(aim, str) else None,
                     tuple(flag.name for flag in flags),
+                    *self._kept(stored),
                 )
             )
+
+    def _kept(self, tables: SampleTables) -> tuple[float | None, tuple[float, ...] | None]:
+        """Share that every pair of layers keeps, and the thresholds of all of them."""
+        kept = tables.kept
+        if kept is None:
+            return None if self.plan.limits else 1.0, None
+        groups = self.plan.network.layout.topology.groups
+        return kept.share, tuple(kept.bound((group.dst, group.src)) for group in groups)
 
     def _tensors(self, sample: Sample) -> Any:
         """Arrays of an input as the store keeps them; None where it does not."""

@@ -65,7 +65,8 @@ def extract(
     composite: str | Composite = "epsilon_gamma",
     target: str | int | tuple[Any, ...] | Mapping[Any, float] | Sequence[Any] = "predicted",
     resolution: str | Mapping[str, Any] = "auto",
-    coverage: float = 1.0,
+    max_edges: str | int = "auto",
+    coverage: float | None = None,
     top: int | None = None,
     mantissa_bits: int | None = None,
     classes: Sequence[str] | None = None,
@@ -107,13 +108,20 @@ def extract(
         :func:`nrm_graph.measure`: ``(-1, 464)``, ``(-1, "predicted")`` or ``(-1, "label")``.  A
         mapping of indices or places to weights, such as ``{3: 1, 5: -1}``, is one target, the
         weighted sum: in ``inputs`` its ``target`` is null and ``weights`` holds it as text.
-    coverage : float
-        Per input and pair of layers, keep the fewest edges that hold this share of the sum of
-        |relevance|.  What is pruned is stored as the pseudo-unit -3, so that row, column and
-        grand totals stay exact.  With ``resolution="auto"``, groups of more than two million
-        edges get 0.99.
+    max_edges : "auto", "all" or int
+        Rows of ``edges`` per input at most, over all pairs of layers, each of which keeps the same
+        share of its sum of |relevance| in its strongest edges; see
+        :mod:`nrm_graph.tables.bounded`.  ``auto`` keeps all edges of networks that are small to
+        their last neuron, and 250,000 of others; ``all`` keeps all.  The share is the column
+        ``kept`` of ``inputs``; what is left out of a pair is one row of the pseudo-unit -3, so that
+        totals stay exact, and no edge that is left out exceeds the pair's ``threshold`` in the
+        table ``thresholds``.  Exact answers do not depend on it.
+    coverage : float, optional
+        Instead: per input and pair of layers, keep the fewest edges that hold this share of the
+        sum of |relevance|.  What is pruned is stored unit by unit as the pseudo-unit -3, so that
+        row, column and grand totals stay exact.
     top : int, optional
-        Per input and pair of layers, keep this many edges at most.
+        Instead: per input and pair of layers, keep this many edges at most.
     mantissa_bits : int, optional
         Round the relevance and conditional of edges to so many bits (1 to 22; 10 has a largest
         relative error of 4.9e-4); lossless by default.
@@ -175,7 +183,7 @@ def extract(
     by an error, Ctrl-C, SIGTERM or SIGHUP.  The two signals raise ``SystemExit``, and a second one
     ends the process at once; in a thread that is not the main one they do what they do anyway.
     """
-    limit = pruning.check(coverage, top)
+    limit = pruning.check(coverage, top, max_edges)
     check_bits(mantissa_bits)
     check_options(batch_size, tensors, preprocessing, on_error, classes)
     check_engine(engine, workers, inputs)
@@ -200,10 +208,11 @@ def extract(
         with contextlib.suppress(InputError):  # of an input that may be skipped
             checked_sample = first_sample or sample_of(first.fields, first.name)
             warn_vanished(net, checked_sample, targets, classes, where)
-    tables = _plan(net, resolution, limit)
+    tables = _plan(net, resolution, limit, max_edges)
     store_options = {
         "coverage": limit.coverage,
         "top": top,
+        "max_edges": tables.max_edges,
         "mantissa_bits": mantissa_bits,
         "preprocessing": preprocessing,
     }
@@ -249,7 +258,9 @@ def _traced(model: torch.nn.Module, x: Inputs, output: Choice) -> tuple[Program,
     return program, form(program, example)
 
 
-def _plan(net: Network, resolution: str | Mapping[str, Any], limit: Limit) -> Plan:
+def _plan(
+    net: Network, resolution: str | Mapping[str, Any], limit: Limit, max_edges: str | int
+) -> Plan:
     """Plan the tables of a network.
 
     Raises
@@ -259,8 +270,8 @@ def _plan(net: Network, resolution: str | Mapping[str, Any], limit: Limit) -> Pl
     """
     topology = net.layout.topology
     partitions = units.resolve(topology, resolution)
-    auto = not isinstance(resolution, str) or resolution == "auto"
-    tables = plan(net, partitions, pruning.limits(topology, partitions, limit, auto))
+    most = pruning.most_rows(topology, partitions, max_edges, limit)
+    tables = plan(net, partitions, pruning.limits(topology, limit), most)
     refuse_too_large(tables)
     return tables
 

@@ -102,7 +102,10 @@ class Worker:
         net = network_of(db, None, torch.device(self._task.device))
         topology = net.layout.topology
         table_plan = plan(
-            net, units.resolve(topology, db.units()), pruning.stored(db.meta, topology)
+            net,
+            units.resolve(topology, db.units()),
+            {} if db.meta.get("max_edges") else pruning.stored(db.meta, topology),
+            db.meta.get("max_edges"),
         )
         return Extraction(table_plan, self._task, Writer(self._folder), input_form)
 

@@ -66,9 +66,12 @@ def settings(
 BYTES_PER_EDGE = {False: 4.0, True: 8.5}
 """Of grouped edges (VGG16 channels: 3.6) and of edges between neurons, which carry q (8.3)."""
 
+BYTES_OF_THE_STRONGEST = 1.5
+"""Of an edge among the strongest alone, whose neighbours are further, over one of all."""
+
 
 def sizes(plan: Plan) -> str:
-    """Say what will be stored: resolutions, and an upper bound of edges and bytes."""
+    """Say what will be stored of an input: resolutions, and a bound on edges and their bytes."""
     counts: dict[str, int] = {}
     for part in plan.partitions:
         counts[part.resolution] = counts.get(part.resolution, 0) + 1
@@ -77,8 +80,12 @@ def sizes(plan: Plan) -> str:
         number = pruning.table_size(group, plan.partitions)
         single = plan.partitions[group.dst].single and plan.partitions[group.src].single
         edges, size = edges + number, size + number * BYTES_PER_EDGE[single]
+    most = plan.max_edges
+    if most is not None and edges > most:
+        edges, size = most, size * most / edges * BYTES_OF_THE_STRONGEST
     chosen = ", ".join(f"{name} for {n} layers" for name, n in counts.items())
     pruned = f"; {len(plan.limits)} pairs of layers pruned" if plan.limits else ""
+    pruned = pruned if most is None else "; the strongest edges of each pair of layers"
     return (
         f"resolution: {chosen}{pruned}; at most {edges:,} edges and about {size / 1e6:,.1f} MB "
         "an input"

@@ -174,6 +174,11 @@ def automatic(topology: Topology) -> tuple[str, ...]:
     return tuple(names)
 
 
+def small(topology: Topology) -> bool:
+    """Whether every edge between neurons of a network can be kept."""
+    return sum(group.dense_edges for group in topology.groups) <= NEURON_BUDGET
+
+
 def resolve(
     topology: Topology, resolution: str | Mapping[str, Resolution] = "auto"
 ) -> tuple[Partition, ...]:
@@ -209,12 +214,12 @@ def resolve(
                     f"{names[layer_id]!r} and as {name!r}"
                 )
             names[layer_id], chosen[layer_id] = name, asked
-    small = sum(group.dense_edges for group in topology.groups) <= NEURON_BUDGET
+    tiny = small(topology)
     usual = automatic(topology)
     parts = []
     for layer in topology.layers:
         asked = chosen.get(layer.layer_id, "auto")
         if isinstance(asked, str) and asked == "auto":
-            asked = "neuron" if small else usual[layer.layer_id]
+            asked = "neuron" if tiny else usual[layer.layer_id]
         parts.append(partition(layer, asked))
     return tuple(parts)

@@ -193,6 +193,7 @@ class View:
             self._reader = SqlReader(
                 self._snapshot,
                 layers_table(self.meta["layers"]),
+                [(dst, src) for dst, src, _ in self.meta["groups"]],
                 {name: condition.snapshot for name, condition in self._conditions.items()},
                 self._running,
             )

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.ir.batch_axis import BatchAxis
     from nrm_graph.network.maps.linear import Map, Spread
+    from nrm_graph.tables.bounded import Piece
     from nrm_graph.tables.dense_edges import OperandKey
-    from nrm_graph.tables.edge_block import Block, Values
+    from nrm_graph.tables.edge_block import Values
     from nrm_graph.tables.unit_labels import Labels
 
 
@@ -44,7 +45,7 @@ def up_blocks(
     above: Labels,
     src: Labels,
     fine: bool,
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks where all readers of a neuron are in one unit.
 
     Parameters
@@ -73,7 +74,7 @@ def down_blocks(
     batch: BatchAxis,
     dst: Labels,
     below: Labels,
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks where all that a neuron reads is one unit; see :func:`up_blocks`.
 
     ``below`` is the global unit of what each neuron reads, and ``batch`` that of the output.
@@ -90,7 +91,7 @@ def _paired(
     src: Labels,
     values: Sequence[Tensor],
     q: Sequence[Tensor] | None,
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Sum values, one per neuron, by the pair of units that each belongs to."""
     width = int(ends.plan.first[-1])
     pairs = np.where((src >= 0) & (dst >= 0), dst.astype(np.int64) * width + src, -1).ravel()
@@ -106,7 +107,7 @@ def _paired(
 
 def set_blocks(
     ends: Ends, key: OperandKey, kind: Spread, terms: Sequence[SampleTerm], dst: Labels, src: Labels
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks of what is summed over sets: ``sum_g (sum of s w in J & g) (sum of x in I & g)``.
 
     ``dst`` and ``src`` are labels in native order, flat.
@@ -132,7 +133,7 @@ def set_blocks(
 
 def probe_blocks(
     ends: Ends, key: OperandKey, kind: Map, terms: Sequence[SampleTerm], dst: Labels, src: Labels
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks of any operation: the units of the smaller side are tried one by one.
 
     ``dst`` and ``src`` are labels in native order, flat.

@@ -8,6 +8,7 @@ while the pass goes down, so that a layer's relevance is not kept.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.tensor_sums import total
 from nrm_graph.tables.absorbed_shares import absorbed_block, absorbed_shares, to_host
 from nrm_graph.tables.arrow import edge_rows, node_columns, node_rows
+from nrm_graph.tables.bounded import Budget, guess
 from nrm_graph.tables.operand_edges import (
     Operand,
     WeighedTerm,
@@ -35,7 +37,6 @@ from nrm_graph.tables.unit_sums import mean_activations, unit_sums
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy.typing as npt
     import pyarrow as pa
     from torch import Tensor
 
@@ -43,16 +44,37 @@ if TYPE_CHECKING:
     from nrm_graph.propagation.state import State
     from nrm_graph.tables.absorbed_shares import Absorbed
     from nrm_graph.tables.arrow import NodeColumns
+    from nrm_graph.tables.bounded import Kept, Piece
     from nrm_graph.tables.dense_edges import SampleTerm
     from nrm_graph.tables.edge_block import Block, Values
     from nrm_graph.tables.edge_methods import Method
     from nrm_graph.tables.plan import Plan
 
 
+@dataclass(frozen=True, eq=False)
+class SampleTables:
+    """Tables of one sample.
+
+    Attributes
+    ----------
+    nodes, edges : pyarrow.Table
+        As of :func:`edge_tables`.
+    variation : float
+        Largest sum of |R| over a layer.
+    kept : Kept or None
+        What a budget of rows kept; None where there is none.
+    """
+
+    nodes: pa.Table
+    edges: pa.Table
+    variation: float
+    kept: Kept | None
+
+
 def edge_tables(
     state: State, start: Tensor, plan: Plan, clause: Clause | None = None
 ) -> list[tuple[pa.Table, pa.Table]]:
-    """Complete node and edge tables of every sample of a batch.
+    """Node and edge tables of every sample of a batch.
 
     Parameters
     ----------
@@ -72,22 +94,41 @@ def edge_tables(
         (dst_layer, src_layer, dst_unit, src_unit).  Exact zeros are left out, but where both
         units are single neurons a row with q != 0 stays if any walk reaches its dst.  Under a
         conjunction q is ``q(i|j) h(i) / h(j)`` (see :mod:`nrm_graph.propagation.adjoint_pass`), by
-        which the walks of the conjunction go on from j; null where h(j) is 0.
+        which the walks of the conjunction go on from j; null where h(j) is 0.  Where the plan
+        bounds their number, the strongest are there, see :mod:`nrm_graph.tables.bounded`.
     """
-    return tables_and_variation(state, start, plan, clause)[0]
+    return [(of.nodes, of.edges) for of in sample_tables(state, start, plan, clause)]
+
+
+_SHARE = ("share",)
+"""Where a plan keeps the share that an input before kept."""
 
 
 @exact
-def tables_and_variation(
+def sample_tables(
     state: State, start: Tensor, plan: Plan, clause: Clause | None = None
-) -> tuple[list[tuple[pa.Table, pa.Table]], npt.NDArray[np.float64]]:
-    """Return the tables of :func:`edge_tables`, and the largest sum of |R| over a layer, (N,)."""
-    tables = Tables(state, start, plan, clause or {})
-    relevance_pass.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
-    for call in tables.later:
-        call()
-    variation = tables.variation.cpu().double().numpy()
-    return [(tables.nodes(b), tables.edges(b)) for b in range(start.shape[0])], variation
+) -> list[SampleTables]:
+    """Return the tables of every sample of a batch, see :func:`edge_tables`."""
+    share: float | None = plan.cache.get(_SHARE)
+    while True:
+        tables = Tables(state, start, plan, clause or {}, share)
+        relevance_pass.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
+        for call in tables.later:
+            call()
+        chosen = [sample.chosen() for sample in tables.samples]
+        lacking = [share for share in chosen if isinstance(share, float)]
+        if not lacking:
+            break
+        share = max(lacking)
+    kept = [None if isinstance(of, float) else of for of in chosen]
+    shares = [of.share for of in kept if of is not None]
+    if shares:  # of an input before; it speeds up the next one, and changes no number
+        plan.cache[_SHARE] = guess(max(shares))
+    variation = tables.variation.cpu().double().tolist()
+    return [
+        SampleTables(tables.nodes(b), tables.edges(b), variation[b], kept[b])
+        for b in range(start.shape[0])
+    ]
 
 
 def _is(h: Tensor | float, number: float) -> bool:
@@ -106,14 +147,29 @@ class Tables:
     relevance need not be kept.
     """
 
-    def __init__(self, state: State, start: Tensor, plan: Plan, clause: Clause) -> None:
+    def __init__(
+        self,
+        state: State,
+        start: Tensor,
+        plan: Plan,
+        clause: Clause,
+        share: float | None = None,
+    ) -> None:
         self.state, self.start, self.plan, self.clause = state, start, plan, clause
         self.below = reach(state, clause)
         self.n = start.shape[0]
         self.relevance: dict[int, Values] = {}
         self.absorbed: dict[int, list[tuple[int, Values]]] = defaultdict(list)
         self.samples = [
-            SampleEdges(plan, state, self.below, start.dtype, b, plan.sample_labels(state, b))
+            SampleEdges(
+                plan,
+                state,
+                self.below,
+                start.dtype,
+                b,
+                plan.sample_labels(state, b),
+                None if plan.max_edges is None else Budget(plan.max_edges, share),
+            )
             for b in range(self.n)
         ]
         self.later: list[Callable[[], None]] = []
@@ -148,7 +204,7 @@ class Tables:
         self, layer_id: int, arrived: Tensor, left: Tensor, allowed: Tensor | None
     ) -> None:
         self.relevance[layer_id] = left.cpu().numpy()
-        if self.plan.partitions[layer_id].single:
+        if self.plan.partitions[layer_id].single and self.plan.max_edges is None:
             there = arrived.cpu().numpy() != 0
             inside = np.ones_like(there) if allowed is None else allowed.cpu().numpy() > 0
             for sample in self.samples:
@@ -160,7 +216,7 @@ class Tables:
         layer_id, op = net.layout.layer_of[name], net.layout.weighings[name]
         kernel = kernel_of(state, name)
         weighed = [share.weigh(relevance) for share in kernel.shares]
-        blocks: list[list[Block]] = [[] for _ in range(self.n)]
+        pieces: list[list[Piece]] = [[] for _ in range(self.n)]
         for k, value in enumerate(op.operands):
             terms = [
                 WeighedTerm(term, share, s)
@@ -171,17 +227,17 @@ class Tables:
             # Of a walk that steps over a set it must pass through, nothing is in the event.
             if not terms or _is(self.below.below(name, value), 0.0):
                 continue
-            yield value, self._operand(Operand(self.plan, layer_id, name, op, k), terms, blocks)
+            yield value, self._operand(Operand(self.plan, layer_id, name, op, k), terms, pieces)
         for sample in self.samples:
-            self._do(partial(sample.add, layer_id, blocks[sample.b]))
+            self._do(partial(sample.add, layer_id, pieces[sample.b]))
         if self.below.absorbs(layer_id):
             absorbed = absorbed_shares(self.plan, state, name, relevance, kernel, weighed)
             self._do(partial(self._absorbed, layer_id, absorbed))
 
     def _operand(
-        self, operand: Operand, terms: Sequence[WeighedTerm], blocks: list[list[Block]]
+        self, operand: Operand, terms: Sequence[WeighedTerm], pieces: list[list[Piece]]
     ) -> Tensor:
-        """Relevance of an operand; its edges are appended to the ``blocks`` of every sample."""
+        """Relevance of an operand; its edges are appended to the ``pieces`` of every sample."""
         methods = [operand.method(sample.labels) for sample in self.samples]
         onward = self._onward(operand, terms)
         fused = all(method is not None and method.name == "channels" for method in methods)
@@ -190,7 +246,7 @@ class Tables:
         for b, sample in enumerate(self.samples):
             of_sample = sample_terms(operand, self.state, terms, onward, backs, b)
             tables = None if gradients is None else gradients[b]
-            self._do(partial(self._rows, sample, operand, methods[b], of_sample, tables, blocks[b]))
+            self._do(partial(self._rows, sample, operand, methods[b], of_sample, tables, pieces[b]))
         return total([term.x * back for (term, _, _), back in zip(terms, backs, strict=True)])
 
     def _onward(self, operand: Operand, terms: Sequence[WeighedTerm]) -> list[Tensor]:
@@ -210,20 +266,19 @@ class Tables:
         method: Method | None,
         terms: list[SampleTerm],
         gradients: list[Tensor] | None,
-        blocks: list[Block],
+        pieces: list[Piece],
     ) -> None:
-        """Edges of an operand for one sample, appended to ``blocks``."""
+        """Edges of an operand for one sample, appended to ``pieces``."""
         ends = sample.ends(operand.layer_id, operand.value)
         rows = operand_blocks(operand, ends, method, terms, gradients)
-        blocks += sample.conditional(operand.layer_id, rows)
+        pieces += sample.conditional(operand.layer_id, rows)
 
     def _absorbed(self, layer_id: int, absorbed: Sequence[Absorbed]) -> None:
         """Pseudo-edges of a layer, and their totals."""
         arrays = to_host(absorbed)
         for sample in self.samples:
-            ends = sample.ends(layer_id)
-            if arrays:
-                block = absorbed_block(ends, arrays, sample.b)
+            if arrays and sample.budget is None:  # bounded tables have the totals alone
+                block = absorbed_block(sample.ends(layer_id), arrays, sample.b)
                 sample.blocks += sample.conditional(layer_id, [block])
         self.absorbed[layer_id] = [
             (unit, share.sum(1, dtype=np.float64)) for unit, share, _ in arrays

@@ -18,7 +18,9 @@ from nrm_graph.errors import InputError
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense
 from nrm_graph.propagation.tensor_sums import total
+from nrm_graph.tables.bounded import strongest_of
 from nrm_graph.tables.edge_block import Block, merged
+from nrm_graph.tables.edge_matrix import Matrix
 from nrm_graph.tables.plan import ColumnUnits, along, column_units
 from nrm_graph.tables.pruning import select
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.maps.convolution import Triples
     from nrm_graph.network.maps.linear import Map
+    from nrm_graph.tables.bounded import Piece
     from nrm_graph.tables.edge_block import Values
     from nrm_graph.tables.plan import Plan
     from nrm_graph.tables.unit_labels import Labels
@@ -97,34 +100,28 @@ class Ends(NamedTuple):
 
 def matrix_blocks(
     ends: Ends, table: Tensor, q: Tensor | None, rows: ColumnUnits, cols: ColumnUnits
-) -> Iterator[Block]:
-    """Blocks of a dense (dst, src) table of one sample."""
+) -> Iterator[Piece]:
+    """Pieces of a dense (dst, src) table of one sample; rows, but where a budget chooses them."""
 
-    def array(values: Tensor) -> Values:
+    def by_unit(values: Tensor) -> Tensor:
         values = cols.sum(values)
-        if rows.per_unit != 1:
-            values = rows.sum(values.T).T
-        return values.cpu().numpy()
+        return values if rows.per_unit == 1 else rows.sum(values.T).T
 
-    values = array(table)
-    shares = None if q is None else array(q)
+    values = by_unit(table)
+    shares = None if q is None else by_unit(q)
+    above = rows.units.astype(np.int32)
     for layer, part in ends.layers(cols.units):
-        mine = np.ascontiguousarray(values[:, part]).ravel()
-        width = part.stop - part.start
-        share = None
-        if shares is not None and ends.plan.partitions[layer].single:
-            share = np.ascontiguousarray(shares[:, part]).ravel()
-        above = rows.units.astype(np.int32)
+        share = shares if ends.plan.partitions[layer].single else None
         below = (cols.units[part] - ends.plan.first[layer]).astype(np.int32)
-        block = Block(
+        matrix = Matrix(
             ends.dst_layer,
             layer,
-            np.repeat(above, width),
-            np.tile(below, len(above)),
-            mine,
-            share,
+            above,
+            below,
+            values[:, part],
+            None if share is None else share[:, part],
         )
-        yield ends.finish(block)
+        yield ends.finish(matrix.block()) if ends.plan.max_edges is None else matrix
 
 
 def cached_columns(plan: Plan, key: tuple[str, int, str], labels: Labels) -> ColumnUnits:
@@ -152,7 +149,7 @@ def channel_blocks(
     tables: Sequence[Tensor],
     dst: Labels,
     src: Labels,
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks of a convolution between whole channels; ``tables`` are its weight gradients."""
     weighed = [kind.channel_table(term.weight * g) for term, g in zip(terms, tables, strict=True)]
     q = None
@@ -168,7 +165,7 @@ def channel_blocks(
 
 def vector_blocks(
     ends: Ends, key: OperandKey, terms: Sequence[SampleTerm], dst: Labels, src: Labels
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks of a dense layer between vectors, some rows at a time."""
     rows, cols = both_sides(ends.plan, key, dst, src)
     n_out, n_in = terms[0].weight.shape
@@ -193,7 +190,7 @@ def vector_blocks(
 
 def feature_blocks(
     ends: Ends, key: OperandKey, terms: Sequence[SampleTerm], dst: Labels, src: Labels
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks of a dense layer between features, summed over tokens."""
     table: Any = 0
     for term in terms:
@@ -205,7 +202,7 @@ def feature_blocks(
 
 def triple_blocks(
     ends: Ends, key: OperandKey, kind: Map, terms: Sequence[SampleTerm], count: int
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Blocks from every single neuron-level edge.
 
     Where the strongest are kept alone, a large operation is taken in chunks whose outputs are
@@ -218,7 +215,7 @@ def triple_blocks(
     if count > CHUNK and chunked and isinstance(kind, Convolution | Dense):
         sources = [s for s, _ in ends.layers(np.unique(ends.src[ends.src >= 0]))]
         limits = {(layer, s): plan.limits.get((layer, s)) for s in sources}
-        if all(limits.values()):
+        if plan.max_edges is not None or all(limits.values()):
             chunks = kind.chunks(z, x, shape, CHUNK, whole=chunked == "channels")
     if chunks is not None:
 
@@ -227,7 +224,10 @@ def triple_blocks(
                 edges = kind.triples(z, x, shape, channels, lines)  # type: ignore[call-arg]
                 yield from _triples(ends, terms, edges)
 
-        yield from select(chunk_blocks, {k: v for k, v in limits.items() if v is not None})
+        if plan.max_edges is None:
+            yield from select(chunk_blocks, {k: v for k, v in limits.items() if v is not None})
+        else:
+            yield from strongest_of(chunk_blocks(), plan.max_edges)
         return
     if count > MAX_TRIPLES:
         raise _too_large(plan.network.layout.topology.layers[layer].name, count)
@@ -261,7 +261,8 @@ def refuse_too_large(plan: Plan) -> None:
         upper, lower = layout.topology.layers[group.dst], layout.topology.layers[group.src]
         vectors = upper.kind == "dense" and len(upper.shape) == 1
         fine = plan.partitions[group.dst].single or plan.partitions[group.src].single
-        limited = (group.dst, group.src) in plan.limits and chunked_by(plan, group.dst)
+        limited = plan.max_edges is not None or (group.dst, group.src) in plan.limits
+        limited = limited and bool(chunked_by(plan, group.dst))
         if fine and not vectors and not limited and group.dense_edges > MAX_TRIPLES:
             raise _too_large(f"{upper.name} and {lower.name}", group.dense_edges)
 
@@ -270,7 +271,7 @@ def _too_large(name: str, count: int) -> InputError:
     return InputError(
         f"{name}: {count:,} neuron-level edges are more than {MAX_TRIPLES:,}: choose the "
         "resolution 'channel' for the layer and for what it reads, or keep the strongest edges "
-        "alone with coverage= or top="
+        "alone with max_edges=, coverage= or top="
     )
 
 

@@ -50,6 +50,13 @@ class Block:
             self, dst=self.dst[keep], src=self.src[keep], relevance=self.relevance[keep], q=q
         )
 
+    def at(self, index: npt.NDArray[np.int64]) -> Block:
+        """Return the edges at some places."""
+        q = None if self.q is None else self.q[index]
+        return replace(
+            self, dst=self.dst[index], src=self.src[index], relevance=self.relevance[index], q=q
+        )
+
 
 def merged(blocks: list[Block]) -> Block:
     """Sum the edges of blocks between the same two layers, by (dst, src).

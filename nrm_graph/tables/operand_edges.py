@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.propagation.state import State
     from nrm_graph.rules.base import Share, Term
+    from nrm_graph.tables.bounded import Piece
     from nrm_graph.tables.dense_edges import OperandKey
-    from nrm_graph.tables.edge_block import Block
     from nrm_graph.tables.edge_methods import Method
     from nrm_graph.tables.plan import Plan
     from nrm_graph.tables.unit_labels import Labels
@@ -192,7 +192,7 @@ def operand_blocks(
     method: Method | None,
     terms: list[SampleTerm],
     gradients: list[Tensor] | None,
-) -> Iterator[Block]:
+) -> Iterator[Piece]:
     """Edges of an operand for one sample.
 
     Parameters

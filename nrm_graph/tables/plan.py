@@ -79,6 +79,8 @@ class Plan:
         so that labels depend on the input.
     limits : mapping of (dst, src) to Limit
         Groups of layers of which the strongest edges are kept alone.
+    max_edges : int or None
+        Most rows of an input, see :mod:`nrm_graph.tables.bounded`; None for all.
     cache : dict
         What was derived from static labels, by operation and operand.
     """
@@ -88,6 +90,7 @@ class Plan:
     first: Labels
     labels: Mapping[str, Labels] | None
     limits: Mapping[tuple[int, int], Limit]
+    max_edges: int | None = None
     cache: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False)
 
     def sample_labels(self, state: State, b: int) -> Mapping[str, Labels]:
@@ -114,11 +117,12 @@ def plan(
     network: Network,
     partitions: Sequence[Partition],
     limits: Mapping[tuple[int, int], Limit] | None = None,
+    max_edges: int | None = None,
 ) -> Plan:
     """Prepare the tables of a network."""
     static = unit_labels(network, partitions, None)
     labels = None if static is None else _arrays(network, static)
-    return Plan(network, tuple(partitions), offsets(partitions), labels, limits or {})
+    return Plan(network, tuple(partitions), offsets(partitions), labels, limits or {}, max_edges)
 
 
 def along(labels: Labels, axis: int) -> Labels | None:

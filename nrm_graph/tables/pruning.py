@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.network import units
 from nrm_graph.network.topology import PRUNED
 from nrm_graph.tables.edge_block import Block, merged
 
@@ -26,10 +27,9 @@ if TYPE_CHECKING:
     from nrm_graph.network.units import Partition
     from nrm_graph.tables.edge_block import Values
 
-GROUP_BUDGET = 2_000_000
-"""``auto`` keeps every edge of a group of layers that has at most this many."""
+DEFAULT_ROWS = 250_000
+"""Rows of an input of a large network, at most, where nothing else is asked for."""
 
-AUTO_COVERAGE = 0.99
 MAX_TOP = 1 << 62
 
 _SHIFT = 12  # a bucket is an exponent and the first 11 bits of a float32's mantissa
@@ -56,14 +56,35 @@ class Limit:
         return self.coverage >= 1.0 and self.top is None
 
 
-def check(coverage: float, top: int | None) -> Limit:
+def check(coverage: float | None, top: int | None, max_edges: object = "auto") -> Limit:
     """Return a limit of valid numbers.
+
+    Parameters
+    ----------
+    coverage : float or None
+        Share of every pair; all of it by default.
+    top : int or None
+        Edges of every pair.
+    max_edges : "auto", "all" or int
+        Edges of an input, which neither of the others may stand beside.
 
     Raises
     ------
     InputError
-        If coverage is not in (0, 1] or top is not a positive integer.
+        If coverage is not in (0, 1] or top or max_edges is not a positive integer.
     """
+    named = max_edges in ("auto", "all") if isinstance(max_edges, str) else False
+    number = isinstance(max_edges, int) and not isinstance(max_edges, bool) and max_edges >= 1
+    if not named and not number:
+        raise InputError(
+            f"max_edges must be a positive number of edges, 'all' or 'auto', found {max_edges!r}"
+        )
+    if number and (coverage is not None or top is not None):
+        raise InputError(
+            f"max_edges={max_edges} bounds all pairs of layers together, coverage= and top= every "
+            "pair: give one of them"
+        )
+    coverage = 1.0 if coverage is None else coverage
     if isinstance(coverage, bool) or not isinstance(coverage, int | float):
         raise InputError(f"coverage must be a number in (0, 1], found {coverage!r}")
     if not 0 < coverage <= 1:
@@ -90,6 +111,8 @@ def stored(meta: Mapping[str, Any], topology: Topology) -> dict[tuple[int, int],
     StoreError
         If what the store lists is no such pairs.
     """
+    if meta.get("max_edges") is not None:
+        return {(group.dst, group.src): Limit(0.0) for group in topology.groups}
     listed = meta.get("pruned")
     if listed is None:  # a store need not say: what it was asked for holds for every pair
         limit = check(meta["coverage"], meta["top"])
@@ -109,30 +132,36 @@ def table_size(group: EdgeGroup, partitions: Sequence[Partition]) -> int:
     return min(group.dense_edges, partitions[group.dst].n_units * partitions[group.src].n_units)
 
 
-def limits(
-    topology: Topology, partitions: Sequence[Partition], asked: Limit, auto: bool
-) -> dict[tuple[int, int], Limit]:
-    """Limit of every edge group that is not kept whole.
+def most_rows(
+    topology: Topology, partitions: Sequence[Partition], max_edges: str | int, limit: Limit
+) -> int | None:
+    """Rows of an input at most; None where all edges are kept, or what the limit says.
 
-    Parameters
-    ----------
-    topology : Topology
-        Layers and groups.
-    partitions : sequence of Partition
-        Units of every layer.
-    asked : Limit
-        What holds for all groups.
-    auto : bool
-        Whether a group of more than ``GROUP_BUDGET`` edges gets ``AUTO_COVERAGE``.
+    ``auto`` keeps all where the network is small to its last neuron, or its table is.
+
+    Raises
+    ------
+    InputError
+        If there are more pairs of layers than rows for them.
     """
-    by_layers = {}
-    for group in topology.groups:
-        limit = asked
-        if auto and asked.complete and table_size(group, partitions) > GROUP_BUDGET:
-            limit = Limit(AUTO_COVERAGE)
-        if not limit.complete:
-            by_layers[group.dst, group.src] = limit
-    return by_layers
+    if max_edges == "all" or not limit.complete:
+        return None
+    asked = DEFAULT_ROWS if isinstance(max_edges, str) else max_edges
+    everything = sum(table_size(group, partitions) for group in topology.groups)
+    if everything <= asked or (max_edges == "auto" and units.small(topology)):
+        return None
+    least = 2 * len(topology.groups)
+    if asked < least:
+        raise InputError(
+            f"max_edges={asked} is too few for {len(topology.groups)} pairs of layers, each of "
+            f"which has a row for what it leaves out: give at least {least}"
+        )
+    return asked
+
+
+def limits(topology: Topology, limit: Limit) -> dict[tuple[int, int], Limit]:
+    """Limit of every pair of layers that is not kept whole."""
+    return {} if limit.complete else {(g.dst, g.src): limit for g in topology.groups}
 
 
 def prune(block: Block, limit: Limit) -> Block:

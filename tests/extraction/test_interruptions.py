@@ -376,7 +376,7 @@ def test_ctrl_c_of_the_command(tmp_path, whole, monkeypatch, capsys):
 def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatch):
     """The signal comes while a batch is computed, not while an item is read."""
     calls = []
-    plain = batches.tables_and_variation
+    plain = batches.sample_tables
 
     def tables(*args):
         calls.append(1)
@@ -384,7 +384,7 @@ def test_ctrl_c_in_the_pass_keeps_what_was_completed(tmp_path, whole, monkeypatc
             os.kill(os.getpid(), signal.SIGINT)
         return plain(*args)
 
-    monkeypatch.setattr(batches, "tables_and_variation", tables)
+    monkeypatch.setattr(batches, "sample_tables", tables)
     path = tmp_path / "s.nrm"
     with pytest.raises(KeyboardInterrupt):
         extract(path, COUNT, 2)

@@ -165,21 +165,23 @@ def test_several_writer_threads_and_compaction_keep_numbers(tmp_path, monkeypatc
 
 # --- reserved names, and stores of before -----------------------------------------------------
 
+OWN = "item, weights, flags, kept, thresholds"
 
-@pytest.mark.parametrize("name", ["item", "Item", "weights", "WEIGHTS", "flags"])
+
+@pytest.mark.parametrize("name", ["item", "Item", "WEIGHTS", "flags", "kept", "thresholds"])
 def test_the_names_are_reserved_in_new_stores(tmp_path, name):
-    with pytest.raises(ng.InputError, match=rf"{name}' cannot be used: .*item, weights, flags are"):
+    with pytest.raises(ng.InputError, match=rf"{name}' cannot be used: .*{OWN} are"):
         extract(tmp_path / "s.nrm", [{"input": X[0], name: 3}])
 
 
 def test_the_store_of_format_1_answers_with_nulls():
     with ng.open(FORMAT1) as db:
         found = db.sql("SELECT * FROM inputs ORDER BY key, target").to_arrow_table()
-        assert found.column_names[:9] == [
+        assert found.column_names[:10] == [
             *("input_id", "key", "label", "target", "predicted", "logit"),
-            *("item", "weights", "flags"),
+            *("item", "weights", "flags", "kept"),
         ]
-        for name in ("item", "weights", "flags"):
+        for name in ("item", "weights", "flags", "kept"):
             assert found[name].null_count == 4
         assert db.verify().sound
 

@@ -20,7 +20,7 @@ def db(two_targets):
         yield opened
 
 
-STORED = ["edges", "failures", "flows", "inputs", "layers", "nodes"]
+STORED = ["edges", "failures", "flows", "inputs", "layers", "nodes", "thresholds"]
 
 
 def test_tables_are_listed(db, tmp_path):
@@ -28,7 +28,7 @@ def test_tables_are_listed(db, tmp_path):
     more = {"more": pa.table({"key": ["a"]})}
     listed = db.sql("SELECT name FROM (SHOW TABLES) JOIN inputs ON true", tables=more).fetchall()
     assert {name for (name,) in listed} == {*STORED, "more"}
-    assert len(listed) == 8 * 7
+    assert len(listed) == (len(STORED) + 1) * 7
     for query in ("SHOW ALL TABLES", "DESCRIBE", "SHOW", "show all tables"):
         described = db.sql(query).to_arrow_table()
         rows = {row["name"]: row for row in described.to_pylist()}

@@ -99,7 +99,7 @@ def test_large_operations_in_chunks_give_the_same(limit, resolution, monkeypatch
     torch.manual_seed(1)
     x = torch.randn(2, 7, 7, dtype=torch.float64)
     m = ng.measure(Small().double(), x, target=1, resolution=resolution)
-    groups = limits(m.topology, m.partitions, limit, auto=False)
+    groups = limits(m.topology, limit)
 
     def table():
         ((nodes, edges),) = edge_tables(m.state, m.start, plan(m.network, m.partitions, groups))
@@ -132,28 +132,10 @@ def test_too_large_without_a_limit_is_refused(monkeypatch):
         m.tables()
 
 
-def test_automatic_limits_of_large_groups(monkeypatch):
-    from nrm_graph.tables import pruning
-
-    m = ng.measure(Small(), torch.randn(2, 7, 7), resolution="neuron")
-    assert limits(m.topology, m.partitions, Limit(), auto=True) == {}
-    monkeypatch.setattr(pruning, "GROUP_BUDGET", 1000)
-    sizes = {(g.dst, g.src): g.dense_edges for g in m.topology.groups}
-    found = limits(m.topology, m.partitions, Limit(), auto=True)
-    assert found == {pair: Limit(0.99) for pair, size in sizes.items() if size > 1000}
-    assert 0 < len(found) < len(sizes)
-    assert limits(m.topology, m.partitions, Limit(), auto=False) == {}
-    asked = limits(m.topology, m.partitions, Limit(0.5), auto=True)
-    assert asked == dict.fromkeys(sizes, Limit(0.5))
-
-
 @pytest.mark.smoke
-def test_a_store_says_which_groups_are_pruned(monkeypatch, tmp_path):
-    from nrm_graph.tables import pruning
-
-    monkeypatch.setattr(pruning, "GROUP_BUDGET", 1000)
+def test_a_store_says_which_groups_are_pruned(tmp_path):
     net, rows = Small().eval(), [torch.randn(2, 7, 7), torch.randn(2, 7, 7)]
-    db = ng.extract(net, rows, tmp_path / "s.nrm", progress=False)
+    db = ng.extract(net, rows, tmp_path / "s.nrm", coverage=0.99, progress=False)
     pruned = {(dst, src) for dst, src, coverage, top in db.meta["pruned"] if coverage == 0.99}
     assert pruned
     found = db.sql("SELECT DISTINCT dst_layer, src_layer FROM edges WHERE src_unit = -3").fetchall()

@@ -32,7 +32,7 @@ def demo(store: str, picture: str) -> None:
     """\
 A large network in little space:
   nrm-graph extract torchvision:vgg16 photos/ --store small.nrm \\
-      --coverage 0.99 --mantissa-bits 10 --tensors omit --on-error skip""",
+      --max-edges 50000 --mantissa-bits 10 --tensors omit --on-error skip""",
 )
 @click.argument("model", type=FILE)
 @click.argument("inputs", type=FILE)
@@ -64,17 +64,24 @@ A large network in little space:
     help="auto, neuron, channel, feature, token, head, or by layer: features.0=channel,...",
 )
 @click.option(
+    "--max-edges",
+    type=arguments.max_edges,
+    default="auto",
+    metavar="N",
+    help="keep so many edges an input at most, the strongest of all pairs of layers; all, or auto "
+    "(250,000 of a large network)",
+)
+@click.option(
     "--coverage",
     type=float,
-    default=1.0,
     metavar="SHARE",
-    help="keep the strongest edges up to this share",
+    help="instead: of each pair of layers keep the strongest edges up to this share",
 )
 @click.option(
     "--top",
     type=arguments.positive,
     metavar="N",
-    help="keep at most so many edges for each input and pair of layers",
+    help="instead: keep at most so many edges for each input and pair of layers",
 )
 @click.option(
     "--mantissa-bits",
@@ -179,7 +186,7 @@ def _checked(
     from nrm_graph.tables import pruning, rounding
 
     check_place(local_path(store))
-    pruning.check(options["coverage"], options["top"])
+    pruning.check(options["coverage"], options["top"], options["max_edges"])
     rounding.check_bits(options["mantissa_bits"])
     units.check(options["resolution"])
     workers = options["workers"]

@@ -59,8 +59,8 @@ class FileInfo(Struct, frozen=True):
 class Entry(Struct, frozen=True, omit_defaults=True):
     """One (key, target) pair of a shard; ``nodes`` and ``edges`` are (first row group, number).
 
-    ``target`` is None of a weighted target, whose ``weights`` stand beside it; ``item`` and
-    ``flags`` are None in stores of before.
+    ``target`` is None of a weighted target, whose ``weights`` stand beside it; ``item``, ``flags``
+    and ``kept`` are None in stores of before.
     """
 
     input_id: Int63
@@ -72,6 +72,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     item: Count | None = None
     weights: str | None = None
     flags: Annotated[tuple[Flag, ...], Meta(max_length=MAX_FLAGS)] | None = None
+    kept: Annotated[float, Meta(ge=0, le=1)] | None = None
 
     @property
     def aim(self) -> Aim:
@@ -103,7 +104,12 @@ class Manifest:
     def foreign(self) -> set[str]:
         """Fields of a user that bear the name of a column that the format has taken since."""
         names = {field.casefold() for field in self.metadata} & set(OWN)
-        return {name for name in names if all(getattr(e, name) is None for e in self.inputs)}
+        of_entry = {name: "kept" if name == "thresholds" else name for name in names}
+        return {
+            name
+            for name, own in of_entry.items()
+            if all(getattr(e, own) is None for e in self.inputs)
+        }
 
 
 class _Failure(Struct):

@@ -21,6 +21,7 @@ ARROW_TYPES: Mapping[str, pa.DataType] = {
     "float": pa.float64(),
     "string": pa.string(),
     "strings": pa.list_(pa.string()),
+    "floats": pa.list_(pa.float64()),
 }
 SQL_TYPES: Mapping[str, str] = {
     "bool": "BOOLEAN",
@@ -28,6 +29,7 @@ SQL_TYPES: Mapping[str, str] = {
     "float": "DOUBLE",
     "string": "VARCHAR",
     "strings": "VARCHAR[]",
+    "floats": "DOUBLE[]",
     "null": "VARCHAR",
 }
 MAX_NAME = 200
@@ -57,7 +59,7 @@ def name_problem(name: object, reserved: Collection[str] = RESERVED) -> str | No
     return None
 
 
-Plain = bool | int | float | str | list[str] | None
+Plain = bool | int | float | str | list[str] | list[float] | None
 
 
 def normal(name: str, value: Any) -> tuple[str, Plain]:
@@ -68,10 +70,14 @@ def normal(name: str, value: Any) -> tuple[str, Plain]:
     Raises
     ------
     InputError
-        If the value is no bool, int, float, str, list of str or None, or cannot be stored.
+        If the value is no bool, int, float, str, list of str or of float, or None, or cannot be
+        stored.
     """
     if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1):
-        return "strings", _texts(name, list(value))
+        values = list(value)
+        if values and all(isinstance(number, float) for number in values):
+            return "floats", [float(normal(name, number)[1]) for number in values]  # type: ignore[arg-type]
+        return "strings", _texts(name, values)
     if not isinstance(value, bool | int | float | str) and value is not None:
         if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
             value = value.item()
@@ -99,7 +105,7 @@ def normal(name: str, value: Any) -> tuple[str, Plain]:
         return "string", str(value)
     raise InputError(
         f"the metadata {name!r} is a {type(value).__name__}: expected bool, int, float, str, a "
-        "list of str or None"
+        "list of str or float, or None"
     )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nrm_graph.network.weighted_targets import Aim
 
 FORMAT_VERSION = 1
+BOUNDED_VERSION = 2
+"""Of ``store.json`` where the edges of an input are bounded, see :mod:`nrm_graph.store`."""
 WEIGHTED_VERSION = 2
 """Of manifests of shards that hold weighted targets, whose pairs format 1 has no form for."""
 
@@ -37,7 +39,13 @@ INPUTS = pa.schema(
         pa.field("logit", pa.float32(), nullable=False),
     ]
 )
-OWN: Mapping[str, str] = {"item": "int", "weights": "string", "flags": "strings"}
+OWN: Mapping[str, str] = {
+    "item": "int",
+    "weights": "string",
+    "flags": "strings",
+    "kept": "float",
+    "thresholds": "floats",
+}
 """Columns of ``inputs`` that a shard holds as metadata, with their types.
 
 Stores of before may hold a user's own field of such a name, which then keeps it.
@@ -100,7 +108,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
     "edges": ("dst_layer", "src_layer", "dst_unit", "src_unit"),
 }
 
-VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "failures")
+VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "thresholds", "failures")
 """Tables that SQL sees in every store."""
 
 CONDITION_FACTS: Mapping[str, str] = {
@@ -160,6 +168,12 @@ class Record:
         Weights of the explained outputs, as :mod:`nrm_graph.network.weighted_targets` writes them.
     flags : tuple of str or None
         Names of what a reader must know, see :mod:`nrm_graph.propagation.flags`; None if not known.
+    kept : float or None
+        Share of its sum of |relevance| that the rows of every pair of layers hold at least; None if
+        not known.
+    thresholds : tuple of float or None
+        For every pair of layers, in the order of the store's groups, what |relevance| of no edge
+        that is left out exceeds, 0 where none is; None where all are there, or not known.
     """
 
     key: str
@@ -175,6 +189,8 @@ class Record:
     item: int | None = None
     weights: str | None = None
     flags: tuple[str, ...] | None = None
+    kept: float | None = None
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def tensors(self) -> Mapping[str, npt.NDArray[Any]]:

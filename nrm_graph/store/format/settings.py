@@ -21,7 +21,7 @@ from nrm_graph.store.format.files import (
 )
 from nrm_graph.store.format.json_file import Count, JsonFile, Sha256, Text
 from nrm_graph.store.format.place import refuse_foreign
-from nrm_graph.store.format.schema import FORMAT_VERSION, MAX_TENSORS
+from nrm_graph.store.format.schema import BOUNDED_VERSION, FORMAT_VERSION, MAX_TENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,6 +76,7 @@ class _Settings(Struct):
     groups: list[tuple[Count, Count, Count]]
     files: dict[str, Any]
     top: Annotated[int, Meta(ge=1, le=1 << 62)] | None = None
+    max_edges: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
     mantissa_bits: Annotated[int, Meta(ge=1, le=23)] | None = None
     preprocessing: Text | None = None
     classes: list[Text] | None = None
@@ -126,7 +127,9 @@ def create(
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
     }
-    full = {"format_version": FORMAT_VERSION, **settings, "files": described}
+    bounded = settings.get("max_edges") is not None
+    version = BOUNDED_VERSION if bounded else FORMAT_VERSION
+    full = {"format_version": version, **settings, "files": described}
     try:
         full["seal"] = seal(json.loads(json.dumps(full, allow_nan=False)))  # keys as text
         text = json.dumps(full, indent=1, sort_keys=True, allow_nan=False).encode("utf-8")
@@ -175,6 +178,7 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         ("composite", "composite"),
         ("coverage", "coverage"),
         ("top", "top"),
+        ("max_edges", "max_edges"),
         ("mantissa_bits", "mantissa_bits"),
         ("classes", "classes"),
         ("preprocessing", "preprocessing"),
@@ -240,8 +244,13 @@ def read_settings(path: Path, *, sizes: bool = True) -> dict[str, Any]:
 def _decode(path: Path, data: bytes) -> dict[str, Any]:
     file = JsonFile(str(path / "store.json"))
     raw = parse_object(data, file.name)
-    file.version(raw, FORMAT_VERSION)
+    version = file.version(raw, FORMAT_VERSION, BOUNDED_VERSION)
     settings = file.typed(raw, _Settings)
+    bounded = "a number in version 2, absent in version 1"
+    is_bounded = settings.max_edges is not None
+    file.expect(
+        is_bounded == (version == BOUNDED_VERSION), "max_edges", bounded, settings.max_edges
+    )
     layers = settings.layers
     for place, layer in enumerate(layers):
         file.expect(

@@ -40,6 +40,14 @@ JOIN layers d ON d.layer_id = e.dst_layer
 JOIN layers s ON s.layer_id = e.src_layer
 """
 
+_THRESHOLDS = """
+SELECT input_id, CAST(dst_layer AS SMALLINT) AS dst_layer,
+       CAST(src_layer AS SMALLINT) AS src_layer, CAST(threshold AS FLOAT) AS threshold
+FROM (SELECT input_id, unnest([{dst}]) AS dst_layer, unnest([{src}]) AS src_layer,
+             unnest(thresholds) AS threshold FROM ({inputs}))
+WHERE threshold IS NOT NULL
+"""
+
 
 class SqlReader:
     """SQL over one snapshot of a store.
@@ -53,6 +61,8 @@ class SqlReader:
         What is committed.
     layers : pyarrow.Table
         The table ``layers``.
+    pairs : sequence of (dst layer, src layer)
+        What edges link, in the order of thresholds.
     conditions : mapping of name to Snapshot, optional
         Shards of conditions, whose tables are ``<name>_inputs``, ``<name>_nodes`` and
         ``<name>_edges``.
@@ -69,14 +79,15 @@ class SqlReader:
         self,
         snapshot: Snapshot,
         layers: pa.Table,
+        pairs: Sequence[tuple[int, int]],
         conditions: Mapping[str, Snapshot] | None = None,
         running: set[Call] | None = None,
     ) -> None:
-        self._snapshot = snapshot
+        self._snapshot, self._pairs = snapshot, pairs
         self._conditions = {
             f"{name.lower()}_{table}": (shards, table)
             for name, shards in (conditions or {}).items()
-            for table in ("inputs", "nodes", "edges")
+            for table in ("inputs", "nodes", "edges", "thresholds")
         }
         self.process = os.getpid()
         self._running = set() if running is None else running
@@ -166,7 +177,7 @@ class SqlReader:
                     f"the table {name!r} must be an Arrow table or reader, or a data frame, "
                     f"found {type(data).__name__}"
                 ) from None
-        views = {"inputs", "nodes", "edges", *self._conditions}
+        views = {"inputs", "nodes", "edges", "thresholds", *self._conditions}
         needed = used & views | ({"inputs", "edges"} if "flows" in used else set())
         # What is listed alone needs columns, not files.
         sources = dict.fromkeys(views if EVERY in used else (), ()) | dict.fromkeys(needed, ids)
@@ -189,7 +200,11 @@ class SqlReader:
         if table in self._conditions:
             snapshot, table = self._conditions[table]
             ids = None if ids is None else [i for i in ids if i in snapshot.entries]
-        groups = snapshot.file_groups(table, ids)
+        groups = snapshot.file_groups("inputs" if table == "thresholds" else table, ids)
+        if table == "thresholds":
+            dst, src = (_numbers([pair[end] for pair in self._pairs]) for end in (0, 1))
+            listed = self._inputs(snapshot, groups, thresholds=True)
+            return _THRESHOLDS.format(dst=dst, src=src, inputs=listed)
         if table == "inputs":
             if snapshot is self._snapshot:
                 return self._inputs(snapshot, groups)
@@ -213,9 +228,18 @@ class SqlReader:
         )
         return f"SELECT input_id, {columns} FROM ({self._inputs(snapshot, groups)})"
 
-    def _inputs(self, snapshot: Snapshot, groups: Sequence[FileGroup]) -> str:
-        """Query of ``inputs``: metadata of all shards, of one type each."""
+    def _inputs(
+        self, snapshot: Snapshot, groups: Sequence[FileGroup], *, thresholds: bool = False
+    ) -> str:
+        """Query of ``inputs``: metadata of all shards, of one type each.
+
+        The list of thresholds is left out, or there alone: it is a table of its own.
+        """
         types = _columns(snapshot)
+        if thresholds:
+            types = {"thresholds": SQL_TYPES[OWN["thresholds"]]}
+        elif "thresholds" not in snapshot.foreign:
+            types.pop("thresholds")
         if not groups:
             return _empty("inputs", [f"NULL::{k} AS {_name(n)}" for n, k in types.items()])
         # Files whose fields are alike are read together; mostly that is all of them.

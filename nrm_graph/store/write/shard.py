@@ -113,6 +113,8 @@ def _check_own(record: Record, name: str) -> None:
         raise InputError(f"{name}: expected its item to be a count, found {item!r}")
     if record.flags is not None and not are_flags(record.flags):
         raise InputError(f"{name}: expected its flags to be names, found {record.flags!r:.80}")
+    if record.kept is not None and not 0 <= record.kept <= 1:
+        raise InputError(f"{name}: expected a share kept from 0 to 1, found {record.kept!r}")
 
 
 def _typed(table: pa.Table, kind: str, name: str) -> pa.Table:
@@ -260,6 +262,7 @@ class OpenShard:
                 record.item,
                 record.weights,
                 record.flags,
+                record.kept,
             )
         )
 

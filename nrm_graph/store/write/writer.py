@@ -205,7 +205,8 @@ class Writer:
                 f"{self.folder} has a metadata field 'weights' from before weighted targets were "
                 "stored, which would take the column: extract them into another store"
             )
-        plain = {name: None for name in ("item", "flags") if name in self._foreign}
+        names = self._foreign & (OWN.keys() - {"weights"})
+        plain = dict.fromkeys(names)
         return replace(record, **plain)  # type: ignore[arg-type]
 
     def fail(self, key: str, error: str) -> None:
