@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from nrm_graph.extraction.samples import Sample
-    from nrm_graph.network.ir.input_spec import Form
+    from nrm_graph.network.ir.input_spec import InputSpec
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.weighted_targets import Aim
     from nrm_graph.propagation.state import State
@@ -89,14 +89,14 @@ class Extraction:
         What was asked.
     writer : Writer
         Of the store.
-    form : Form
+    spec : InputSpec
         What the network takes.
     """
 
     plan: Plan
     task: Task
     writer: Writer
-    form: Form
+    spec: InputSpec
 
     @cached_property
     def _precision(self) -> torch.dtype:
@@ -167,7 +167,7 @@ class Extraction:
 
     def _sample(self, item: object, name: str, place: int) -> Sample | None:
         """Sample of an item; None where there is nothing to compute."""
-        sample = samples.sample(item, name, self.form, self._precision)
+        sample = samples.sample(item, name, self.spec, self._precision)
         if isinstance(sample.metadata.get("tokens"), list | tuple):
             checked_tokens(self.plan.network.layout.topology, sample.metadata["tokens"])
         if not self._known.meet(sample, name, place):

@@ -23,7 +23,7 @@ from nrm_graph.extraction.samples import items, length, sample
 from nrm_graph.foreign_errors import translated
 from nrm_graph.network import units
 from nrm_graph.network.device import device_of
-from nrm_graph.network.ir.input_spec import form, in_order, precision
+from nrm_graph.network.ir.input_spec import in_order, input_spec, precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.network.tracing.trace_as_given import traced
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from nrm_graph.network.ir.input_spec import Form, Inputs
+    from nrm_graph.network.ir.input_spec import Inputs, InputSpec
     from nrm_graph.network.ir.program import Program
     from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.propagation.prepared_network import Network
@@ -195,9 +195,9 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     first = first_readable(entries, on_error)
-    program, input_form = _traced(model, first.fields["input"], output)
+    program, spec = _traced(model, first.fields["input"], output)
     kind = precision(program)
-    sample_of = partial(sample, form=input_form, dtype=kind)
+    sample_of = partial(sample, spec=spec, dtype=kind)
     outputs = outputs_of(program)
     targets = outputs.targets(requested)
     first_sample = sample_of(first.fields, first.name) if on_error == "stop" else None
@@ -216,7 +216,7 @@ def extract(
         "mantissa_bits": mantissa_bits,
         "preprocessing": preprocessing,
     }
-    _create_store(folder, program, tables, input_form, classes, store_options)
+    _create_store(folder, program, tables, spec, classes, store_options)
     shown = progress and sys.stderr.isatty()
     if shown:
         print(store_settings.sizes(tables), file=sys.stderr)
@@ -239,12 +239,12 @@ def extract(
         return Database(folder)
     with ending_in_order(), Writer(folder, threads=_writers()) as writer, meter.bar:
         ahead, start = number(writer.items, everything)
-        extraction = Extraction(tables, replace(task, start=start), writer, input_form)
+        extraction = Extraction(tables, replace(task, start=start), writer, spec)
         extraction.take(chain(ahead, everything), meter.done)
     return Database(folder)
 
 
-def _traced(model: torch.nn.Module, x: Inputs, output: Choice) -> tuple[Program, Form]:
+def _traced(model: torch.nn.Module, x: Inputs, output: Choice) -> tuple[Program, InputSpec]:
     """Trace a network with its first input; say what it takes.
 
     Raises
@@ -255,7 +255,7 @@ def _traced(model: torch.nn.Module, x: Inputs, output: Choice) -> tuple[Program,
     network = plain(model)
     names, xs = in_order(network, x, "the first input")
     program, example = traced(network, names, xs, output)
-    return program, form(program, example)
+    return program, input_spec(program, example)
 
 
 def _plan(
@@ -280,7 +280,7 @@ def _create_store(
     folder: Path,
     program: Program,
     tables: Plan,
-    input_form: Form,
+    spec: InputSpec,
     classes: Sequence[str] | None,
     options: Mapping[str, Any],
 ) -> None:
@@ -291,7 +291,7 @@ def _create_store(
     StoreError
         If it was made otherwise, or cannot be written.
     """
-    description, partitions = store_settings.settings(program, tables, input_form, classes)
+    description, partitions = store_settings.settings(program, tables, spec, classes)
     weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
     settings.create(folder, description | dict(options), program.to_json(), weights, partitions)
 

@@ -19,7 +19,7 @@ from nrm_graph.extraction.samples import items
 from nrm_graph.network import units
 from nrm_graph.store.format.listing import listed
 from nrm_graph.store.read.snapshot import Snapshot
-from nrm_graph.store.stored_measure import form_of, network_of
+from nrm_graph.store.stored_measure import input_spec_of, network_of
 from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
 from nrm_graph.tables.plan import plan
@@ -98,7 +98,7 @@ class Worker:
     @cached_property
     def _extraction(self) -> Extraction:
         db = Database(self._folder)
-        input_form = form_of(db)
+        spec = input_spec_of(db)
         net = network_of(db, None, torch.device(self._task.device))
         topology = net.layout.topology
         table_plan = plan(
@@ -107,7 +107,7 @@ class Worker:
             {} if db.meta.get("max_edges") else pruning.stored(db.meta, topology),
             db.meta.get("max_edges"),
         )
-        return Extraction(table_plan, self._task, Writer(self._folder), input_form)
+        return Extraction(table_plan, self._task, Writer(self._folder), spec)
 
     def explain(self, places: range) -> list[tuple[str, int, int]]:
         """Explain some inputs, and commit them.

@@ -19,7 +19,7 @@ from nrm_graph.store.format.schema import content_of
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from nrm_graph.network.ir.input_spec import Form
+    from nrm_graph.network.ir.input_spec import InputSpec
 
 _RESERVED = ("input", "key", "label")
 
@@ -198,7 +198,7 @@ def tensor_of(value: object, name: str) -> Any:
     return torch.from_numpy(np.array(value, kind.newbyteorder("="), order="C"))
 
 
-def sample(item: object, name: str, form: Form, dtype: torch.dtype) -> Sample:
+def sample(item: object, name: str, spec: InputSpec, dtype: torch.dtype) -> Sample:
     """Check one item and bring it to a :class:`Sample`.
 
     Parameters
@@ -207,7 +207,7 @@ def sample(item: object, name: str, form: Form, dtype: torch.dtype) -> Sample:
         What a user's data set gives.
     name : str
         For messages, where the item has no key.
-    form : Form
+    spec : InputSpec
         What the network takes.
     dtype : torch.dtype
         Of the network's floats.
@@ -221,12 +221,12 @@ def sample(item: object, name: str, form: Form, dtype: torch.dtype) -> Sample:
     key = _key(fields.get("key"), name)
     shown = key or name
     arrays = []
-    for k, tensor in enumerate(arranged(fields["input"], form.names, shown)):
-        array = form.cast(k, tensor.detach().cpu(), dtype).contiguous().numpy()
-        if array.shape == (1, *form.shapes[k]):  # a batch of one
+    for k, tensor in enumerate(arranged(fields["input"], spec.names, shown)):
+        array = spec.cast(k, tensor.detach().cpu(), dtype).contiguous().numpy()
+        if array.shape == (1, *spec.shapes[k]):  # a batch of one
             array = array[0]
         arrays.append(array)
-    for array, shape, input_name in zip(arrays, form.shapes, form.names, strict=True):
+    for array, shape, input_name in zip(arrays, spec.shapes, spec.names, strict=True):
         subject = f"input {shown!r}" if len(arrays) == 1 else f"{input_name!r} of input {shown!r}"
         if array.shape[1:] == shape and array.ndim == len(shape) + 1:
             raise InputError(
@@ -241,7 +241,7 @@ def sample(item: object, name: str, form: Form, dtype: torch.dtype) -> Sample:
             )
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise InputError(f"{subject} holds NaN or infinity")
-    content = content_of(dict(zip(form.names, arrays, strict=True)))
+    content = content_of(dict(zip(spec.names, arrays, strict=True)))
     label = input_labels.plain(fields.get("label"), f"the label of input {shown!r}")
     extra = {k: v for k, v in fields.items() if k not in _RESERVED}
     try:

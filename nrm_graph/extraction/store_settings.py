@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from nrm_graph.network.ir.input_spec import Form
+    from nrm_graph.network.ir.input_spec import InputSpec
     from nrm_graph.network.ir.program import Program
     from nrm_graph.tables.plan import Plan
 
 
 def settings(
-    program: Program, plan: Plan, input_form: Form, classes: Sequence[str] | None
+    program: Program, plan: Plan, spec: InputSpec, classes: Sequence[str] | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """Return what ``store.json`` says of a network and its tables, and the user's partitions.
 
@@ -29,7 +29,7 @@ def settings(
         Of the network, as it was traced.
     plan : Plan
         Of the tables.
-    input_form : Form
+    spec : InputSpec
         What the network takes.
     classes : sequence of str, optional
         Names of the outputs.
@@ -56,8 +56,8 @@ def settings(
         "classes": None if classes is None else list(classes),
         "versions": {name: version(name) for name in packages},
     }
-    if not input_form.plain:
-        description["inputs"] = input_form.to_json()
+    if not spec.plain:
+        description["inputs"] = spec.to_json()
     if program.outputs:
         description["outputs"] = [{"name": n, "shape": list(s)} for n, s in program.outputs]
     return description, custom

@@ -13,7 +13,7 @@ from nrm_graph.measures.event_passes import MEMORY
 from nrm_graph.measures.measure import Measure
 from nrm_graph.network import units
 from nrm_graph.network.device import device_of
-from nrm_graph.network.ir.input_spec import arranged, form, in_order, precision
+from nrm_graph.network.ir.input_spec import arranged, in_order, input_spec, precision
 from nrm_graph.network.ir.program import Program
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.token_texts import check_texts, checked_tokens
@@ -126,7 +126,7 @@ def measure(
         # The caller's own, whatever the program was stored in.
         kind = torch.float64 if any(t.dtype == torch.float64 for t in xs) else torch.float32
     net = prepared_network.network(program, rules, kind, place)
-    one = tuple(t.detach().to(place).contiguous() for t in form(program).samples(xs, kind))
+    one = tuple(t.detach().to(place).contiguous() for t in input_spec(program).samples(xs, kind))
     return from_network(
         net, one, target, resolution, scale, memory, checked_tokens(net.layout.topology, tokens)
     )

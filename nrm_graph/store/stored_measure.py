@@ -13,7 +13,7 @@ from nrm_graph.errors import InputError, NrmError, StoreError, first_line
 from nrm_graph.measures.create import check_options, from_network
 from nrm_graph.measures.event_passes import MEMORY
 from nrm_graph.network.device import device_of
-from nrm_graph.network.ir.input_spec import Form, precision
+from nrm_graph.network.ir.input_spec import InputSpec, precision
 from nrm_graph.network.ir.interpreter import settle_threads
 from nrm_graph.network.ir.program import Program, from_json
 from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
@@ -80,11 +80,11 @@ def _store_errors(db: View, *, caller_chose: bool = False) -> Iterator[None]:
         ) from error
 
 
-def _network(db: View, kind: torch.dtype | None, device: torch.device, form: Form) -> Network:
+def _network(db: View, kind: torch.dtype | None, device: torch.device, spec: InputSpec) -> Network:
     """Prepare the stored network, and compare what it is with what the store lists."""
     program = load_program(db)
     inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
-    stated = zip(form.names, form.shapes, (k != "float" for k in form.kinds), strict=True)
+    stated = zip(spec.names, spec.shapes, (k != "float" for k in spec.kinds), strict=True)
     _listed(db, "inputs", inputs == tuple(stated))
     if program.outputs or "outputs" in db.meta:
         _listed(db, "outputs", outputs_of(program).parts == stored_outputs(db.meta).parts)
@@ -129,8 +129,8 @@ def stored_measure(
     """
     check_options(dtype, scale, memory)
     place = device_of(device)
-    form = form_of(db)
-    xs = _tensors(db, identity, form, inputs)
+    spec = input_spec_of(db)
+    xs = _tensors(db, identity, spec, inputs)
     kind = next((x.dtype for x in xs if x.is_floating_point()), None)
     kind = kind if dtype is None else getattr(torch, dtype)
     net = network_of(db, kind, place)
@@ -154,7 +154,7 @@ def network_of(db: View, kind: torch.dtype | None, place: torch.device) -> Netwo
     cache = db._network or {}
     if (kind, place) not in cache:
         with _store_errors(db):
-            cache[kind, place] = _network(db, kind, place, form_of(db))
+            cache[kind, place] = _network(db, kind, place, input_spec_of(db))
         db._network = cache
     return cache[kind, place]  # type: ignore[no-any-return]
 
@@ -169,8 +169,8 @@ def batch_of(db: View, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
     StoreError
         If a tensor is damaged.
     """
-    form = form_of(db)
-    return tuple(map(torch.cat, zip(*(_tensors(db, i, form, None) for i in ids), strict=True)))
+    spec = input_spec_of(db)
+    return tuple(map(torch.cat, zip(*(_tensors(db, i, spec, None) for i in ids), strict=True)))
 
 
 def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
@@ -192,10 +192,10 @@ def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
     return tuple(tokens)
 
 
-def form_of(db: View) -> Form:
+def input_spec_of(db: View) -> InputSpec:
     """Return what the store says that its network takes."""
     rows = settings.inputs_of(db.meta)
-    return Form(
+    return InputSpec(
         tuple(row["name"] for row in rows),
         tuple(tuple(row["shape"]) for row in rows),
         tuple(row["dtype"] for row in rows),
@@ -203,20 +203,20 @@ def form_of(db: View) -> Form:
 
 
 def _tensors(
-    db: View, identity: int, form: Form, inputs: Inputs | None
+    db: View, identity: int, spec: InputSpec, inputs: Inputs | None
 ) -> tuple[torch.Tensor, ...]:
     """Tensors of an input as batches of one: the stored ones, or the caller's."""
     entry = db._snapshot.entries[identity]
     if inputs is None:
         stored = db._snapshot.tensors(identity)
-        names = list(form.names) if len(form.names) > 1 else [""]
+        names = list(spec.names) if len(spec.names) > 1 else [""]
         if list(stored) != names:
             raise StoreError(
                 f"the store holds the tensors {', '.join(map(repr, stored))} of {entry.key!r}, "
                 f"expected {', '.join(map(repr, names))}: copy the store again"
             )
         xs = [torch.from_numpy(array.copy())[None] for array in stored.values()]
-        for x, name, kind in zip(xs, form.names, form.kinds, strict=True):
+        for x, name, kind in zip(xs, spec.names, spec.kinds, strict=True):
             if x.is_floating_point() != (kind == "float"):
                 raise StoreError(
                     f"the store holds {x.dtype} as the input {name!r} of {entry.key!r}, expected "
@@ -226,8 +226,8 @@ def _tensors(
     # Extraction casts inputs to the weights' type before it hashes them.
     content = ""
     for dtype in (torch.float64, torch.float16, torch.float32):
-        xs = [x.detach().cpu().contiguous() for x in form.samples(inputs, dtype, "input")]
-        arrays = {name: x[0].numpy() for name, x in zip(form.names, xs, strict=True)}
+        xs = [x.detach().cpu().contiguous() for x in spec.samples(inputs, dtype, "input")]
+        arrays = {name: x[0].numpy() for name, x in zip(spec.names, xs, strict=True)}
         content = content_of(arrays)
         if content == entry.content:
             return tuple(xs)

@@ -354,19 +354,19 @@ def test_stores_of_one_input_say_nothing_of_inputs(tmp_path):
 
 
 def test_whole_numbers_keep_their_type():
-    form = input_spec.Form(("ids", "x"), ((3,), (2,)), ("int64", "float"))
-    ids, x = form.samples(
+    spec = input_spec.InputSpec(("ids", "x"), ((3,), (2,)), ("int64", "float"))
+    ids, x = spec.samples(
         (torch.tensor([1, 2, 3], dtype=torch.int32), torch.ones(2)), torch.float64
     )
     assert (ids.dtype, x.dtype) == (torch.int64, torch.float64)
-    assert form.samples((ids, torch.tensor([1, 2])), torch.float32)[1].dtype == torch.float32
+    assert spec.samples((ids, torch.tensor([1, 2])), torch.float32)[1].dtype == torch.float32
     with pytest.raises(ng.InputError, match=r"'ids' takes whole numbers.*found torch.float32"):
-        form.samples((torch.ones(3), torch.ones(2)), torch.float32)
-    masks = input_spec.Form(("mask",), ((3,),), ("bool",))
+        spec.samples((torch.ones(3), torch.ones(2)), torch.float32)
+    masks = input_spec.InputSpec(("mask",), ((3,),), ("bool",))
     assert masks.samples(torch.tensor([0, 1, 1]), torch.float32)[0].dtype == torch.bool
     with pytest.raises(ng.InputError, match="0 and 1"):
         masks.samples(torch.tensor([0, 1, 2]), torch.float32)
-    assert not form.plain
+    assert not spec.plain
     assert not masks.plain
 
 

@@ -31,7 +31,7 @@ _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 
 
 @dataclass(frozen=True)
-class Form:
+class InputSpec:
     """Inputs of a network.
 
     Attributes
@@ -100,19 +100,19 @@ class Form:
         return whole(tensor, self.names[k], self.kinds[k])
 
 
-def form(program: Program, examples: Sequence[Tensor] | None = None) -> Form:
-    """Return the form of a program's inputs; what it was traced with tells masks from numbers."""
-    kinds = []
-    for k, (name, _) in enumerate(program.inputs):
-        if name not in program.integers:
-            kinds.append("float")
-        else:
-            masks = examples is not None and examples[k].dtype == torch.bool
-            kinds.append("bool" if masks else "int64")
-    return Form(
+def input_spec(program: Program, examples: Sequence[Tensor] | None = None) -> InputSpec:
+    """Return what a program takes; what it was traced with tells masks from numbers."""
+    return InputSpec(
         tuple(name for name, _ in program.inputs),
         tuple(shape for _, shape in program.inputs),
-        tuple(kinds),
+        tuple(
+            "float"
+            if name not in program.integers
+            else "bool"
+            if examples is not None and examples[k].dtype == torch.bool
+            else "int64"
+            for k, (name, _) in enumerate(program.inputs)
+        ),
     )
 
 
@@ -154,10 +154,8 @@ def arranged(x: Inputs, names: Sequence[str], what: str = "x") -> tuple[Tensor, 
                 "the network takes these"
             )
         xs: tuple[Any, ...] = tuple(x[name] for name in names)
-    elif isinstance(x, tuple | list):
-        xs = tuple(x)
     else:
-        xs = (x,)
+        xs = tuple(x) if isinstance(x, tuple | list) else (x,)
     for tensor in xs:
         check_tensor(tensor, what)
     if len(xs) != len(names):
