@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -89,27 +89,30 @@ def check(expression: object) -> None:
             reads = True
         elif isinstance(term, tuple | list):
             level += [(part, depth + 1) for part in _parts(term)]
-        elif isinstance(term, bool) or not isinstance(term, int | float) or not math.isfinite(term):
+        elif not _finite(term):
             raise ValueError(f"an elementwise expression holds {str(term)[:40]}, expected a number")
     if not reads:
         raise ValueError("an elementwise expression does not read its neuron")
 
 
-def _parts(term: Any) -> tuple[Any, ...]:
+def _finite(term: object) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(term, int | float) and not isinstance(term, bool) and math.isfinite(term)
+
+
+def _parts(term: Sequence[object]) -> tuple[object, ...]:
     """Arguments of a function that are expressions, its name and number of arguments checked."""
-    name, *given = term or ("",)
+    name, *arguments = term or ("",)
     if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"an elementwise expression names the function {str(name)[:40]!r}")
     numbers = _WITH_NUMBERS[name][0] if name in _WITH_NUMBERS else 0
     expected = 2 if name in _BINARY else 1 + numbers
-    if len(given) != expected:
-        raise ValueError(f"{name} takes {expected} arguments, found {len(given)}")
-    for number in given[1:] if numbers else ():
-        optional = name == "clamp" and number is None
-        sound = isinstance(number, int | float) and not isinstance(number, bool)
-        if not optional and not (sound and math.isfinite(number)):
+    if len(arguments) != expected:
+        raise ValueError(f"{name} takes {expected} arguments, found {len(arguments)}")
+    for number in arguments[1:] if numbers else ():
+        if not _finite(number) and not (name == "clamp" and number is None):
             raise ValueError(f"{name} takes numbers beside its neuron, found {str(number)[:40]}")
-    return tuple(given[:1] if numbers else given)
+    return tuple(arguments[:1] if numbers else arguments)
 
 
 def evaluate(x: Tensor, expression: object) -> Tensor:
@@ -132,13 +135,13 @@ def evaluate(x: Tensor, expression: object) -> Tensor:
             return x
         if not isinstance(term, tuple | list):
             return term
-        name, *given = term
+        name, *arguments = term
         if name in _BINARY:
-            a, b = (value(part) for part in given)
+            a, b = (value(part) for part in arguments)
             return _BINARY[name](tensor(a), b)
-        inner = tensor(value(given[0]))
+        inner = tensor(value(arguments[0]))
         if name in _WITH_NUMBERS:
-            return _WITH_NUMBERS[name][1](inner, *given[1:])
+            return _WITH_NUMBERS[name][1](inner, *arguments[1:])
         return _UNARY[name](inner)
 
     result: Tensor = value(expression)

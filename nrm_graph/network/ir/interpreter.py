@@ -85,17 +85,17 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
                 del values[name]
 
 
-def _even(program: Program, inputs: Sequence[Tensor]) -> tuple[Program, tuple[Tensor, ...]]:
+def _uniform(program: Program, inputs: Sequence[Tensor]) -> tuple[Program, tuple[Tensor, ...]]:
     """Bring a program and its inputs to one type of floats, as a pass is computed in one."""
     tensors = [*program.weights.values(), *inputs]
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     kind = torch.float64 if double else torch.float32
 
-    def even(tensor: Tensor) -> Tensor:
+    def cast_floats(tensor: Tensor) -> Tensor:
         return tensor.to(kind) if tensor.is_floating_point() else tensor
 
-    weights = {name: even(tensor) for name, tensor in program.weights.items()}
-    return replace(program, weights=weights), tuple(even(x) for x in inputs)
+    weights = {name: cast_floats(tensor) for name, tensor in program.weights.items()}
+    return replace(program, weights=weights), tuple(cast_floats(x) for x in inputs)
 
 
 @exact
@@ -109,7 +109,7 @@ def run(program: Program, *inputs: Tensor) -> Tensor:
     inputs : Tensor
         One batch per input of the program.
     """
-    program, inputs = _even(program, inputs)
+    program, inputs = _uniform(program, inputs)
     output = dict(zip((name for name, _ in program.inputs), inputs, strict=True)).get(
         program.output
     )
@@ -133,7 +133,7 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
     TraceError
         If a sample's value depends on what else is in the batch.
     """
-    given, examples = _even(program, examples)
+    uniform, examples = _uniform(program, examples)
     pair = [_two(x) for x in examples]
     singles = [[x[i : i + 1] for x in pair] for i in (0, 1)]
     nodes: list[Node] = []
@@ -141,17 +141,19 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
     alone: set[str] = set()  # made from the size of the batch alone, as arange(n) is
 
     def together() -> Iterator[tuple[Node, Any]]:
-        for node, value in steps(given, *pair):
+        for node, value in steps(uniform, *pair):
             ran.append(node.name)
             yield node, value
 
     try:
         for (node, both), (_, first), (_, second) in zip(
-            together(), *(steps(given, *x) for x in singles), strict=True
+            together(), *(steps(uniform, *x) for x in singles), strict=True
         ):
             if all(name in alone for name in node.references()):
                 alone.add(node.name)
-                nodes.append(node if not isinstance(first, Tensor) else _stated(node, first))
+                if isinstance(first, Tensor):
+                    node = replace(node, shape=node.batch.shape(tuple(first.shape)))
+                nodes.append(node)
             elif isinstance(both, Tensor):
                 nodes.append(_settle(node, both, first, second))
             else:  # parts of a split, which keep the batch in one place
@@ -159,19 +161,15 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
                 nodes.append(replace(node, batch=batch))
     except (RuntimeError, IndexError, ValueError) as error:
         node = program.nodes[len(nodes)]
-        what = f"{node.op} in {node.module or 'the model itself'}: {first_line(error)}"
+        failure = f"{node.op} in {node.module or 'the model itself'}: {first_line(error)}"
         if len(ran) == len(nodes):  # the two together, as the network was traced
-            raise TraceError(f"the traced network does not run, at {what}") from error
+            raise TraceError(f"the traced network does not run, at {failure}") from error
         raise TraceError(
-            f"the traced network does not run for another batch size, at {what}; squeeze() and "
+            f"the traced network does not run for another batch size, at {failure}; squeeze() and "
             "reshapes that depend on the batch being larger than 1 do this: name the axes"
         ) from error
     settled = {node.name: node for node in nodes}
     return replace(program, nodes=tuple(settled[node.name] for node in program.nodes))
-
-
-def _stated(node: Node, alone: Tensor) -> Node:
-    return replace(node, shape=node.batch.shape(tuple(alone.shape)))
 
 
 def _two(x: Tensor) -> Tensor:

@@ -262,8 +262,7 @@ def register_operation(op: str, kind: str) -> None:
     again before exact measures are taken.
     """
     try:
-        namespace, name, overload = op.split(".")
-        getattr(getattr(getattr(torch.ops, namespace), name), overload)
+        overload(op)
     except (ValueError, AttributeError) as error:
         raise CompositeError(
             f"torch has no operation {op!r}: expected namespace.name.overload, as the message of "
@@ -302,6 +301,18 @@ _OWN: dict[str, Callable[..., Any]] = {
 }
 
 
+def overload(op: str) -> Callable[..., Any]:
+    """Return torch's operation of a full name.
+
+    Raises
+    ------
+    ValueError, AttributeError
+        If it is no name of three parts, or torch has no such operation.
+    """
+    namespace, packet, kind = op.split(".")
+    return getattr(getattr(getattr(torch.ops, namespace), packet), kind)  # type: ignore[no-any-return]
+
+
 def function(op: str) -> Callable[..., Any]:
     """Return the function of an allowed operation."""
     if op not in SUPPORTED:
@@ -310,8 +321,7 @@ def function(op: str) -> Callable[..., Any]:
         return _OWN[op]
     if op in ("aten.view.default", "aten._unsafe_view.default"):
         op = "aten.reshape.default"  # values need not be contiguous: channels_last
-    namespace, name, overload = op.split(".")
-    return getattr(getattr(getattr(torch.ops, namespace), name), overload)  # type: ignore[no-any-return]
+    return overload(op)
 
 
 def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -82,17 +82,26 @@ class Node:
     shape: tuple[int, ...]
     batch: BatchAxis = PLAIN
 
+    def leaves(self) -> Iterator[object]:
+        """Everything in the arguments, nested or not, in order."""
+        return flattened((self.args, self.kwargs))
+
     def references(self) -> Iterator[str]:
         """Names of the values read, in order."""
-        yield from _references((self.args, tuple(v for _, v in self.kwargs)))
+        return (leaf.name for leaf in self.leaves() if isinstance(leaf, Ref))
+
+    def weight_names(self) -> Iterator[str]:
+        """Names of the tensors among the arguments, in order."""
+        return (leaf.name for leaf in self.leaves() if isinstance(leaf, Weight))
 
 
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, Ref):
-        yield value.name
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _references(item)
+def flattened(argument: object) -> Iterator[object]:
+    """Items of an argument, however deeply its tuples are nested, in order."""
+    if isinstance(argument, tuple):
+        for item in argument:
+            yield from flattened(item)
+    else:
+        yield argument
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,13 +148,13 @@ class Program:
 
     def native_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every value as the operations see it, for a batch of one."""
-        found = {name: (1, *shape) for name, shape in self.inputs}
-        return found | {n.name: n.batch.native_shape(n.shape) for n in self.nodes}
+        return {name: (1, *shape) for name, shape in self.inputs} | {
+            node.name: node.batch.native_shape(node.shape) for node in self.nodes
+        }
 
     def batches(self) -> dict[str, BatchAxis]:
         """Where every value keeps its batch."""
-        found = dict.fromkeys((name for name, _ in self.inputs), PLAIN)
-        return found | {node.name: node.batch for node in self.nodes}
+        return {name: PLAIN for name, _ in self.inputs} | {n.name: n.batch for n in self.nodes}
 
     def to_json(self) -> str:
         """Canonical text of the graph; the tensors are kept apart."""
@@ -160,7 +169,7 @@ class Program:
                     "module": node.module,
                     "call": node.call,
                     "shape": list(node.shape),
-                    **_batch(node.batch),
+                    **({} if node.batch.plain else {"batch": list(astuple(node.batch))}),
                 }
                 for node in self.nodes
             ],
@@ -189,13 +198,13 @@ def passive(program: Program) -> frozenset[str]:
     Masks and positions are; what an embedding makes of token ids is not.  Integers that depend
     on the size of the batch alone count too.
     """
-    found, still = set(program.integers), set[str]()
+    silent, still = set(program.integers), set[str]()
     for node in program.nodes:
         if node.op not in ENDS:
-            sort = passivity(node.op, node.references(), found, still)
+            sort = passivity(node.op, node.references(), silent, still)
             if sort is not None:
-                (found if sort else still).add(node.name)
-    return frozenset(found)
+                (silent if sort else still).add(node.name)
+    return frozenset(silent)
 
 
 def passivity(
@@ -213,18 +222,13 @@ def passivity(
         Earlier values of both sorts.
     """
     read = list(references)
-    if op in WEIGH and op not in PASSIVE:
-        return None
-    if not all(name in passive or name in still for name in read):
+    weighs = op in WEIGH and op not in PASSIVE
+    if weighs or not all(name in passive or name in still for name in read):
         return None
     return any(name in passive for name in read) or (op in PASSIVE and op not in SAME)
 
 
-def _batch(batch: BatchAxis) -> dict[str, list[int]]:
-    return {} if batch.plain else {"batch": [batch.axis, batch.outer, batch.inner]}
-
-
-def _encode(value: Any) -> Any:
+def _encode(value: object) -> object:
     if isinstance(value, Ref):
         return {"ref": value.name}
     if isinstance(value, Weight):
@@ -299,17 +303,9 @@ def _check(program: Program) -> None:
             raise StoreError(
                 f"program.json is damaged: {node.name} reads {missing or 'itself twice'}"
             )
-        for name in _weights((node.args, tuple(v for _, v in node.kwargs))):
+        for name in node.weight_names():
             if name not in program.weights:
                 raise StoreError(f"weights.safetensors lacks the tensor {name!r}")
         known.add(node.name)
     if program.output not in known:
         raise StoreError(f"program.json is damaged: its output {program.output} is not there")
-
-
-def _weights(value: Any) -> Iterator[str]:
-    if isinstance(value, Weight):
-        yield value.name
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _weights(item)

@@ -6,6 +6,7 @@ does not fit, or would take absurd memory, shows there.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from nrm_graph.network.ir.operations import CARRYING, SUPPORTED, function
 from nrm_graph.network.ir.program import Weight, passive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
     from nrm_graph.network.ir.program import Node, Program
 
@@ -94,35 +95,33 @@ def vet(program: Program) -> None:
             try:
                 _plain(node)
                 args = resolve(node.args, values, weights, 1)
-                kwargs = {key: resolve(value, values, weights, 1) for key, value in node.kwargs}
+                kwargs = {key: resolve(option, values, weights, 1) for key, option in node.kwargs}
                 _few(node.op, args)
                 _within(node, args, program.weights)
                 if node.op not in CARRYING and node.name not in rest:
                     raise ValueError("relevance cannot pass it")
-                found = function(node.op)(*args, **kwargs)
+                value = function(node.op)(*args, **kwargs)
             except PROBLEMS as error:
                 raise StoreError(
                     f"{name} of the program cannot be executed: {first_line(error)[:SHOWN]}"
                 ) from error
-            for part in found if isinstance(found, tuple | list) else [found]:
+            for part in value if isinstance(value, tuple | list) else [value]:
                 if not isinstance(part, Tensor):
                     raise StoreError(f"{name} of the program gives no tensor")
                 total += _bounded(name, part.shape)
-            if isinstance(found, Tensor):
-                _stated(name, node, found)
-            values[node.name] = found
+            if isinstance(value, Tensor):
+                _stated(name, node, tuple(value.shape))
+            values[node.name] = value
             if total > MAX_TOTAL:
                 raise StoreError(f"the program needs more than {MAX_TOTAL:,} numbers up to {name}")
     if not isinstance(values[program.output], Tensor):
         raise StoreError(f"the output of the program, {program.output}, is no tensor")
 
 
-def _bounded(name: str, shape: Any) -> int:
-    size = 1
-    for length in shape:
-        if length < 0:
-            raise StoreError(f"{name} of the program has the shape {tuple(shape)}")
-        size *= length
+def _bounded(name: str, shape: Sequence[int]) -> int:
+    if any(length < 0 for length in shape):
+        raise StoreError(f"{name} of the program has the shape {tuple(shape)}")
+    size = math.prod(shape)
     if size > MAX_ELEMENTS:
         raise StoreError(
             f"{name} of the program would hold {size:,} numbers, expected at most {MAX_ELEMENTS:,}"
@@ -130,29 +129,21 @@ def _bounded(name: str, shape: Any) -> int:
     return size
 
 
-def _stated(name: str, node: Node, found: Tensor) -> None:
+def _stated(name: str, node: Node, shape: tuple[int, ...]) -> None:
     """Compare a value's shape with the one that the program states."""
     batch = node.batch
-    sound = 0 <= batch.axis < max(1, found.ndim) and batch.outer >= 1 and batch.inner >= 1
-    if not sound or batch.native_shape(node.shape) != tuple(found.shape):
+    sound = 0 <= batch.axis < max(1, len(shape)) and batch.outer >= 1 and batch.inner >= 1
+    if not sound or batch.native_shape(node.shape) != shape:
         raise StoreError(
-            f"{name} of the program gives the shape {tuple(found.shape)}, which is not the one "
-            "that the program states"
+            f"{name} of the program gives the shape {shape}, which is not the one that the "
+            "program states"
         )
 
 
 def _plain(node: Node) -> None:
-    for value in _leaves((node.args, tuple(v for _, v in node.kwargs))):
+    for value in node.leaves():
         if isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER and value != _LAST:
             raise ValueError(f"an argument is {value}")
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, tuple):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
 
 
 def _within(node: Node, args: list[Any], weights: Mapping[str, Tensor]) -> None:
@@ -166,10 +157,10 @@ def _within(node: Node, args: list[Any], weights: Mapping[str, Tensor]) -> None:
     for size, index in pairs:
         if not isinstance(index, Weight):
             continue
-        found = weights[index.name]
-        if found.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"an index has the type {found.dtype}")
-        if found.numel() and not (-size <= int(found.min()) and int(found.max()) < size):
+        places = weights[index.name]
+        if places.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"an index has the type {places.dtype}")
+        if places.numel() and not (-size <= int(places.min()) and int(places.max()) < size):
             raise ValueError(f"an index is out of range for a size of {size}")
 
 
