@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from nrm_graph.network.ir.program import Batch, Ref, Weight
+from nrm_graph.network.ir.program import Ref, Weight
 from nrm_graph.network.tracing.constant_folding import LOWEST
 from nrm_graph.network.tracing.masks import add_mask, as_number, carries, fill, invert, tensor
 from nrm_graph.network.tracing.step import Refused
 
 if TYPE_CHECKING:
+    from nrm_graph.network.ir.program import Batch
     from nrm_graph.network.tracing.converter import Converter
     from nrm_graph.network.tracing.step import Step
 
@@ -23,40 +24,35 @@ _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale
 
 def attention(c: Converter, step: Step) -> None:
     """``softmax(q k^T scale + mask) v``: transposed key, product, mask, weights, mix."""
-    given = dict(zip(_NAMES, step.args, strict=False)) | step.kwargs
-    query, key, value = (given[name] for name in _NAMES[:3])
-    for one in (query, key, value):
-        if not carries(c, one) and not isinstance(one, Weight):
+    arguments = dict(zip(_NAMES, step.args, strict=False)) | step.kwargs
+    query, key, value = (arguments[name] for name in _NAMES[:3])
+    for operand in (query, key, value):
+        if not carries(c, operand) and not isinstance(operand, Weight):
             raise Refused(f"{step.op} of integers")
-    sizes = [_shape(c, one) for one in (query, key, value)]
-    if any(isinstance(size, Batch) for shape in sizes for size in shape[-2:]):
-        raise Refused(f"{step.op} over the batch")
-    if given.get("enable_gqa"):
+    shapes = [_shape(c, operand) for operand in (query, key, value)]
+    (rows, width), (columns, _), _ = ([step.length(s, d) for d in (-2, -1)] for s in shapes)
+    if arguments.get("enable_gqa"):
         key, value = (
-            _grouped(c, step, one, sizes[0][-3], at)
-            for one, at in ((key, "keys"), (value, "values"))
+            _grouped(c, step, operand, shapes[0][-3], at)
+            for operand, at in ((key, "keys"), (value, "values"))
         )
     if isinstance(key, Weight):
-        turned: Any = c.constants.added(f"{step.module}.key", tensor(c, key).transpose(-2, -1))
+        turned: Ref | Weight = c.constants.added(
+            f"{step.module}.key", tensor(c, key).transpose(-2, -1)
+        )
     else:
         turned = c.add(step, "aten.transpose.int", key, -2, -1, at="key")
-    both = carries(c, query) and carries(c, key)
-    op = "nrm.product" if both else "aten.matmul.default"
+    op = "nrm.product" if carries(c, query) and carries(c, key) else "aten.matmul.default"
     scores = c.add(step, op, query, turned, at="product")
-    scale = given.get("scale")
-    width, rows, columns = sizes[0][-1], sizes[0][-2], sizes[1][-2]
-    assert isinstance(width, int)
-    scale = 1 / math.sqrt(width) if scale is None else scale
-    scores = c.add(step, "aten.mul.Tensor", scores, float(scale), at="scaled")
-    mask, shown = given.get("attn_mask"), None
-    if given.get("is_causal"):
-        assert isinstance(rows, int)
-        assert isinstance(columns, int)
-        found = torch.ones(rows, columns, dtype=torch.bool).tril()
-        mask = c.constants.added(f"{step.module or step.fx.name}.causal", found)
+    scale = arguments.get("scale")
+    scale = 1 / math.sqrt(width) if scale is None else float(scale)
+    scores = c.add(step, "aten.mul.Tensor", scores, scale, at="scaled")
+    mask, shown = arguments.get("attn_mask"), None
+    if arguments.get("is_causal"):
+        mask = c.constant(step, "causal", torch.ones(rows, columns, dtype=torch.bool).tril())
     if mask is not None and carries(c, mask):
         raise Refused(f"{step.op} with a mask that depends on the input other than by integers")
-    if mask is not None and _boolean(c, mask):
+    if mask is not None and c.dtype(mask) == torch.bool:
         hidden = invert(c, step, mask, "hidden")
         if isinstance(mask, Ref) or not bool(tensor(c, mask).any(-1).all()):
             shown = mask
@@ -72,26 +68,27 @@ def attention(c: Converter, step: Step) -> None:
     c.add(step, "nrm.attention" if carries(c, value) else "aten.matmul.default", weights, value)
 
 
-def _shape(c: Converter, value: Any) -> tuple[int | Batch, ...]:
+def _shape(c: Converter, value: Ref | Weight) -> tuple[int | Batch, ...]:
     return tuple(tensor(c, value).shape) if isinstance(value, Weight) else c.shape(value.name)
 
 
-def _boolean(c: Converter, mask: Ref | Weight) -> bool:
-    return c.dtype(mask) == torch.bool
-
-
-def _grouped(c: Converter, step: Step, value: Any, heads: Any, at: str) -> Any:
+def _grouped(
+    c: Converter, step: Step, value: Ref | Weight, heads: int | Batch, at: str
+) -> Ref | Weight:
     """Repeat every head of keys or values for the queries that share it."""
     shape = _shape(c, value)
-    own = shape[-3]
-    if not isinstance(heads, int) or not isinstance(own, int) or len(shape) != 4 or heads % own:
+    groups = shape[-3]
+    if not (isinstance(heads, int) and isinstance(groups, int)) or (
+        len(shape) != 4 or heads % groups
+    ):
         raise Refused(f"{step.op} with heads that cannot be grouped")
-    if heads == own:
+    times = heads // groups
+    if times == 1:
         return value
     if isinstance(value, Weight):
-        found = tensor(c, value).repeat_interleave(heads // own, -3)
-        return c.constants.added(f"{step.module}.{at}", found)
+        return c.constants.added(
+            f"{step.module}.{at}", tensor(c, value).repeat_interleave(times, -3)
+        )
     value = c.add(step, "aten.unsqueeze.default", value, 2, at=f"{at}.alone")
-    times = (1, 1, heads // own, 1, 1)
-    value = c.add(step, "aten.repeat.default", value, times, at=f"{at}.repeated")
+    value = c.add(step, "aten.repeat.default", value, (1, 1, times, 1, 1), at=f"{at}.repeated")
     return c.add(step, "aten.flatten.using_ints", value, 1, 2, at=at)

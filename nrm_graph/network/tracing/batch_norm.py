@@ -18,24 +18,14 @@ if TYPE_CHECKING:
 
 def prune(program: Program) -> Program:
     """Drop nodes that nothing reads, and tensors that no node names."""
-    needed, kept = {program.output}, []
+    needed = {program.output}
     for node in reversed(program.nodes):
         if node.name in needed:
-            kept.append(node)
             needed.update(node.references())
-    nodes = tuple(reversed(kept))
-    names = {w for node in nodes for w in weight_names((node.args, node.kwargs))}
+    nodes = tuple(node for node in program.nodes if node.name in needed)
+    names = {name for node in nodes for name in node.weight_names()}
     weights = {name: program.weights[name] for name in sorted(names)}
     return replace(program, nodes=nodes, weights=weights)
-
-
-def weight_names(value: Any) -> list[str]:
-    """Names of the tensors in a nested argument."""
-    if isinstance(value, Weight):
-        return [value.name]
-    if isinstance(value, tuple):
-        return [name for item in value for name in weight_names(item)]
-    return []
 
 
 def fold_batch_norm(program: Program) -> Program:
@@ -73,7 +63,7 @@ def fold_batch_norm(program: Program) -> Program:
                 renamed[node.name] = source
                 continue
         names = (f"{node.name}.scale", f"{node.name}.shift")
-        dtype = next(weights[w].dtype for w in weight_names(original.args))
+        dtype = weights[next(original.weight_names())].dtype
         weights[names[0]], weights[names[1]] = scale.to(dtype), shift.to(dtype)
         args = (Ref(source), Weight(names[0]), Weight(names[1]))
         result[node.name] = replace(
@@ -101,7 +91,7 @@ def _scale_and_shift(node: Node, weights: dict[str, Tensor]) -> tuple[Tensor, Te
     """Per-channel scale and shift of an evaluation-mode batch-norm, in float64."""
     _, weight, bias, mean, var, _, eps = node.args
 
-    def tensor(argument: Any) -> Tensor | None:
+    def tensor(argument: object) -> Tensor | None:
         return weights[argument.name].double() if isinstance(argument, Weight) else None
 
     center, spread = tensor(mean), tensor(var)
@@ -116,9 +106,12 @@ def _scale_and_shift(node: Node, weights: dict[str, Tensor]) -> tuple[Tensor, Te
 
 def _fold_into(node: Node, scale: Tensor, shift: Tensor, weights: dict[str, Tensor]) -> Node | None:
     """Fold scale and shift into the convolution or dense layer before, in float64."""
-    if WEIGH.get(node.op) not in ("convolution", "dense") or len(node.args) < 2:
-        return None
-    if not isinstance(node.args[1], Weight) or node.op.startswith(("aten.matmul", "aten.addmm")):
+    if (
+        WEIGH.get(node.op) not in ("convolution", "dense")
+        or node.op.startswith(("aten.matmul", "aten.addmm"))
+        or len(node.args) < 2
+        or not isinstance(node.args[1], Weight)
+    ):
         return None
     weight = weights[node.args[1].name]
     bias = node.args[2] if len(node.args) > 2 else None

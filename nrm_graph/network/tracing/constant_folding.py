@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.network.ir.program import Batch, Weight
-from nrm_graph.network.tracing.symbolic_shapes import SIZES, affine
+from nrm_graph.network.tracing.symbolic_shapes import SIZES, affine, size_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,8 +78,8 @@ class Constants:
 
     def tensor(self, name: str) -> Tensor:
         """Value of a constant, of one sample if it is the same for all."""
-        found: Tensor = self.spread[name][0] if name in self.spread else self.values[name]
-        return found
+        value: Tensor = self.spread[name][0] if name in self.spread else self.values[name]
+        return value
 
     def weight(self, name: str) -> Weight:
         """Constant as an argument of a node."""
@@ -88,12 +88,12 @@ class Constants:
             module = self.modules.get(name, "")
             stem = next(iter(origins)) if len(origins) == 1 else module or name
             self.names[name] = self._free(f"constant.{stem}")
-        given = self.names[name]
-        if given not in self.used:
-            self.used[given] = wide(self.tensor(name))
-        if not self.origins.get(name) and not bool(self.used[given].any()):
-            self.zeros.add(given)
-        return Weight(given)
+        public = self.names[name]
+        if public not in self.used:
+            self.used[public] = wide(self.tensor(name))
+        if not self.origins.get(name) and not bool(self.used[public].any()):
+            self.zeros.add(public)
+        return Weight(public)
 
     def added(self, stem: str, value: Tensor) -> Weight:
         """Add a constant that a conversion makes."""
@@ -115,7 +115,7 @@ class Constants:
         self.origins[name] = frozenset()
         self.modules[name] = ""
 
-    def fold(self, fx: Any, module: str) -> bool:
+    def fold(self, fx: torch.fx.Node, module: str) -> bool:
         """Evaluate a node that no input reaches; False if that cannot be.
 
         Parameters
@@ -125,23 +125,23 @@ class Constants:
         module : str
             The module that made it.
         """
-        meta = fx.meta.get("val")
+        meta: Any = fx.meta.get("val")
         parts = meta if isinstance(meta, list | tuple) else [meta]
         if not all(isinstance(p, Tensor) for p in parts):
             return False
         static = all(isinstance(affine(d), int) for p in parts for d in p.shape)
         try:
-            found = [self._evaluated(fx, n) for n in (SIZES[:1] if static else SIZES)]
+            values = [self._evaluated(fx, n) for n in (SIZES[:1] if static else SIZES)]
         except _UnknownError:
             return False
-        sources = [a for a in fx.all_input_nodes if a.name in self.origins]
-        self.origins[fx.name] = frozenset().union(*(self.origins[a.name] for a in sources))
+        origins = (self.origins.get(source.name, ()) for source in fx.all_input_nodes)
+        self.origins[fx.name] = frozenset[str]().union(*origins)
         self.modules[fx.name] = module
         if static:
-            self.values[fx.name] = found[0]
+            self.values[fx.name] = values[0]
             self._cast(fx)
             return True
-        self.grown[fx.name] = tuple(found)
+        self.grown[fx.name] = tuple(values)
         if isinstance(meta, Tensor):
             self._spread(fx, [affine(d) for d in meta.shape])
         return True
@@ -154,19 +154,19 @@ class Constants:
             return LOWEST
         return min(max(value, LOWEST), -LOWEST)  # a float64 mask is one in float32 too
 
-    def _cast(self, fx: Any) -> None:
+    def _cast(self, fx: torch.fx.Node) -> None:
         """Let a constant that is cast to half precision, or from it, be the same one."""
         if str(fx.target) in _CASTS:
-            source = fx.args[0].name
+            source = fx.all_input_nodes[0].name
             before, after = self.values[source], self.values[fx.name]
             if before.dtype == after.dtype and before.is_floating_point():
                 self._alias(fx, source)
 
-    def _alias(self, fx: Any, source: str) -> None:
+    def _alias(self, fx: torch.fx.Node, source: str) -> None:
         self.weight(source)
         self.names[fx.name] = self.names[source]
 
-    def _spread(self, fx: Any, shape: list[int | Batch]) -> None:
+    def _spread(self, fx: torch.fx.Node, shape: list[int | Batch]) -> None:
         axes = [d for d, size in enumerate(shape) if isinstance(size, Batch)]
         if len(axes) != 1 or shape[axes[0]] != Batch(1, 0):
             return
@@ -175,8 +175,12 @@ class Constants:
         if all(torch.equal(v, one.expand_as(v)) for v in values):
             self.spread[fx.name] = one.clone(), axes[0]
             source = fx.all_input_nodes[0].name if fx.all_input_nodes else ""
-            kept = self.values.get(source)
-            if isinstance(kept, Tensor) and kept.shape == one.shape and torch.equal(kept, one):
+            copied = self.values.get(source)
+            if (
+                isinstance(copied, Tensor)
+                and copied.shape == one.shape
+                and torch.equal(copied, one)
+            ):
                 # Copied for every sample: still the parameter itself.
                 self._alias(fx, source)
 
@@ -188,24 +192,20 @@ class Constants:
                 return self.values[arg.name]
             if arg.name in self.grown:
                 return self.grown[arg.name][SIZES.index(n)]
-            found = arg.meta.get("val")
-            if isinstance(found, Tensor):
-                shape = [sized(d) for d in found.shape]
-                return torch.empty(shape, dtype=literal(found.dtype))
-            if isinstance(found, int | torch.SymInt):
-                return sized(found)
+            meta = arg.meta.get("val")
+            if isinstance(meta, Tensor):
+                shape = [size_for(d, n) for d in meta.shape]
+                return torch.empty(shape, dtype=literal(meta.dtype))
+            if isinstance(meta, int | torch.SymInt):
+                return size_for(meta, n)
             raise _UnknownError
 
         def literal(arg: Any) -> Any:
             if isinstance(arg, torch.dtype):
                 return torch.float32 if arg in HALF else arg
-            return self.number(arg) if isinstance(arg, float) and self.half else sized(arg)
-
-        def sized(arg: Any) -> Any:
-            if not isinstance(arg, torch.SymInt):
-                return arg
-            found = affine(arg)
-            return found if isinstance(found, int) else found.scale * n + found.offset
+            if isinstance(arg, torch.SymInt):
+                return size_for(arg, n)
+            return self.number(arg) if isinstance(arg, float) and self.half else arg
 
         args, kwargs = torch.fx.node.map_aggregate((fx.args, fx.kwargs), value)
         with torch.no_grad():

@@ -33,6 +33,8 @@ from nrm_graph.network.tracing.symbolic_shapes import place
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from torch.export import ExportedProgram
+
 _SHAPE_ONLY = {
     "aten.new_zeros.default",
     "aten.new_ones.default",
@@ -71,7 +73,7 @@ class Conversion:
         Value that the network returns.
     """
 
-    exported: Any
+    exported: ExportedProgram
     input_names: Sequence[str]
     rewrites: Mapping[str, Callable[[Converter, Step], None]]
     converter: Converter
@@ -119,7 +121,7 @@ class Conversion:
             signature.inputs_to_lifted_tensor_constants,
         )
 
-    def _placeholder(self, fx: Any) -> None:
+    def _placeholder(self, fx: torch.fx.Node) -> None:
         c = self.converter
         stored, owned, lifted = self._stored
         if fx.name in owned:
@@ -154,7 +156,7 @@ class Conversion:
         if result.name in c.constants.origins:
             raise TraceError("the network's output does not depend on its input")
 
-    def _operation(self, fx: Any) -> None:
+    def _operation(self, fx: torch.fx.Node) -> None:
         c = self.converter
         op = spelled(fx)
         module, _ = c.calls.where(fx)
@@ -181,7 +183,7 @@ class Conversion:
         except Refused as refused:
             self._refuse(fx, str(refused))
 
-    def _refuse(self, fx: Any, why: str) -> None:
+    def _refuse(self, fx: torch.fx.Node, why: str) -> None:
         """Stand in for what cannot be converted, so that the rest is looked at as well."""
         c = self.converter
         read = [n.name for n in fx.all_input_nodes if n.name not in c.constants.origins]

@@ -6,7 +6,7 @@ or is written in others (:meth:`Converter.add`), which rewrites do.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from nrm_graph.errors import TraceError
 from nrm_graph.network.ir.batch_axis import PLAIN
 from nrm_graph.network.ir.operations import CARRYING, ENDS, PASSIVE, ROUTE, SAME
-from nrm_graph.network.ir.program import Batch, Node, Ref, Weight, passivity
+from nrm_graph.network.ir.program import Batch, Node, Ref, Weight, flattened, passivity
 from nrm_graph.network.tracing.constant_folding import Constants
 from nrm_graph.network.tracing.operation_names import spelled
 from nrm_graph.network.tracing.step import Refused, Step
@@ -73,17 +73,18 @@ class Converter:
     sizes: Sizes = field(default_factory=Sizes)
     _ones: dict[str, Weight] = field(default_factory=dict)
 
-    def step(self, fx: Any) -> Step:
+    def step(self, fx: torch.fx.Node) -> Step:
         """Return an operation of the exported graph, its arguments converted."""
         op = spelled(fx)
         copied = op in _WHOLE
         args = tuple(self.argument(a, copied) for a in fx.args)
         kwargs = {k: self.argument(v, copied) for k, v in fx.kwargs.items() if k not in _PLACE}
-        refs = [r.name for r in _refs((args, tuple(kwargs.values())))]
+        leaves = flattened((args, tuple(kwargs.values())))
+        refs = [leaf.name for leaf in leaves if isinstance(leaf, Ref)]
         moving = [name for name in refs if name not in self.passive | self.still]
         return Step(fx, op, args, kwargs, moving, *self.calls.where(fx))
 
-    def argument(self, value: Any, copied: bool = True) -> Any:
+    def argument(self, value: object, copied: bool = True) -> Any:
         """Argument of a node; ``copied``: a constant is repeated for every sample."""
         if isinstance(value, torch.fx.Node):
             if value.name in self.constants.values:
@@ -108,7 +109,7 @@ class Converter:
             return value
         raise TraceError(f"an argument of type {type(value).__name__} cannot be stored: {value!r}")
 
-    def _copied(self, fx: Any) -> Ref:
+    def _copied(self, fx: torch.fx.Node) -> Ref:
         """Constant with a batch axis, as a node."""
         if fx.name not in self.sizes.exported:
             _, axis = self.constants.spread[fx.name]
@@ -154,7 +155,8 @@ class Converter:
         node = Node(name, op, args, options, step.module, step.call, (), PLAIN)
         if not at:
             self.sizes.exported[name] = step.fx
-        sort = None if op in ENDS else passivity(op, node.references(), self.passive, self.still)
+        read = list(node.references())
+        sort = None if op in ENDS else passivity(op, read, self.passive, self.still)
         try:
             placed = place(self.sizes.of(node, self.constants.used))
         except RuntimeError:
@@ -166,15 +168,14 @@ class Converter:
         shape, batch = ((), placed[1]) if parts else placed
         if sort is not None:
             (self.passive if sort else self.still).add(name)
-        read = list(node.references())
         if op in ROUTE and any(n in self.masks for n in read):  # a mask that is moved is one still
             self.masks[name] = op not in _JOINING and all(self.masks.get(n) for n in read)
-        moving = [n for n in node.references() if n not in self.passive | self.still]
+        moving = [n for n in read if n not in self.passive | self.still]
         if op == "aten.softmax.int" or (
             (op in SAME or op in ROUTE) and len(moving) == 1 and moving[0] in self.mixes
         ):
             self.mixes.add(name)
-        self.nodes.append(Node(name, op, args, options, step.module, step.call, shape, batch))
+        self.nodes.append(replace(node, shape=shape, batch=batch))
         return Ref(name)
 
     def alias(self, step: Step, value: Ref | Weight) -> None:
@@ -189,10 +190,13 @@ class Converter:
             raise Refused(f"{step.op} of a constant")
         self.renamed[step.fx.name] = value.name
 
-    @property
-    def nothing(self) -> set[str]:
-        """Constants that are 0 as such, by their names in the program."""
-        return self.constants.zeros
+    def nothing(self, value: object) -> bool:
+        """Whether an argument is a constant that is 0 as such."""
+        return isinstance(value, Weight) and value.name in self.constants.zeros
+
+    def constant(self, step: Step, suffix: str, value: torch.Tensor) -> Weight:
+        """Add a constant that a step needs, called after its module."""
+        return self.constants.added(f"{step.module or step.fx.name}.{suffix}", value)
 
     def one(self, dtype: torch.dtype) -> Weight:
         """Return a number of the type that the network computes with, or a whole one."""
@@ -215,12 +219,3 @@ class Converter:
     def shape(self, name: str) -> tuple[int | Batch, ...]:
         """Native shape of a value; of the parts of a split, that of the first."""
         return self.sizes.shape(name)
-
-
-def _refs(value: Any) -> list[Ref]:
-    """Values read in nested arguments, with repetition."""
-    if isinstance(value, Ref):
-        return [value]
-    if isinstance(value, tuple):
-        return [ref for item in value for ref in _refs(item)]
-    return []

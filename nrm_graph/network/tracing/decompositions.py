@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -38,7 +38,7 @@ def _sum(c: Converter, step: Step) -> None:
     first = carries(c, a)
     value, other = (a, b) if first else (b, a)
     passes = first or op == _ADD
-    empty = other == 0 if isinstance(other, int | float) else _nothing(c, other)
+    empty = other == 0 if isinstance(other, int | float) else c.nothing(other)
     if passes and (first or not options) and empty and c.shape(value.name) == c.shape_of(step):
         c.alias(step, value)
     elif op == _ADD and not options and isinstance(other, Ref | Weight):
@@ -51,12 +51,6 @@ def _sum(c: Converter, step: Step) -> None:
         c.add(step, op, a, b, **options)
 
 
-def _nothing(c: Converter, value: Any) -> bool:
-    return (
-        isinstance(value, Weight) and value.name in c.nothing and not bool(tensor(c, value).any())
-    )
-
-
 def _product(c: Converter, step: Step) -> None:
     a, b = step.args
     if not step.moving:
@@ -66,7 +60,7 @@ def _product(c: Converter, step: Step) -> None:
         c.add(step, "nrm.multiply", a, b)
     else:
         value, other = (a, b) if carries(c, a) else (b, a)
-        if _nothing(c, other) and Batch(1, 0) in c.shape_of(step):
+        if c.nothing(other) and Batch(1, 0) in c.shape_of(step):
             c.constants.cleared(step.fx.name, c.shape_of(step), step.dtype)
         else:
             c.add(step, _MUL, value, other)
@@ -76,10 +70,7 @@ def _quotient(c: Converter, step: Step) -> None:
     a, b, *_ = step.args
     if step.kwargs.get("rounding_mode") is not None:
         raise Refused(f"{step.op} with rounding")
-    if carries(c, b):
-        c.add(step, "raw.div.Tensor", a, b)
-    else:
-        c.add(step, "aten.div.Tensor", a, b)
+    c.add(step, "raw.div.Tensor" if carries(c, b) else "aten.div.Tensor", a, b)
 
 
 def _extreme(c: Converter, step: Step) -> None:
@@ -132,15 +123,16 @@ def _matmul(c: Converter, step: Step) -> None:
         c.add(step, "aten.matmul.default", *(_matrix(c, a) for a in step.args))
 
 
-def _matrix(c: Converter, value: Any) -> Any:
+def _matrix(c: Converter, value: Ref | Weight) -> Ref | Weight:
     """One matrix for all samples, of a constant that was copied for each."""
     if not isinstance(value, Weight):
         return value
-    found = tensor(c, value)
-    if found.ndim < 3 or any(d != 1 for d in found.shape[:-2]):
+    copies = tensor(c, value)
+    if copies.ndim < 3 or any(d != 1 for d in copies.shape[:-2]):
         return value
-    stem = value.name.removeprefix("constant.")
-    return c.constants.added(stem, found.reshape(found.shape[-2:]))
+    return c.constants.added(
+        value.name.removeprefix("constant."), copies.reshape(copies.shape[-2:])
+    )
 
 
 def _copies(c: Converter, step: Step) -> None:
@@ -198,22 +190,23 @@ def _cast(c: Converter, step: Step) -> None:
 
 def _cat(c: Converter, step: Step) -> None:
     parts, *rest = step.args
-    kept = tuple(p for p in parts if isinstance(p, Ref) or tensor(c, p).numel())
-    if len(kept) == 1 and isinstance(kept[0], Ref):
-        c.alias(step, kept[0])
+    filled = tuple(p for p in parts if isinstance(p, Ref) or tensor(c, p).numel())
+    if len(filled) == 1 and isinstance(filled[0], Ref):
+        c.alias(step, filled[0])
     else:
-        c.add(step, step.op, kept, *rest)
+        c.add(step, step.op, filled, *rest)
 
 
 def _index(c: Converter, step: Step) -> None:
-    _, *rest = step.args
-    indices = [
-        i for i in (rest[0] if step.op == "aten.index.Tensor" else rest[1:]) if i is not None
-    ]
+    per_axis = step.args[1] if step.op == "aten.index.Tensor" else step.args[2:]
     constant = all(
-        isinstance(i, Weight) and not tensor(c, i).dtype.is_floating_point for i in indices
+        isinstance(index, Weight)
+        and not tensor(c, index).dtype.is_floating_point
+        and tensor(c, index).dtype != torch.bool
+        for index in per_axis
+        if index is not None
     )
-    if step.moving and (not constant or any(tensor(c, i).dtype == torch.bool for i in indices)):
+    if step.moving and not constant:
         raise Refused(f"{step.op} with indices that are not constant integers")
     c.add(step, step.op, *step.args)
 
@@ -223,15 +216,6 @@ def _embedding(c: Converter, step: Step) -> None:
     if not isinstance(table, Weight) or not isinstance(ids, Ref) or carries(c, ids):
         raise Refused(f"{step.op} whose table is not constant")
     c.add(step, step.op, table, ids)
-
-
-def _squeeze(c: Converter, step: Step) -> None:
-    """Drop all axes of one, but never that of the samples, however many they are."""
-    value = step.args[0]
-    if not isinstance(value, Ref):
-        raise Refused(f"{step.op} of a constant")
-    alone = tuple(d for d, size in enumerate(c.shape(value.name)) if size == 1)
-    c.add(step, "aten.squeeze.dims", value, alone)
 
 
 def _first(count: int) -> Callable[[Converter, Step], None]:
@@ -287,7 +271,6 @@ REWRITES: dict[str, Callable[[Converter, Step], None]] = {
     **MASKS,
     "aten._to_copy.default": _cast,
     "aten.type_as.default": _cast,
-    "aten.squeeze.default": _squeeze,
     "aten.cat.default": _cat,
     "aten.index.Tensor": _index,
     "aten.index_select.default": _index,

@@ -6,16 +6,18 @@ import io
 import logging
 import warnings
 from contextlib import contextmanager, redirect_stderr
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from nrm_graph.errors import TraceError, first_line
+from nrm_graph.network.ir.operations import overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
+    from torch.export import ExportedProgram
 
     from nrm_graph.network.tracing.output_choice import Chosen
 
@@ -44,7 +46,7 @@ MAX_STEPS = 2_000
 """Steps of recurrent networks that are unrolled."""
 
 
-def export(around: Chosen, examples: Sequence[Tensor]) -> Any:
+def export(around: Chosen, examples: Sequence[Tensor]) -> ExportedProgram:
     """Export a network with a dynamic batch axis.
 
     Parameters
@@ -73,7 +75,10 @@ def export(around: Chosen, examples: Sequence[Tensor]) -> Any:
                 around, (pairs,), dynamic_shapes=(tuple({0: batch} for _ in pairs),)
             )
             _bound_unrolling(exported)
-            return exported.run_decompositions({op: known[op] for op in _taken_apart(known)})
+            composite = [overload(f"aten.{name}") for name in _COMPOSITE]
+            return exported.run_decompositions(  # type: ignore[no-any-return]
+                {op: known[op] for op in composite if op in known}
+            )
     except TraceError:
         raise
     except Exception as error:
@@ -114,18 +119,7 @@ def _quiet() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _taken_apart(known: Any) -> list[Any]:
-    """Operations that torch writes out in ones that have a rule."""
-    found = []
-    for name in _COMPOSITE:
-        packet, overload = name.split(".")
-        op = getattr(getattr(torch.ops.aten, packet), overload)
-        if op in known:
-            found.append(op)
-    return found
-
-
-def _bound_unrolling(exported: Any) -> None:
+def _bound_unrolling(exported: ExportedProgram) -> None:
     """Refuse to unroll a recurrent network over very many steps."""
     for node in exported.graph.nodes:
         kind = str(node.target).split(".")[1] if str(node.target).startswith("aten.") else ""

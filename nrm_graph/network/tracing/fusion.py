@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.network.ir import elementwise
 from nrm_graph.network.ir.operations import ROUTE, SAME
-from nrm_graph.network.ir.program import Node, Program, Ref, Weight, passive
+from nrm_graph.network.ir.program import Node, Program, Ref, Weight, flattened, passive
 from nrm_graph.network.tracing.norms import DIVIDE, MULTIPLY, norm, weighted
 
 if TYPE_CHECKING:
@@ -29,17 +29,13 @@ def fuse(program: Program) -> Program:
     weights = dict(program.weights)
     nodes = {node.name: node for node in program.nodes}
     for node in program.nodes:
-        found = norm(node, nodes, weights)
-        if found is not None:
-            nodes[node.name] = found
+        nodes[node.name] = norm(node, nodes, weights) or node
     weighted(program, nodes, weights)
     rest = passive(program)
     for node in reversed(program.nodes):
         current = nodes[node.name]
         if current.op in (MULTIPLY, DIVIDE) or current.op.startswith("raw."):
-            found = _activation(current, nodes, weights, rest)
-            if found is not None:
-                nodes[node.name] = found
+            nodes[node.name] = _activation(current, nodes, weights, rest) or current
     for node in program.nodes:
         if nodes[node.name].op == MULTIPLY:
             nodes[node.name] = _gate(nodes[node.name], nodes)
@@ -108,10 +104,8 @@ def _activation(
     if len(frontier) != 1:
         return None
     (source,) = frontier
-    before = nodes.get(source)
-    if before is not None and (before.shape, before.batch) != (root.shape, root.batch):
-        return None
-    if source in rest:
+    before = nodes.get(source, root)
+    if source in rest or (before.shape, before.batch) != (root.shape, root.batch):
         return None
 
     lengths = {source: 1}
@@ -120,7 +114,7 @@ def _activation(
     if lengths[root.name] > elementwise.MAX_TERMS:  # shared steps are written out at every use
         return None
 
-    def written(value: Any) -> Any:
+    def written(value: object) -> object:
         if isinstance(value, Ref):
             return elementwise.X if value.name == source else written(terms[value.name])
         return tuple(written(v) for v in value) if isinstance(value, tuple) else value
@@ -133,7 +127,7 @@ def _activation(
     return replace(root, op="nrm.elementwise", args=(Ref(source), expression), kwargs=())
 
 
-def _length(term: Any, lengths: Mapping[str, int]) -> int:
+def _length(term: object, lengths: Mapping[str, int]) -> int:
     """Count the terms of an expression, written out."""
     if isinstance(term, Ref):
         return lengths[term.name]
@@ -142,17 +136,14 @@ def _length(term: Any, lengths: Mapping[str, int]) -> int:
 
 def _term(node: Node, weights: Mapping[str, torch.Tensor]) -> Any:
     """Write a node as a function of values and numbers, or return None."""
-    args: list[Any] = []
-    for value in node.args:
-        if isinstance(value, Weight):
-            found = weights[value.name]
-            if found.numel() != 1:
-                return None
-            args.append(float(found))
-        elif value is None or isinstance(value, Ref | int | float | str):
-            args.append(value)
-        else:
-            return None
+    args = [
+        float(weights[value.name])
+        if isinstance(value, Weight) and weights[value.name].numel() == 1
+        else value
+        for value in node.args
+    ]
+    if not all(value is None or isinstance(value, Ref | int | float | str) for value in args):
+        return None
     options = dict(node.kwargs)
     if node.op in _ARITHMETIC:
         alpha = options.pop("alpha", 1)
@@ -166,8 +157,7 @@ def _term(node: Node, weights: Mapping[str, torch.Tensor]) -> Any:
         return "clamp", args[0], None, args[1]
     name = {"hardtanh": "clamp"}.get(node.op.split(".")[1], node.op.split(".")[1])
     if node.op in _DEFAULTS:
-        given = args[1:]
-        numbers = (*given, *_DEFAULTS[node.op][len(given) :])
+        numbers = (*args[1:], *_DEFAULTS[node.op][len(args) - 1 :])
         return (name, args[0], *numbers) if len(numbers) == len(_DEFAULTS[node.op]) else None
     if node.op == "nrm.elementwise" or (node.op not in SAME and not node.op.startswith("raw.")):
         return None  # what is written already is a value of its own
@@ -231,16 +221,10 @@ def _normalises(value: Ref, nodes: Mapping[str, Node]) -> bool:
         or (current.op == "aten.add.Tensor" and len(list(current.references())) == 1)
     ):
         if current.op == "nrm.elementwise":
-            inverse = inverse or bool({"rsqrt", "reciprocal"} & set(_names(current.args[1])))
+            names = set(flattened(current.args[1]))
+            inverse = inverse or not names.isdisjoint({"rsqrt", "reciprocal"})
         current = nodes.get(next(current.references(), ""))
     return inverse and current is not None and current.op in ("aten.mean.dim", _SUM)
-
-
-def _names(expression: Any) -> list[str]:
-    """Names in a nested expression."""
-    if isinstance(expression, tuple):
-        return [name for part in expression for name in _names(part)]
-    return [expression] if isinstance(expression, str) else []
 
 
 def _opens(value: Ref, nodes: Mapping[str, Node]) -> int:

@@ -11,7 +11,7 @@ from nrm_graph.network.ir.operations import MAX_POOL
 from nrm_graph.network.ir.program import Batch, Ref, Weight
 from nrm_graph.network.tracing.masks import as_number, carries, fill, tensor
 from nrm_graph.network.tracing.step import Refused
-from nrm_graph.network.tracing.symbolic_shapes import SIZES
+from nrm_graph.network.tracing.symbolic_shapes import SIZES, first_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,24 +19,12 @@ if TYPE_CHECKING:
     from nrm_graph.network.tracing.converter import Converter
     from nrm_graph.network.tracing.step import Step
 
-_Size = int | Batch
-
-
-def _length(step: Step, shape: tuple[_Size, ...], dim: int) -> int:
-    """Size of an axis that is not the batch's."""
-    size = shape[dim]
-    if not isinstance(size, int):
-        raise Refused(f"{step.op} over the batch")
-    return size
-
-
 # --- values put into others
 
 
 def _slice_scatter(c: Converter, step: Step) -> None:
-    value, part, *rest = step.args
-    given: list[Any] = [*rest, *[0, None, None, 1][len(rest) :]]
-    dim, start, end, stride = given
+    arguments: list[Any] = [*step.args, *[0, None, None, 1][len(step.args) - 2 :]]
+    value, part, dim, start, end, stride = arguments
     shape = c.shape_of(step)
     dim %= len(shape)
     whole = start in (None, 0) and (end is None or end == 2**63 - 1 or end == shape[dim])
@@ -45,7 +33,7 @@ def _slice_scatter(c: Converter, step: Step) -> None:
             raise Refused(f"{step.op} of a constant in the place of all")
         c.alias(step, part)
         return
-    size = _length(step, shape, dim)
+    size = step.length(shape, dim)
     start, end, _ = slice(start, end).indices(size)
     if stride != 1:
         raise Refused(f"{step.op} with steps")
@@ -56,22 +44,23 @@ def _select_scatter(c: Converter, step: Step) -> None:
     value, part, dim, index = step.args
     shape = c.shape_of(step)
     dim %= len(shape)
-    size = _length(step, shape, dim)
+    size = step.length(shape, dim)
     if not isinstance(part, Ref):
         raise Refused(f"{step.op} of a constant without a batch axis")
     part = c.add(step, "aten.unsqueeze.default", part, dim, at="put")
     _put(c, step, value, part, dim, index % size, index % size + 1)
 
 
-def _put(c: Converter, step: Step, value: Any, part: Any, dim: int, start: int, end: int) -> None:
+def _put(
+    c: Converter, step: Step, value: object, part: Ref | Weight, dim: int, start: int, end: int
+) -> None:
     """Join what is before, the part, and what is after."""
     if not isinstance(value, Ref):
         raise Refused(f"{step.op} into a constant without a batch axis")
-    pieces = []
+    pieces: list[Ref | Weight] = [part]
     if start > 0:
-        pieces.append(c.add(step, "aten.slice.Tensor", value, dim, 0, start, at="before"))
-    pieces.append(part)
-    if end < _length(step, c.shape_of(step), dim):
+        pieces = [c.add(step, "aten.slice.Tensor", value, dim, 0, start, at="before"), part]
+    if end < step.length(c.shape_of(step), dim):
         pieces.append(c.add(step, "aten.slice.Tensor", value, dim, end, at="after"))
     c.add(step, "aten.cat.default", tuple(pieces), dim)
 
@@ -91,12 +80,11 @@ def _copy(c: Converter, step: Step) -> None:
 
 def _along(c: Converter, step: Step, value: Ref, dim: int, matrix: torch.Tensor, at: str) -> Ref:
     """Multiply the vectors along an axis by a constant matrix, outputs first."""
-    rank, stem = len(c.shape(value.name)), step.module or step.fx.name
-    _length(step, c.shape(value.name), dim)
+    rank = len(c.shape(value.name))
+    step.length(c.shape(value.name), dim)
     if rank > 2 and dim == rank - 2:
-        left = c.constants.added(f"{stem}.matrix", matrix)
-        return c.add(step, "aten.matmul.default", left, value, at=at)
-    right = c.constants.added(f"{stem}.matrix", matrix.T.contiguous())
+        return c.add(step, "aten.matmul.default", c.constant(step, "matrix", matrix), value, at=at)
+    right = c.constant(step, "matrix", matrix.T.contiguous())
     if dim == rank - 1:
         return c.add(step, "aten.matmul.default", value, right, at=at)
     value = c.add(step, "aten.transpose.int", value, dim, -1, at="turned")
@@ -109,39 +97,27 @@ def _cumsum(c: Converter, step: Step) -> None:
         c.add(step, step.op, *step.args[:2])
         return
     value, dim = step.args[0], step.args[1] % len(c.shape_of(step))
-    size = _length(step, c.shape_of(step), dim)
+    size = step.length(c.shape_of(step), dim)
     _along(c, step, value, dim, torch.ones(size, size, dtype=step.dtype).tril(), "")
 
 
-def _index_add(c: Converter, step: Step) -> None:
+def _scatter(c: Converter, step: Step) -> None:
     """Sum rows into those that an index names: messages along the edges of a fixed graph."""
     value, dim, index, source = step.args[:4]
     if not isinstance(index, Weight) or not carries(c, source):
         raise Refused(f"{step.op} with an index that is not constant, or of a constant")
-    _scatter(c, step, value, dim, tensor(c, index), source)
-
-
-def _scatter_add(c: Converter, step: Step) -> None:
-    value, dim, index, source = step.args[:4]
-    found = tensor(c, index) if isinstance(index, Weight) else None
-    if found is None or not carries(c, source):
-        raise Refused(f"{step.op} with an index that is not constant, or of a constant")
-    lines = found.movedim(dim, 0).flatten(1)
-    if not bool((lines == lines[:, :1]).all()):
-        raise Refused(f"{step.op} with an index that changes along other axes")
-    _scatter(c, step, value, dim, lines[:, 0], source)
-
-
-def _scatter(
-    c: Converter, step: Step, value: Any, dim: int, index: torch.Tensor, source: Ref
-) -> None:
+    rows = tensor(c, index)
+    if step.op == "aten.scatter_add.default":
+        lines = rows.movedim(dim, 0).flatten(1)
+        rows = lines[:, 0]
+        if not bool((lines == lines[:, :1]).all()):
+            raise Refused(f"{step.op} with an index that changes along other axes")
     dim %= len(c.shape_of(step))
-    size = _length(step, c.shape_of(step), dim)
-    matrix = torch.zeros(size, len(index), dtype=step.dtype)
-    matrix[index, torch.arange(len(index))] = float(step.kwargs.get("alpha", 1))
-    nothing = isinstance(value, Weight) and value.name in c.nothing
-    summed = _along(c, step, source, dim, matrix, "" if nothing else "scattered")
-    if not nothing:
+    matrix = torch.zeros(step.length(c.shape_of(step), dim), len(rows), dtype=step.dtype)
+    matrix[rows, torch.arange(len(rows))] = float(step.kwargs.get("alpha", 1))
+    at = "" if c.nothing(value) else "scattered"
+    summed = _along(c, step, source, dim, matrix, at)
+    if at:
         c.add(step, "aten.add.Tensor", summed, value)
 
 
@@ -150,47 +126,43 @@ def _scatter(
 
 def _best(c: Converter, step: Step) -> None:
     """Take the largest along axes: a max-pool of one window."""
-    value, dims, *rest = (*step.args, (), False)[: max(2, len(step.args))]
-    keep = bool(rest[0]) if rest else False
+    arguments: list[Any] = [*step.args, *[(), False][len(step.args) - 1 :]]
+    value, dims, keep = arguments
     if not step.moving:
         c.keep(step)
         return
     shape = c.shape(value.name)
     dims = (dims,) if isinstance(dims, int) else tuple(dims)
     chosen = sorted(d % len(shape) for d in dims) or list(range(1, len(shape)))
-    count = math.prod(_length(step, shape, d) for d in chosen)
+    count = math.prod(step.length(shape, d) for d in chosen)
     others = [d for d in range(len(shape)) if d not in chosen]
     if not isinstance(shape[0], Batch) or shape[0].offset:
         raise Refused(f"{step.op} of a value that does not keep its batch in front")
     if [*others, *chosen] != list(range(len(shape))):
         value = c.add(step, "aten.permute.default", value, (*others, *chosen), at="turned")
-    flat = (shape[0], math.prod(_length(step, shape, d) for d in others[1:]), count)
+    flat = (shape[0], math.prod(step.length(shape, d) for d in others[1:]), count)
     value = c.add(step, "aten.reshape.default", value, flat, at="flat")
     value = c.add(step, "aten.max_pool1d.default", value, (count,), at="best")
     final = tuple(1 if d in chosen else s for d, s in enumerate(shape) if keep or d not in chosen)
-    step.fx.meta["val"] = _first(step.fx.meta["val"])
+    step.fx.meta["val"] = first_part(step.fx.meta["val"])
     c.add(step, "aten.reshape.default", value, final)
 
 
 def _pool(c: Converter, step: Step) -> None:
     """Keep an adaptive max-pool; the places of its maxima are its own affair."""
-    step.fx.meta["val"] = _first(step.fx.meta["val"])
+    step.fx.meta["val"] = first_part(step.fx.meta["val"])
     c.keep(step)
-
-
-def _first(value: Any) -> Any:
-    return value[0] if isinstance(value, list | tuple) else value
 
 
 def _item(c: Converter, step: Step) -> None:
     """Read a part; the first of what a maximum returns is all of it."""
-    source = step.fx.args[0]
-    if str(source.target) == "aten.max.dim" or "adaptive_max_pool" in str(source.target):
-        if step.args[1] != 0:
-            raise Refused(f"{source.target}, for the place of the maximum")
+    source = str(step.fx.args[0].target)
+    if source != "aten.max.dim" and "adaptive_max_pool" not in source:
+        c.keep(step)
+    elif step.args[1] != 0:
+        raise Refused(f"{source}, for the place of the maximum")
+    else:
         c.alias(step, step.args[0])
-        return
-    c.keep(step)
 
 
 def _index(fallback: Callable[[Converter, Step], None]) -> Callable[[Converter, Step], None]:
@@ -206,21 +178,28 @@ def _index(fallback: Callable[[Converter, Step], None]) -> Callable[[Converter, 
             fallback(c, step)
             return
         shape = c.shape(value.name)
-        size = _length(step, shape, 1)
+        size = step.length(shape, 1)
         if len(c.shape(which.name)) != 1 or not isinstance(shape[0], Batch):
             raise Refused(f"{step.op} with indices that are not constant integers")
         column = c.add(step, "aten.unsqueeze.default", which, 1, at="column")
         # Negative indices count from the end.
         column = c.add(step, "aten.remainder.Scalar", column, size, at="place")
-        places = c.constants.added(f"{step.module or step.fx.name}.places", torch.arange(size))
-        mask = c.add(step, "aten.eq.Tensor", column, places, at="mask")
-        kept: Any = as_number(c, step, mask, "kept")
-        for i in range(len(shape) - 2):
-            kept = c.add(step, "aten.unsqueeze.default", kept, -1, at=f"kept.{i}")
-        value = c.add(step, "aten.mul.Tensor", value, kept, at="picked")
-        c.add(step, "aten.sum.dim_IntList", value, (1,), False)
+        _pick(c, step, value, 1, column, torch.arange(size), keep=False)
 
     return rewrite
+
+
+def _pick(
+    c: Converter, step: Step, value: Ref, dim: int, which: Ref, places: torch.Tensor, keep: bool
+) -> None:
+    """Sum along an axis what stands where the places are those that integers name."""
+    numbers = c.constant(step, "places", places)
+    mask = c.add(step, "aten.eq.Tensor", which, numbers, at="mask")
+    chosen = as_number(c, step, mask, "kept")
+    for i in range(len(c.shape(value.name)) - len(c.shape(which.name))):
+        chosen = c.add(step, "aten.unsqueeze.default", chosen, -1, at=f"kept.{i}")
+    value = c.add(step, "aten.mul.Tensor", value, chosen, at="picked")
+    c.add(step, "aten.sum.dim_IntList", value, (dim,), keep)
 
 
 def _gather(c: Converter, step: Step) -> None:
@@ -235,11 +214,8 @@ def _gather(c: Converter, step: Step) -> None:
     wanted = tuple(1 if d == dim else size for d, size in enumerate(shape))
     if not fits or c.shape(which.name) != wanted:
         raise Refused(f"{step.op} of other than one entry that integers name")
-    places = torch.arange(_length(step, shape, dim)).reshape([-1] + [1] * (rank - 1 - dim))
-    numbers = c.constants.added(f"{step.module or step.fx.name}.places", places)
-    mask = c.add(step, "aten.eq.Tensor", which, numbers, at="mask")
-    value = c.add(step, "aten.mul.Tensor", value, as_number(c, step, mask, "kept"), at="picked")
-    c.add(step, "aten.sum.dim_IntList", value, (dim,), True)
+    places = torch.arange(step.length(shape, dim)).reshape([-1] + [1] * (rank - 1 - dim))
+    _pick(c, step, value, dim, which, places, keep=True)
 
 
 def _squeeze(c: Converter, step: Step) -> None:
@@ -266,13 +242,13 @@ def _triangle(c: Converter, step: Step) -> None:
         return
     value, *rest = step.args
     shape = c.shape_of(step)
-    sizes = [_length(step, shape, d) for d in (-2, -1)]
+    sizes = [step.length(shape, d) for d in (-2, -1)]
     side = torch.tril if "tril" in step.op else torch.triu
     hidden = ~side(torch.ones(sizes, dtype=torch.bool), *rest)
-    fill(c, step, value, c.constants.added(f"{step.module or step.fx.name}.hidden", hidden), 0.0)
+    fill(c, step, value, c.constant(step, "hidden", hidden), 0.0)
 
 
-def _samples(c: Converter, fx: Any) -> bool:
+def _samples(c: Converter, fx: object) -> bool:
     """Whether a value counts the samples, 0 to n - 1."""
     grown = c.constants.grown.get(getattr(fx, "name", ""))
     return grown is not None and all(
@@ -280,7 +256,9 @@ def _samples(c: Converter, fx: Any) -> bool:
     )
 
 
-def axes(rewrites: dict[str, Callable[[Converter, Step], None]]) -> dict[str, Any]:
+def axes(
+    rewrites: dict[str, Callable[[Converter, Step], None]],
+) -> dict[str, Callable[[Converter, Step], None]]:
     """Return rewrites and those of this module."""
     return rewrites | {
         "aten.slice_scatter.default": _slice_scatter,
@@ -291,8 +269,8 @@ def axes(rewrites: dict[str, Callable[[Converter, Step], None]]) -> dict[str, An
         **{f"aten.squeeze.{overload}": _squeeze for overload in ("default", "dim", "dims")},
         "aten.tril.default": _triangle,
         "aten.triu.default": _triangle,
-        "aten.index_add.default": _index_add,
-        "aten.scatter_add.default": _scatter_add,
+        "aten.index_add.default": _scatter,
+        "aten.scatter_add.default": _scatter,
         "aten.amax.default": _best,
         "aten.max.dim": _best,
         **{op: _pool for op in MAX_POOL if "adaptive" in op},

@@ -160,16 +160,13 @@ def _refuse_several(model: Chosen, xs: tuple[Tensor, ...], given: Parts) -> None
     """Refuse a batch of several: as given, the network answers for each of its rows alone."""
     sizes = {x.shape[0] if x.ndim else 1 for x in xs}
     (size, *others) = sizes
-    if others or size == 1:
+    if others or size == 1 or any(not out.ndim or out.shape[0] != size for _, out in given):
         return
-    if any(not out.ndim or out.shape[0] != size for _, out in given):
-        return
-    if size:
-        for i in (0, size - 1):
-            with unguarded(model.network):
-                row = _answer(model, tuple(x[i : i + 1] for x in xs))
-            if isinstance(row, str) or not _same(row, [(n, out[i : i + 1]) for n, out in given]):
-                return
+    for i in (0, size - 1) if size else ():
+        with unguarded(model.network):
+            row = _answer(model, tuple(x[i : i + 1] for x in xs))
+        if isinstance(row, str) or not _same(row, [(n, out[i : i + 1]) for n, out in given]):
+            return
     raise InputError(
         f"expected one sample, found a batch of {size}, of {_shapes(xs)}: the network answers for "
         "each of its rows alone; give one of them (x[:1]), several to ng.extract as separate items "

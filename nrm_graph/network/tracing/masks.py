@@ -7,7 +7,7 @@ a ``masked_fill``, through which hidden scores get no relevance.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nrm_graph.network.ir.program import Ref, Weight
 from nrm_graph.network.tracing.constant_folding import LOWEST
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _ADD, _MUL = "aten.add.Tensor", "aten.mul.Tensor"
 
 
-def carries(c: Converter, value: Any) -> bool:
+def carries(c: Converter, value: object) -> bool:
     """Whether an argument is a value that carries relevance."""
     return isinstance(value, Ref) and value.name not in c.passive | c.still
 
@@ -33,45 +33,44 @@ def tensor(c: Converter, value: Weight) -> torch.Tensor:
     return c.constants.used[value.name]
 
 
-def number_of(c: Converter, value: Any) -> float | None:
+def number_of(c: Converter, value: object) -> float | None:
     """Value of a number or of a constant that is one."""
     if isinstance(value, Weight):
-        found = tensor(c, value)
-        return float(found) if found.numel() == 1 else None
+        constant = tensor(c, value)
+        return float(constant) if constant.numel() == 1 else None
     return value if isinstance(value, int | float) else None
 
 
-def hides(c: Converter, step: Step, *values: Any) -> None:
+def hides(c: Converter, step: Step, *values: object) -> None:
     """Note that a passive value is an additive mask, if one of its alternatives is lowest.
 
     What else it may be counts too: a mask of zeros otherwise leaves nothing to add.
     """
-    found, zeros = False, True
+    lowest, zeros = False, True
     for value in values:
         if isinstance(value, Ref) and value.name in c.masks:
-            found, zeros = True, zeros and c.masks[value.name]
+            lowest, zeros = True, zeros and c.masks[value.name]
             continue
         number = number_of(c, value)
         if number is not None and step.dtype.is_floating_point and number <= LOWEST:
-            found = True
+            lowest = True
         elif number != 0 and not (isinstance(value, Weight) and not bool(tensor(c, value).any())):
             zeros = False
-    if found:
+    if lowest:
         c.masks[step.fx.name] = zeros
 
 
 def invert(c: Converter, step: Step, mask: Ref | Weight, at: str) -> Ref | Weight:
     """Negate a mask."""
     if isinstance(mask, Weight):
-        return c.constants.added(f"{step.module or step.fx.name}.{at}", ~tensor(c, mask).bool())
+        return c.constant(step, at, ~tensor(c, mask).bool())
     return c.add(step, "aten.bitwise_not.default", mask, at=at)
 
 
 def as_number(c: Converter, step: Step, mask: Ref | Weight, at: str) -> Ref | Weight:
     """Return 1 where a mask holds, else 0, in the type that the network computes with."""
     if isinstance(mask, Weight):
-        found = tensor(c, mask).to(step.dtype)
-        return c.constants.added(f"{step.module or step.fx.name}.{at}", found)
+        return c.constant(step, at, tensor(c, mask).to(step.dtype))
     return c.add(step, "aten.type_as.default", mask, c.one(step.dtype), at=at)
 
 
@@ -86,10 +85,10 @@ def fill(
     number = LOWEST if low and math.isfinite(number) else float(number)
     if isinstance(hidden, Weight) or low:
         return c.add(step, "aten.masked_fill.Scalar", value, hidden, number, at=at)
-    kept = as_number(c, step, invert(c, step, hidden, "shown"), "kept")
+    shown = as_number(c, step, invert(c, step, hidden, "shown"), "kept")
     if number == 0:
-        return c.add(step, _MUL, value, kept, at=at)
-    value = c.add(step, _MUL, value, kept, at="masked")
+        return c.add(step, _MUL, value, shown, at=at)
+    value = c.add(step, _MUL, value, shown, at="masked")
     filled = as_number(c, step, hidden, "filled")
     return c.add(step, _ADD, value, c.add(step, _MUL, filled, number, at="filling"), at=at)
 
@@ -99,23 +98,20 @@ def add_mask(c: Converter, step: Step, value: Ref, mask: Ref | Weight, at: str =
 
     ``at`` names the result, if it is not the step's own.
     """
-    inner = f"{at}.hidden" if at else "hidden"
     if isinstance(mask, Weight):
-        found = tensor(c, mask)
-        low = found <= LOWEST
+        shift = tensor(c, mask)
+        low = shift <= LOWEST
         if not bool(low.any()):
             return c.add(step, _ADD, value, mask, at=at)
-        number = -math.inf if bool(found[low].isinf().all()) else LOWEST
-        stem = step.module or step.fx.name
-        hidden = c.constants.added(f"{stem}.hidden", low)
-        rest = found.masked_fill(low, 0.0)
-        if not bool(rest.any()):
-            return fill(c, step, value, hidden, number, at)
-        value = c.add(step, _ADD, value, c.constants.added(f"{stem}.shift", rest), at="shifted")
+        number = -math.inf if bool(shift[low].isinf().all()) else LOWEST
+        hidden = c.constant(step, "hidden", low)
+        rest = shift.masked_fill(low, 0.0)
+        if bool(rest.any()):
+            value = c.add(step, _ADD, value, c.constant(step, "shift", rest), at="shifted")
         return fill(c, step, value, hidden, number, at)
     if mask.name not in c.masks:
         return c.add(step, _ADD, value, mask, at=at)
-    low_ref = c.add(step, "aten.le.Scalar", mask, LOWEST, at=inner)
+    low_ref = c.add(step, "aten.le.Scalar", mask, LOWEST, at=f"{at}.hidden" if at else "hidden")
     if not c.masks[mask.name]:
         rest_ref = c.add(step, "aten.masked_fill.Scalar", mask, low_ref, 0.0, at="rest")
         value = c.add(step, _ADD, value, rest_ref, at="shifted")
@@ -123,8 +119,8 @@ def add_mask(c: Converter, step: Step, value: Ref, mask: Ref | Weight, at: str =
 
 
 def _masked_fill(c: Converter, step: Step) -> None:
-    value, mask, number = step.args
-    number = number_of(c, number)
+    value, mask, filling = step.args
+    number = number_of(c, filling)
     if number is None or carries(c, mask):
         raise Refused(f"{step.op} with a mask that is not constant")
     if not step.moving:
@@ -144,10 +140,10 @@ def _where(c: Converter, step: Step) -> None:
         hides(c, step, a, b)
         return
     if carries(c, a) and carries(c, b):
-        kept = as_number(c, step, mask, "kept")
-        other = as_number(c, step, invert(c, step, mask, "hidden"), "filled")
-        left, right = c.add(step, _MUL, a, kept, at="left"), c.add(step, _MUL, b, other, at="right")
-        c.add(step, _ADD, left, right)
+        first = as_number(c, step, mask, "kept")
+        second = as_number(c, step, invert(c, step, mask, "hidden"), "filled")
+        left = c.add(step, _MUL, a, first, at="left")
+        c.add(step, _ADD, left, c.add(step, _MUL, b, second, at="right"))
         return
     value, other = (a, b) if carries(c, a) else (b, a)
     hidden = invert(c, step, mask, "hidden") if value is a else mask
@@ -158,8 +154,7 @@ def _where(c: Converter, step: Step) -> None:
     value = fill(c, step, value, hidden, 0.0, at="masked")
     filled = as_number(c, step, hidden, "filling")
     if isinstance(filled, Weight) and isinstance(other, Weight):
-        stem = step.module or step.fx.name
-        rest: Any = c.constants.added(f"{stem}.shift", tensor(c, other) * tensor(c, filled))
+        rest: Ref | Weight = c.constant(step, "shift", tensor(c, other) * tensor(c, filled))
     else:
         rest = c.add(step, _MUL, other, filled, at="shift")
     c.add(step, _ADD, value, rest)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -25,7 +28,7 @@ class ModuleCalls:
         """Path inside the network of what the exporter saw inside the module around it."""
         return name.removeprefix(self.prefix).removeprefix(".")
 
-    def where(self, fx: Any) -> tuple[str, str]:
+    def where(self, fx: torch.fx.Node) -> tuple[str, str]:
         """Return the module path and the call of a node; calls are numbered as they come."""
         stack = (fx.meta.get("nn_module_stack") or {}).items()
         levels, raw, path = [], "", ""

@@ -28,12 +28,12 @@ def passed_through(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
     calls: dict[str, int] = {}
     returned: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept so that its id stays its own
 
-    def clear(*_: Any) -> None:
+    def clear(*_: object) -> None:
         for record in (same, calls, returned):
             record.clear()
 
     def hook(path: str) -> Any:
-        def record(_: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        def record(_: nn.Module, args: tuple[object, ...], out: object) -> None:
             number = calls[path] = calls.get(path, -1) + 1
             call = f"{path}@{number}" if number else path
             if not isinstance(out, Tensor):

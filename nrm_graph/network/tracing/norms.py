@@ -11,7 +11,7 @@ import torch
 from nrm_graph.network.ir.program import Node, Program, Ref, Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MULTIPLY, DIVIDE = "nrm.multiply", "raw.div.Tensor"
 
@@ -19,13 +19,13 @@ _SMALL = 1e-6
 """The largest ``eps`` of ``normalize`` that only keeps zero from being divided."""
 
 
-def _read(value: Any, nodes: Mapping[str, Node], *ops: str) -> Node | None:
+def _read(value: object, nodes: Mapping[str, Node], *ops: str) -> Node | None:
     """Node that makes an argument, if it is one of some operations."""
     node = nodes.get(value.name) if isinstance(value, Ref) else None
     return node if node is not None and node.op in ops else None
 
 
-def _square_of(value: Any, nodes: Mapping[str, Node]) -> Ref | None:
+def _square_of(value: object, nodes: Mapping[str, Node]) -> Ref | None:
     node = _read(value, nodes, "raw.pow.Tensor_Scalar", MULTIPLY)
     if node is None or node.args[1] not in (2, node.args[0]):
         return None
@@ -48,18 +48,20 @@ def norm(node: Node, nodes: Mapping[str, Node], weights: dict[str, torch.Tensor]
     return None
 
 
-def _trailing(dims: Any, shape: tuple[int, ...], node: Node) -> tuple[int, ...] | None:
+def _trailing(
+    dims: int | Sequence[int] | None, shape: tuple[int, ...], node: Node
+) -> tuple[int, ...] | None:
     """Sizes of the last axes, if those are meant and none of them is the batch's."""
     native = node.batch.native_shape(shape)
     dims = (dims,) if isinstance(dims, int) else tuple(dims or ())
-    found = sorted(d % len(native) for d in dims)
-    start = len(native) - len(found)
-    if not found or found != list(range(start, len(native))) or node.batch.axis >= start:
+    axes = sorted(d % len(native) for d in dims)
+    start = len(native) - len(axes)
+    if not axes or axes != list(range(start, len(native))) or node.batch.axis >= start:
         return None
     return native[start:]
 
 
-def _centered(value: Any, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
+def _centered(value: object, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
     """Return x and the axes, if a value is x without its mean over them."""
     node = _read(value, nodes, "aten.sub.Tensor")
     mean = _read(node.args[1], nodes, "aten.mean.dim") if node and not node.kwargs else None
@@ -68,7 +70,7 @@ def _centered(value: Any, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
     return mean.args[0], mean.args[1]
 
 
-def _variance(value: Any, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
+def _variance(value: object, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
     """Return x and the axes, if a value is the variance of x over them."""
     mean = _read(value, nodes, "aten.mean.dim")
     if mean is not None and mean.args[2:] == (True,):
@@ -82,10 +84,10 @@ def _variance(value: Any, nodes: Mapping[str, Node]) -> tuple[Any, Any] | None:
     return (node.args[0], node.args[1]) if biased and options.get("keepdim") else None
 
 
-def _deviation(node: Node, x: Any, total: Node, nodes: Mapping[str, Node]) -> Node | None:
+def _deviation(node: Node, x: object, total: Node, nodes: Mapping[str, Node]) -> Node | None:
     """``(x - mean) / sqrt(variance + eps)``."""
-    inner, spread = _centered(x, nodes), _variance(total.args[0], nodes)
-    if inner is None or inner != spread:
+    inner = _centered(x, nodes)
+    if inner is None or inner != _variance(total.args[0], nodes):
         return None
     shape = _trailing(inner[1], node.shape, node)
     if shape is None:
@@ -94,13 +96,14 @@ def _deviation(node: Node, x: Any, total: Node, nodes: Mapping[str, Node]) -> No
     return replace(node, op="aten.layer_norm.default", args=args, kwargs=())
 
 
-def _root_mean(node: Node, x: Any, inside: Any, nodes: Mapping[str, Node]) -> Node | None:
+def _root_mean(node: Node, x: object, inside: object, nodes: Mapping[str, Node]) -> Node | None:
+    """``x / sqrt(mean(x^2) + eps)``, or with x and the mean of squares centered."""
     total = _read(inside, nodes, "aten.add.Tensor")
     if total is None or total.kwargs or not isinstance(total.args[1], float | int):
         return None
-    found = _deviation(node, x, total, nodes)
-    if found is not None:
-        return found
+    layer_norm = _deviation(node, x, total, nodes)
+    if layer_norm is not None:
+        return layer_norm
     mean = _read(total.args[0], nodes, "aten.mean.dim")
     if mean is None or mean.args[2:] != (True,) or _square_of(mean.args[0], nodes) != x:
         return None
@@ -112,7 +115,11 @@ def _root_mean(node: Node, x: Any, inside: Any, nodes: Mapping[str, Node]) -> No
 
 
 def _unit(
-    node: Node, x: Any, divisor: Any, nodes: Mapping[str, Node], weights: dict[str, torch.Tensor]
+    node: Node,
+    x: object,
+    divisor: object,
+    nodes: Mapping[str, Node],
+    weights: dict[str, torch.Tensor],
 ) -> Node | None:
     """``normalize``: division by the length is the norm above with a constant factor."""
     spread = _read(divisor, nodes, "aten.expand.default")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _SAME_AS = {
     "<built-in function getitem>": "aten.getitem",
@@ -47,7 +50,7 @@ _SYNONYMS = {
 """What torch calls twice."""
 
 
-def spelled(fx: Any) -> str:
+def spelled(fx: torch.fx.Node) -> str:
     """Name of an operation, the same for all that do the same."""
     name = str(fx.target)
     if name.startswith("aten."):

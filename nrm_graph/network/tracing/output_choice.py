@@ -15,7 +15,7 @@ Choice = str | int | Sequence[str | int] | None
 """Name or position of an output, several of them, or None for the only one."""
 
 
-def leaves(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
+def leaves(value: object, name: str = "") -> list[tuple[str, Tensor]]:
     """Tensors of what a network returns, with their names: keys and positions joined by dots.
 
     What is neither a tensor nor a container (a cache, say) is left out.
@@ -34,7 +34,7 @@ def leaves(value: Any, name: str = "") -> list[tuple[str, Tensor]]:
     return [leaf for key, part in pairs for leaf in leaves(part, f"{name}.{key}" if name else key)]
 
 
-def chosen(returned: Any, output: Choice) -> list[tuple[str, Tensor]]:
+def chosen(returned: object, output: Choice) -> list[tuple[str, Tensor]]:
     """Tensors to explain among what a network returns.
 
     Raises
@@ -42,38 +42,37 @@ def chosen(returned: Any, output: Choice) -> list[tuple[str, Tensor]]:
     InputError
         If the choice is not among them, or is needed and not made.
     """
-    found = [(name, t) for name, t in leaves(returned) if t.is_floating_point()]
-    listed = ", ".join(f"{name} of shape {tuple(t.shape)}" for name, t in found) or "none"
+    floats = [(name, t) for name, t in leaves(returned) if t.is_floating_point()]
+    listed = ", ".join(f"{name} of shape {tuple(t.shape)}" for name, t in floats) or "none"
     if output is None:
-        if len(found) == 1:
-            return found
-        if not found:
+        if len(floats) == 1:
+            return floats
+        if not floats:
             raise InputError(
                 f"the network returns {_kind(returned)}: expected a tensor of floats, or several; "
                 "wrap it in a module that returns the tensor to explain"
             )
         raise InputError(
-            f"the network returns {len(found)} tensors: {listed}; say which to explain, "
-            f'output="{found[0][0]}", or several, output=["{found[0][0]}", "{found[1][0]}"]'
+            f"the network returns {len(floats)} tensors: {listed}; say which to explain, "
+            f'output="{floats[0][0]}", or several, output=["{floats[0][0]}", "{floats[1][0]}"]'
         )
-    several = isinstance(output, list | tuple)
     names = list(output) if isinstance(output, list | tuple) else [output]
     result = []
     for name in names:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise InputError(f"output must be names or positions of outputs, found {name!r}")
-        if isinstance(name, int) and not 0 <= name < len(found):
+        if isinstance(name, int) and not 0 <= name < len(floats):
             raise InputError(f"there is no output {name}: the network returns {listed}")
-        match = [found[name]] if isinstance(name, int) else [p for p in found if p[0] == name]
+        match = [floats[name]] if isinstance(name, int) else [p for p in floats if p[0] == name]
         if not match:
             raise InputError(f"there is no output {name!r}: the network returns {listed}")
         result += match
-    if several and (not names or len({name for name, _ in result}) < len(names)):
+    if len({name for name, _ in result}) < max(1, len(names)):
         raise InputError(f"output must name different outputs, found {output!r}")
     return result
 
 
-def _kind(returned: Any) -> str:
+def _kind(returned: object) -> str:
     if isinstance(returned, Tensor):
         return f"a tensor of {str(returned.dtype).removeprefix('torch.')}"
     return "nothing" if returned is None else f"a {type(returned).__name__} without floats"
@@ -105,7 +104,7 @@ class Chosen(nn.Module):
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the output, or several side by side."""
-        found = [tensor for _, tensor in self.parts(*inputs)]
-        if len(found) == 1:
-            return found[0]
-        return torch.cat([t.reshape(t.shape[0], -1) for t in found], 1)
+        outputs = [tensor for _, tensor in self.parts(*inputs)]
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.cat([out.reshape(out.shape[0], -1) for out in outputs], 1)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from nrm_graph.network.ir.program import Batch
+
 
 class Refused(Exception):
     """An operation cannot be converted: its name and why."""
@@ -38,6 +40,19 @@ class Step:
     moving: list[str]
     module: str
     call: str
+
+    def length(self, shape: tuple[int | Batch, ...], dim: int) -> int:
+        """Size of an axis that is not the batch's.
+
+        Raises
+        ------
+        Refused
+            If it is the batch's.
+        """
+        size = shape[dim]
+        if not isinstance(size, int):
+            raise Refused(f"{self.op} over the batch")
+        return size
 
     @property
     def dtype(self) -> torch.dtype:

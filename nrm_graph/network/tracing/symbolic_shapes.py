@@ -10,9 +10,8 @@ import torch
 from nrm_graph.errors import TraceError
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.ir.interpreter import resolve
-from nrm_graph.network.ir.operations import SUPPORTED, function
+from nrm_graph.network.ir.operations import SUPPORTED, function, overload
 from nrm_graph.network.ir.program import Batch
-from nrm_graph.network.tracing.batch_norm import weight_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ SIZES = (2, 3)
 """Batch sizes for which a value is evaluated whose shape holds the batch."""
 
 
-def affine(value: Any) -> int | Batch:
+def affine(value: int | torch.SymInt) -> int | Batch:
     """Turn a symbolic integer into ``scale * n + offset``."""
     if isinstance(value, int):
         return value
@@ -43,16 +42,19 @@ def affine(value: Any) -> int | Batch:
     return Batch(scale, at[0] - 2 * scale)
 
 
+def size_for(value: int | torch.SymInt, n: int) -> int:
+    """Give a size for a batch of n."""
+    size = affine(value)
+    return size.scale * n + size.offset if isinstance(size, Batch) else size
+
+
 def place(shape: Sequence[int | Batch]) -> tuple[tuple[int, ...], BatchAxis] | None:
     """Shape of a sample and the batch axis, samples first; None if there is no single axis."""
-    found = [d for d, size in enumerate(shape) if isinstance(size, Batch)]
-    if len(found) != 1:
+    axes = [(d, size) for d, size in enumerate(shape) if isinstance(size, Batch)]
+    if len(axes) != 1 or axes[0][1].offset or axes[0][1].scale < 1:
         return None
-    size = shape[found[0]]
-    assert isinstance(size, Batch)
-    if size.offset or size.scale < 1:
-        return None
-    batch = BatchAxis(found[0], 1, size.scale)
+    ((axis, size),) = axes
+    batch = BatchAxis(axis, 1, size.scale)
     native = tuple(s.scale if isinstance(s, Batch) else s for s in shape)
     return batch.shape(native), batch
 
@@ -65,25 +67,25 @@ class Sizes:
     ----------
     exported : dict of str to torch.fx.Node
         Values that the exporter knows, by our names.
-    made : dict of str to tuple
+    computed : dict of str to tuple
         Others, run without data for the batches in ``SIZES``.
     """
 
     exported: dict[str, Any] = field(default_factory=dict)
-    made: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    computed: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def of(self, node: Node, weights: Mapping[str, Tensor]) -> tuple[int | Batch, ...]:
         """Native shape of a node's value; of the parts of a split, that of the first."""
         if node.name not in self.exported:
-            self.made[node.name] = tuple(self._run(node, weights, n) for n in SIZES)
+            self.computed[node.name] = tuple(self._run(node, weights, n) for n in SIZES)
         return self.shape(node.name)
 
     def shape(self, name: str) -> tuple[int | Batch, ...]:
         """Native shape of a value that is known."""
         if name in self.exported:
-            meta = _one(self.exported[name].meta["val"])
+            meta = first_part(self.exported[name].meta["val"])
             return tuple(affine(d) for d in meta.shape)
-        first, second = (_one(value).shape for value in self.made[name])
+        first, second = (first_part(value).shape for value in self.computed[name])
         if len(first) != len(second):
             raise RuntimeError(f"the number of axes of {name} depends on the batch")
         return tuple(
@@ -94,37 +96,33 @@ class Sizes:
     def dtype(self, name: str) -> torch.dtype:
         """Type of a value that is known."""
         known = name in self.exported
-        value = self.exported[name].meta["val"] if known else self.made[name][0]
-        found: torch.dtype = _one(value).dtype
-        return found
+        value = self.exported[name].meta["val"] if known else self.computed[name][0]
+        dtype: torch.dtype = first_part(value).dtype
+        return dtype
 
     def _run(self, node: Node, weights: Mapping[str, Tensor], n: int) -> Any:
         values = {name: self._empty(name, n) for name in node.references()}
-        names = weight_names((node.args, node.kwargs))
-        used = {name: _shaped(weights[name].shape, weights[name].dtype) for name in names}
+        used = {w: _shaped(weights[w].shape, weights[w].dtype) for w in node.weight_names()}
         args = resolve(node.args, values, used, n)
         kwargs = {k: resolve(v, values, used, n) for k, v in node.kwargs}
         op = node.op.replace("raw.", "aten.")
-        if op in SUPPORTED:
-            return function(op)(*args, **kwargs)
-        _, name, overload = op.split(".")
-        return getattr(getattr(torch.ops.aten, name), overload)(*args, **kwargs)
+        call = function(op) if op in SUPPORTED else overload(op)
+        return call(*args, **kwargs)
 
     def _empty(self, name: str, n: int) -> Any:
-        if name in self.made:
-            return self.made[name][SIZES.index(n)]
+        if name in self.computed:
+            return self.computed[name][SIZES.index(n)]
 
         def empty(meta: Any) -> Any:
             if isinstance(meta, list | tuple):
                 return [empty(part) for part in meta]
-            sizes = [affine(d) for d in meta.shape]
-            shape = [s if isinstance(s, int) else s.scale * n + s.offset for s in sizes]
-            return _shaped(shape, meta.dtype)
+            return _shaped([size_for(d, n) for d in meta.shape], meta.dtype)
 
         return empty(self.exported[name].meta["val"])
 
 
-def _one(value: Any) -> Any:
+def first_part(value: Any) -> Any:
+    """Return a value, or of one in parts the first."""
     return value[0] if isinstance(value, list | tuple) else value
 
 

@@ -27,11 +27,11 @@ _GUARDS = ("_guards_fn", "_check_input_constraints_pre_hook")
 class _Unguarded(nn.Module):
     """Stands in for the guards of an exported module."""
 
-    def forward(self, *_: Any) -> None:
+    def forward(self, *_: object) -> None:
         """Accept any input."""
 
 
-def plain(model: Any) -> nn.Module:
+def plain(model: object) -> nn.Module:
     """Return the module to trace: without its compilation, or of an exported program.
 
     Raises
@@ -55,7 +55,7 @@ def plain(model: Any) -> nn.Module:
     return model if original is None else plain(original)
 
 
-def _kind(model: Any) -> str:
+def _kind(model: object) -> str:
     if isinstance(model, type):
         return f"the class {model.__name__}: give an instance of it"
     return type(model).__name__
@@ -126,11 +126,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     gives the same rows.
     """
     modules = list(model.modules())
-    attributes = [(module, dict(module.__dict__)) for module in modules]
-    registered: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    mappings: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (mapping, dict(mapping))
         for module in modules
-        for mapping in (module._modules, module._parameters, module._buffers)
+        for mapping in (module.__dict__, module._modules, module._parameters, module._buffers)
     ]
     buffers = [
         (buffer, buffer._version, buffer.clone())
@@ -147,10 +146,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 _clip(module)
         yield
     finally:
-        for module, before in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(before)
-        for mapping, before in registered:
+        for mapping, before in mappings:
             mapping.clear()
             mapping.update(before)
         for buffer, version, copy in buffers:

@@ -109,16 +109,15 @@ def trace(
     conversion = Conversion(exported, arguments, _REWRITES, converter)
     program = prune(fuse(prune(conversion.program())))
     _refuse_unknown(program)
-    if program.output in passive(program):
-        raise TraceError("the network's output does not depend on its input")
     read_values = {program.output}.union(*(node.references() for node in program.nodes))
-    if not read_values.intersection(name for name, _ in program.inputs):
+    inputs_read = read_values.intersection(name for name, _ in program.inputs)
+    if program.output in passive(program) or not inputs_read:
         raise TraceError("the network's output does not depend on its input")
     if output is not None:
         stated = tuple((name, tuple(part.shape[1:])) for name, part in reading.pair)
         program = replace(program, outputs=stated)
     program = replace(program, aliases=module_outputs(program.nodes, leaves, same))
-    program = prune(fold_batch_norm(program))
+    program = fold_batch_norm(program)
     program = settle_batches(program, reading.examples)
     _compare(type(model).__name__, program, reading, conversion.half)
     layout(program)  # refuses what has no layer, now and not at the first question
@@ -182,19 +181,18 @@ def _arguments(model: nn.Module, count: int) -> list[str]:
 
 def _refuse_unknown(program: Program) -> None:
     """Refuse a program with operations that are not known, all of them at once."""
-    found: dict[str, list[str]] = {}
+    modules: dict[str, list[str]] = {}
     for node in program.nodes:
         stage, _, op = node.op.partition(".")
         if stage in ("raw", "refused"):
             op = f"aten.{op}" if stage == "raw" else op
             hint = _HINTS.get(op)
-            paths = found.setdefault(f"{op} ({hint})" if hint else op, [])
-            if node.module not in paths:
-                paths.append(node.module)
-    if not found:
+            modules.setdefault(f"{op} ({hint})" if hint else op, []).append(node.module)
+    if not modules:
         return
     listed = []
-    for op, paths in found.items():
+    for op, calling in modules.items():
+        paths = list(dict.fromkeys(calling))
         shown = ", ".join(path or "the model itself" for path in paths[:5])
         more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
         listed.append(f"{op} in {shown}{more}")

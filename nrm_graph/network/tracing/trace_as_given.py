@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -40,16 +40,16 @@ def traced(
     TraceError, InputError
         If the network cannot be traced, or takes whole numbers neither as such nor as floats.
     """
-    known = next((p for p in model.parameters() if p.is_floating_point()), None)
-    other = next((t for t in xs if t.is_floating_point()), torch.empty(0))
-    like = other if known is None else known
+    floats = (t for t in (*model.parameters(), *xs) if t.is_floating_point())
+    like = next(floats, torch.empty(0))
     errors = []
     for example in candidates(xs, like):
         try:
-            given: Any = dict(zip(names, example, strict=True)) if names else example
-            found = trace(model, given if len(given) > 1 or names else example[0], output)
+            alone = example if len(example) > 1 else example[0]
+            named = dict(zip(names, example, strict=True)) if names else None
+            program = trace(model, alone if named is None else named, output)
             # A pass in float32 begins with the caller's numbers, not with half precision's.
-            return found, tuple(
+            return program, tuple(
                 x.to(e.device, torch.float32) if e.dtype in HALF else e
                 for x, e in zip(xs, example, strict=True)
             )
