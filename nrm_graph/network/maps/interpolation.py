@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -87,8 +87,8 @@ class Taps:
     def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient in x."""
         n = self._n
-        spread = s.reshape(*s.shape[:-n], *(size for o in s.shape[-n:] for size in (o, 1)))
-        values = (spread * self._connected(w)).flatten(-2 * n)
+        beside_taps = s.reshape(*s.shape[:-n], *(size for o in s.shape[-n:] for size in (o, 1)))
+        values = (beside_taps * self._connected(w)).flatten(-2 * n)
         shape = (*s.shape[:-n], math.prod(x.shape[-n:]))
         back = s.new_zeros(shape).index_add_(-1, self._at(x), values)
         return back.reshape(*s.shape[:-n], *x.shape[-n:])
@@ -114,10 +114,10 @@ class Taps:
 
 
 def taps(
-    call: Callable[..., Any],
+    call: Callable[..., Tensor],
     sizes: Sequence[int],
     output_size: Sequence[int] | None,
-    rest: Sequence[Any],
+    rest: Sequence[object],
     scales: Sequence[float] | None,
 ) -> tuple[Taps, Tensor]:
     """Taps and float64 weights of an interpolation, out of torch's own numbers.
@@ -136,11 +136,10 @@ def taps(
     positions, weights = [], torch.ones((), dtype=torch.float64)
     for d, size in enumerate(sizes):
         # Along the other axes one position is made of one.
-        outputs = factors = None
-        if output_size is not None:
-            outputs = [output_size[d] if i == d else 1 for i in range(n)]
-        if scales is not None:
-            factors = [scales[d] if i == d else 1.0 for i in range(n)]
+        outputs = (
+            None if output_size is None else [output_size[d] if i == d else 1 for i in range(n)]
+        )
+        factors = None if scales is None else [scales[d] if i == d else 1.0 for i in range(n)]
         columns, rows, values = [], [], []
         count = math.ceil(size * scales[d]) if scales else output_size[d] if output_size else size
         if size * count > MAX_PAIRS:
@@ -152,12 +151,12 @@ def taps(
         for a in range(0, size, step):
             units = _units(size, a, step)
             shape = [size if axis == d else 1 for axis in range(n)]
-            spread = call(units.reshape(-1, 1, *shape), outputs, *rest, factors).flatten(1)
-            column, row = spread.nonzero(as_tuple=True)
+            responses = call(units.reshape(-1, 1, *shape), outputs, *rest, factors).flatten(1)
+            column, row = responses.nonzero(as_tuple=True)
             columns.append(column + a)
             rows.append(row)
-            values.append(spread[column, row])
-        length = spread.shape[1]
+            values.append(responses[column, row])
+        length = responses.shape[1]
         row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
         order = torch.argsort(row * size + column)
         row, column, value = row[order], column[order], value[order]

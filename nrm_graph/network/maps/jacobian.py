@@ -45,18 +45,18 @@ def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
         )
     call = function(node.op)
 
-    def output(*xs: Tensor) -> Any:
+    def output(*xs: Tensor) -> Tensor:
         """One sample's output, as a function of its operands."""
         values: dict[str, Any] = {n: x[None] for n, x in zip(operands, xs, strict=True)}
         weights = {name: w.to(xs[0].device) for name, w in program.weights.items()}
         args = resolve(node.args, values, weights, 1)
         kwargs = {key: resolve(value, values, weights, 1) for key, value in node.kwargs}
-        return call(*args, **kwargs)[0]
+        return call(*args, **kwargs)[0]  # type: ignore[no-any-return]
 
     def jacobian(k: int, *xs: Tensor) -> Tensor:
         matrices = []
         for sample in zip(*xs, strict=True):
-            at = partial(_with, output, sample, k)
+            at = partial(_replaced, output, sample, k)
             try:
                 with torch.enable_grad():
                     matrices.append(torch.autograd.functional.jacobian(at, sample[k]))  # type: ignore[no-untyped-call]
@@ -67,20 +67,17 @@ def expanded(node: Node, program: Program, shapes: Mapping[str, tuple[int, ...]]
                 ) from error
         return torch.stack(matrices).reshape(len(matrices), math.prod(z), -1)
 
-    def weight(k: int) -> Moving:
-        return Moving(operands, lambda *xs: jacobian(k, *xs), operands[k])
-
     def rest(z_: Tensor, *xs: Tensor) -> Tensor:
         for k, x in enumerate(xs):
             z_ = z_ - Jacobian(z).apply(x, jacobian(k, *xs))
         return z_
 
     maps = (Jacobian(z),) * len(operands)
-    weights = tuple(weight(k) for k in range(len(operands)))
+    weights = tuple(Moving(operands, partial(jacobian, k), x) for k, x in enumerate(operands))
     bias = Moving((node.name, *operands), rest, node.name)
     return Weighing(WEIGH[node.op], operands, maps, weights, bias)
 
 
-def _with(call: Callable[..., Any], xs: tuple[Tensor, ...], k: int, x: Tensor) -> Any:
+def _replaced(call: Callable[..., Tensor], xs: tuple[Tensor, ...], k: int, x: Tensor) -> Tensor:
     """Call a function with its operand k replaced."""
     return call(*xs[:k], x, *xs[k + 1 :])

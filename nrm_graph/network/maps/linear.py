@@ -31,6 +31,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
+def _numbered(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Give every entry of a tensor its number."""
+    return np.arange(math.prod(shape)).reshape(shape)
+
+
+def _spread(index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+    """Repeat indices as broadcasting does, flat."""
+    return np.ascontiguousarray(np.broadcast_to(index, shape)).ravel()
+
+
 @dataclass(frozen=True)
 class Dense:
     """``z = x @ w.T`` on the last axis."""
@@ -89,13 +99,7 @@ class Scale:
 
     def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
         """Neuron-level edges."""
-        out = np.arange(math.prod(z))
-
-        def spread(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-            index = np.arange(math.prod(shape)).reshape(shape)
-            return np.ascontiguousarray(np.broadcast_to(index, z)).ravel()
-
-        return out, spread(x), spread(w)
+        return np.arange(math.prod(z)), _spread(_numbered(x), z), _spread(_numbered(w), z)
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""
@@ -104,16 +108,11 @@ class Scale:
 
 def _pairs(z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
     """Triples of a batched product: index arrays whose axes are ``(..., rows, columns, inner)``."""
-
-    def spread(index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        return np.ascontiguousarray(np.broadcast_to(index, shape)).ravel()
-
-    outs, ins, ws = (np.arange(math.prod(shape)).reshape(shape) for shape in (z, x, w))
     full = (*z, x[-1])
     return (
-        spread(outs[..., None], full),
-        spread(ins[..., :, None, :], full),
-        spread(np.swapaxes(ws, -1, -2)[..., None, :, :], full),
+        _spread(_numbered(z)[..., None], full),
+        _spread(_numbered(x)[..., :, None, :], full),
+        _spread(np.swapaxes(_numbered(w), -1, -2)[..., None, :, :], full),
     )
 
 
@@ -157,9 +156,8 @@ class Left:
             return (*shape[:-2], shape[-1], shape[-2])
 
         def back(index: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-            native = np.arange(math.prod(shape)).reshape(shape)
-            turned_back: npt.NDArray[np.int64] = np.swapaxes(native, -1, -2).ravel()[index]
-            return turned_back
+            native: npt.NDArray[np.int64] = np.swapaxes(_numbered(shape), -1, -2).ravel()[index]
+            return native
 
         o, i, e = _pairs(turned(z), turned(x), turned(w))
         return back(o, z), back(i, x), back(e, w)
@@ -205,11 +203,9 @@ class Spread:
     def sets(self, x: tuple[int, ...]) -> npt.NDArray[np.int64]:
         """Give the number of the set of every neuron, flat."""
         if self.groups:
-            first = np.arange(x[0] * self.groups)
-            return np.repeat(first, math.prod(x[1:]) // self.groups)
+            return np.repeat(np.arange(x[0] * self.groups), math.prod(x[1:]) // self.groups)
         reduced = tuple(1 if d in self.axes else n for d, n in enumerate(x))
-        numbers = np.arange(math.prod(reduced)).reshape(reduced)
-        return np.ascontiguousarray(np.broadcast_to(numbers, x)).ravel()
+        return _spread(_numbered(reduced), x)
 
     def triples(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> Triples:
         """Neuron-level edges."""
@@ -218,8 +214,7 @@ class Spread:
         size = members.shape[1]
         o = np.repeat(members, size, axis=1).ravel()
         i = np.tile(members, (1, size)).ravel()
-        entry = np.arange(math.prod(w)).reshape(w)
-        return o, i, np.ascontiguousarray(np.broadcast_to(entry, z)).ravel()[o]
+        return o, i, _spread(_numbered(w), z)[o]
 
     def dense_edges(self, z: tuple[int, ...], x: tuple[int, ...], w: tuple[int, ...]) -> int:
         """Count the neuron-level edges."""

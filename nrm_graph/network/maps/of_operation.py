@@ -58,17 +58,10 @@ def weighing(
         argument = args[i] if len(args) > i else None
         return weights[argument.name] if isinstance(argument, Weight) else None
 
-    def refuse(why: str) -> TraceError:
-        return TraceError(f"{node.op} in {node.module or 'the model itself'}: {why}")
-
     if node.op in REGISTERED:
         return expanded(node, program, shapes)
-    if kind in ("product", "attention"):
-        a, b = args[0].name, args[1].name
-        return Weighing(kind, (a, b), (Right(), Left()), _halves(a, b), None)
-    if kind in ("gate", "multiplication"):
-        a, b = args[0].name, args[1].name
-        return Weighing(kind, (a, b), (Scale(), Scale()), _halves(a, b), None)
+    if kind in ("product", "attention", "gate", "multiplication"):
+        return _bilinear(kind, args[0].name, args[1].name)
     if kind == "softmax":
         x, axis = args[0].name, args[1] % len(shapes[args[0].name])
         shares = Moving((node.name,), same, node.name)
@@ -80,14 +73,18 @@ def weighing(
     if kind == "interpolation":
         return _interpolation(node, shapes)
     if kind == "convolution":
-        return _convolution(node, tensor, shapes, refuse)
+        return _convolution(node, tensor, shapes)
     if kind == "dense":
-        return _dense(node, tensor, refuse)
+        return _dense(node, tensor)
     if kind == "sum" and node.op != "aten.sum.dim_IntList":
         return _sum(node, weights, passive)
     if kind == "batch_norm":
-        return _batch_norm(node, tensor, shapes, refuse)
+        return _batch_norm(node, tensor, shapes)
     return _average(node, shapes, program.batches()[args[0].name])
+
+
+def _refused(node: Node, why: str) -> TraceError:
+    return TraceError(f"{node.op} in {node.module or 'the model itself'}: {why}")
 
 
 def _interpolation(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Weighing:
@@ -102,13 +99,12 @@ def _convolution(
     node: Node,
     tensor: Callable[[int], Tensor | None],
     shapes: Mapping[str, tuple[int, ...]],
-    refuse: Callable[[str], TraceError],
 ) -> Weighing:
     args, weight, shift = node.args, tensor(1), tensor(2)
     if weight is None:
-        raise refuse("its weight depends on the input, expected a parameter")
+        raise _refused(node, "its weight depends on the input, expected a parameter")
     if len(shapes[args[0].name]) != weight.ndim or node.batch.axis:
-        raise refuse("expected the batch on the first axis")
+        raise _refused(node, "expected the batch on the first axis")
     n = weight.ndim - 2
     transposed = "transpose" in node.op
     rest = [*args[3:], *[None] * 5]
@@ -161,11 +157,10 @@ def _batch_norm(
     node: Node,
     tensor: Callable[[int], Tensor | None],
     shapes: Mapping[str, tuple[int, ...]],
-    refuse: Callable[[str], TraceError],
 ) -> Weighing:
     scale, shift = tensor(1), tensor(2)
     if scale is None or shift is None:
-        raise refuse("its scale and shift must be constants")
+        raise _refused(node, "its scale and shift must be constants")
     shape = (-1,) + (1,) * (len(shapes[node.name]) - 2)
     return Weighing(
         "batch_norm",
@@ -187,10 +182,8 @@ def _average(node: Node, shapes: Mapping[str, tuple[int, ...]], batch: BatchAxis
         window = Window(tuple(((0, n),) if d in axes else None for d, n in enumerate(shape)), keep)
         if node.op == "aten.sum.dim_IntList":
             return Weighing("sum", (source,), (window,), (None,), None)
-        count = math.prod(shape[d] for d in axes)
-        return Weighing(
-            "average", (source,), (window,), (torch.tensor(1 / count, dtype=torch.float64),), None
-        )
+        share = torch.tensor(1 / math.prod(shape[d] for d in axes), dtype=torch.float64)
+        return Weighing("average", (source,), (window,), (share,), None)
     window = _window(node, shape, shapes[node.name])
     ones = torch.ones(shape, dtype=torch.float64)
     # The divisor (padding counted or not, clipped windows) is torch's own: average over sum.
@@ -204,59 +197,52 @@ def _window(node: Node, shape: tuple[int, ...], output: tuple[int, ...]) -> Wind
     args = node.args
     n = int(node.op.split("pool")[1][0])
     inputs, outputs = shape[-n:], output[-n:]
-    free: tuple[None, ...] = (None,) * (len(shape) - n)
+    free = (None,) * (len(shape) - n)
     if "adaptive" in node.op:
-        return Window(
-            free
-            + tuple(
-                tuple((o * i // out, -(-(o + 1) * i // out)) for o in range(out))
-                for i, out in zip(inputs, outputs, strict=True)
-            )
+        spans = (
+            tuple((o * i // out, -(-(o + 1) * i // out)) for o in range(out))
+            for i, out in zip(inputs, outputs, strict=True)
         )
+        return Window((*free, *spans))
     kernel = _tuple(args[1], n)
     stride = _tuple(args[2], n) if len(args) > 2 and args[2] else kernel
     padding = _tuple(args[3], n) if len(args) > 3 else (0,) * n
-    return Window(
-        free
-        + tuple(
-            tuple(
-                (max(o * s - p, 0), max(min(o * s - p + k, i), max(o * s - p, 0)))
-                for o in range(out)
-            )
-            for i, out, k, s, p in zip(inputs, outputs, kernel, stride, padding, strict=True)
+    spans = (
+        tuple(
+            (max(o * s - p, 0), max(min(o * s - p + k, i), max(o * s - p, 0))) for o in range(out)
         )
+        for i, out, k, s, p in zip(inputs, outputs, kernel, stride, padding, strict=True)
     )
+    return Window((*free, *spans))
 
 
-def _dense(
-    node: Node,
-    tensor: Callable[[int], Tensor | None],
-    refuse: Callable[[str], TraceError],
-) -> Weighing:
+def _dense(node: Node, tensor: Callable[[int], Tensor | None]) -> Weighing:
     args = node.args
     if node.op == "aten.linear.default":
         weight, bias = tensor(1), tensor(2)
         if weight is None:
-            raise refuse("its weight depends on the input, expected a parameter")
+            raise _refused(node, "its weight depends on the input, expected a parameter")
         return Weighing("dense", (args[0].name,), (Dense(),), (weight,), bias)
     if node.op == "aten.addmm.default":
         weight, bias = tensor(2), tensor(0)
         if not isinstance(args[1], Ref) or weight is None or bias is None or node.kwargs:
-            raise refuse("expected a constant weight and bias, without factors")
+            raise _refused(node, "expected a constant weight and bias, without factors")
         return Weighing("dense", (args[1].name,), (Dense(),), (weight.T,), bias)
     left, right = tensor(0), tensor(1)
     if left is not None and left.ndim > 1 and isinstance(args[1], Ref):
         return Weighing("dense", (args[1].name,), (Left(),), (left,), None)
     if not isinstance(args[0], Ref) or right is None or right.ndim < 2:
-        raise refuse("expected a product with a constant matrix")
+        raise _refused(node, "expected a product with a constant matrix")
     if right.ndim > 2:
         return Weighing("dense", (args[0].name,), (Right(),), (right,), None)
     return Weighing("dense", (args[0].name,), (Dense(),), (right.T,), None)
 
 
-def _halves(a: str, b: str) -> tuple[Moving, Moving]:
-    """Half of each factor of a product, as the other's weight."""
-    return Moving((b,), same, b, factor=0.5), Moving((a,), same, a, factor=0.5)
+def _bilinear(kind: str, a: str, b: str) -> Weighing:
+    """Product of two values: half of each is the other's weight."""
+    maps = (Right(), Left()) if kind in ("product", "attention") else (Scale(), Scale())
+    halves = Moving((b,), same, b, factor=0.5), Moving((a,), same, a, factor=0.5)
+    return Weighing(kind, (a, b), maps, halves, None)
 
 
 def _rms_norm(node: Node, gain: Tensor | None, axes: int) -> Weighing:
