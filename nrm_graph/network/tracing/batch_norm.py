@@ -79,7 +79,7 @@ def fold_batch_norm(program: Program) -> Program:
 
 
 def _rename(node: Node, renamed: dict[str, str]) -> Node:
-    def walk(value: Any) -> Any:
+    def walk(value: object) -> Any:
         if isinstance(value, Ref):
             return Ref(renamed.get(value.name, value.name))
         return tuple(walk(v) for v in value) if isinstance(value, tuple) else value

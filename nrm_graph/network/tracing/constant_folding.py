@@ -63,9 +63,6 @@ class Constants:
     half: set[torch.dtype] = field(default_factory=set)
     _count: Counter[str] = field(default_factory=Counter)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.values or name in self.spread
-
     def stored(self, name: str, value: Tensor, path: str | None, module: str = "") -> None:
         """Add a parameter or buffer, or (without a path) a tensor of the code."""
         self.values[name] = wide(value)
@@ -113,7 +110,6 @@ class Constants:
         self.grown[name] = tuple(one.repeat_interleave(n, axis) for n in SIZES)
         self.spread[name] = one, axis
         self.origins[name] = frozenset()
-        self.modules[name] = ""
 
     def fold(self, fx: torch.fx.Node, module: str) -> bool:
         """Evaluate a node that no input reaches; False if that cannot be.

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from nrm_graph.network.ir.program import Batch, Ref, Weight
-from nrm_graph.network.tracing.masks import MASKS, add_mask, carries, hides, number_of, tensor
+from nrm_graph.network.tracing.masks import (
+    MASKS,
+    add_mask,
+    carries,
+    hides,
+    number_of,
+    tensor,
+    where_moving,
+)
 from nrm_graph.network.tracing.step import Refused, Step
 from nrm_graph.network.tracing.symbolic_shapes import SIZES
 
@@ -103,11 +111,10 @@ def _infinite(c: Converter, step: Step) -> None:
     c.constants.cleared(step.fx.name, c.shape_of(step), step.dtype)
 
 
+@where_moving
 def _raw(c: Converter, step: Step) -> None:
     """Put off what may be a step of an activation."""
-    if not step.moving:
-        c.keep(step)
-    elif step.op == "aten.square.default":
+    if step.op == "aten.square.default":
         c.add(step, "raw.pow.Tensor_Scalar", step.args[0], 2)
     else:
         c.add(step, step.op.replace("aten.", "raw."), *step.args, **step.kwargs)

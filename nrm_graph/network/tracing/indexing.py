@@ -9,7 +9,7 @@ import torch
 
 from nrm_graph.network.ir.operations import MAX_POOL
 from nrm_graph.network.ir.program import Batch, Ref, Weight
-from nrm_graph.network.tracing.masks import as_number, carries, fill, tensor
+from nrm_graph.network.tracing.masks import as_number, carries, fill, tensor, where_moving
 from nrm_graph.network.tracing.step import Refused
 from nrm_graph.network.tracing.symbolic_shapes import SIZES, first_part
 
@@ -124,13 +124,11 @@ def _scatter(c: Converter, step: Step) -> None:
 # --- one of many
 
 
+@where_moving
 def _best(c: Converter, step: Step) -> None:
     """Take the largest along axes: a max-pool of one window."""
     arguments: list[Any] = [*step.args, *[(), False][len(step.args) - 1 :]]
     value, dims, keep = arguments
-    if not step.moving:
-        c.keep(step)
-        return
     shape = c.shape(value.name)
     dims = (dims,) if isinstance(dims, int) else tuple(dims)
     chosen = sorted(d % len(shape) for d in dims) or list(range(1, len(shape)))
@@ -202,12 +200,10 @@ def _pick(
     c.add(step, "aten.sum.dim_IntList", value, (dim,), keep)
 
 
+@where_moving
 def _gather(c: Converter, step: Step) -> None:
     """Pick one entry along an axis per sample, where integers say which."""
     value, dim, which = step.args[:3]
-    if not step.moving:
-        c.keep(step)
-        return
     shape, rank = c.shape(value.name), len(c.shape_of(step))
     dim %= rank
     fits = isinstance(which, Ref) and which.name in c.passive and carries(c, value)
@@ -235,11 +231,9 @@ def _squeeze(c: Converter, step: Step) -> None:
         c.add(step, "aten.squeeze.dims", value, left_out)
 
 
+@where_moving
 def _triangle(c: Converter, step: Step) -> None:
     """Clear one side of a diagonal."""
-    if not step.moving:
-        c.keep(step)
-        return
     value, *rest = step.args
     shape = c.shape_of(step)
     sizes = [step.length(shape, d) for d in (-2, -1)]

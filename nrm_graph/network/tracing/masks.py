@@ -28,6 +28,20 @@ def carries(c: Converter, value: object) -> bool:
     return isinstance(value, Ref) and value.name not in c.passive | c.still
 
 
+def where_moving(
+    rewrite: Callable[[Converter, Step], None],
+) -> Callable[[Converter, Step], None]:
+    """Decorate a rewrite of what carries relevance: without that, an operation is kept as it is."""
+
+    def either(c: Converter, step: Step) -> None:
+        if step.moving:
+            rewrite(c, step)
+        else:
+            c.keep(step)
+
+    return either
+
+
 def tensor(c: Converter, value: Weight) -> torch.Tensor:
     """Value of a constant."""
     return c.constants.used[value.name]

@@ -113,11 +113,9 @@ def trace(
     inputs_read = read_values.intersection(name for name, _ in program.inputs)
     if program.output in passive(program) or not inputs_read:
         raise TraceError("the network's output does not depend on its input")
-    if output is not None:
-        stated = tuple((name, tuple(part.shape[1:])) for name, part in reading.pair)
-        program = replace(program, outputs=stated)
-    program = replace(program, aliases=module_outputs(program.nodes, leaves, same))
-    program = fold_batch_norm(program)
+    outputs = () if output is None else tuple((n, tuple(y.shape[1:])) for n, y in reading.pair)
+    aliases = module_outputs(program.nodes, leaves, same)
+    program = fold_batch_norm(replace(program, aliases=aliases, outputs=outputs))
     program = settle_batches(program, reading.examples)
     _compare(type(model).__name__, program, reading, conversion.half)
     layout(program)  # refuses what has no layer, now and not at the first question
