@@ -236,7 +236,7 @@ def _check_first(db: View, identity: int, device: str | torch.device) -> None:
 def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm) -> None:
     """Compute and hand over the tables of one input, or why there are none."""
 
-    def record(nodes: pa.Table, edges: pa.Table, **facts: Any) -> Record:
+    def record(nodes: pa.Table, edges: pa.Table, **facts: object) -> Record:
         return Record(
             key=entry.key,
             target=entry.target,
@@ -254,26 +254,24 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm
     try:
         conditional = m.given(event)
     except UndefinedConditional as error:
-        writer.add(record(*_nothing(), **_undefined(m, event, str(error))))
-        return
-    nodes, edges = form.stored(*conditional.tables())
-    facts = {
-        "relevance": float(conditional.condition_relevance),
-        "error": float(conditional.condition_error),
-        "amplification": float(conditional.amplification),
-        "absorbed": float(conditional.absorbed),
-        "status": "defined",
-        "reason": None,
-    }
-    try:
-        writer.add(record(nodes, edges, **facts))
-    except InputError as error:  # a number that is not finite in float32
-        writer.add(record(*_nothing(), **_undefined(m, event, str(error))))
-
-
-def _nothing() -> tuple[pa.Table, pa.Table]:
-    """Tables of an input whose conditional is undefined."""
-    return NODES.remove(0).empty_table(), EDGES.remove(0).empty_table()
+        reason = str(error)
+    else:
+        nodes, edges = form.stored(*conditional.tables())
+        facts = {
+            "relevance": float(conditional.condition_relevance),
+            "error": float(conditional.condition_error),
+            "amplification": float(conditional.amplification),
+            "absorbed": float(conditional.absorbed),
+            "status": "defined",
+            "reason": None,
+        }
+        try:
+            writer.add(record(nodes, edges, **facts))
+            return
+        except InputError as error:  # a number that is not finite in float32
+            reason = str(error)
+    no_nodes, no_edges = (schema.remove(0).empty_table() for schema in (NODES, EDGES))
+    writer.add(record(no_nodes, no_edges, **_undefined(m, event, reason)))
 
 
 def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:

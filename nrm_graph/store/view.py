@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -14,6 +13,7 @@ from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
 from nrm_graph.network.units import resolve
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import local_path
+from nrm_graph.store.format.words import no_such_input
 from nrm_graph.store.read.conditions import read_conditions
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
 
@@ -60,7 +60,7 @@ class View:
         }
         return {name: value for name, value in vars(self).items() if name not in omitted}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
         self._begin()
 
@@ -184,9 +184,7 @@ class View:
         """
         if not isinstance(query, str):
             raise QueryError(f"expected SQL text, found {type(query).__name__}")
-        ids = None
-        if inputs is not None:
-            ids = self._identities(inputs)
+        ids = None if inputs is None else self._identities(inputs)
         if self._reader is None or self._reader.process != os.getpid():
             from nrm_graph.store.read.sql import SqlReader
 
@@ -223,10 +221,7 @@ class View:
             raise InputError(f"there is no input_id {choice!r} in {self.path}")
         identities = self._snapshot.by_key.get(choice, ())
         if not identities:
-            keys = self._snapshot.by_key
-            close = difflib.get_close_matches(choice, keys, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(keys)} keys"
-            raise InputError(f"there is no input {choice!r} in {self.path}: {hint}")
+            raise no_such_input(choice, self._snapshot.by_key, self.path)
         return identities
 
     @property

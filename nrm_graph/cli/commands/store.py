@@ -121,7 +121,7 @@ def drop(store: str, name: str) -> None:
 
     Its files are deleted by the next compact, once they are old enough.
     """
-    from nrm_graph.store.write.compaction import counted
+    from nrm_graph.store.format.words import counted
     from nrm_graph.store.write.dropping import drop
 
     inputs = counted(drop(store, name), "input")
@@ -150,8 +150,8 @@ def verify(store: str, sample: int, form: str | None, output: str | None) -> Non
     """
     table_format(form, output)
 
+    from nrm_graph.store.format.words import counted
     from nrm_graph.store.verify import verify
-    from nrm_graph.store.verify.report import counted
 
     report = verify(store, sample=sample, progress=True)
     if form is not None or output is not None:

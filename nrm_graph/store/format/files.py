@@ -20,6 +20,9 @@ from nrm_graph.output_files import remove_quietly, write_synced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from _typeshed import ReadableBuffer
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -68,19 +71,19 @@ def file_size(path: Path) -> int:
         If the file is missing, or is a link or a folder.
     """
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError as error:
         raise StoreError(
             f"expected the file {path}, found none ({error.strerror}); "
             "the store is incomplete: copy it again or extract anew"
         ) from error
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise StoreError(
             f"expected {path} to be a plain file, found a "
-            f"{'symbolic link' if stat.S_ISLNK(found.st_mode) else 'special file'}; "
+            f"{'symbolic link' if stat.S_ISLNK(status.st_mode) else 'special file'}; "
             "a store holds plain files only: do not trust this one"
         )
-    return found.st_size
+    return status.st_size
 
 
 def read_limited(path: Path, limit: int) -> bytes:
@@ -135,7 +138,7 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def seal(content: Mapping[str, Any]) -> str:
+def seal(content: Mapping[str, object]) -> str:
     """SHA-256 of a JSON object: of its text with sorted keys, without spaces, in ASCII.
 
     Examples
@@ -203,8 +206,7 @@ def create_once(path: Path, data: bytes) -> bool:
         remove_quietly(temporary)
 
 
-@contextlib.contextmanager
-def alone(folder: Path, other: str) -> Iterator[None]:
+def alone(folder: Path, other: str) -> AbstractContextManager[None]:
     """Hold the lock of a folder, which ends with the process however it ends.
 
     Parameters
@@ -219,12 +221,10 @@ def alone(folder: Path, other: str) -> Iterator[None]:
     StoreError
         If another process or thread holds it, or the file system has no locks.
     """
-    with _folder_lock(folder, other, fcntl.LOCK_EX):
-        yield
+    return _folder_lock(folder, other, fcntl.LOCK_EX)
 
 
-@contextlib.contextmanager
-def together(folder: Path, other: str) -> Iterator[None]:
+def together(folder: Path, other: str) -> AbstractContextManager[None]:
     """Hold a lock of a folder that others may hold as well, but not where one is :func:`alone`.
 
     Raises
@@ -232,8 +232,7 @@ def together(folder: Path, other: str) -> Iterator[None]:
     StoreError
         If one is alone there, or the folder cannot be opened.
     """
-    with _folder_lock(folder, other, fcntl.LOCK_SH):
-        yield
+    return _folder_lock(folder, other, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
@@ -345,7 +344,7 @@ class HashingFile:
         """Position, which is the number of bytes written."""
         return self.size
 
-    def write(self, data: Any) -> int:
+    def write(self, data: ReadableBuffer) -> int:
         """Append a bytes-like object."""
         view = memoryview(data).cast("B")
         if self._abandoned:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
@@ -40,7 +40,7 @@ class JsonFile:
             reason = Misfit(place, expected, found)
             raise StoreError(f"{self.name} is malformed: {reason}; {self.advice}")
 
-    def version(self, raw: Mapping[str, Any], *known: int) -> int:
+    def version(self, raw: Mapping[str, object], *known: int) -> int:
         """Version of the format, one of those that are known.
 
         Raises

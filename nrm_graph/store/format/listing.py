@@ -68,7 +68,7 @@ def listed(folder: Path) -> list[tuple[Manifest, tuple[str, ...]]]:
             "again or extract anew"
         )
     known: dict[str, Manifest] = {}
-    found: list[tuple[Manifest, tuple[str, ...]]] = []
+    related: list[tuple[Manifest, tuple[str, ...]]] = []
     before: list[str] | None = None
     problem: StoreError | None = None
     # A compaction replaces and deletes while this looks, and a list made meanwhile may lack the old
@@ -83,15 +83,15 @@ def listed(folder: Path) -> list[tuple[Manifest, tuple[str, ...]]]:
                 name: known[name] if name in known else read_manifest(folder, name)
                 for name in names
             }
-            found = _related(known)
-            for manifest, replaced_by in found:
+            related = _related(known)
+            for manifest, replaced_by in related:
                 if not replaced_by:
                     check_files(folder, manifest)
         except StoreError as error:
             problem = error
     if problem is not None:
         raise problem
-    return found
+    return related
 
 
 def _names(folder: Path) -> list[str]:
@@ -112,8 +112,8 @@ def _names(folder: Path) -> list[str]:
 def _related(manifests: Mapping[str, Manifest]) -> list[tuple[Manifest, tuple[str, ...]]]:
     """Manifests, each with those that replace it."""
     try:
-        known = {m.name: [o for o in m.replaces if o in manifests] for m in manifests.values()}
-        graphlib.TopologicalSorter(known).prepare()
+        replaces = {m.name: [o for o in m.replaces if o in manifests] for m in manifests.values()}
+        graphlib.TopologicalSorter(replaces).prepare()
     except graphlib.CycleError as error:
         raise StoreError(
             f"shards replace each other in a circle: {', '.join(error.args[1][:4])}, ...; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -54,7 +54,7 @@ def name_problem(name: object, reserved: Collection[str] = RESERVED) -> str | No
     if not name.isprintable() or name != name.strip():
         return "a name must be printable, without space at its ends"
     if name.casefold() in reserved:
-        listed = ", ".join([*INPUTS.names, *(own for own in OWN if own in reserved)])
+        listed = ", ".join([*INPUTS.names, *(column for column in OWN if column in reserved)])
         return f"the names {listed} are reserved, letter case ignored"
     return None
 
@@ -62,7 +62,7 @@ def name_problem(name: object, reserved: Collection[str] = RESERVED) -> str | No
 Plain = bool | int | float | str | list[str] | list[float] | None
 
 
-def normal(name: str, value: Any) -> tuple[str, Plain]:
+def normal(name: str, value: object) -> tuple[str, Plain]:
     """Type name and plain Python value of one metadata value.
 
     Scalars of NumPy and torch count as the Python values that they hold.
@@ -78,10 +78,7 @@ def normal(name: str, value: Any) -> tuple[str, Plain]:
         if values and all(isinstance(number, float) for number in values):
             return "floats", [float(normal(name, number)[1]) for number in values]  # type: ignore[arg-type]
         return "strings", _texts(name, values)
-    if not isinstance(value, bool | int | float | str) and value is not None:
-        if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-            value = value.item()
-    elif isinstance(value, np.generic):  # np.float64 is a float, np.str_ a str
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         value = value.item()
     if value is None:
         return "null", None
@@ -109,21 +106,21 @@ def normal(name: str, value: Any) -> tuple[str, Plain]:
     )
 
 
-def _texts(name: str, values: list[Any]) -> list[str]:
+def _texts(name: str, values: list[object]) -> list[str]:
     """List of texts, such as the tokens of an input."""
     if len(values) > MAX_TEXTS:
         raise InputError(
             f"the metadata {name!r} lists {len(values):,} texts: expected at most {MAX_TEXTS:,}"
         )
-    found = []
+    texts = []
     for value in values:
         kind, text = normal(name, value) if not isinstance(value, list | tuple) else ("list", None)
         if kind != "string" or not isinstance(text, str):
             raise InputError(
                 f"the metadata {name!r} is a list with a {type(value).__name__}: expected texts"
             )
-        found.append(text)
-    return found
+        texts.append(text)
+    return texts
 
 
 def joined(first: str, second: str) -> str:
@@ -158,7 +155,7 @@ class Fields:
         return self._names.get(name.casefold())
 
     def accept(
-        self, metadata: Mapping[str, Any], reserved: Collection[str] = RESERVED
+        self, metadata: Mapping[str, object], reserved: Collection[str] = RESERVED
     ) -> dict[str, Plain]:
         """Check the metadata of one input and fix the types of the fields that are new.
 
@@ -174,13 +171,13 @@ class Fields:
         InputError
             If a name or a type cannot be used; nothing is fixed then.
         """
-        found: dict[str, tuple[str, Plain]] = {}
-        seen: dict[str, str] = {}
+        typed: dict[str, tuple[str, Plain]] = {}
+        spellings: dict[str, str] = {}
         for name, raw in metadata.items():
             problem = name_problem(name, reserved)
             if problem:
                 raise InputError(f"the metadata name {name!r} cannot be used: {problem}; rename it")
-            other = seen.setdefault(name.casefold(), self.spelling(name) or name)
+            other = spellings.setdefault(name.casefold(), self.spelling(name) or name)
             if other != name:
                 raise InputError(
                     f"the metadata names {other!r} and {name!r} differ in letter case alone: use "
@@ -198,16 +195,16 @@ class Fields:
                     f"the metadata {name!r} is of type float in this store, which cannot hold "
                     f"{value} exactly: use another name"
                 )
-            found[name] = kind, value
-        new = len({*self.types, *found} - set(OWN))
+            typed[name] = kind, value
+        new = len({*self.types, *typed} - set(OWN))
         if new > MAX_FIELDS:
             raise InputError(f"expected at most {MAX_FIELDS} metadata fields, found {new}")
-        for name, (kind, _) in found.items():
+        for name, (kind, _) in typed.items():
             self._learn(name, kind)
-        return {name: value for name, (_, value) in found.items()}
+        return {name: value for name, (_, value) in typed.items()}
 
 
-def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, pa.Array]]:
+def columns(rows: Sequence[Mapping[str, Plain]]) -> tuple[dict[str, str], dict[str, pa.Array]]:
     """Types by name, and the columns of those that hold a value, for the inputs of a shard."""
     fields = Fields()
     for row in rows:
@@ -217,6 +214,6 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, str], dict[str
         if kind != "null":
             values = [row.get(name) for row in rows]
             if kind == "float":
-                values = [None if v is None else float(v) for v in values]
+                values = [float(v) if isinstance(v, int) else v for v in values]
             arrays[name] = pa.array(values, ARROW_TYPES[kind])
     return dict(fields.types), arrays

@@ -50,11 +50,9 @@ def refuse_foreign(path: Path) -> None:
     StoreError
         Naming what it holds.
     """
-    foreign = sorted(p.name for p in path.iterdir() if not _UNFINISHED.fullmatch(p.name))
+    names = (entry.name for entry in path.iterdir() if not entry.name.startswith("store.json"))
+    foreign = sorted(name for name in names if not _UNFINISHED.fullmatch(name))
     if foreign and not (path / "store.json").exists():
-        foreign = [name for name in foreign if not name.startswith("store.json")]
-        if foreign:
-            raise StoreError(
-                f"{path} exists and is no store (it holds {foreign[0]}): choose an empty or "
-                "new folder"
-            )
+        raise StoreError(
+            f"{path} exists and is no store (it holds {foreign[0]}): choose an empty or new folder"
+        )

@@ -136,6 +136,25 @@ TENSOR_DTYPES = frozenset(
 )
 
 
+def ascents(
+    keys: Sequence[npt.NDArray[np.integer]],
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Compare each row but the first with that before: whether it is greater, and whether equal.
+
+    Examples
+    --------
+    >>> later, equal = ascents([np.array([0, 0, 1, 1]), np.array([2, 3, 0, 0])])
+    >>> later.tolist(), equal.tolist()
+    ([True, True, False], [False, False, True])
+    """
+    later = np.zeros(max(0, len(keys[0]) - 1), bool)
+    equal = np.ones_like(later)
+    for key in keys:
+        later |= equal & (key[1:] > key[:-1])
+        equal &= key[1:] == key[:-1]
+    return later, equal
+
+
 @dataclass(frozen=True)
 class Record:
     """Everything that a store keeps about one (key, target) pair.
@@ -183,7 +202,7 @@ class Record:
     logit: float
     metadata: Mapping[str, Any]
     content: str
-    tensor: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None
+    tensor: npt.NDArray[np.generic] | Mapping[str, npt.NDArray[np.generic]] | None
     nodes: pa.Table
     edges: pa.Table
     item: int | None = None
@@ -193,7 +212,7 @@ class Record:
     thresholds: tuple[float, ...] | None = None
 
     @property
-    def tensors(self) -> Mapping[str, npt.NDArray[Any]]:
+    def tensors(self) -> Mapping[str, npt.NDArray[np.generic]]:
         """Arrays by name; a lone input has none, ``""``."""
         if self.tensor is None:
             return {}
@@ -245,7 +264,7 @@ def input_id(key: str, target: Aim) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def tensor_bytes(tensor: npt.NDArray[Any]) -> bytes:
+def tensor_bytes(tensor: npt.NDArray[np.generic]) -> bytes:
     """Bytes of an array in C order, little-endian.
 
     Raises
@@ -261,7 +280,7 @@ def tensor_bytes(tensor: npt.NDArray[Any]) -> bytes:
     return np.asarray(tensor, dtype=tensor.dtype.newbyteorder("<")).tobytes(order="C")
 
 
-def content_hash(tensor: npt.NDArray[Any]) -> str:
+def content_hash(tensor: npt.NDArray[np.generic]) -> str:
     """SHA-256 of an array's type, shape and bytes, in hexadecimal digits.
 
     Raises
@@ -279,7 +298,7 @@ def content_hash(tensor: npt.NDArray[Any]) -> str:
     return hashlib.sha256(head + tensor_bytes(tensor)).hexdigest()
 
 
-def content_of(tensors: Mapping[str, npt.NDArray[Any]]) -> str:
+def content_of(tensors: Mapping[str, npt.NDArray[np.generic]]) -> str:
     """Content of an input: that of its tensor, or of several with their names.
 
     Examples
@@ -295,7 +314,7 @@ def joined_content(names: Sequence[str], hashes: Sequence[str]) -> str:
     """Content of an input from the contents of its tensors."""
     if len(hashes) == 1:
         return hashes[0]
-    text = "".join(f"{name}:{found};" for name, found in zip(names, hashes, strict=True))
+    text = "".join(f"{name}:{content};" for name, content in zip(names, hashes, strict=True))
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    import numpy as np
     import numpy.typing as npt
 
 MAX_SETTINGS_BYTES = 64 << 20
@@ -88,8 +89,8 @@ def create(
     path: Path,
     settings: Mapping[str, Any],
     program: str,
-    weights: Mapping[str, npt.NDArray[Any]],
-    units: Mapping[str, npt.NDArray[Any]],
+    weights: Mapping[str, npt.NDArray[np.generic]],
+    units: Mapping[str, npt.NDArray[np.generic]],
 ) -> None:
     """Make a store, or check that the one that is there has the same settings.
 
@@ -144,17 +145,17 @@ def create(
         for name, data in files.items():
             if not create_once(path / name, data):
                 _check_left(path, name, described[name])
-        made = create_once(path / "store.json", text)
+        is_ours = create_once(path / "store.json", text)
     except OSError as error:
         raise StoreError(
             f"cannot make a store at {path}: {error.strerror or error}; free space or permissions "
             "and run the same command again"
         ) from error
-    if not made:
+    if not is_ours:
         check_same(read_settings(path), settings)
 
 
-def _check_left(path: Path, name: str, described: Mapping[str, Any]) -> None:
+def _check_left(path: Path, name: str, described: Mapping[str, object]) -> None:
     """Accept a file that another process, or an attempt that was cut off, has made alike."""
     same = file_size(path / name) == described["size"]
     if not (same and sha256_of(path / name) == described["sha256"]):
@@ -165,7 +166,7 @@ def _check_left(path: Path, name: str, described: Mapping[str, Any]) -> None:
         )
 
 
-def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse to continue a store with other settings.
 
     Raises
@@ -173,29 +174,29 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     StoreError
         Naming the first difference, with the store's value and the new one in short.
     """
-    for name, words in (
-        ("program_hash", "program"),
-        ("composite", "composite"),
-        ("coverage", "coverage"),
-        ("top", "top"),
-        ("max_edges", "max_edges"),
-        ("mantissa_bits", "mantissa_bits"),
-        ("classes", "classes"),
-        ("preprocessing", "preprocessing"),
+    for name in (
+        "program_hash",
+        "composite",
+        "coverage",
+        "top",
+        "max_edges",
+        "mantissa_bits",
+        "classes",
+        "preprocessing",
     ):
-        _compare(words, found.get(name), wanted.get(name))
-    ours, theirs = wanted["layers"], found["layers"]
+        _compare(name.removesuffix("_hash"), stored.get(name), wanted.get(name))
+    ours, theirs = wanted["layers"], stored["layers"]
     _compare("layers", [row["name"] for row in theirs], [row["name"] for row in ours])
     for old, new in zip(theirs, ours, strict=True):
         for name in ("resolution", "units", "n_units", "shape", "kind", "depth", "aliases"):
             words = "partition" if name == "units" else name
             _compare(f"{words} of layer {new['name']}", old.get(name), new.get(name))
-    _compare("groups", found["groups"], wanted["groups"])
+    _compare("groups", stored["groups"], wanted["groups"])
     for name in ("inputs", "outputs"):
-        _compare(name, found.get(name), wanted.get(name))
+        _compare(name, stored.get(name), wanted.get(name))
 
 
-def _compare(words: str, old: Any, new: Any) -> None:
+def _compare(words: str, old: object, new: object) -> None:
     # Compared as JSON: a tuple is a list there, and 1 is not 1.0 is not true.
     before, after = (json.dumps(v, sort_keys=True, default=list) for v in (old, new))
     if before != after:
@@ -271,11 +272,11 @@ def _decode(path: Path, data: bytes) -> dict[str, Any]:
         names = [row.name for row in rows]
         file.expect(len(set(names)) == len(names), f"the names of {field}", "unique", sorted(names))
     if settings.outputs:
-        held = sum(math.prod(row.shape) for row in settings.outputs)
+        neurons = sum(math.prod(row.shape) for row in settings.outputs)
         last = math.prod(layers[-1].shape)
-        file.expect(held == last, "outputs", f"the {last} neurons of the last layer", held)
-    own = any(layer.resolution == "custom" for layer in layers)
-    needed = sorted([*PROGRAM_FILES, *([UNITS_FILE] if own else [])])
+        file.expect(neurons == last, "outputs", f"the {last} neurons of the last layer", neurons)
+    custom = any(layer.resolution == "custom" for layer in layers)
+    needed = sorted([*PROGRAM_FILES, *([UNITS_FILE] if custom else [])])
     file.expect(sorted(settings.files) == needed, "files", f"{needed}", sorted(settings.files))
     for name, info in settings.files.items():
         file.typed(info, _File, f"files.{name}")
@@ -325,12 +326,12 @@ def read_units(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if UNITS_FILE not in settings["files"]:
         return chosen
     try:
-        own = safetensors.numpy.load_file(checked_tensor_file(path / UNITS_FILE))
+        partitions = safetensors.numpy.load_file(checked_tensor_file(path / UNITS_FILE))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise StoreError(f"{path / UNITS_FILE} cannot be read: {error}; copy it again") from error
     for row in settings["layers"]:
         if row["resolution"] == "custom":
-            labels = own.get(row["name"])
+            labels = partitions.get(row["name"])
             if (
                 labels is None
                 or list(labels.shape) != row["shape"]

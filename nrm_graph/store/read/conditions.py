@@ -28,6 +28,7 @@ from nrm_graph.store.read.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from nrm_graph.events.sets import Event
@@ -91,7 +92,7 @@ def check_name(name: object) -> str:
     return name
 
 
-def store_identity(meta: Mapping[str, Any]) -> str:
+def store_identity(meta: Mapping[str, object]) -> str:
     """SHA-256 of ``store.json``, which never changes: a condition belongs to one store."""
     return seal({name: value for name, value in meta.items() if name != "seal"})
 
@@ -101,7 +102,9 @@ def folder_of(path: Path, name: str) -> Path:
     return path / FOLDER / name.lower()
 
 
-def create(path: Path, meta: Mapping[str, Any], name: str, event: Event, where: str | None) -> Path:
+def create(
+    path: Path, meta: Mapping[str, object], name: str, event: Event, where: str | None
+) -> Path:
     """Make a condition, or check that the one of this name is the same.
 
     Several processes may do so at once: one makes it, the others compare.
@@ -147,24 +150,23 @@ def create(path: Path, meta: Mapping[str, Any], name: str, event: Event, where: 
     folder = _made(path, name)
     with _making(path, name):
         create_once(folder / FILE, text)
-    found = read_content(folder, meta)
-    if found["name"] != name:
+    stored = read_content(folder, meta)
+    if stored["name"] != name:
         raise InputError(
-            f"there is a condition {found['name']!r}: {name!r} differs in letter case alone, use "
+            f"there is a condition {stored['name']!r}: {name!r} differs in letter case alone, use "
             "another name"
         )
-    for field, words in (("event", "event"), ("where", "where")):
-        if found[field] != content[field]:
-            before, after = (_shown(raw[field], field) for raw in (found, content))
+    for field in ("event", "where"):
+        if stored[field] != content[field]:
+            before, after = (_shown(raw[field], field) for raw in (stored, content))
             raise StoreError(
-                f"the condition {name} was made with another {words}: it has {before}, asked for "
+                f"the condition {name} was made with another {field}: it has {before}, asked for "
                 f"is {after}; use another name"
             )
     return folder
 
 
-@contextlib.contextmanager
-def undropped(path: Path, name: str) -> Iterator[None]:
+def undropped(path: Path, name: str) -> AbstractContextManager[None]:
     """Let no one drop a condition, which need not be there yet, while its shards are written.
 
     Raises
@@ -175,19 +177,18 @@ def undropped(path: Path, name: str) -> Iterator[None]:
         If the condition is being dropped, or the disk fails.
     """
     check_name(name)
-    with together(_made(path, name), f"a drop of {name}"):
-        yield
+    return together(_made(path, name), f"a drop of {name}")
 
 
 def _made(path: Path, name: str) -> Path:
     """Folder of a condition, which is there with its ``shards``."""
     folder = folder_of(path, name)
     with _making(path, name):
-        for made in (folder.parent, folder, folder / "shards"):
-            _no_link(made)
-            if not made.is_dir():
-                made.mkdir(exist_ok=True)
-                sync_folder(made.parent)
+        for needed in (folder.parent, folder, folder / "shards"):
+            _no_link(needed)
+            if not needed.is_dir():
+                needed.mkdir(exist_ok=True)
+                sync_folder(needed.parent)
     return folder
 
 
@@ -203,7 +204,7 @@ def _making(path: Path, name: str) -> Iterator[None]:
 
 
 def read_conditions(
-    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
+    path: Path, meta: Mapping[str, object], entries: Mapping[int, Entry]
 ) -> dict[str, Condition]:
     """Conditions of a store, which holds `entries`, by name.
 
@@ -214,39 +215,35 @@ def read_conditions(
     StoreError
         If one is damaged, of another store or not made by this package.
     """
-    found = (_undropped(folder, meta, entries) for folder in condition_folders(path))
-    return {condition.name: condition for condition in found if condition is not None}
+    conditions = (_undropped(folder, meta, entries) for folder in condition_folders(path))
+    return {condition.name: condition for condition in conditions if condition is not None}
 
 
 def _undropped(
-    folder: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
+    folder: Path, meta: Mapping[str, object], entries: Mapping[int, Entry]
 ) -> Condition | None:
     """Read a condition, or None where it is dropped meanwhile: event and shards are of one."""
-    file = _file_of(folder)
     for _ in range(MAX_LOOKS):
-        before = file
+        before = _file_of(folder)
         if before is None:
             return None
         try:
             condition = read_condition(folder, meta, entries)
-        except StoreError:
-            file = _file_of(folder)
-            if file == before:
-                raise
-        else:
-            file = _file_of(folder)
-            if file == before:
+            if _file_of(folder) == before:
                 return condition
+        except StoreError:
+            if _file_of(folder) == before:
+                raise
     raise StoreError(f"the condition of {folder} is dropped and made again all the time: try again")
 
 
 def _file_of(folder: Path) -> tuple[int, int] | None:
     """Which file ``condition.json`` is; None where there is none."""
     try:
-        found = (folder / FILE).lstat()
+        status = (folder / FILE).lstat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def condition_folders(path: Path) -> list[Path]:
@@ -289,7 +286,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def read_condition(
-    folder: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
+    folder: Path, meta: Mapping[str, object], entries: Mapping[int, Entry]
 ) -> Condition:
     """Read one condition and the manifests of its shards; nothing in it is trusted.
 
@@ -313,7 +310,7 @@ def read_condition(
     return Condition(raw["name"], serialization.from_json(raw["event"]), raw["where"], snapshot)
 
 
-def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+def read_content(folder: Path, meta: Mapping[str, object]) -> dict[str, Any]:
     """Content of ``condition.json``; nothing in it is trusted.
 
     Raises
@@ -335,29 +332,29 @@ def read_content(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         raise StoreError(f"{path} is malformed: {error}; {advice}") from None
     here = stored.name.lower() == folder.name
     file.expect(here, "name", f"that of the folder, {folder.name!r}", stored.name)
-    for what, its, own in (
-        ("program", stored.program_hash, meta["program_hash"]),
+    for subject, recorded, actual in (
+        ("program", stored.program_hash, str(meta["program_hash"])),
         ("store", stored.store, store_identity(meta)),
     ):
-        if its != own:
+        if recorded != actual:
             raise StoreError(
                 f"the condition {stored.name} of {folder.parent.parent} was made with another "
-                f"{what} ({its[:12]}..., here it is {own[:12]}...): {advice}"
+                f"{subject} ({recorded[:12]}..., here it is {actual[:12]}...): {advice}"
             )
     return raw
 
 
 def facts_problem(manifest: Manifest) -> str | None:
     """Say how the columns of a shard's inputs are not those of a condition, or None if they are."""
-    held = {field: kind for field, kind in manifest.metadata.items() if field != "weights"}
+    kinds = {field: kind for field, kind in manifest.metadata.items() if field != "weights"}
     # Shards of before errors were stated lack them.
-    fits = {*held, "error"} == set(CONDITION_FACTS) and all(
-        held[field] in (kind, "null") for field, kind in CONDITION_FACTS.items() if field in held
+    fits = {*kinds, "error"} == set(CONDITION_FACTS) and all(
+        kind in (CONDITION_FACTS[field], "null") for field, kind in kinds.items()
     )
     if fits or not manifest.inputs:
         return None
     return (
-        f"its shard {manifest.name} has the columns {repr(held)[:200]}, expected "
+        f"its shard {manifest.name} has the columns {repr(kinds)[:200]}, expected "
         f"{dict(CONDITION_FACTS)}; do not trust it"
     )
 
@@ -369,7 +366,7 @@ def _no_link(folder: Path) -> None:
         )
 
 
-def _shown(value: Any, field: str) -> str:
+def _shown(value: object, field: str) -> str:
     if field == "event":
         value = serialization.from_json(value)
     text = repr(value)

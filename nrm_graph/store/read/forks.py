@@ -15,14 +15,16 @@ from typing import Any
 
 import duckdb
 
+Config = dict[str, str | bool | int | float | list[str]]
+
 _inherited: weakref.WeakSet[Any] = weakref.WeakSet()
 _connecting = threading.RLock()
 
 
-def connect(**options: Any) -> duckdb.DuckDBPyConnection:
+def connect(config: Config | None = None) -> duckdb.DuckDBPyConnection:
     """Open a connection; no fork happens meanwhile, so that none inherits a lock of DuckDB's."""
     with _connecting:
-        con = duckdb.connect(**options)
+        con = duckdb.connect(config=config or {})
     unended_in_children(con)
     return con
 

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import duckdb
 
@@ -17,6 +17,7 @@ from nrm_graph.store.read.forks import unended_in_children
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+T = TypeVar("T")
 
 # The place of an error is left out: DuckDB 1.5 writes a query anew, and points into that text at
 # where the place was in the user's; of a condition over inputs, the line is not the user's either.
@@ -81,7 +82,7 @@ class Cursor:
                 "forked: call db.sql(...) here, which answers from the same snapshot"
             )
 
-    def call(self, function: Callable[[], Any]) -> Any:
+    def call(self, function: Callable[[], T]) -> T:
         """Run a function that calls DuckDB.
 
         Raises
@@ -130,9 +131,9 @@ class Call:
         self._cancelled = True
         self._woken.set()
 
-    def run(self, function: Callable[[], Any], timeout: float | None) -> Any:
+    def run(self, function: Callable[[], T], timeout: float | None) -> T:
         """Call, and wait for the end; see :meth:`Cursor.call`."""
-        result: list[Any] = []
+        result: list[T] = []
         errors: list[BaseException] = []
 
         def work() -> None:
@@ -148,19 +149,15 @@ class Call:
         try:
             self._woken.wait(timeout)
         finally:
-            if not self._done.is_set():
-                self._interrupt()
+            while not self._done.is_set():
+                self.con.interrupt()
+                self._done.wait(AGAIN)
         if errors:
             try:
                 self._raise(errors[0], timeout)
             finally:
                 errors.clear()  # no cycle between the error's frames and this list
         return result[0]
-
-    def _interrupt(self) -> None:
-        self.con.interrupt()
-        while not self._done.wait(AGAIN):
-            self.con.interrupt()
 
     def _raise(self, error: BaseException, timeout: float | None) -> NoReturn:
         if isinstance(error, duckdb.InterruptException):

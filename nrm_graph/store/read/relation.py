@@ -22,7 +22,7 @@ class Relation:
     It belongs to the process that made it.
     """
 
-    def __init__(self, cursor: Cursor, relation: Any) -> None:
+    def __init__(self, cursor: Cursor, relation: duckdb.DuckDBPyRelation) -> None:
         self._cursor = cursor
         self.relation = relation
         unended_in_children(self)
@@ -45,7 +45,7 @@ class Relation:
             return attribute
 
         @functools.wraps(attribute)
-        def method(*args: Any, **kwargs: Any) -> Any:
+        def method(*args: object, **kwargs: object) -> Any:
             plain = [a.relation if isinstance(a, Relation) else a for a in args]
             value = self._cursor.call(lambda: attribute(*plain, **kwargs))
             if isinstance(value, duckdb.DuckDBPyRelation):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -275,7 +276,7 @@ def is_of(store: Mapping[int, Entry], entry: Entry) -> bool:
     return stored is not None and stored.content == entry.content
 
 
-def row_groups(file: Any, path: Path, table: str, entry: Entry) -> Iterator[pa.Table]:
+def row_groups(file: pq.ParquetFile, path: Path, table: str, entry: Entry) -> Iterator[pa.Table]:
     """Row groups of one input in ``nodes`` or ``edges``.
 
     Raises
@@ -302,7 +303,7 @@ def row_groups(file: Any, path: Path, table: str, entry: Entry) -> Iterator[pa.T
         yield rows
 
 
-def _row(file: Any, row: int) -> dict[str, Any]:
+def _row(file: pq.ParquetFile, row: int) -> dict[str, Any]:
     """One row of a file; its row group alone is read."""
     group = 0
     while row >= file.metadata.row_group(group).num_rows:
@@ -329,27 +330,20 @@ def array_of(row: Mapping[str, Any]) -> npt.NDArray[Any]:
     return array.astype(dtype, copy=False)
 
 
-class damage:
+@contextlib.contextmanager
+def damage(path: Path) -> Iterator[None]:
     """Turn what Arrow raises at a damaged file into a StoreError."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise StoreError(
-                f"the file {self.path} is no longer there: open the store again"
-            ) from error
-        if isinstance(error, OSError | pa.ArrowException | KeyError | UnicodeDecodeError):
-            raise StoreError(
-                f"{self.path} is damaged: {error}; copy the store again, or remove the shard and "
-                "extract its inputs anew"
-            ) from error
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(f"the file {path} is no longer there: open the store again") from error
+    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{path} is damaged: {error}; copy the store again, or remove the shard and "
+            "extract its inputs anew"
+        ) from error
 
 
-def layers_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def layers_table(rows: Sequence[Mapping[str, object]]) -> pa.Table:
     """Return the table ``layers`` from the entries of ``store.json``."""
     return pa.Table.from_pylist([{n: row[n] for n in LAYERS.names} for row in rows], LAYERS)

@@ -213,7 +213,7 @@ class SqlReader:
             return _empty(table)
         columns = ", ".join(SCHEMAS[table].names)
         return " UNION ALL ".join(
-            f"SELECT {columns} FROM {_files(group.paths)}{_where(group)}" for group in groups
+            f"SELECT {columns} FROM {_files(group.paths)}{_where(group.ids)}" for group in groups
         )
 
     def _facts(self, snapshot: Snapshot, groups: Sequence[FileGroup]) -> str:
@@ -243,28 +243,26 @@ class SqlReader:
         if not groups:
             return _empty("inputs", [f"NULL::{k} AS {_name(n)}" for n, k in types.items()])
         # Files whose fields are alike are read together; mostly that is all of them.
-        by_fields: dict[tuple[tuple[str, str], ...], list[tuple[str, tuple[int, ...] | None]]] = {}
+        by_fields: dict[tuple[tuple[str, str], ...], dict[tuple[int, ...] | None, list[str]]] = {}
         for group in groups:
             for path in group.paths:
                 shard = Path(path).name.split(".")[0]
                 alike = tuple(sorted(snapshot.manifests[shard].metadata.items()))
-                by_fields.setdefault(alike, []).append((path, group.ids))
+                by_fields.setdefault(alike, {}).setdefault(group.ids, []).append(path)
         queries = []
-        for alike, files in by_fields.items():
+        for alike, paths_by_ids in by_fields.items():
             spelled = {name.casefold(): (name, kind) for name, kind in alike}
             columns = list(INPUTS.names)
             for name, kind in types.items():
                 column, stored_kind = spelled.get(name.casefold(), (name, "null"))
                 value = "NULL" if stored_kind == "null" else _name(column)
                 columns.append(f"CAST({value} AS {kind}) AS {_name(name)}")
-            by_ids: dict[tuple[int, ...] | None, list[str]] = {}
-            for path, ids in files:
-                by_ids.setdefault(ids, []).append(path)
-            for ids, paths in by_ids.items():
-                where = "" if ids is None else f" WHERE input_id IN ({_numbers(ids)})"
-                # Explicit columns: a field may bear a name that DuckDB gives a meaning, such as
-                # filename.
-                queries.append(f"SELECT {', '.join(columns)} FROM {_files(paths)}{where}")
+            # Explicit columns: a field may bear a name that DuckDB gives a meaning, such as
+            # filename.
+            queries += [
+                f"SELECT {', '.join(columns)} FROM {_files(paths)}{_where(ids)}"
+                for ids, paths in paths_by_ids.items()
+            ]
         return " UNION ALL ".join(queries)
 
 
@@ -281,12 +279,8 @@ def _files(paths: Sequence[str]) -> str:
     return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
 
 
-def _where(group: FileGroup) -> str:
-    return "" if group.ids is None else f" WHERE input_id IN ({_numbers(group.ids)})"
-
-
-def _numbers(ids: Sequence[int]) -> str:
-    return ", ".join(str(int(i)) for i in ids)
+def _where(ids: Sequence[int] | None) -> str:
+    return "" if ids is None else f" WHERE input_id IN ({', '.join(str(int(i)) for i in ids)})"
 
 
 def _empty(table: str, extra: Sequence[str] = ()) -> str:

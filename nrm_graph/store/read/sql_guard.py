@@ -81,14 +81,8 @@ def _parser_of(process: int) -> duckdb.DuckDBPyConnection:
 @functools.cache
 def _functions() -> tuple[frozenset[str], frozenset[str]]:
     """Names of the functions that depend on their arguments alone, and of all."""
-    rows = (
-        _parser()
-        .cursor()
-        .execute(
-            "SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions()"
-        )
-    )
-    listed = rows.fetchall()
+    query = "SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions()"
+    listed = _parser().cursor().execute(query).fetchall()
     pure = {
         name
         for name, kind, stability in listed
@@ -240,8 +234,8 @@ def _walk(node: object, ctes: frozenset[str], tables: frozenset[str], used: set[
     for entry in (node.get("cte_map") or {}).get("map") or ():
         _walk(entry["value"], inside, tables, used)
         inside |= {str(entry["key"]).lower()}
-    own = {str(node.get(key)).lower() for key in ("cte_name", "ctename") if node.get(key)}
-    scopes = {_SEES_THE_CTE.get(str(kind)): inside | own}
+    defined = {str(node.get(key)).lower() for key in ("cte_name", "ctename") if node.get(key)}
+    scopes = {_SEES_THE_CTE.get(str(kind)): inside | defined}
     if kind == "CTE_NODE":
         scopes["query"] = ctes
     for key, value in node.items():
@@ -273,10 +267,8 @@ def _reference(
         if called not in _TABLE_FUNCTIONS:
             raise QueryError(f"the table function {called}() is not allowed in a query")
         function["checked"] = True
-    elif kind == "SHOW_REF":
+    elif kind == "SHOW_REF" and node.get("query") is None:  # a query's is checked as such
         shown = str(node.get("table_name") or "").strip('"').lower()
-        if node.get("query") is not None:
-            return  # DESCRIBE or SUMMARIZE of a query, which is checked as such
         if shown in _LISTS:
             used.add(EVERY)
         elif node.get("show_type") != "SHOW":
@@ -294,9 +286,8 @@ def _reference(
                 f"the table {'.'.join([*qualified, name])} is not allowed: name the tables "
                 f"{', '.join(sorted(tables))} without a schema"
             )
-        if name in ctes:
-            return
-        used.add(_known(name, tables))
+        if name not in ctes:
+            used.add(_known(name, tables))
 
 
 def _known(name: str, tables: Collection[str]) -> str:

@@ -19,7 +19,7 @@ from nrm_graph.store.verify.files import (
     left_over,
     read_shards,
 )
-from nrm_graph.store.verify.report import Within, pair_of
+from nrm_graph.store.verify.report import pair_of
 from nrm_graph.store.verify.tables import StoreFacts, check_tables
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class CheckedCondition:
 
 
 def check_conditions(
-    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry], findings: Findings
+    path: Path, meta: Mapping[str, object], entries: Mapping[int, Entry], findings: Findings
 ) -> list[CheckedCondition]:
     """Check what the conditions of a store are, and that their inputs are the store's."""
     try:
@@ -56,7 +56,7 @@ def check_conditions(
         known_folders = {*folders, *conditions.dropped_folders(path)}
         for other in sorted((path / conditions.FOLDER).iterdir()):
             if other not in known_folders:
-                left_over(other, Within(findings, conditions.FOLDER))
+                left_over(other, findings.within(conditions.FOLDER))
     checked = []
     for folder in folders:
         place = f"{conditions.FOLDER}/{folder.name}"
@@ -72,8 +72,8 @@ def check_conditions(
             continue
         for other in sorted(folder.iterdir()):
             if other.name not in (conditions.FILE, "shards"):
-                left_over(other, Within(findings, place))
-        inside = Within(findings, f"{place}/shards")
+                left_over(other, findings.within(place))
+        inside = findings.within(f"{place}/shards")
         manifests = read_shards(folder, inside)
         check_identities(manifests, inside)
         for manifest in manifests:
@@ -99,7 +99,7 @@ def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], findings: F
 
 
 def check_condition(
-    condition: CheckedCondition, meta: Mapping[str, Any], advance: Callable[[], object]
+    condition: CheckedCondition, meta: Mapping[str, object], advance: Callable[[], object]
 ) -> None:
     """Check the shards of a condition: bytes, rows, and conservation."""
     facts = StoreFacts(meta, conditioned=True)

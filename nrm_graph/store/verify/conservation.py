@@ -77,18 +77,20 @@ class _Sums:
     ) -> npt.NDArray[Any]:
         return np.bincount(place, values, minlength=size)
 
+    @staticmethod
     def _worst(
-        self,
         actual: npt.NDArray[np.float64],
         expected: npt.NDArray[np.float64],
         limit: npt.NDArray[np.float64],
-    ) -> tuple[int, float, float, float] | None:
-        """Position that is farthest beyond its limit, what is there and should be, the limit."""
+    ) -> Iterator[tuple[int, float, float, float]]:
+        """Position that is farthest beyond its limit, what is there and should be, the limit.
+
+        Nothing where none is beyond.
+        """
         excess = np.abs(actual - expected) - limit
         at = int(np.argmax(excess)) if len(excess) else 0
-        if not len(excess) or excess[at] <= 0:
-            return None
-        return at, float(actual[at]), float(expected[at]), float(limit[at])
+        if len(excess) and not excess[at] <= 0:
+            yield at, float(actual[at]), float(expected[at]), float(limit[at])
 
     @staticmethod
     def _carried(sizes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -120,14 +122,11 @@ class _Sums:
             axis = 1 if side == "out of" else 0
             size = self.size if axis else self.size * (1 - np.eye(self.layers))
             scale = self._carried(np.maximum(self.variation, size.sum(axis)))
-            for i in range(self.layers):
+            for i in np.flatnonzero(~skip).tolist():
                 part = slice(facts.first[i], facts.first[i + 1])
-                if skip[i]:
-                    continue
                 limit = self.eps * scale[i] + self.rounding * sizes[part]
-                worst = self._worst(sums[part], self.node[part], limit)
-                if worst:
-                    at, actual, expected, allowed = worst
+                beyond = self._worst(sums[part], self.node[part], limit)
+                for at, actual, expected, allowed in beyond:
                     yield (
                         i,
                         f"edges {side} unit {at} sum to {actual:.9g}, its relevance is "
@@ -147,9 +146,7 @@ class _Sums:
         sizes = self._by(place, self.layers * width, np.abs(self.relevance[chosen]))
         scale = self._carried(np.maximum(self.variation, self.size.sum(1))).repeat(width)
         limit = self.eps * scale + self.rounding * sizes
-        worst = self._worst(sums, unit_sums, limit)
-        if worst:
-            at, actual, expected, allowed = worst
+        for at, actual, expected, allowed in self._worst(sums, unit_sums, limit):
             name = PSEUDO_UNITS.get(-(at % width), "?")
             yield (
                 at // width,
@@ -170,16 +167,15 @@ class _Sums:
         size = self._by(self.pair, count, np.abs(self.relevance))
         limit = (self.eps + self.rounding) * size
         for name, sums in (("out of", rows), ("into", columns)):
-            worst = self._worst(sums * self.facts.pruned.ravel(), -corner, limit)
-            if worst:
-                at, actual, expected, allowed = worst
+            beyond = self._worst(sums * self.facts.pruned.ravel(), -corner, limit)
+            for at, actual, expected, allowed in beyond:
                 yield (
                     at // self.layers,
                     f"pruned rows {name} its pair with {self.facts.name(at % self.layers)} sum to "
                     f"{actual:.9g}, the corner says {expected:.9g} (allowed: {allowed:.2g})",
                 )
-        top = {(row[0], row[1]): row[3] for row in self.facts.meta.get("pruned") or ()}
         numbers = self._by(self.pair[~(upper | lower)], count, None)
+        top = {(row[0], row[1]): row[3] for row in self.facts.meta.get("pruned") or ()}
         for (dst, src), most in top.items():
             n_edges = int(numbers[dst * self.layers + src])
             if most is not None and n_edges > most:
@@ -229,20 +225,19 @@ class _Sums:
         pruned = np.repeat(self.facts.pruned.any(1), np.diff(self.facts.first))
         complete &= (self.node != 0) | ~pruned
         limit = (self.eps + self.rounding) * np.maximum(sizes, 1)
-        worst = self._worst(np.where(complete, sums, 1), np.ones(self.total), limit)
-        if worst:
-            layer = int(np.searchsorted(self.facts.first, worst[0], side="right")) - 1
+        beyond = self._worst(np.where(complete, sums, 1), np.ones(self.total), limit)
+        for at, actual, _, allowed in beyond:
+            layer = int(np.searchsorted(self.facts.first, at, side="right")) - 1
             yield (
                 layer,
-                f"the conditional relevances of unit {worst[0] - self.facts.first[layer]} sum to "
-                f"{worst[1]:.9g}: expected 1 (allowed: {worst[3]:.2g})",
+                f"the conditional relevances of unit {at - self.facts.first[layer]} sum to "
+                f"{actual:.9g}: expected 1 (allowed: {allowed:.2g})",
             )
-        expected = q * self.node[place]
+        shares = q * self.node[place]
         scale = np.maximum(self.variation, self.size.sum(1))[self.dst[chosen]]
-        limit = self.eps * scale + 2.5 * self.rounding * np.abs(expected)
-        worst = self._worst(self.relevance[chosen], expected, limit)
-        if worst:
-            row = int(np.flatnonzero(chosen)[worst[0]])
+        limit = self.eps * scale + 2.5 * self.rounding * np.abs(shares)
+        for at, actual, share, allowed in self._worst(self.relevance[chosen], shares, limit):
+            row = int(np.flatnonzero(chosen)[at])
             ends = " to ".join(
                 f"{self.facts.name(int(self.edges[f'{end}_layer'][row]))} unit "
                 f"{self.edges[f'{end}_unit'][row]}"
@@ -250,6 +245,6 @@ class _Sums:
             )
             yield (
                 int(self.dst[row]),
-                f"the edge from {ends} has relevance {worst[1]:.9g}, its conditional relevance "
-                f"says {worst[2]:.9g} (allowed: {worst[3]:.2g})",
+                f"the edge from {ends} has relevance {actual:.9g}, its conditional relevance "
+                f"says {share:.9g} (allowed: {allowed:.2g})",
             )

@@ -14,24 +14,26 @@ from nrm_graph.network.ir.validation import PROBLEMS
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 from nrm_graph.store.measure import measure
 from nrm_graph.store.read.conditions import FOLDER
-from nrm_graph.store.verify.report import Within, pair_of
+from nrm_graph.store.verify.report import pair_of
 from nrm_graph.store.view import View
 from nrm_graph.tables.plan import plan
 from nrm_graph.tables.unit_sums import mean_activations
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.units import Partition
     from nrm_graph.store.read.conditions import Condition
+    from nrm_graph.store.read.snapshot import Snapshot
     from nrm_graph.store.verify.report import Findings, Place
     from nrm_graph.store.verify.tables import Rows
 
 EPS = float(np.finfo(np.float32).eps)
 
-_HELD = {"bias": BIAS, "stabilizer": STABILIZER, "remainder": REMAINDER}
+_ABSORBING = {"bias": BIAS, "stabilizer": STABILIZER, "remainder": REMAINDER}
 
 TOLERANCE = 1e-3
 """What recomputed sums may differ by, relative to the layer's sum of |R| at single neurons.
@@ -50,35 +52,37 @@ def recompute(path: Path, sample: int, findings: Findings, progress: bool) -> in
     except StoreError:
         findings.note("nothing was recomputed: the store cannot be opened as it is")
         return 0
-    recomputed = 0
     with db:
-        ids = sorted(db._snapshot.entries)
-        places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False)
-        for place in tqdm(
-            places.astype(int), unit=" recomputed", disable=None if progress else True
-        ):
-            identity = ids[place]
-            entry = db._snapshot.entries[identity]
-            shard = db._snapshot.shard_of[identity]
-            where: Place = {"shard": shard, **pair_of(entry)}
-            recomputed += _one(db, identity, findings, where)
+        ids = set(db._snapshot.entries)
+        chosen = _sampled(db._snapshot, ids, sample, " recomputed", progress)
+        recomputed = sum(_recompute_input(db, i, findings, where) for i, where in chosen)
         for condition in db._conditions.values():
-            _one_condition(db, condition, sample, findings, progress)
+            ids = set(condition.snapshot.entries) & set(db._snapshot.entries)
+            unit = f" of {condition.name}"
+            chosen = _sampled(condition.snapshot, ids, sample, unit, progress)
+            _recompute_condition(db, condition, chosen, findings)
     return recomputed
 
 
-def _one_condition(
-    db: View, condition: Condition, sample: int, findings: Findings, progress: bool
-) -> None:
-    """Compare a sample of a condition's inputs, spread over all of them."""
-    snapshot = condition.snapshot
-    inside = Within(findings, f"{FOLDER}/{condition.name.lower()}/shards")
-    ids = sorted(set(snapshot.entries) & set(db._snapshot.entries))
+def _sampled(
+    snapshot: Snapshot, ids: set[int], sample: int, unit: str, progress: bool
+) -> Iterator[tuple[int, Place]]:
+    """Yield some of the inputs, spread over all of them, and where each lies."""
+    ordered = sorted(ids)
     places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False).astype(int)
-    for place in tqdm(places, unit=f" of {condition.name}", disable=None if progress else True):
-        identity = ids[place]
-        entry = snapshot.entries[identity]
-        where: Place = {"shard": snapshot.shard_of[identity], **pair_of(entry)}
+    for place in tqdm(places, unit=unit, disable=None if progress else True):
+        identity = ordered[place]
+        pair = pair_of(snapshot.entries[identity])
+        yield identity, {"shard": snapshot.shard_of[identity], **pair}
+
+
+def _recompute_condition(
+    db: View, condition: Condition, sample: Iterable[tuple[int, Place]], findings: Findings
+) -> None:
+    """Compare a sample of a condition's inputs."""
+    snapshot = condition.snapshot
+    inside = findings.within(f"{FOLDER}/{condition.name.lower()}/shards")
+    for identity, where in sample:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the store's own tables are compared
@@ -113,7 +117,8 @@ def _one_condition(
         _compare_nodes(conditional, columns, inside, where, max(1.0, rounding))
 
 
-def _one(db: View, identity: int, findings: Findings, where: Place) -> bool:
+def _recompute_input(db: View, identity: int, findings: Findings, where: Place) -> bool:
+    """Compare one input; whether it could be computed."""
     snapshot = db._snapshot
     try:
         snapshot.tensors(identity)
@@ -135,11 +140,9 @@ def _one(db: View, identity: int, findings: Findings, where: Place) -> bool:
     except NotRegistered as error:  # sound as far as one can tell without it
         findings.note(f"could not be recomputed: {error}", **where)
         return False
-    except NrmError as error:
-        findings.error(f"cannot be recomputed: {error}", **where)
-        return False
     except Exception as error:  # settings or a program that a stranger has made
-        findings.error(f"cannot be recomputed: {type(error).__name__}: {error}", **where)
+        kind = "" if isinstance(error, NrmError) else f"{type(error).__name__}: "
+        findings.error(f"cannot be recomputed: {kind}{error}", **where)
         return False
     _compare_prediction(m, predicted, findings, where)
     columns = {name: nodes[name].to_numpy() for name in nodes.column_names}
@@ -180,14 +183,14 @@ def _compare_nodes(
 ) -> None:
     """Compare nodes layer by layer: sums over channels must agree, single units may flip."""
     usual = units.automatic(m.topology)
-    lost = {(row["layer"]): row for row in m.report().to_pylist()}
+    reported = {row["layer"]: row for row in m.report().to_pylist()}
     flipped: dict[str, int] = {}
     for layer, part, resolution in zip(m.topology.layers, m.partitions, usual, strict=True):
         values = m.marginal(layer.name, by="neuron").astype(np.float64).ravel()
         labels = part.labels.ravel()
         again = np.bincount(labels, values, minlength=part.n_units)
-        row = lost[layer.name]
-        scale = np.abs(values).sum() + sum(abs(row[kind]) for kind in _HELD)
+        row = reported[layer.name]
+        scale = np.abs(values).sum() + sum(abs(row[kind]) for kind in _ABSORBING)
         limit = TOLERANCE * scale * rounding
         in_layer = stored["layer_id"] == layer.layer_id
         unit, relevance = stored["unit"][in_layer], stored["relevance"][in_layer].astype(np.float64)
@@ -200,7 +203,7 @@ def _compare_nodes(
             (words, sums[0], sums[1]),
             *(
                 (kind, relevance[unit == number].sum(keepdims=True), np.array([row[kind]]))
-                for kind, number in _HELD.items()
+                for kind, number in _ABSORBING.items()
             ),
         )
         differs = False

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
+from nrm_graph.store.format.words import counted
+
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Unpack
@@ -14,15 +16,6 @@ if TYPE_CHECKING:
     from nrm_graph.store.format.manifest import Entry
 
 ERROR, NOTE = "error", "note"
-
-
-def counted(number: int, word: str) -> str:
-    """Return a number and its word.
-
-    >>> counted(1, "error"), counted(1200, "note")
-    ('1 error', '1,200 notes')
-    """
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -138,54 +131,46 @@ class Report:
 
 
 class Findings:
-    """Collects findings in the order of their discovery."""
+    """Collects findings in the order of their discovery.
 
-    def __init__(self) -> None:
-        self.findings: list[Finding] = []
+    Parameters
+    ----------
+    folder : str
+        Folder inside the store that files are named in; empty for that of the store.
+    collected : list of Finding, optional
+        Where they are added.
+    """
+
+    def __init__(self, folder: str = "", collected: list[Finding] | None = None) -> None:
+        self._folder = folder
+        self._collected = [] if collected is None else collected
+
+    def within(self, folder: str) -> Findings:
+        """Add to these what is wrong in a folder of the store."""
+        return Findings(folder, self._collected)
 
     def error(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
         """Add an error; ``where`` are the attributes of :class:`Finding`."""
-        self.findings.append(Finding(ERROR, problem, layer=layer, **where))
+        self._add(ERROR, problem, layer, where)
 
     def note(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
         """Add a note."""
-        self.findings.append(Finding(NOTE, problem, layer=layer, **where))
+        self._add(NOTE, problem, layer, where)
+
+    def _add(self, severity: str, problem: str, layer: str | None, where: Place) -> None:
+        if self._folder:
+            file = where.get("file") or where.get("shard")
+            where["file"] = self._folder if file is None else f"{self._folder}/{file}"
+        self._collected.append(Finding(severity, problem, layer=layer, **where))
 
     def count(self) -> int:
         """Count what was found so far."""
-        return len(self.findings)
+        return len(self._collected)
 
     def forget(self, count: int) -> None:
         """Drop what was found after the first `count`."""
-        del self.findings[count:]
+        del self._collected[count:]
 
     def sorted(self) -> tuple[Finding, ...]:
         """Errors first, else in the order of their discovery."""
-        return tuple(sorted(self.findings, key=lambda f: f.severity != ERROR))
-
-
-class Within(Findings):
-    """Findings of a folder inside the store: their files are named from the store's folder."""
-
-    def __init__(self, findings: Findings, folder: str) -> None:
-        self._findings, self._folder = findings, folder
-
-    def error(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
-        """See :meth:`Findings.error`."""
-        self._findings.error(problem, layer=layer, **self._placed(where))
-
-    def note(self, problem: str, *, layer: str | None = None, **where: Unpack[Place]) -> None:
-        """See :meth:`Findings.note`."""
-        self._findings.note(problem, layer=layer, **self._placed(where))
-
-    def count(self) -> int:
-        """See :meth:`Findings.count`."""
-        return self._findings.count()
-
-    def forget(self, count: int) -> None:
-        """See :meth:`Findings.forget`."""
-        self._findings.forget(count)
-
-    def _placed(self, where: Place) -> Place:
-        file = where.get("file") or where.get("shard")
-        return where | {"file": self._folder if file is None else f"{self._folder}/{file}"}
+        return tuple(sorted(self._collected, key=lambda f: f.severity != ERROR))

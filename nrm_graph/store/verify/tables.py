@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -22,6 +23,7 @@ from nrm_graph.store.format.schema import (
     ORDER,
     ROWS_PER_GROUP,
     SCHEMAS,
+    ascents,
 )
 from nrm_graph.store.format.settings import inputs_of
 from nrm_graph.store.verify import tensors
@@ -59,44 +61,42 @@ class StoreFacts:
         return str(layers[layer_id]["name"]) if inside else f"number {layer_id}"
 
     @cached_property
-    def units(self) -> Any:
+    def units(self) -> npt.NDArray[np.int64]:
         """Number of units by layer."""
         return np.array([row["n_units"] for row in self.meta["layers"]], np.int64)
 
     @cached_property
-    def first(self) -> Any:
+    def first(self) -> npt.NDArray[np.int64]:
         """First unit of every layer where all are counted through, and their number."""
         return np.concatenate([[0], np.cumsum(self.units)])
 
     @cached_property
-    def single(self) -> Any:
+    def single(self) -> npt.NDArray[np.bool_]:
         """By layer, whether its units are single neurons."""
-        sizes = [math.prod(row["shape"]) for row in self.meta["layers"]]
-        return self.units == np.array(sizes, np.int64)
+        layers = self.meta["layers"]
+        return np.array([row["n_units"] == math.prod(row["shape"]) for row in layers])
 
     @cached_property
-    def ends(self) -> Any:
+    def ends(self) -> npt.NDArray[np.bool_]:
         """By layer, whether walks end there: inputs."""
         return np.array([row["kind"] in ENDS for row in self.meta["layers"]])
 
     @cached_property
-    def groups(self) -> Any:
+    def groups(self) -> npt.NDArray[np.bool_]:
         """Boolean (dst, src): whether a layer reads another."""
-        reads = np.zeros((len(self.units), len(self.units)), bool)
-        for dst, src, _ in self.meta["groups"]:
-            reads[dst, src] = True
-        return reads
+        return self._matrix(self.meta["groups"])
 
     @cached_property
-    def pruned(self) -> Any:
+    def pruned(self) -> npt.NDArray[np.bool_]:
         """Boolean (dst, src): pairs that may hold pruned rows; all if the store does not say."""
         listed = self.meta.get("pruned")
-        if not isinstance(listed, list):
-            return self.groups
-        prunes = np.zeros_like(self.groups)
-        for pair in listed:
-            prunes[pair[0], pair[1]] = True
-        return prunes
+        return self._matrix(listed) if isinstance(listed, list) else self.groups
+
+    def _matrix(self, pairs: list[list[int]]) -> npt.NDArray[np.bool_]:
+        matrix = np.zeros((len(self.units), len(self.units)), bool)
+        for dst, src, *_ in pairs:
+            matrix[dst, src] = True
+        return matrix
 
     @property
     def bits(self) -> int | None:
@@ -125,7 +125,15 @@ def check_tables(
         Called after every input.
     """
     before = findings.count()
-    _check_shard(folder, manifest, facts, findings, content, advance)
+    for info in manifest.files.values():
+        path = folder / info.name
+        check_file(path, info.size, info.sha256, findings, shard=manifest.name, file=info.name)
+    if manifest.files:
+        _check_inputs(folder, manifest, facts, findings)
+        tensors_file = _opened(folder, manifest, "tensors", findings)
+        if tensors_file is not None:
+            tensors.check(tensors_file, manifest, inputs_of(facts.meta), findings)
+        _check_rows_of_inputs(folder, manifest, facts, findings, content, advance)
     if findings.count() > before and not os.path.lexists(folder / f"{manifest.name}.json"):
         findings.forget(before)
         findings.note(
@@ -134,7 +142,7 @@ def check_tables(
         )
 
 
-def _check_shard(
+def _check_rows_of_inputs(
     folder: Path,
     manifest: Manifest,
     facts: StoreFacts,
@@ -142,43 +150,30 @@ def _check_shard(
     content: Callable[[Rows, Rows, Place], None],
     advance: Callable[[], object],
 ) -> None:
-    for info in manifest.files.values():
-        path = folder / info.name
-        check_file(path, info.size, info.sha256, findings, shard=manifest.name, file=info.name)
-    if not manifest.files:
-        return
-    _check_inputs(folder, manifest, facts, findings)
-    tensors_file = _opened(folder, manifest, "tensors", findings)
-    if tensors_file is not None:
-        tensors.check(tensors_file, manifest, inputs_of(facts.meta), findings)
-    files = {}
-    try:
+    """Check nodes and edges, an input at a time."""
+    files: dict[str, pq.ParquetFile] = {}
+    with contextlib.ExitStack() as stack:
         for table in ORDER:
-            files[table] = _opened(folder, manifest, table, findings)
-            if files[table] is not None:
-                _check_groups(files[table], manifest, table, findings)
+            file = _opened(folder, manifest, table, findings)
+            if file is not None:
+                files[table] = stack.enter_context(file)
+                _check_groups(file, manifest, table, findings)
         for entry in manifest.inputs:
-            rows = {}
+            tables: dict[str, Rows] = {}
             where: Place = {"shard": manifest.name, **pair_of(entry)}
             for table, file in files.items():
                 place = where | {"file": manifest.files[table].name}
-                table_rows = (
-                    None if file is None else read_rows(file, entry, table, findings, place)
-                )
-                if table_rows is not None and check_rows(
-                    table_rows, table, entry.input_id, facts, findings, place
-                ):
-                    rows[table] = table_rows
-            if len(rows) == len(files):
-                content(rows["nodes"], rows["edges"], where)
+                rows = read_rows(file, entry, table, findings, place)
+                if rows and check_rows(rows, table, entry.input_id, facts, findings, place):
+                    tables[table] = rows
+            if len(tables) == len(ORDER):
+                content(tables["nodes"], tables["edges"], where)
             advance()
-    finally:
-        for file in files.values():
-            if file is not None:
-                file.close()
 
 
-def _opened(folder: Path, manifest: Manifest, table: str, findings: Findings) -> Any:
+def _opened(
+    folder: Path, manifest: Manifest, table: str, findings: Findings
+) -> pq.ParquetFile | None:
     """Open a file of the right schema and number of rows, else None; damage is a finding."""
     info = manifest.files[table]
     where: Place = {"shard": manifest.name, "file": info.name}
@@ -208,7 +203,7 @@ def _opened(folder: Path, manifest: Manifest, table: str, findings: Findings) ->
     return file
 
 
-def _check_groups(file: Any, manifest: Manifest, table: str, findings: Findings) -> None:
+def _check_groups(file: pq.ParquetFile, manifest: Manifest, table: str, findings: Findings) -> None:
     """Row groups: each belongs to one input, as the manifest says."""
     where: Place = {"shard": manifest.name, "file": manifest.files[table].name}
     count = file.num_row_groups
@@ -230,7 +225,9 @@ def _check_groups(file: Any, manifest: Manifest, table: str, findings: Findings)
             findings.error(f"row group {group} holds {rows} rows", **where)
 
 
-def read_rows(file: Any, entry: Entry, table: str, findings: Findings, where: Place) -> Rows | None:
+def read_rows(
+    file: pq.ParquetFile, entry: Entry, table: str, findings: Findings, where: Place
+) -> Rows | None:
     """Rows of one input as arrays, page checksums verified.
 
     Nulls of a nullable column become NaN; any other number that is not finite is a finding.
@@ -277,43 +274,37 @@ def check_rows(
             **where,
         )
         return False
-    sound = True
     check = _node_problems if table == "nodes" else _edge_problems
     for wrong, problem in check(rows, facts):
         at = np.flatnonzero(wrong)
         if len(at):
-            row = int(at[0])
-            keys = {k: int(rows[k][row]) for k in ORDER[table]}
-            layer = facts.name(next(iter(keys.values())))
-            shown = ", ".join(f"{k} {v}" for k, v in keys.items())
+            shown, layer = _shown(rows, table, int(at[0]), facts)
             findings.error(f"{problem}: {shown} ({len(at)} such rows)", **where, layer=layer)
-            sound = False
-            break  # what follows relies on it
-    if sound:
-        sound = _check_order(rows, table, facts, findings, where)
-    return sound
+            return False  # what follows relies on it
+    return _check_order(rows, table, facts, findings, where)
 
 
 def _check_order(
     rows: Rows, table: str, facts: StoreFacts, findings: Findings, where: Place
 ) -> bool:
     """Rows ascend strictly: sorted, and none twice."""
-    keys = [rows[name] for name in ORDER[table]]
-    later = np.zeros(max(0, len(keys[0]) - 1), bool)
-    equal = np.ones_like(later)
-    for key in keys:
-        later |= equal & (key[1:] > key[:-1])
-        equal &= key[1:] == key[:-1]
+    later, equal = ascents([rows[name] for name in ORDER[table]])
     at = np.flatnonzero(~later)
     if not len(at):
         return True
     twice = np.flatnonzero(equal)
     row = int(twice[0] if len(twice) else at[0]) + 1
-    names = {name: int(rows[name][row]) for name in ORDER[table]}
-    shown = ", ".join(f"{name} {value}" for name, value in names.items())
+    shown, layer = _shown(rows, table, row, facts)
     text = f"{shown} is there twice" if len(twice) else f"rows are not sorted, the first: {shown}"
-    findings.error(text, **where, layer=facts.name(next(iter(names.values()))))
+    findings.error(text, **where, layer=layer)
     return False
+
+
+def _shown(rows: Rows, table: str, row: int, facts: StoreFacts) -> tuple[str, str]:
+    """Keys of a row in words, and the layer that it is of."""
+    keys = {name: int(rows[name][row]) for name in ORDER[table]}
+    layer = facts.name(next(iter(keys.values())))
+    return ", ".join(f"{name} {value}" for name, value in keys.items()), layer
 
 
 def _node_problems(rows: Rows, facts: StoreFacts) -> Iterator[tuple[Any, str]]:
@@ -405,19 +396,19 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: StoreFacts, findings:
             stated = values.get(identity, value)
             if value != stated:
                 findings.error(f"{name} is {value}, the manifest says {stated}", **where)
-        _check_label(row, manifest.name, facts, findings, where)
+        _check_label(key, row["label"], manifest.name, facts, findings, where)
 
 
 def _check_label(
-    row: Mapping[str, Any],
+    key: str | None,
+    label: str | None,
     shard: str,
     facts: StoreFacts,
     findings: Findings,
     where: Place,
 ) -> None:
     """Note a key that has two labels: of one content, one of them is lost or in doubt."""
-    if row["label"] is None or row["key"] is None:
-        return
-    first, label = facts.labels.setdefault(row["key"], (shard, row["label"]))
-    if label != row["label"]:
-        findings.note(f"its label is {row['label']!r}, in the shard {first} {label!r}", **where)
+    if label is not None and key is not None:
+        first, known_label = facts.labels.setdefault(key, (shard, label))
+        if known_label != label:
+            findings.note(f"its label is {label!r}, in the shard {first} {known_label!r}", **where)

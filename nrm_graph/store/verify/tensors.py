@@ -11,13 +11,15 @@ from nrm_graph.store.read.snapshot import array_of, tensor_problem
 from nrm_graph.store.verify.files import BROKEN
 
 if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
     from nrm_graph.store.format.manifest import Manifest
     from nrm_graph.store.verify.report import Findings, Place
 
 Forms = list[dict[str, Any]]  # name, shape and dtype of every input of the network
 
 
-def check(file: Any, manifest: Manifest, forms: Forms, findings: Findings) -> None:
+def check(file: pq.ParquetFile, manifest: Manifest, forms: Forms, findings: Findings) -> None:
     """Check the table ``tensors``, a row group at a time, against the manifest's contents."""
     contents = {entry.key: entry.content for entry in manifest.inputs}
     place: Place = {"shard": manifest.name, "file": manifest.files["tensors"].name}

@@ -22,6 +22,7 @@ from nrm_graph.store.format.listing import listed
 from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES
 from nrm_graph.store.format.metadata import MAX_FIELDS, joined
 from nrm_graph.store.format.schema import GROUPS_PER_FILE, ORDER, TABLES
+from nrm_graph.store.format.words import counted
 from nrm_graph.store.read.conditions import condition_folders, dropped_folders
 from nrm_graph.store.write.rewrite import replace_all, shards_of
 
@@ -82,31 +83,18 @@ class Compaction:
 
     def __str__(self) -> str:
         before = f"{counted(self.shards_before, 'shard')} ({_size_text(self.bytes_before)})"
-        text = f"{self.path}: {before} "
-        if self.merged:
-            text += f"became {self.shards_after:,} ({_size_text(self.bytes_after)})"
-        else:
-            text += "left as they are"
-        if self.deleted_files:
-            text += (
-                f"; deleted {counted(self.deleted_files, 'file')} "
-                f"({_size_text(self.deleted_bytes)})"
-            )
-        if self.waiting_files:
-            text += (
-                f"; {counted(self.waiting_files, 'replaced file')} "
-                f"({_size_text(self.waiting_bytes)}) kept for readers that opened the store before"
-            )
-        return text
-
-
-def counted(number: int, word: str) -> str:
-    """Return a number and its word.
-
-    >>> counted(1, "shard"), counted(1200, "file")
-    ('1 shard', '1,200 files')
-    """
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+        after = f"became {self.shards_after:,} ({_size_text(self.bytes_after)})"
+        deleted = (
+            f"; deleted {counted(self.deleted_files, 'file')} ({_size_text(self.deleted_bytes)})"
+        )
+        waiting = (
+            f"; {counted(self.waiting_files, 'replaced file')} ({_size_text(self.waiting_bytes)}) "
+            "kept for readers that opened the store before"
+        )
+        return (
+            f"{self.path}: {before} {after if self.merged else 'left as they are'}"
+            f"{deleted if self.deleted_files else ''}{waiting if self.waiting_files else ''}"
+        )
 
 
 def _size_text(size: int) -> str:
@@ -341,17 +329,21 @@ def _swept(folder: Path, older_than: float) -> Iterator[int]:
                 (shards / info.name).unlink(missing_ok=True)
                 yield info.size
         named = {info.name for m, _ in manifests for info in m.files.values()}
-        for file in present:
-            match = _DATA.fullmatch(file.name)
-            age = older_than if match else max(older_than, UNLOCKED)
-            ours = match or _MANIFEST.fullmatch(file.name)
-            if ours and file.name not in named and _age(file, now) >= age:
-                size = remove_abandoned(file, shards / f"{file.name.split('.')[0]}.json")
-                if size >= 0:
-                    yield size
-        for file in sorted(folder.iterdir()):
-            if _SINGLE.fullmatch(file.name) and _age(file, now) >= max(older_than, UNLOCKED):
-                size = remove_abandoned(file)
+        unlocked = max(older_than, UNLOCKED)
+        unfinished: list[tuple[Path, float, str | None]] = [
+            (file, older_than if _DATA.fullmatch(file.name) else unlocked, file.name.split(".")[0])
+            for file in present
+            if file.name not in named
+            and (_DATA.fullmatch(file.name) or _MANIFEST.fullmatch(file.name))
+        ]
+        unfinished += [
+            (file, unlocked, None)
+            for file in sorted(folder.iterdir())
+            if _SINGLE.fullmatch(file.name)
+        ]
+        for file, least_age, shard in unfinished:
+            if _age(file, now) >= least_age:
+                size = remove_abandoned(file, None if shard is None else shards / f"{shard}.json")
                 if size >= 0:
                     yield size
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +12,9 @@ from nrm_graph.errors import InputError
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import alone, local_path
+from nrm_graph.store.format.words import counted, no_such_input
 from nrm_graph.store.read.conditions import condition_folders
-from nrm_graph.store.write.compaction import AT_WORK, counted
+from nrm_graph.store.write.compaction import AT_WORK
 from nrm_graph.store.write.rewrite import replace_all, shards_of
 
 if TYPE_CHECKING:
@@ -132,16 +132,10 @@ def _unique(keys: str | Iterable[str]) -> tuple[str, ...]:
 
 def _check_known(store: Path, keys: tuple[str, ...], folders: list[Shards]) -> None:
     """Refuse keys that neither the store, nor its failures, nor a condition hold."""
-    known_keys: set[str] = set()
-    for shards in folders:
-        known_keys |= {*shards.snapshot.by_key, *shards.failures}
+    known_keys = {key for s in folders for key in (*s.snapshot.by_key, *s.failures)}
     for key in keys:
         if key not in known_keys:
-            close = difflib.get_close_matches(key, sorted(known_keys), n=3)
-            hint = (
-                f"did you mean {', '.join(close)}?" if close else f"it holds {len(known_keys)} keys"
-            )
-            raise InputError(f"there is no input {key!r} in {store}: {hint}")
+            raise no_such_input(key, known_keys, store)
 
 
 def _pairs(shards: Shards, gone: set[str]) -> int:

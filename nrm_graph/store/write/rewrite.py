@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -84,32 +85,36 @@ class Shards:
     def holding(self, keys: Collection[str]) -> list[str]:
         """Shards that hold a pair or a failure of keys, counting or not, and those tied to them."""
         gone = set(keys)
-        holders = {
+        holders = [
             name
             for name, manifest in self.snapshot.manifests.items()
             if gone & {entry.key for entry in manifest.inputs}
             or gone & {key for key, _ in manifest.failures}
-        }
-        ahead = list(holders)
-        while ahead:
-            new = self.tied(ahead.pop()) - holders
-            holders |= new
-            ahead += new
-        return sorted(holders)
+        ]
+        return _reached(holders, self.tied)
 
     def replaced_with(self, members: Iterable[str]) -> tuple[str, ...]:
         """Shards that do not count once `members` do not: they, and all that they replaced.
 
         A shard that was replaced twice over would count again when the one between is deleted.
         """
-        replaced: set[str] = set()
-        ahead = list(members)
-        while ahead:
-            name = ahead.pop()
-            if name not in replaced:
-                replaced.add(name)
-                ahead += [o for o in self.manifests[name].replaces if o in self.manifests]
-        return tuple(sorted(replaced))
+        replaces = {
+            name: [other for other in manifest.replaces if other in self.manifests]
+            for name, manifest in self.manifests.items()
+        }
+        return tuple(_reached(members, replaces.__getitem__))
+
+
+def _reached(names: Iterable[str], nexts: Callable[[str], Iterable[str]]) -> list[str]:
+    """Shards that lead on from some, these too, in the order of their names."""
+    reached: set[str] = set()
+    ahead = list(names)
+    while ahead:
+        name = ahead.pop()
+        if name not in reached:
+            reached.add(name)
+            ahead += nexts(name)
+    return sorted(reached)
 
 
 def shards_of(folder: Path) -> Shards:
@@ -223,11 +228,12 @@ def _copy(
                 "copy the store again, or remove the shard and extract its inputs anew"
             )
     rows = _inputs(paths["inputs"])
-    files: dict[str, Any] = {}
-    try:
+    files: dict[str, pq.ParquetFile] = {}
+    with contextlib.ExitStack() as stack:
         for table in ORDER:
             with damage(paths[table]):
-                files[table] = pq.ParquetFile(paths[table], page_checksum_verification=True)
+                file = pq.ParquetFile(paths[table], page_checksum_verification=True)
+            files[table] = stack.enter_context(file)
         for entry in entries:
             with damage(paths["inputs"]):
                 row = rows[entry.input_id]
@@ -240,9 +246,6 @@ def _copy(
             }
             shard.copy(entry, row, fields, groups)
             advance(1)
-    finally:
-        for file in files.values():
-            file.close()
     # A key's tensors are there once, whichever of its pairs came first.
     keys = {entry.key for entry in entries if not shard.has_tensors(entry.key)}
     for key, tensor in _tensors(paths["tensors"]):

@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import secrets
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,7 @@ from nrm_graph.store.format.schema import (
     TENSORS,
     Record,
     aim_of,
+    ascents,
     content_hash,
     input_id,
     parquet_options,
@@ -49,6 +50,8 @@ from nrm_graph.store.format.schema import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from nrm_graph.store.format.metadata import Plain
 
 MAX_KEY_BYTES = 4096
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -153,11 +156,7 @@ def ordered(table: pa.Table, kind: str, name: str) -> pa.Table:
     """
     keys = [table[column].to_numpy() for column in ORDER[kind]]
     for attempt in range(2):
-        later = np.zeros(max(0, len(table) - 1), bool)  # strictly greater than the row before
-        equal = np.ones_like(later)
-        for key in keys:
-            later |= equal & (key[1:] > key[:-1])
-            equal &= key[1:] == key[:-1]
+        later, equal = ascents(keys)
         if equal.any():
             row = int(np.flatnonzero(equal)[0])
             twice = dict(zip(ORDER[kind], (int(key[row]) for key in keys), strict=True))
@@ -186,8 +185,8 @@ class OpenShard:
         self._writers: dict[str, pq.ParquetWriter] = {}
         self._groups = {"nodes": 0, "edges": 0}
         self._rows = dict.fromkeys(TABLES, 0)
-        self._inputs: list[dict[str, Any]] = []
-        self._metadata: list[dict[str, Any]] = []
+        self._inputs: list[dict[str, object]] = []
+        self._metadata: list[Mapping[str, Plain]] = []
         self._entries: list[Entry] = []
         self._tensors: set[str] = set()
 
@@ -215,8 +214,17 @@ class OpenShard:
             self._writers[table].write_table(data, row_group_size=ROWS_PER_GROUP)
         self._rows[table] += len(data)
 
+    def _write_groups(self, table: str, parts: Iterable[pa.Table]) -> tuple[int, int]:
+        """Write rows of one input; their first row group, and the number of these."""
+        first = self._groups[table]
+        for rows in parts:
+            if len(rows):
+                self._write(table, rows)
+                self._groups[table] += -(-len(rows) // ROWS_PER_GROUP)
+        return first, self._groups[table] - first
+
     def add(
-        self, record: Record, fields: dict[str, Any], tables: tuple[pa.Table, pa.Table]
+        self, record: Record, fields: Mapping[str, Plain], tables: tuple[pa.Table, pa.Table]
     ) -> None:
         """Write a checked record; ``fields`` is its metadata as plain values, and ``OWN`` columns.
 
@@ -233,11 +241,7 @@ class OpenShard:
             rows = ordered(table, kind, record.key)
             ids = pa.array(np.full(len(rows), identity, np.int64))
             rows = pa.Table.from_arrays([ids, *rows.columns], schema=SCHEMAS[kind])
-            count = -(-len(rows) // ROWS_PER_GROUP)
-            groups[kind] = self._groups[kind], count
-            if count:
-                self._write(kind, rows)
-                self._groups[kind] += count
+            groups[kind] = self._write_groups(kind, [rows])
         if record.key not in self._tensors:
             self._add_tensors(record)
         self._inputs.append(
@@ -285,8 +289,8 @@ class OpenShard:
     def copy(
         self,
         entry: Entry,
-        row: Mapping[str, Any],
-        fields: Mapping[str, Any],
+        row: Mapping[str, object],
+        fields: Mapping[str, Plain],
         tables: Mapping[str, Iterable[pa.Table]],
     ) -> None:
         """Write an input of another shard as it stands there.
@@ -307,16 +311,9 @@ class OpenShard:
         OSError
             If the disk fails.
         """
-        groups: dict[str, tuple[int, int]] = {}
-        for kind in ORDER:
-            first = self._groups[kind]
-            for rows in tables[kind]:
-                if len(rows):
-                    self._write(kind, rows)
-                    self._groups[kind] += -(-len(rows) // ROWS_PER_GROUP)
-            groups[kind] = first, self._groups[kind] - first
+        groups = {kind: self._write_groups(kind, tables[kind]) for kind in ORDER}
         self._inputs.append({name: row[name] for name in INPUTS.names})
-        self._metadata.append(dict(fields))
+        self._metadata.append(fields)
         self._entries.append(replace(entry, nodes=groups["nodes"], edges=groups["edges"]))
 
     def has_tensors(self, key: str) -> bool:
