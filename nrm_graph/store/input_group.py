@@ -73,8 +73,6 @@ class InputGroup:
     @property
     def target(self) -> Aim | None:
         """The one target of all inputs, or the text of their weights; None where they differ."""
-        if not self.weighted:
-            return int(self.targets[0]) if len(np.unique(self.targets)) == 1 else None
         return self.aims[0] if len(set(self.aims)) == 1 else None
 
     def explains(self, aim: Aim) -> npt.NDArray[np.bool_]:
@@ -201,7 +199,6 @@ def facts_of(
 
 
 def _chosen(where: str | None, inputs: object, target: object) -> str:
-    criteria = [] if where is None else [f"where {where!r}"]
-    criteria += [] if inputs is None else ["inputs="]
-    criteria += [] if target is None else [f"target={target!r}"]
+    options = ((where, f"where {where!r}"), (inputs, "inputs="), (target, f"target={target!r}"))
+    criteria = [text for option, text in options if option is not None]
     return " with ".join(criteria) or "default"

@@ -65,7 +65,7 @@ def load_program(db: View) -> Program:
 def _store_errors(db: View, *, caller_chose: bool = False) -> Iterator[None]:
     """Turn what a stored program, composite or input breaks into the store's own error.
 
-    With ``given``, an InputError stays one: it may be due to what the caller asked for.
+    With ``caller_chose``, an InputError stays one: it may be due to what the caller asked for.
     """
     try:
         yield
@@ -129,8 +129,7 @@ def stored_measure(
     """
     check_options(dtype, scale, memory)
     place = device_of(device)
-    spec = input_spec_of(db)
-    xs = _tensors(db, identity, spec, inputs)
+    xs = _tensors(db, identity, input_spec_of(db), inputs)
     kind = next((x.dtype for x in xs if x.is_floating_point()), None)
     kind = kind if dtype is None else getattr(torch, dtype)
     net = network_of(db, kind, place)

@@ -360,7 +360,7 @@ class HashingFile:
 
     def sync(self) -> None:
         """Make what was written durable."""
-        self._file.flush()
+        self.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

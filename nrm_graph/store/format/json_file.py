@@ -37,8 +37,9 @@ class JsonFile:
             Naming the place, what was expected there and what was found.
         """
         if not holds:
-            reason = Misfit(place, expected, found)
-            raise StoreError(f"{self.name} is malformed: {reason}; {self.advice}")
+            raise StoreError(
+                f"{self.name} is malformed: {Misfit(place, expected, found)}; {self.advice}"
+            )
 
     def version(self, raw: Mapping[str, object], *known: int) -> int:
         """Version of the format, one of those that are known.

@@ -218,11 +218,11 @@ def _check_entry(entry: Entry, file: JsonFile, place: str, weighted: bool) -> No
     file.expect(weights is None or weighted, f"{place}.weights", "null in version 1", weights)
     expected = "an integer" if weights is None else "null beside weights"
     file.expect((target is None) != (weights is None), f"{place}.target", expected, target)
-    known = weights is None or _is_weights(weights)
-    file.expect(known, f"{place}.weights", "weights of outputs", weights)
+    are_weights = weights is None or _is_weights(weights)
+    file.expect(are_weights, f"{place}.weights", "weights of outputs", weights)
     identity = input_id(entry.key, entry.aim)
-    same = entry.input_id == identity
-    file.expect(same, f"input_id of {entry.key!r}", str(identity), entry.input_id)
+    subject = f"input_id of {entry.key!r}"
+    file.expect(entry.input_id == identity, subject, str(identity), entry.input_id)
 
 
 def read_manifest(folder: Path, name: str) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 from dataclasses import dataclass
@@ -259,9 +258,8 @@ def input_id(key: str, target: Aim) -> int:
         raise InputError(
             f"expected a key of valid Unicode, found {key!r}: rename the file or give a key"
         ) from error
-    which = str(target).encode()
-    digest = hashlib.sha256(b"%d:%s:%s" % (len(encoded), encoded, which)).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    text = b"%d:%s:%s" % (len(encoded), encoded, str(target).encode())
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def tensor_bytes(tensor: npt.NDArray[np.generic]) -> bytes:
@@ -318,10 +316,8 @@ def joined_content(names: Sequence[str], hashes: Sequence[str]) -> str:
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-@functools.cache
-def _writer_options() -> frozenset[str]:
-    """Options that this pyarrow knows: older ones count no rows of a page."""
-    return frozenset(inspect.signature(pq.write_table).parameters)
+_WRITER_OPTIONS = frozenset(inspect.signature(pq.write_table).parameters)
+"""Options that this pyarrow knows: older ones count no rows of a page."""
 
 
 def parquet_options(table: str) -> dict[str, Any]:
@@ -338,7 +334,7 @@ def parquet_options(table: str) -> dict[str, Any]:
         "use_dictionary": False,
         "write_page_checksum": True,
     }
-    if "max_rows_per_page" in _writer_options():
+    if "max_rows_per_page" in _WRITER_OPTIONS:
         options["max_rows_per_page"] = 131_072
     if table in ORDER:
         options["column_encoding"] = {

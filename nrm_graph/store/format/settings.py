@@ -75,7 +75,7 @@ class _Settings(Struct):
     coverage: Annotated[float, Meta(gt=0, le=1)]
     layers: Annotated[list[_Layer], Meta(min_length=1, max_length=1 << 15)]
     groups: list[tuple[Count, Count, Count]]
-    files: dict[str, Any]
+    files: dict[str, _File]
     top: Annotated[int, Meta(ge=1, le=1 << 62)] | None = None
     max_edges: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
     mantissa_bits: Annotated[int, Meta(ge=1, le=23)] | None = None
@@ -157,10 +157,10 @@ def create(
 
 def _check_left(path: Path, name: str, described: Mapping[str, object]) -> None:
     """Accept a file that another process, or an attempt that was cut off, has made alike."""
-    same = file_size(path / name) == described["size"]
-    if not (same and sha256_of(path / name) == described["sha256"]):
+    file = path / name
+    if file_size(file) != described["size"] or sha256_of(file) != described["sha256"]:
         raise StoreError(
-            f"{path / name} is there already, of another program or partition: another process "
+            f"{file} is there already, of another program or partition: another process "
             "makes a store here with other settings, or an attempt was cut off; choose another "
             "folder, or remove this one"
         )
@@ -278,8 +278,6 @@ def _decode(path: Path, data: bytes) -> dict[str, Any]:
     custom = any(layer.resolution == "custom" for layer in layers)
     needed = sorted([*PROGRAM_FILES, *([UNITS_FILE] if custom else [])])
     file.expect(sorted(settings.files) == needed, "files", f"{needed}", sorted(settings.files))
-    for name, info in settings.files.items():
-        file.typed(info, _File, f"files.{name}")
     return raw
 
 

@@ -330,8 +330,8 @@ def read_content(folder: Path, meta: Mapping[str, object]) -> dict[str, Any]:
         serialization.from_json(stored.event)
     except (InputError, EventError) as error:
         raise StoreError(f"{path} is malformed: {error}; {advice}") from None
-    here = stored.name.lower() == folder.name
-    file.expect(here, "name", f"that of the folder, {folder.name!r}", stored.name)
+    expected = f"that of the folder, {folder.name!r}"
+    file.expect(stored.name.lower() == folder.name, "name", expected, stored.name)
     for subject, recorded, actual in (
         ("program", stored.program_hash, str(meta["program_hash"])),
         ("store", stored.store, store_identity(meta)),

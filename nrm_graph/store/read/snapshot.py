@@ -156,7 +156,7 @@ class Snapshot:
         whole_paths: list[str] = []
         mixed_paths: list[str] = []
         mixed_ids: list[int] = []
-        groups: list[FileGroup] = []
+        single: list[FileGroup] = []
         for shard in sorted(ids_by_shard):
             path = str(self.path(shard, table).absolute())
             inputs = self.manifests[shard].inputs
@@ -165,15 +165,13 @@ class Snapshot:
                 whole_paths.append(path)
             elif any(self.shard_of.get(e.input_id) != shard for e in inputs):
                 # It holds a pair that another shard wins, whose id may be wanted from there.
-                groups.append(FileGroup((path,), tuple(sorted(chosen))))
+                single.append(FileGroup((path,), tuple(sorted(chosen))))
             else:
                 mixed_paths.append(path)
                 mixed_ids += chosen
-        if mixed_paths:
-            groups.insert(0, FileGroup(tuple(mixed_paths), tuple(sorted(mixed_ids))))
-        if whole_paths:
-            groups.insert(0, FileGroup(tuple(whole_paths)))
-        return groups
+        whole = [FileGroup(tuple(whole_paths))] if whole_paths else []
+        mixed = [FileGroup(tuple(mixed_paths), tuple(sorted(mixed_ids)))] if mixed_paths else []
+        return [*whole, *mixed, *single]
 
     def rows(self, identity: int, table: str) -> pa.Table:
         """Rows of one input in ``nodes`` or ``edges``, with page checksums verified.
@@ -309,8 +307,7 @@ def _row(file: pq.ParquetFile, row: int) -> dict[str, Any]:
     while row >= file.metadata.row_group(group).num_rows:
         row -= file.metadata.row_group(group).num_rows
         group += 1
-    content: dict[str, Any] = file.read_row_group(group).slice(row, 1).to_pylist()[0]
-    return content
+    return dict(file.read_row_group(group).slice(row, 1).to_pylist()[0])
 
 
 def tensor_problem(row: Mapping[str, Any]) -> str | None:

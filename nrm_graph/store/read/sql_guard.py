@@ -64,14 +64,12 @@ _TOO_LONG = 1_000_000
 _CHOOSE = "SELECT input_id FROM inputs WHERE {}"
 
 
-def _parser() -> duckdb.DuckDBPyConnection:
-    """Return a connection that parses and reads nothing."""
-    return _parser_of(os.getpid())
-
-
 @functools.cache
-def _parser_of(process: int) -> duckdb.DuckDBPyConnection:
-    """Parser of a process: that of its parent may be locked by a thread that is gone."""
+def _parser(process: int) -> duckdb.DuckDBPyConnection:
+    """Return a connection that parses and reads nothing, of a process.
+
+    That of its parent may be locked by a thread that is gone.
+    """
     con = connect(config={"threads": 1})
     for setting in ("enable_external_access = false", "lock_configuration = true"):
         con.execute(f"SET {setting}")
@@ -82,7 +80,7 @@ def _parser_of(process: int) -> duckdb.DuckDBPyConnection:
 def _functions() -> tuple[frozenset[str], frozenset[str]]:
     """Names of the functions that depend on their arguments alone, and of all."""
     query = "SELECT DISTINCT lower(function_name), function_type, stability FROM duckdb_functions()"
-    listed = _parser().cursor().execute(query).fetchall()
+    listed = _parser(os.getpid()).cursor().execute(query).fetchall()
     pure = {
         name
         for name, kind, stability in listed
@@ -184,7 +182,12 @@ def _parsed(sql: str, begin: str = "") -> list[dict[str, Any]]:
         raise QueryError(pointed(problem, sql, error.start)) from None
     try:
         # As a parameter, and on a cursor of its own: the text itself is not run here.
-        rows = _parser().cursor().execute("SELECT json_serialize_sql(?)", [begin + sql]).fetchall()
+        rows = (
+            _parser(os.getpid())
+            .cursor()
+            .execute("SELECT json_serialize_sql(?)", [begin + sql])
+            .fetchall()
+        )
         tree = json.loads(rows[0][0])
     except (duckdb.Error, ValueError, RecursionError) as error:
         raise QueryError(f"{subject} cannot be parsed: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from nrm_graph.store.verify.files import (
     BROKEN,
     check_identities,
     check_seal,
-    left_over,
+    note_left_over,
     read_shards,
 )
 from nrm_graph.store.verify.report import pair_of
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from nrm_graph.store.verify.report import Findings, Place
     from nrm_graph.store.verify.tables import Rows
 
+
+FactsByPair = dict[tuple[str | None, int | None, str | None], dict[str, Any]]
+"""Rows of ``inputs`` by key, target and weights."""
 
 STRAY = "deleted while the condition was computed? readers ignore it"
 
@@ -53,10 +57,9 @@ def check_conditions(
         findings.error(str(error), file=conditions.FOLDER)
         return []
     if folders or (path / conditions.FOLDER).is_dir():
-        known_folders = {*folders, *conditions.dropped_folders(path)}
-        for other in sorted((path / conditions.FOLDER).iterdir()):
-            if other not in known_folders:
-                left_over(other, findings.within(conditions.FOLDER))
+        others = {*(path / conditions.FOLDER).iterdir()} - {*folders}
+        others -= {*conditions.dropped_folders(path)}
+        note_left_over(others, findings.within(conditions.FOLDER))
     checked = []
     for folder in folders:
         place = f"{conditions.FOLDER}/{folder.name}"
@@ -70,9 +73,8 @@ def check_conditions(
             if (folder / conditions.FILE).exists():  # else it was dropped just now
                 findings.error(str(error), file=file)
             continue
-        for other in sorted(folder.iterdir()):
-            if other.name not in (conditions.FILE, "shards"):
-                left_over(other, findings.within(place))
+        others = {*folder.iterdir()} - {folder / conditions.FILE, folder / "shards"}
+        note_left_over(others, findings.within(place))
         inside = findings.within(f"{place}/shards")
         manifests = read_shards(folder, inside)
         check_identities(manifests, inside)
@@ -104,19 +106,15 @@ def check_condition(
     """Check the shards of a condition: bytes, rows, and conservation."""
     facts = StoreFacts(meta, conditioned=True)
     for manifest in condition.manifests:
-        rows = _facts(condition.folder, manifest)
-
-        def content(nodes: Rows, edges: Rows, where: Place, rows: dict[Any, Any] = rows) -> None:
-            row = rows.get((where["key"], where["target"], where["weights"]))
-            if row is not None:  # else told by the check of the inputs
-                _check_content(facts, row, nodes, edges, condition.findings, where)
-
+        content = functools.partial(
+            _check_content, facts, _facts(condition.folder, manifest), condition.findings
+        )
         check_tables(
             condition.folder / "shards", manifest, facts, condition.findings, content, advance
         )
 
 
-def _facts(folder: Path, manifest: Manifest) -> dict[Any, dict[str, Any]]:
+def _facts(folder: Path, manifest: Manifest) -> FactsByPair:
     """Rows of the inputs of a shard; none where they cannot be read."""
     if not manifest.files or conditions.facts_problem(manifest):
         return {}
@@ -131,12 +129,15 @@ def _facts(folder: Path, manifest: Manifest) -> dict[Any, dict[str, Any]]:
 
 def _check_content(
     facts: StoreFacts,
-    row: Mapping[str, Any],
+    rows: FactsByPair,
+    findings: Findings,
     nodes: Rows,
     edges: Rows,
-    findings: Findings,
     where: Place,
 ) -> None:
+    row = rows.get((where["key"], where["target"], where["weights"]))
+    if row is None:  # told by the check of the inputs
+        return
     status, amplification = row.get("status"), row.get("amplification")
     numbers = [row.get(name) for name in ("relevance", "amplification", "absorbed")]
     if status == "undefined":
@@ -154,10 +155,10 @@ def _check_content(
     except MemoryError:  # a stranger's store.json may describe any number of units
         findings.error("not checked: its units do not fit in memory", **where)
         return
-    lost = (nodes["unit"] < 0) & (nodes["unit"] != PRUNED)
+    absorbing = (nodes["unit"] < 0) & (nodes["unit"] != PRUNED)
     values = nodes["relevance"].astype(np.float64)
     limit = conservation.ROUNDINGS * conservation.EPS * amplification * np.abs(values).sum()
-    total = float(values[lost].sum())
+    total = float(values[absorbing].sum())
     if abs(total - row["absorbed"]) > limit:
         findings.error(
             f"its pseudo-units hold {total:.9g}, absorbed says {row['absorbed']:.9g} (allowed: "

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from nrm_graph.network.topology import PRUNED, PSEUDO_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy.typing as npt
-
     from nrm_graph.store.verify.tables import Rows, StoreFacts
+
+Numbers = npt.NDArray[np.floating[Any]] | npt.NDArray[np.signedinteger[Any]]
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -37,11 +38,8 @@ def check(
     is amplified there.
     """
     sums = _Sums(facts, nodes, edges, max(1.0, amplification) * ROUNDINGS * EPS)
-    yield from sums.units()
-    yield from sums.pseudo_units()
-    yield from sums.corners()
-    yield from sums.cuts()
-    yield from sums.conditionals()
+    for law in (sums.units, sums.pseudo_units, sums.corners, sums.cuts, sums.conditionals):
+        yield from law()
 
 
 class _Sums:
@@ -64,7 +62,7 @@ class _Sums:
         place = facts.first[nodes["layer_id"][is_unit]] + nodes["unit"][is_unit]
         self.node[place] = nodes["relevance"][is_unit]
         self.group, self.size = (
-            self._by(self.pair, self.layers**2, values).reshape(self.layers, self.layers)
+            np.bincount(self.pair, values, self.layers**2).reshape(self.layers, self.layers)
             for values in (self.relevance, np.abs(self.relevance))
         )
         self.variation = np.add.reduceat(
@@ -72,16 +70,10 @@ class _Sums:
         ) * (facts.units > 0)
 
     @staticmethod
-    def _by(
-        place: npt.NDArray[np.int64], size: int, values: npt.NDArray[np.float64] | None
-    ) -> npt.NDArray[Any]:
-        return np.bincount(place, values, minlength=size)
-
-    @staticmethod
     def _worst(
-        actual: npt.NDArray[np.float64],
-        expected: npt.NDArray[np.float64],
-        limit: npt.NDArray[np.float64],
+        actual: Numbers,
+        expected: Numbers,
+        limit: Numbers,
     ) -> Iterator[tuple[int, float, float, float]]:
         """Position that is farthest beyond its limit, what is there and should be, the limit.
 
@@ -105,23 +97,17 @@ class _Sums:
         facts = self.facts
         upper, lower = self.edges["dst_unit"], self.edges["src_unit"]
         crossing = self.dst != self.src
-        for side, layer, unit, chosen, skip in (
-            ("out of", self.dst, upper, upper >= 0, facts.ends),
-            (
-                "into",
-                self.src,
-                lower,
-                crossing & (lower >= 0),
-                np.arange(self.layers) == self.layers - 1,
-            ),
+        output = np.arange(self.layers) == self.layers - 1
+        size_below = (self.size * (1 - np.eye(self.layers))).sum(0)
+        for side, layer, unit, chosen, skip, size in (
+            ("out of", self.dst, upper, upper >= 0, facts.ends, self.size.sum(1)),
+            ("into", self.src, lower, crossing & (lower >= 0), output, size_below),
         ):
             place = facts.first[layer[chosen]] + unit[chosen]
             values = self.relevance[chosen]
-            sums = self._by(place, self.total, values)
-            sizes = self._by(place, self.total, np.abs(values))
-            axis = 1 if side == "out of" else 0
-            size = self.size if axis else self.size * (1 - np.eye(self.layers))
-            scale = self._carried(np.maximum(self.variation, size.sum(axis)))
+            sums = np.bincount(place, values, self.total)
+            sizes = np.bincount(place, np.abs(values), self.total)
+            scale = self._carried(np.maximum(self.variation, size))
             for i in np.flatnonzero(~skip).tolist():
                 part = slice(facts.first[i], facts.first[i + 1])
                 limit = self.eps * scale[i] + self.rounding * sizes[part]
@@ -138,12 +124,12 @@ class _Sums:
         below = self.nodes["unit"] < 0
         width = len(PSEUDO_UNITS) + 1
         place = self.nodes["layer_id"][below].astype(np.int64) * width - self.nodes["unit"][below]
-        unit_sums = self._by(place, self.layers * width, self.nodes["relevance"][below])
+        unit_sums = np.bincount(place, self.nodes["relevance"][below], self.layers * width)
         unit = self.edges["src_unit"]
         chosen = (unit < 0) & (self.edges["dst_unit"] >= 0)
         place = self.dst[chosen] * width - unit[chosen]
-        sums = self._by(place, self.layers * width, self.relevance[chosen])
-        sizes = self._by(place, self.layers * width, np.abs(self.relevance[chosen]))
+        sums = np.bincount(place, self.relevance[chosen], self.layers * width)
+        sizes = np.bincount(place, np.abs(self.relevance[chosen]), self.layers * width)
         scale = self._carried(np.maximum(self.variation, self.size.sum(1))).repeat(width)
         limit = self.eps * scale + self.rounding * sizes
         for at, actual, expected, allowed in self._worst(sums, unit_sums, limit):
@@ -161,11 +147,10 @@ class _Sums:
             return
         count = self.layers**2
         corner, rows, columns = (
-            self._by(self.pair[chosen], count, self.relevance[chosen])
+            np.bincount(self.pair[chosen], self.relevance[chosen], count)
             for chosen in (upper & lower, lower & ~upper, upper & ~lower)
         )
-        size = self._by(self.pair, count, np.abs(self.relevance))
-        limit = (self.eps + self.rounding) * size
+        limit = (self.eps + self.rounding) * self.size.ravel()
         for name, sums in (("out of", rows), ("into", columns)):
             beyond = self._worst(sums * self.facts.pruned.ravel(), -corner, limit)
             for at, actual, expected, allowed in beyond:
@@ -174,7 +159,7 @@ class _Sums:
                     f"pruned rows {name} its pair with {self.facts.name(at % self.layers)} sum to "
                     f"{actual:.9g}, the corner says {expected:.9g} (allowed: {allowed:.2g})",
                 )
-        numbers = self._by(self.pair[~(upper | lower)], count, None)
+        numbers = np.bincount(self.pair[~(upper | lower)], minlength=count)
         top = {(row[0], row[1]): row[3] for row in self.facts.meta.get("pruned") or ()}
         for (dst, src), most in top.items():
             n_edges = int(numbers[dst * self.layers + src])
@@ -217,10 +202,10 @@ class _Sums:
         if not chosen.any():
             return
         place = self.facts.first[self.dst] + self.edges["dst_unit"]
-        whole = self._by(place[self.edges["dst_unit"] >= 0], self.total, None)
+        whole = np.bincount(place[self.edges["dst_unit"] >= 0], minlength=self.total)
         place, q = place[chosen], q[chosen]
-        sums, sizes = self._by(place, self.total, q), self._by(place, self.total, np.abs(q))
-        complete = (self._by(place, self.total, None) == whole) & (whole > 0)
+        sums, sizes = np.bincount(place, q, self.total), np.bincount(place, np.abs(q), self.total)
+        complete = (np.bincount(place, minlength=self.total) == whole) & (whole > 0)
         # Where a unit has no relevance (a hidden score), nothing tells that its edges were pruned.
         pruned = np.repeat(self.facts.pruned.any(1), np.diff(self.facts.first))
         complete &= (self.node != 0) | ~pruned

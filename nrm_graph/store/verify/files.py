@@ -18,7 +18,7 @@ from nrm_graph.store.read import conditions
 from nrm_graph.store.verify.report import pair_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from typing import Unpack
 
@@ -47,9 +47,7 @@ def check_settings(path: Path, findings: Findings) -> dict[str, Any] | None:
         )
         meta.pop("pruned")
     expected = {"store.json", "shards", conditions.FOLDER, *meta["files"]}
-    for other in sorted(path.iterdir()):
-        if other.name not in expected:
-            left_over(other, findings)
+    note_left_over([file for file in path.iterdir() if file.name not in expected], findings)
     return meta
 
 
@@ -67,22 +65,21 @@ def _is_pruned(value: object, groups: list[list[int]]) -> bool:
 
 def check_file(
     path: Path, size: int, sha256: str, findings: Findings, **where: Unpack[Place]
-) -> bool:
+) -> None:
     """Compare size and SHA-256 of one file with what is written about it."""
     try:
         actual = file_size(path)
         digest = sha256_of(path) if actual == size else ""
     except StoreError as error:
         findings.error(str(error), **where)
-        return False
     except OSError as error:
         findings.error(f"cannot be read: {error.strerror or error}", **where)
-        return False
-    if actual != size:
-        findings.error(f"expected {size} bytes, found {actual}: truncated or changed", **where)
-    elif digest != sha256:
-        findings.error(f"SHA-256 is {digest}, expected {sha256}: its bytes were changed", **where)
-    return digest == sha256
+    else:
+        if actual != size:
+            findings.error(f"expected {size} bytes, found {actual}: truncated or changed", **where)
+        elif digest != sha256:
+            problem = f"SHA-256 is {digest}, expected {sha256}: its bytes were changed"
+            findings.error(problem, **where)
 
 
 def check_seal(path: Path, limit: int, findings: Findings, **where: Unpack[Place]) -> None:
@@ -131,9 +128,7 @@ def read_shards(path: Path, findings: Findings) -> list[Manifest]:
         return []
     files = sorted(folder.iterdir())
     manifests = {}
-    for file in files:
-        if file.suffix != ".json":
-            continue
+    for file in (file for file in files if file.suffix == ".json"):
         name = file.stem
         if not is_name(name):
             findings.error(
@@ -160,26 +155,25 @@ def read_shards(path: Path, findings: Findings) -> list[Manifest]:
         findings.note(f"{number} replaced, and may be deleted: a compaction does so, by age")
     named = {f"{name}.json" for name in manifests}
     named |= {info.name for m in manifests.values() for info in m.files.values()}
-    for file in files:
-        if file.name not in named and file.suffix != ".json":
-            left_over(file, findings)
+    unnamed = [file for file in files if file.name not in named and file.suffix != ".json"]
+    note_left_over(unnamed, findings)
     return [m for name, m in manifests.items() if name not in replaced]
 
 
-def left_over(path: Path, findings: Findings) -> None:
-    """Note a file that is no part of the store."""
-    try:
-        old = time.time() - path.lstat().st_mtime
-    except OSError:  # a writer has published or removed it just now
-        return
-    age = f"{_words(old)} old"
-    if path.suffix == ".tmp":
-        text = f"unfinished, {age}: of a writer at work, or of one that was killed"
-    elif path.name.endswith(".parquet"):
-        text = f"no manifest names it, {age}: of a writer at work, or of one that was killed"
-    else:
-        text = f"no part of the store, {age}"
-    findings.note(f"{text}; readers ignore it", file=path.name)
+def note_left_over(files: Iterable[Path], findings: Findings) -> None:
+    """Note files that are no part of the store, in the order of their names."""
+    for path in sorted(files):
+        try:
+            age = f"{_words(time.time() - path.lstat().st_mtime)} old"
+        except OSError:  # a writer has published or removed it just now
+            continue
+        if path.suffix == ".tmp":
+            text = f"unfinished, {age}: of a writer at work, or of one that was killed"
+        elif path.name.endswith(".parquet"):
+            text = f"no manifest names it, {age}: of a writer at work, or of one that was killed"
+        else:
+            text = f"no part of the store, {age}"
+        findings.note(f"{text}; readers ignore it", file=path.name)
 
 
 def _words(seconds: float) -> str:

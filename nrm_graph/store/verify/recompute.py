@@ -72,8 +72,8 @@ def _sampled(
     places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False).astype(int)
     for place in tqdm(places, unit=unit, disable=None if progress else True):
         identity = ordered[place]
-        pair = pair_of(snapshot.entries[identity])
-        yield identity, {"shard": snapshot.shard_of[identity], **pair}
+        shard = snapshot.shard_of[identity]
+        yield identity, {"shard": shard, **pair_of(snapshot.entries[identity])}
 
 
 def _recompute_condition(
@@ -187,8 +187,7 @@ def _compare_nodes(
     flipped: dict[str, int] = {}
     for layer, part, resolution in zip(m.topology.layers, m.partitions, usual, strict=True):
         values = m.marginal(layer.name, by="neuron").astype(np.float64).ravel()
-        labels = part.labels.ravel()
-        again = np.bincount(labels, values, minlength=part.n_units)
+        again = np.bincount(part.labels.ravel(), values, minlength=part.n_units)
         row = reported[layer.name]
         scale = np.abs(values).sum() + sum(abs(row[kind]) for kind in _ABSORBING)
         limit = TOLERANCE * scale * rounding

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
@@ -122,12 +122,9 @@ class Report:
 
     def to_table(self) -> pa.Table:
         """Arrow table of the findings, one column per attribute."""
-        kinds = {"target": pa.int32()}
-        schema = pa.schema([(f.name, kinds.get(f.name, pa.string())) for f in fields(Finding)])
-        rows = [
-            {f.name: getattr(finding, f.name) for f in fields(Finding)} for finding in self.findings
-        ]
-        return pa.Table.from_pylist(rows, schema)
+        names = [field.name for field in fields(Finding)]
+        schema = pa.schema([(n, pa.int32() if n == "target" else pa.string()) for n in names])
+        return pa.Table.from_pylist(list(map(asdict, self.findings)), schema)
 
 
 class Findings:

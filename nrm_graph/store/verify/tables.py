@@ -8,7 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -101,8 +101,7 @@ class StoreFacts:
     @property
     def bits(self) -> int | None:
         """Mantissa bits of edges; None for lossless."""
-        bits: int | None = self.meta.get("mantissa_bits")
-        return bits
+        return cast("int | None", self.meta.get("mantissa_bits"))
 
 
 def check_tables(
@@ -309,8 +308,7 @@ def _shown(rows: Rows, table: str, row: int, facts: StoreFacts) -> tuple[str, st
 
 def _node_problems(rows: Rows, facts: StoreFacts) -> Iterator[tuple[Any, str]]:
     layer, unit = rows["layer_id"], rows["unit"]
-    is_layer = (layer >= 0) & (layer < len(facts.units))
-    yield ~is_layer, "a layer that the store has not"
+    yield (layer < 0) | (layer >= len(facts.units)), "a layer that the store has not"
     yield (unit >= facts.units[layer]) | (unit < REMAINDER), "a unit that its layer has not"
     yield (unit < 0) != np.isnan(rows["activation"]), "an activation is null, or a pseudo-unit's"
 

@@ -189,8 +189,8 @@ def _removed_strays(condition: Shards, store: Shards) -> bool:
     entries = condition.snapshot.entries.values()
     strays = {e.key for e in entries if now.get(e.key, e.content) != e.content}
     if strays:
-        names = condition.holding(strays)
-        replace_all(condition, [[name] for name in names], lambda inputs: None, strays)
+        groups = [[name] for name in condition.holding(strays)]
+        replace_all(condition, groups, lambda inputs: None, strays)
     return bool(strays)
 
 

@@ -57,11 +57,10 @@ class Shards:
 
     def kept(self, name: str, without: Collection[str] = ()) -> list[Entry]:
         """Pairs of a shard that count, but for those of some keys."""
-        owner = self.snapshot.shard_of
         return [
             entry
             for entry in self.manifests[name].inputs
-            if owner[entry.input_id] == name and entry.key not in without
+            if self.snapshot.shard_of[entry.input_id] == name and entry.key not in without
         ]
 
     @cached_property
@@ -79,8 +78,8 @@ class Shards:
         They list failures of keys that the shard holds in pairs that do not count: without these
         the failures would count again.
         """
-        lost = {e.key for e in self.manifests[name].inputs} - {e.key for e in self.kept(name)}
-        return {other for key in lost for other in self._failing.get(key, ())} - {name}
+        hidden = {e.key for e in self.manifests[name].inputs} - {e.key for e in self.kept(name)}
+        return {other for key in hidden for other in self._failing.get(key, ())} - {name}
 
     def holding(self, keys: Collection[str]) -> list[str]:
         """Shards that hold a pair or a failure of keys, counting or not, and those tied to them."""

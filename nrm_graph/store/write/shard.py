@@ -134,8 +134,7 @@ def _typed(table: pa.Table, kind: str, name: str) -> pa.Table:
         if not field.nullable and column.null_count:
             raise InputError(f"{name}: {field.name} of its {kind} is null: expected a value")
         if pa.types.is_floating(field.type):
-            finite = pc.is_finite(column)
-            row = pc.index(finite, False).as_py()
+            row = pc.index(pc.is_finite(column), False).as_py()
             if row >= 0:
                 layer = typed[schema.names[0]][row].as_py()
                 raise InputError(
@@ -205,8 +204,7 @@ class OpenShard:
 
     def _write(self, table: str, data: pa.Table) -> None:
         if table not in self._writers:
-            path = self.folder / f"{self._token}.{table}.parquet.tmp"
-            self._files[table] = HashingFile(path)
+            self._files[table] = HashingFile(self.folder / f"{self._token}.{table}.parquet.tmp")
             self._writers[table] = pq.ParquetWriter(
                 self._files[table], data.schema, **parquet_options(table)
             )

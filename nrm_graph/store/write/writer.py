@@ -174,14 +174,13 @@ class Writer:
         tables = checked(record)
         if self._foreign:
             record = self._without(record)
-        own_columns = {name: getattr(record, name) for name in OWN}
         try:
             fields = self._fields.accept(record.metadata, RESERVED | OWN.keys() - self._foreign)
         except InputError as error:
             raise InputError(f"input {record.key!r}: {error}") from error
+        own_columns = {name: getattr(record, name) for name in OWN}
         fields = {name: value for name, value in own_columns.items() if value is not None} | fields
-        size = sum(table.nbytes for table in tables) + 1024
-        size += sum(tensor.nbytes for tensor in record.tensors.values())
+        size = 1024 + sum(part.nbytes for part in (*tables, *record.tensors.values()))
         self._start()
         with self._changed:
             while self._waiting and self._waiting + size > self._queue_bytes and not self._error:
