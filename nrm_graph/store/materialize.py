@@ -98,51 +98,39 @@ def materialize(
     rest stands in rows of the pseudo-unit -3.
     """
     try:
-        _compute(db, event, name, where, inputs, device, progress)
+        check_name(name)
+        event = checked(event)
+        expand(event, db.topology, db.partitions)  # whether it fits the network
+        chosen = _chosen(db, where, inputs)
+        form = stored_form(db)
+        if chosen:
+            _check_first(db, chosen[0], device)
+        from tqdm import tqdm
+
+        bar = tqdm(
+            total=len(chosen),
+            unit=" inputs",
+            desc=name,
+            disable=None if progress else True,
+        )
+        with ending_in_order(), contextlib.ExitStack() as stack:
+            stack.enter_context(undropped(db.path, name))
+            folder = create(db.path, db.meta, name, event, where)
+            writer = stack.enter_context(Writer(folder))
+            stack.enter_context(bar)
+            for identity in chosen:
+                entry = db._snapshot.entries[identity]
+                if writer.content(entry.key) not in (None, entry.content):
+                    raise StoreError(
+                        f"the condition {name} holds {entry.key!r} as it was before it was "
+                        "deleted: compact the store, which removes such rows, and run the same "
+                        "call again"
+                    )
+                if not writer.committed(entry.key, entry.aim, entry.content):
+                    _add(writer, measure(db, identity, device=device), entry, event, form)
+                bar.update(1)
     finally:
         db._refresh_conditions()
-
-
-def _compute(
-    db: View,
-    event: Event,
-    name: str,
-    where: str | None,
-    inputs: Sequence[str | int] | None,
-    device: str | torch.device,
-    progress: bool,
-) -> None:
-    """Compute and commit what is not committed yet."""
-    check_name(name)
-    event = checked(event)
-    expand(event, db.topology, db.partitions)  # whether it fits the network
-    chosen = _chosen(db, where, inputs)
-    form = stored_form(db)
-    if chosen:
-        _check_first(db, chosen[0], device)
-    from tqdm import tqdm
-
-    bar = tqdm(
-        total=len(chosen),
-        unit=" inputs",
-        desc=name,
-        disable=None if progress else True,
-    )
-    with ending_in_order(), contextlib.ExitStack() as stack:
-        stack.enter_context(undropped(db.path, name))
-        folder = create(db.path, db.meta, name, event, where)
-        writer = stack.enter_context(Writer(folder))
-        stack.enter_context(bar)
-        for identity in chosen:
-            entry = db._snapshot.entries[identity]
-            if writer.content(entry.key) not in (None, entry.content):
-                raise StoreError(
-                    f"the condition {name} holds {entry.key!r} as it was before it was deleted: "
-                    "compact the store, which removes such rows, and run the same call again"
-                )
-            if not writer.committed(entry.key, entry.aim, entry.content):
-                _add(writer, measure(db, identity, device=device), entry, event, form)
-            bar.update(1)
 
 
 def conditions(db: View) -> pa.Table:

@@ -53,25 +53,22 @@ def recompute(path: Path, sample: int, findings: Findings, progress: bool) -> in
         findings.note("nothing was recomputed: the store cannot be opened as it is")
         return 0
     with db:
-        ids = set(db._snapshot.entries)
-        chosen = _sampled(db._snapshot, ids, sample, " recomputed", progress)
+        chosen = _sampled(db, db._snapshot, sample, " recomputed", progress)
         recomputed = sum(_recompute_input(db, i, findings, where) for i, where in chosen)
         for condition in db._conditions.values():
-            ids = set(condition.snapshot.entries) & set(db._snapshot.entries)
-            unit = f" of {condition.name}"
-            chosen = _sampled(condition.snapshot, ids, sample, unit, progress)
+            chosen = _sampled(db, condition.snapshot, sample, f" of {condition.name}", progress)
             _recompute_condition(db, condition, chosen, findings)
     return recomputed
 
 
 def _sampled(
-    snapshot: Snapshot, ids: set[int], sample: int, unit: str, progress: bool
+    db: View, snapshot: Snapshot, sample: int, unit: str, progress: bool
 ) -> Iterator[tuple[int, Place]]:
-    """Yield some of the inputs, spread over all of them, and where each lies."""
-    ordered = sorted(ids)
+    """Yield some inputs of the store or of a condition, spread over all, and where each lies."""
+    ids = sorted(set(snapshot.entries) & set(db._snapshot.entries))
     places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False).astype(int)
     for place in tqdm(places, unit=unit, disable=None if progress else True):
-        identity = ordered[place]
+        identity = ids[place]
         shard = snapshot.shard_of[identity]
         yield identity, {"shard": shard, **pair_of(snapshot.entries[identity])}
 

@@ -89,9 +89,8 @@ def checked(record: Record) -> tuple[pa.Table, pa.Table]:
         if not is_int or not -(1 << 31) <= value < 1 << 31:
             raise InputError(f"{name}: expected {field} to be a 32-bit integer, found {value!r}")
     with np.errstate(over="ignore"):  # float32 may overflow to the infinity that is refused
-        finite = math.isfinite(np.float32(record.logit))
-    if not finite:
-        raise InputError(f"{name}: its logit is {record.logit}: expected a finite float32")
+        if not math.isfinite(np.float32(record.logit)):
+            raise InputError(f"{name}: its logit is {record.logit}: expected a finite float32")
     if record.label is not None and not is_text(record.label):
         raise InputError(f"{name}: expected a label of valid Unicode, found {record.label!r}")
     if not isinstance(record.content, str) or not _SHA256.fullmatch(record.content):
