@@ -202,7 +202,7 @@ class SqlReader:
             ids = None if ids is None else [i for i in ids if i in snapshot.entries]
         groups = snapshot.file_groups("inputs" if table == "thresholds" else table, ids)
         if table == "thresholds":
-            dst, src = (_numbers([pair[end] for pair in self._pairs]) for end in (0, 1))
+            dst, src = (", ".join(str(pair[end]) for pair in self._pairs) for end in (0, 1))
             listed = self._inputs(snapshot, groups, thresholds=True)
             return _THRESHOLDS.format(dst=dst, src=src, inputs=listed)
         if table == "inputs":
