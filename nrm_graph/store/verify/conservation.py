@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nrm_graph.network.topology import PRUNED, PSEUDO_UNITS
+from nrm_graph.store.verify import bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,13 @@ def check(
     is amplified there.
     """
     sums = _Sums(facts, nodes, edges, max(1.0, amplification) * ROUNDINGS * EPS)
-    for law in (sums.units, sums.pseudo_units, sums.corners, sums.cuts, sums.conditionals):
+    laws = [sums.units, sums.cuts, sums.conditionals]
+    if facts.most is None:
+        laws[1:1] = [sums.pseudo_units, sums.corners]
+    else:
+        yield from bounded.check(facts, edges)
+        laws[1:1] = [sums.layers_as_a_whole]
+    for law in laws:
         yield from law()
 
 
@@ -65,6 +72,11 @@ class _Sums:
             np.bincount(self.pair, values, self.layers**2).reshape(self.layers, self.layers)
             for values in (self.relevance, np.abs(self.relevance))
         )
+        if facts.most is not None:  # pseudo-edges of bounded tables are their layer's totals alone
+            absorbed = ~is_unit & (nodes["unit"] != PRUNED)
+            layer, values = nodes["layer_id"][absorbed], nodes["relevance"][absorbed]
+            np.add.at(self.group, (layer, layer), values)
+            np.add.at(self.size, (layer, layer), np.abs(values))
         self.variation = np.add.reduceat(
             np.append(np.abs(self.node), 0.0), np.minimum(facts.first[:-1], self.total)
         ) * (facts.units > 0)
@@ -98,9 +110,13 @@ class _Sums:
         upper, lower = self.edges["dst_unit"], self.edges["src_unit"]
         crossing = self.dst != self.src
         output = np.arange(self.layers) == self.layers - 1
+        inputs = facts.ends
+        if facts.most is not None:  # what a unit is left out of stands in its pair's one row
+            inputs = np.ones_like(output)
+            output[self.src[upper == PRUNED]] = True
         size_below = (self.size * (1 - np.eye(self.layers))).sum(0)
         for side, layer, unit, chosen, skip, size in (
-            ("out of", self.dst, upper, upper >= 0, facts.ends, self.size.sum(1)),
+            ("out of", self.dst, upper, upper >= 0, inputs, self.size.sum(1)),
             ("into", self.src, lower, crossing & (lower >= 0), output, size_below),
         ):
             place = facts.first[layer[chosen]] + unit[chosen]
@@ -118,6 +134,28 @@ class _Sums:
                         f"edges {side} unit {at} sum to {actual:.9g}, its relevance is "
                         f"{expected:.9g} (allowed: {allowed:.2g})",
                     )
+
+    def layers_as_a_whole(self) -> Iterator[tuple[int | None, str]]:
+        """Edges out of a layer, with what it absorbs, and edges into it sum to its relevance."""
+        node = np.add.reduceat(
+            np.append(self.node, 0.0), np.minimum(self.facts.first[:-1], self.total)
+        ) * (self.facts.units > 0)
+        crossing = 1 - np.eye(self.layers)
+        top = np.arange(self.layers) == self.layers - 1
+        for side, group, size, skip in (
+            ("out of", self.group.sum(1), self.size.sum(1), self.facts.ends),
+            ("into", (self.group * crossing).sum(0), (self.size * crossing).sum(0), top),
+        ):
+            limit = self.eps * self._carried(np.maximum(self.variation, size))
+            limit += self.rounding * size
+            for at, actual, expected, allowed in self._worst(
+                np.where(skip, node, group), node, limit
+            ):
+                yield (
+                    at,
+                    f"edges {side} the layer sum to {actual:.9g}, its relevance is {expected:.9g} "
+                    f"(allowed: {allowed:.2g})",
+                )
 
     def pseudo_units(self) -> Iterator[tuple[int | None, str]]:
         """Pseudo-edges of a layer sum to what its pseudo-units hold."""
@@ -208,7 +246,7 @@ class _Sums:
         complete = (np.bincount(place, minlength=self.total) == whole) & (whole > 0)
         # Where a unit has no relevance (a hidden score), nothing tells that its edges were pruned.
         pruned = np.repeat(self.facts.pruned.any(1), np.diff(self.facts.first))
-        complete &= (self.node != 0) | ~pruned
+        complete &= ((self.node != 0) | ~pruned) & (self.facts.most is None)
         limit = (self.eps + self.rounding) * np.maximum(sizes, 1)
         beyond = self._worst(np.where(complete, sums, 1), np.ones(self.total), limit)
         for at, actual, _, allowed in beyond:

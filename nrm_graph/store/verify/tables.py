@@ -47,12 +47,14 @@ Rows = dict[str, "npt.NDArray[Any]"]  # column name to ndarray; null floats are 
 class StoreFacts:
     """What ``store.json`` says about layers, and whether the tables are those of a condition.
 
-    ``labels`` collects shard and label of the keys that were seen.
+    ``labels`` collects shard and label of the keys that were seen, ``thresholds`` those of inputs,
+    by input_id.
     """
 
     meta: Mapping[str, Any]
     conditioned: bool = False
     labels: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    thresholds: dict[int, object] = dataclasses.field(default_factory=dict)
 
     def name(self, layer_id: int) -> str:
         """Name of a layer, or its number where there is none."""
@@ -90,7 +92,14 @@ class StoreFacts:
     def pruned(self) -> npt.NDArray[np.bool_]:
         """Boolean (dst, src): pairs that may hold pruned rows; all if the store does not say."""
         listed = self.meta.get("pruned")
-        return self._matrix(listed) if isinstance(listed, list) else self.groups
+        if not isinstance(listed, list) or self.most is not None:
+            return self.groups
+        return self._matrix(listed)
+
+    @property
+    def most(self) -> int | None:
+        """Most edges of an input; None where no number is set."""
+        return cast("int | None", self.meta.get("max_edges"))
 
     def _matrix(self, pairs: list[list[int]]) -> npt.NDArray[np.bool_]:
         matrix = np.zeros((len(self.units), len(self.units)), bool)
@@ -322,11 +331,14 @@ def _edge_problems(rows: Rows, facts: StoreFacts) -> Iterator[tuple[Any, str]]:
     yield ~within & ~facts.groups[dst, src], "a layer does not read this one"
     yield (upper >= facts.units[dst]) | (lower >= facts.units[src]), "a unit that its layer has not"
     absorbed = (lower <= BIAS) & (lower >= REMAINDER) & (lower != PRUNED) & (upper >= 0)
+    absorbed &= facts.most is None  # else their totals stand in nodes
     yield within & ~absorbed, "no step to a pseudo-unit of the same layer"
     plain = (upper >= 0) & (lower >= 0)
     pruned = facts.pruned[dst, src] & ((upper == PRUNED) | (lower == PRUNED))
     pruned &= (upper >= PRUNED) & (lower >= PRUNED) & ((upper >= 0) | (upper == PRUNED))
     pruned &= (lower >= 0) | (lower == PRUNED)
+    if facts.most is not None:
+        pruned &= upper == lower
     yield ~within & ~plain & ~pruned, "a pruned row where nothing is pruned"
     q = rows["conditional"]
     neurons = facts.single[dst] & facts.single[src] & (plain | within)
@@ -370,7 +382,7 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: StoreFacts, findings:
     outputs = math.prod(facts.meta["layers"][-1]["shape"])
     listed_own = {
         name: {e.input_id: getattr(e, name) for e in manifest.inputs}
-        for name in ("item", "flags")
+        for name in ("item", "flags", "kept")
         if name not in manifest.foreign
     }
     for row, pair in zip(rows, stored_pairs, strict=True):
@@ -380,8 +392,8 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: StoreFacts, findings:
             null = name == "label" or (name == "target" and weights is not None)
             if value is None and name in INPUTS.names and not null:
                 findings.error(f"{name} is null", **where)
-            elif isinstance(value, list) and not all(isinstance(text, str) for text in value):
-                findings.error(f"{name} lists what is no text", **where)
+            elif isinstance(value, list) and not _is_list(value):
+                findings.error(f"{name} lists what is neither text nor finite numbers", **where)
             elif isinstance(value, float) and not math.isfinite(value):
                 findings.error(f"{name} is {value}: not finite", **where)
         for name in ("target", "predicted"):
@@ -394,7 +406,15 @@ def _check_inputs(folder: Path, manifest: Manifest, facts: StoreFacts, findings:
             stated = values.get(identity, value)
             if value != stated:
                 findings.error(f"{name} is {value}, the manifest says {stated}", **where)
+        if "thresholds" not in manifest.foreign:
+            facts.thresholds[identity] = row.get("thresholds")
         _check_label(key, row["label"], manifest.name, facts, findings, where)
+
+
+def _is_list(values: list[object]) -> bool:
+    """Whether a list holds texts alone, or finite numbers alone."""
+    numbers = all(isinstance(value, float) and math.isfinite(value) for value in values)
+    return numbers or all(isinstance(value, str) for value in values)
 
 
 def _check_label(
