@@ -232,7 +232,7 @@ def _joint(
     form, edges, nodes = stored_form(db), [EDGES.empty_table()], [NODES.empty_table()]
     for place in np.flatnonzero(undefined).tolist():
         m = measure(db, int(group.ids[place]))
-        tables = form.stored(*m.tables(condition.event))
+        tables = form.tables(m, condition.event)[:2]
         value[place], size[place] = m.extent(condition.event)
         for rows, table, schema in zip((nodes, edges), tables, (NODES, EDGES), strict=True):
             identity: Any = pa.array(np.full(len(table), group.ids[place], np.int64))

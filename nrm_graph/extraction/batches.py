@@ -279,7 +279,7 @@ class Extraction:
         if kept is None:
             return None if self.plan.limits else 1.0, None
         groups = self.plan.network.layout.topology.groups
-        return kept.share, tuple(kept.bound((group.dst, group.src)) for group in groups)
+        return kept.share, kept.bounds((group.dst, group.src) for group in groups)
 
     def _tensors(self, sample: Sample) -> Any:
         """Arrays of an input as the store keeps them; None where it does not."""

@@ -17,6 +17,7 @@ from nrm_graph.tables.pruning import check
 if TYPE_CHECKING:
     from nrm_graph.measures.event_algebra import Algebra
     from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.tables.bounded import Kept
 
 
 def tables(measure: Algebra, event: Event | None = None) -> tuple[pa.Table, pa.Table]:
@@ -41,6 +42,15 @@ def tables(measure: Algebra, event: Event | None = None) -> tuple[pa.Table, pa.T
     if event is None:
         measure._cache["tables"] = nodes_and_edges
     return nodes_and_edges
+
+
+def bounded_tables(
+    measure: Algebra, rows: int, event: Event | None = None
+) -> tuple[pa.Table, pa.Table, Kept]:
+    """Tables as of :func:`tables`, of the strongest edges, ``rows`` at most, and what was kept."""
+    units = plan(measure.network, measure.partitions)
+    terms = measure.terms if event is None else measure._joint_terms(event)
+    return event_passes.bounded_tables(measure.state, measure.start, terms, units, rows)
 
 
 def edges(

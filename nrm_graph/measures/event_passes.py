@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,12 +19,14 @@ import pyarrow.compute as pc
 
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.network.topology import ENDS
+from nrm_graph.network.topology import ENDS, PRUNED
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.state import repeated
 from nrm_graph.propagation.tensor_sums import accumulate
-from nrm_graph.tables.builder import edge_tables
+from nrm_graph.tables.arrow import blocks_of, edge_rows
+from nrm_graph.tables.bounded import bounded
+from nrm_graph.tables.builder import edge_tables, sample_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from nrm_graph.events.conjunctions import Clause
     from nrm_graph.propagation.adjoint_pass import Reach
     from nrm_graph.propagation.state import State
+    from nrm_graph.tables.bounded import Kept
     from nrm_graph.tables.plan import Plan
 
     Nodes = tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]
@@ -200,6 +204,35 @@ def tables(state: State, start: Tensor, terms: Terms, plan: Plan) -> tuple[pa.Ta
     return _summed([pair[0] for pair in pairs], ["layer_id", "unit"]), _summed(
         [pair[1] for pair in pairs], ["dst_layer", "src_layer", "dst_unit", "src_unit"]
     )
+
+
+def bounded_tables(
+    state: State, start: Tensor, terms: Terms, plan: Plan, rows: int
+) -> tuple[pa.Table, pa.Table, Kept]:
+    """Return the tables under an event, of so many edges at most, and what was kept.
+
+    See :mod:`nrm_graph.tables.bounded`.  Of an event that is no single conjunction the complete
+    tables are made and summed first.
+    """
+    if len(terms) == 1:
+        ((coefficient, clause),) = terms
+        few = replace(plan, max_edges=rows)
+        (of_sample,) = sample_tables(state, start * coefficient, few, clause)
+        assert of_sample.kept is not None
+        return of_sample.nodes, of_sample.edges, of_sample.kept
+    nodes, edges = tables(state, start, terms, plan)
+    kept = bounded(blocks_of(edges), [part.n_units for part in plan.partitions], rows)
+    kind = edges.schema.field("relevance").type.to_pandas_dtype()
+    rest = pa.table(
+        {
+            "layer_id": np.array(list(kept.lost), np.int16),
+            "unit": np.full(len(kept.lost), PRUNED, np.int32),
+            "relevance": np.array(list(kept.lost.values()), kind),
+            "activation": pa.nulls(len(kept.lost), nodes.schema.field("activation").type),
+        }
+    )
+    rest = rest.filter(pc.not_equal(rest["relevance"], 0.0)).select(nodes.schema.names)
+    return pa.concat_tables([nodes, rest.cast(nodes.schema)]), edge_rows(kept.blocks, kind), kept
 
 
 def _summed(parts: list[pa.Table], keys: list[str]) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nrm_graph.measures.measure import Measure
     from nrm_graph.store.format.manifest import Entry
     from nrm_graph.store.view import View
+    from nrm_graph.tables.bounded import Kept
     from nrm_graph.tables.pruning import Limit
 
 
@@ -93,9 +94,9 @@ def materialize(
 
     Notes
     -----
-    Units, pruning and rounding are those of the store: a pair of layers that it prunes is
-    pruned by the same coverage and number of edges, of the conditioned relevance, and the
-    rest stands in rows of the pseudo-unit -3.
+    Units, pruning and rounding are those of the store: as many edges of an input at most, or of a
+    pair of layers the same coverage and number of edges, of the conditioned relevance; the rest
+    stands in rows of the pseudo-unit -3.  ``<name>_thresholds`` is as ``thresholds``.
     """
     try:
         check_name(name)
@@ -244,7 +245,7 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm
     except UndefinedConditional as error:
         reason = str(error)
     else:
-        nodes, edges = form.stored(*conditional.tables())
+        nodes, edges, kept = form.tables(conditional)
         facts = {
             "relevance": float(conditional.condition_relevance),
             "error": float(conditional.condition_error),
@@ -254,7 +255,11 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm
             "reason": None,
         }
         try:
-            writer.add(record(nodes, edges, **facts))
+            stored = record(nodes, edges, **facts)
+            if kept is not None:
+                pairs = [(group.dst, group.src) for group in m.topology.groups]
+                stored = replace(stored, kept=kept.share, thresholds=kept.bounds(pairs))
+            writer.add(stored)
             return
         except InputError as error:  # a number that is not finite in float32
             reason = str(error)
@@ -280,13 +285,26 @@ class TableForm:
     """How the store keeps tables: limits of pairs of layers, and mantissa bits of edges."""
 
     limits: Mapping[tuple[int, int], Limit]
+    most: int | None
     bits: int | None
 
-    def stored(self, nodes: pa.Table, edges: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Prune and round complete tables as the store's own are."""
-        if self.limits:
-            nodes, edges = _pruned(nodes, edges, self.limits)
-        return nodes, edges if self.bits is None else rounded(edges, self.bits)
+    def tables(
+        self, m: Measure, event: Event | None = None
+    ) -> tuple[pa.Table, pa.Table, Kept | None]:
+        """Tables of a measure, pruned and rounded as the store's own are, and what was kept.
+
+        With an event they are joint with it, as of :meth:`Measure.tables`.
+        """
+        kept: Kept | None = None
+        if self.most is None:
+            nodes, edges = m.tables(event)
+            if self.limits:
+                nodes, edges = _pruned(nodes, edges, self.limits)
+        else:
+            from nrm_graph.measures.edge_tables import bounded_tables
+
+            nodes, edges, kept = bounded_tables(m, self.most, event)
+        return nodes, edges if self.bits is None else rounded(edges, self.bits), kept
 
 
 def stored_form(db: View) -> TableForm:
@@ -297,7 +315,8 @@ def stored_form(db: View) -> TableForm:
     StoreError
         If ``store.json`` is malformed.
     """
-    return TableForm(pruning.stored(db.meta, db.topology), db.meta["mantissa_bits"])
+    limits, most = pruning.stored(db.meta, db.topology), db.meta.get("max_edges")
+    return TableForm(limits, most, db.meta["mantissa_bits"])
 
 
 def _pruned(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
+from nrm_graph.tables.edge_block import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
-    from nrm_graph.tables.edge_block import Block, Values
+    from nrm_graph.tables.edge_block import Values
     from nrm_graph.tables.unit_labels import Labels
 
 
@@ -68,6 +70,23 @@ def edge_rows(blocks: Iterable[Block], kind: npt.DTypeLike) -> pa.Table:
             "conditional": q,
         }
     )
+
+
+def blocks_of(edges: pa.Table) -> Iterator[Block]:
+    """Blocks of an edge table that is sorted by pairs of layers, as :func:`edge_rows` gives it."""
+    columns = {name: edges[name].to_numpy() for name in edges.column_names}
+    pair = (columns["dst_layer"].astype(np.int32) << 16) + columns["src_layer"]
+    bounds = [0, *(np.flatnonzero(np.diff(pair)) + 1).tolist(), len(pair)]
+    for start, end in itertools.pairwise(bounds):
+        if start < end:
+            dst, src, relevance, q = (
+                columns[name][start:end]
+                for name in ("dst_unit", "src_unit", "relevance", "conditional")
+            )
+            shares = None if np.isnan(q).all() else q
+            upper, lower = (int(columns[name][start]) for name in ("dst_layer", "src_layer"))
+            # Arrow's memory is read-only, of which torch warns.
+            yield Block(upper, lower, dst, src, relevance.copy(), shares)
 
 
 def node_columns(

@@ -126,11 +126,12 @@ class Kept:
     thresholds: Mapping[Pair, float]
     lost: Mapping[int, float]
 
-    def bound(self, pair: Pair) -> float:
-        """Threshold of a pair as a float32 that is not below it."""
-        threshold = self.thresholds.get(pair, 0.0)
-        rounded = np.float32(threshold)
-        return float(rounded if rounded >= threshold else np.nextafter(rounded, np.float32(np.inf)))
+    def bounds(self, pairs: Iterable[Pair]) -> tuple[float, ...]:
+        """Thresholds of some pairs as numbers of float32 that are not below them."""
+        thresholds = np.array([self.thresholds.get(pair, 0.0) for pair in pairs])
+        rounded = thresholds.astype(np.float32)
+        above = np.where(rounded < thresholds, np.nextafter(rounded, np.float32(np.inf)), rounded)
+        return tuple(above.tolist())
 
 
 @dataclass(eq=False)
@@ -212,13 +213,24 @@ def guess(share: float) -> float:
     return min(1.0, share + 0.25 * share * (1 - share))
 
 
-def bounded(pieces: Iterable[Piece], units: Mapping[Pair, int], rows: int) -> Kept:
-    """Bound tables that are there as a whole: one piece for every pair."""
-    pieces, kept = list(pieces), None
+def bounded(blocks: Iterable[Block], units: Sequence[int], rows: int) -> Kept:
+    """Bound tables that are there as a whole.
+
+    Parameters
+    ----------
+    blocks : iterable of Block
+        Edges of every pair of layers; pseudo-edges are left out.
+    units : sequence of int
+        Number of units of every layer.
+    rows : int
+        Edges at most.
+    """
+    blocks = [block for block in blocks if block.dst_layer != block.src_layer]
+    kept: Kept | float | None = None
     while not isinstance(kept, Kept):
         budget = Budget(rows, kept)
-        for piece in pieces:
-            budget.add([piece], units[piece.dst_layer, piece.src_layer])
+        for block in blocks:
+            budget.add([block], units[block.dst_layer] + units[block.src_layer])
         kept = budget.keep()
     return kept
 

@@ -336,7 +336,7 @@ def test_numbers_that_float32_cannot_hold_are_listed(path, monkeypatch):
         values[0] = np.inf
         place = nodes.schema.get_field_index("relevance")
         nodes = nodes.set_column(place, "relevance", pa.array(values))
-        object.__setattr__(found, "tables", lambda: (nodes, edges))
+        object.__setattr__(found, "tables", lambda event: (nodes, edges))
         return found
 
     monkeypatch.setattr(ng.Measure, "given", given)
@@ -357,3 +357,35 @@ def test_a_store_without_conditions_is_as_before(extracted):
     report = verify(extracted, sample=0)
     assert report.conditions == 0
     assert "condition" not in str(report)
+
+
+def test_conditions_of_bounded_stores_are_bounded(tmp_path):
+    """The strongest edges of the conditioned tables, with thresholds of their own."""
+    x = [{"input": torch.randn(1, 8, 8), "key": str(i)} for i in range(3)]
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(216, 4)
+    ).eval()
+    path = tmp_path / "s.nrm"
+    A, B = ng.Layer("0")[1:4], ng.Layer("0")[3:6, 2:]
+    with ng.extract(net, x, path, resolution="neuron", max_edges=300, progress=False) as db:
+        for name, event in (("single", A), ("union", A & ng.Layer("input")[:, :5] | B)):
+            db.materialize(event, name=name, progress=False)
+            for identity in db.sql("SELECT input_id FROM inputs").to_arrow_table()[0].to_pylist():
+                complete = db.measure(identity).given(event).tables()[1].to_pandas()
+                where = f"WHERE input_id = {identity}"
+                rows = db.sql(f"SELECT * FROM {name}_edges {where}").df()
+                thresholds = db.sql(f"SELECT * FROM {name}_thresholds {where}").df()
+                assert 250 < len(rows) <= 300
+                for row in thresholds.itertuples():
+                    pair = f"dst_layer == {row.dst_layer} and src_layer == {row.src_layer}"
+                    whole, mine = complete.query(pair), rows.query(pair)
+                    kept = mine[mine.dst_unit >= 0]
+                    both = kept.merge(whole, on=["dst_unit", "src_unit"])
+                    assert len(both) == len(kept)
+                    np.testing.assert_allclose(both.relevance_x, both.relevance_y, rtol=1e-5)
+                    strong = (whole.relevance.abs() > row.threshold * (1 + 1e-5)).sum()
+                    assert strong <= len(kept)
+                    size = whole.relevance.abs().sum()
+                    assert abs(mine.relevance.sum() - whole.relevance.sum()) < 1e-5 * size
+        report = db.verify()
+        assert report.sound, report.findings

@@ -346,7 +346,8 @@ def read_content(folder: Path, meta: Mapping[str, object]) -> dict[str, Any]:
 
 def facts_problem(manifest: Manifest) -> str | None:
     """Say how the columns of a shard's inputs are not those of a condition, or None if they are."""
-    kinds = {field: kind for field, kind in manifest.metadata.items() if field != "weights"}
+    own = {"weights", "kept", "thresholds"}
+    kinds = {field: kind for field, kind in manifest.metadata.items() if field not in own}
     # Shards of before errors were stated lack them.
     fits = {*kinds, "error"} == set(CONDITION_FACTS) and all(
         kind in (CONDITION_FACTS[field], "null") for field, kind in kinds.items()
