@@ -17,11 +17,11 @@ from nrm_graph.tables.dense_edges import (
     Ends,
     SampleTerm,
     both_sides,
-    cached_columns,
+    cached,
     loose_rows,
     matrix_blocks,
 )
-from nrm_graph.tables.plan import ColumnUnits
+from nrm_graph.tables.plan import ColumnUnits, column_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -94,8 +94,12 @@ def _paired(
 ) -> Iterator[Piece]:
     """Sum values, one per neuron, by the pair of units that each belongs to."""
     width = int(ends.plan.first[-1])
-    pairs = np.where((src >= 0) & (dst >= 0), dst.astype(np.int64) * width + src, -1).ravel()
-    columns = cached_columns(ends.plan, (*key, "pairs"), pairs)
+
+    def pairs() -> ColumnUnits:
+        both = np.where((src >= 0) & (dst >= 0), dst.astype(np.int64) * width + src, -1)
+        return column_units(both.ravel())
+
+    columns = cached(ends.plan, (*key, "pairs"), pairs)
 
     def summed(parts: Sequence[Tensor]) -> Values:
         by_pair: Values = columns.sum(batch.samples(total(parts)).reshape(-1)).cpu().numpy()
@@ -112,22 +116,28 @@ def set_blocks(
 
     ``dst`` and ``src`` are labels in native order, flat.
     """
-    sets = kind.sets(tuple(terms[0].x.shape))
+    plan = ends.plan
+    sets = cached(plan, (*key, "sets"), lambda: kind.sets(tuple(terms[0].x.shape)))
     count = int(sets.max(initial=-1)) + 1
-    rows, cols = both_sides(ends.plan, key, dst, src)
+    rows, cols = both_sides(plan, key, dst, src)
 
-    def by_set(side: ColumnUnits, values: Tensor) -> Tensor:
-        place = side.place.to(values.device) * count
-        index = place + torch.from_numpy(sets).to(values.device)
-        sums = values.new_zeros((len(side.units) + 1) * count)
-        return sums.index_add_(0, index, values.reshape(-1)).reshape(-1, count)[:-1]
+    def cells(side: ColumnUnits) -> ColumnUnits:
+        """Cells of units by sets, units first."""
+        place = side.place.numpy()
+        return column_units(np.where(place < len(side.units), place * count + sets, -1))
+
+    def by_set(side: ColumnUnits, of_side: str, values: Tensor) -> Tensor:
+        cell = cached(plan, (*key, of_side, "cells"), lambda: cells(side))
+        table = values.new_zeros(len(side.units) * count)
+        table[torch.from_numpy(cell.units).to(values.device)] = cell.sum(values.reshape(-1))
+        return table.reshape(-1, count)
 
     products = [
-        by_set(rows, (term.s * term.weight).expand(term.s.shape))
-        @ by_set(cols, term.x.expand(term.s.shape)).T
+        by_set(rows, "dst", (term.s * term.weight).expand(term.s.shape))
+        @ by_set(cols, "src", term.x.expand(term.s.shape)).T
         for term in terms
     ]
-    summed = [ColumnUnits(side.units, side.place, 1) for side in (rows, cols)]
+    summed = [ColumnUnits(side.units, torch.arange(len(side.units)), 1) for side in (rows, cols)]
     yield from matrix_blocks(ends, total(products), None, *summed)
 
 
@@ -155,5 +165,5 @@ def probe_blocks(
                 line = line + term.s * kind.apply(chosen, term.weight)
         lines.append(done.sum(line.reshape(-1)))
     table = torch.stack(lines, 0 if down else 1)
-    summed = [ColumnUnits(units, torch.empty(0), 1) for units in (rows.units, cols.units)]
+    summed = [ColumnUnits(side.units, torch.arange(len(side.units)), 1) for side in (rows, cols)]
     yield from matrix_blocks(ends, table, None, *summed)

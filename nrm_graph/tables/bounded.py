@@ -280,9 +280,10 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
     first = pieces[0]
     if len(pieces) == 1:
         return first
-    matrices = [piece for piece in pieces if isinstance(piece, Matrix)]
-    if len(matrices) == len(pieces) and all(matrices[0].alike(other) for other in matrices):
-        return matrices[0].plus(matrices[1:])
+    for place, piece in enumerate(pieces):
+        others = [*pieces[:place], *pieces[place + 1 :]]
+        if isinstance(piece, Matrix) and all(map(piece.holds, others)):
+            return piece.plus(others)
     return merged([piece.block() if isinstance(piece, Matrix) else piece for piece in pieces])
 
 

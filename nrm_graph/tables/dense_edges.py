@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from nrm_graph.tables.plan import ColumnUnits, along, column_units
 from nrm_graph.tables.pruning import select
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     OperandKey = tuple[str, int]
     """What tells an operand from all others of the network: a layer's value, and a number."""
+
+T = TypeVar("T")
 
 MAX_TRIPLES = 60_000_000
 """Neuron-level edges of one operation that fit in memory at once."""
@@ -104,8 +106,7 @@ def matrix_blocks(
     """Pieces of a dense (dst, src) table of one sample; rows, but where a budget chooses them."""
 
     def by_unit(values: Tensor) -> Tensor:
-        values = cols.sum(values)
-        return values if rows.per_unit == 1 else rows.sum(values.T).T
+        return rows.sum(cols.sum(values).T).T
 
     values = by_unit(table)
     shares = None if q is None else by_unit(q)
@@ -124,21 +125,22 @@ def matrix_blocks(
         yield ends.finish(matrix.block()) if ends.plan.max_edges is None else matrix
 
 
-def cached_columns(plan: Plan, key: tuple[str, int, str], labels: Labels) -> ColumnUnits:
-    """Units of the columns of static labels, made once."""
+def cached(plan: Plan, key: tuple[object, ...], make: Callable[[], T]) -> T:
+    """Return what follows from static labels, made once."""
     if plan.labels is None:
-        return column_units(labels)
+        return make()
     if key not in plan.cache:
-        plan.cache[key] = column_units(labels)
-    columns: ColumnUnits = plan.cache[key]
-    return columns
+        plan.cache[key] = make()
+    value: T = plan.cache[key]
+    return value
 
 
 def both_sides(
     plan: Plan, key: OperandKey, dst: Labels, src: Labels
 ) -> tuple[ColumnUnits, ColumnUnits]:
     """Units of the rows and of the columns of an operand's table."""
-    return cached_columns(plan, (*key, "dst"), dst), cached_columns(plan, (*key, "src"), src)
+    rows = cached(plan, (*key, "dst"), lambda: column_units(dst))
+    return rows, cached(plan, (*key, "src"), lambda: column_units(src))
 
 
 def channel_blocks(
@@ -170,21 +172,19 @@ def vector_blocks(
     rows, cols = both_sides(ends.plan, key, dst, src)
     n_out, n_in = terms[0].weight.shape
     step = max(1, CHUNK // n_in)
+    sources = [ends.plan.partitions[layer] for layer, _ in ends.layers(cols.units)]
+    single = ends.single and any(part.single for part in sources)
     values, shares = [], []
     for a in range(0, n_out, step):
         part = slice(a, a + step)
-        value: Any = 0
-        share: Any = 0
-        for term in terms:
-            # Summed by unit first: what is left is small.
-            summed = cols.sum(term.weight[part] * term.x[0])
-            value = value + summed * term.s[0, part, None]
-            if ends.single:
-                share = share + summed * term.factor[0, part, None]
-        values.append(value)
-        shares.append(share)
+        # Summed by unit first: what is left is small.
+        sums = [cols.sum(term.weight[part] * term.x[0]) for term in terms]
+        pairs = list(zip(sums, terms, strict=True))
+        values.append(total([summed * term.s[0, part, None] for summed, term in pairs]))
+        if single:
+            shares.append(total([summed * term.factor[0, part, None] for summed, term in pairs]))
     done = ColumnUnits(cols.units, cols.place, 1)
-    q = torch.cat(shares) if ends.single else None
+    q = torch.cat(shares) if single else None
     yield from matrix_blocks(ends, torch.cat(values), q, rows, done)
 
 
@@ -192,12 +192,9 @@ def feature_blocks(
     ends: Ends, key: OperandKey, terms: Sequence[SampleTerm], dst: Labels, src: Labels
 ) -> Iterator[Piece]:
     """Blocks of a dense layer between features, summed over tokens."""
-    table: Any = 0
-    for term in terms:
-        s, x = term.s.flatten(0, -2), term.x.flatten(0, -2)
-        table = table + term.weight * (s.T @ x)
+    tables = [(term.s.flatten(0, -2).T @ term.x.flatten(0, -2)) * term.weight for term in terms]
     rows, cols = both_sides(ends.plan, key, dst, src)
-    yield from matrix_blocks(ends, table, None, rows, cols)
+    yield from matrix_blocks(ends, total(tables), None, rows, cols)
 
 
 def triple_blocks(

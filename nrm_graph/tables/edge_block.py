@@ -70,6 +70,8 @@ def merged(blocks: list[Block]) -> Block:
     low = int(src.min(initial=0))  # pseudo-units are negative
     width = int(src.max(initial=0)) - low + 1
     key = dst.astype(np.int64) * width + (src - low)  # of pruned rows, dst may be negative too
+    if bool((key[1:] > key[:-1]).all()):
+        return replace(blocks[0], dst=dst, src=src, relevance=relevance, q=q)
     order = np.argsort(key, kind="stable")
     key = key[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))[: len(key)]

@@ -61,15 +61,33 @@ class Matrix:
         q = None if self.q is None else values(self.q)
         return Block(self.dst_layer, self.src_layer, dst, src, values(self.relevance), q)
 
-    def alike(self, other: Matrix) -> bool:
-        """Whether another table has the same rows and columns."""
-        return np.array_equal(self.rows, other.rows) and np.array_equal(self.columns, other.columns)
+    def holds(self, other: Block | Matrix) -> bool:
+        """Whether all edges of another piece of the pair have a place in the table."""
+        if (self.q is None) != (other.q is None):
+            return False
+        if isinstance(other, Matrix):
+            rows, columns = other.rows, other.columns
+            return np.array_equal(self.rows, rows) and np.array_equal(self.columns, columns)
+        ends = ((self.rows, other.dst), (self.columns, other.src))
+        return all(bool(np.isin(units, known).all()) for known, units in ends)
 
-    def plus(self, others: Sequence[Matrix]) -> Matrix:
-        """Sum tables of the same rows and columns."""
-        relevance = total([self.relevance, *(other.relevance for other in others)])
-        shares = [table.q for table in (self, *others) if table.q is not None]
-        return replace(self, relevance=relevance, q=total(shares) if shares else None)
+    def plus(self, others: Sequence[Block | Matrix]) -> Matrix:
+        """Sum pieces of one pair that the table holds."""
+
+        def summed(name: str) -> Tensor:
+            table: Tensor = getattr(self, name)
+            table = total([table, *(getattr(o, name) for o in others if isinstance(o, Matrix))])
+            for block in others:
+                if isinstance(block, Block):
+                    row = np.searchsorted(self.rows, block.dst)
+                    column = np.searchsorted(self.columns, block.src)
+                    places = (torch.from_numpy(row), torch.from_numpy(column))
+                    values = torch.from_numpy(getattr(block, name)).to(table)
+                    table = table.index_put(places, values, accumulate=True)
+            return table
+
+        q = None if self.q is None else summed("q")
+        return replace(self, relevance=summed("relevance"), q=q)
 
     @staticmethod
     def _flat(table: Tensor) -> Values:

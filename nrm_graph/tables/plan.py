@@ -33,7 +33,8 @@ class ColumnUnits:
     place : Tensor
         For every column, the position of its unit; ``len(units)`` for constants.
     per_unit : int
-        If every unit has this many columns side by side, in order; else 0.
+        If the units take turns, each with this many columns side by side, in order; else 0.  So do
+        those of one axis of an array.
     """
 
     units: Labels
@@ -42,11 +43,13 @@ class ColumnUnits:
 
     def sum(self, table: Tensor) -> Tensor:
         """Sum the last axis by unit."""
-        if self.per_unit == 1:
-            return table
+        before, number = table.shape[:-1], len(self.units)
         if self.per_unit:
-            return table.reshape(*table.shape[:-1], -1, self.per_unit).sum(-1)
-        shape = (*table.shape[:-1], len(self.units) + 1)
+            turns = table.shape[-1] // (number * self.per_unit)
+            if turns == self.per_unit == 1:
+                return table
+            return table.reshape(*before, turns, number, self.per_unit).sum((-3, -1))
+        shape = (*before, number + 1)
         totals: Tensor = table.new_zeros(shape).index_add_(-1, self.place.to(table.device), table)
         return totals[..., :-1]
 
@@ -54,10 +57,9 @@ class ColumnUnits:
 def column_units(labels: Labels) -> ColumnUnits:
     """Group columns by their units."""
     units, place = np.unique(labels, return_inverse=True)
-    run = len(labels) // max(len(units), 1)
-    regular = bool(
-        len(units) and units[0] >= 0 and np.array_equal(place, np.arange(len(labels)) // run)
-    )
+    run = int(np.argmax(place != place[0])) or len(place) if len(place) else 0
+    turns = bool(run and units[0] >= 0 and len(place) % (len(units) * run) == 0)
+    regular = turns and np.array_equal(place, np.arange(len(place)) // run % len(units))
     if len(units) and units[0] < 0:
         units = units[1:]
         place = np.where(place == 0, len(units), place - 1)
