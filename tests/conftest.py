@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import gc
 import os
 import shutil
 import signal
@@ -10,6 +11,14 @@ import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+gc.set_threshold(10_000, 10, 10)  # torch alone keeps half a million objects, looked at each time
+
+
+def pytest_collection_finish():
+    """Leave what lives as long as the process does to itself: the collector need not read it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):
