@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -17,8 +18,36 @@ gc.set_threshold(10_000, 10, 10)  # torch alone keeps half a million objects, lo
 
 def pytest_collection_finish():
     """Leave what lives as long as the process does to itself: the collector need not read it."""
+    if "torch" in sys.modules:
+        _quicken_export()
     gc.collect()
     gc.freeze()
+
+
+def _quicken_export():
+    """Spare torch.export what it repeats to no effect; most tests trace a network or two.
+
+    It evaluates an annotation for each of thousands of kernels (aliases of ``typing`` are
+    remembered), and loads the list of all operations for each of their namespaces in turn.
+    Networks that processes of their own trace are exported as torch has it.
+    """
+    import torch
+    from torch._export import utils
+    from torch.export import decomp_utils, exported_program
+
+    torch._ops.Callable = typing.Callable
+    load, collect = utils._materialize_cpp_cia_ops, utils._collect_all_valid_cia_ops
+
+    def collect_once():
+        load()
+        utils._materialize_cpp_cia_ops = lambda: None
+        try:
+            return collect()
+        finally:
+            utils._materialize_cpp_cia_ops = load
+
+    for module in (utils, decomp_utils, exported_program):
+        module._collect_all_valid_cia_ops = collect_once
 
 
 def pytest_collection_modifyitems(items):
