@@ -82,10 +82,6 @@ OPERATIONS = {
 }
 
 
-def transposed_3d():
-    return nn.ConvTranspose3d(1, 2, 2, stride=(1, 2, 1), padding=(0, 1, 0)), (1, 2, 3, 2)
-
-
 SQUARE = {  # shape-preserving: Pass applies
     "dense": (lambda: nn.Linear(4, 4), (4,)),
     "conv2d": (lambda: nn.Conv2d(2, 2, 3, padding=1), (2, 3, 3)),
@@ -93,11 +89,12 @@ SQUARE = {  # shape-preserving: Pass applies
     "batch_norm1d": (lambda: nn.BatchNorm1d(4), (4,)),
 }
 
-
 TABLES = {
     "operations": OPERATIONS,
     "square": SQUARE,
-    "large": {"transposed3d": (lambda: transposed_3d()[0], transposed_3d()[1])},
+    "large": {
+        "transposed3d": (lambda: nn.ConvTranspose3d(1, 2, 2, (1, 2, 1), (0, 1, 0)), (1, 2, 3, 2))
+    },
 }
 
 
@@ -258,17 +255,17 @@ def test_alpha_beta_with_an_empty_negative_part(make):
     assert (k.stabilizer < -0.99).all()  # the share -beta has no place
 
 
-@pytest.mark.parametrize("rule", ["Gamma", "ZPlus", "Epsilon", "Norm", "WSquare", "AlphaBeta"])
-def test_a_neuron_that_nothing_reaches(rule):
+def test_a_neuron_that_nothing_reaches():
     net, op, head, x = draw(lambda: nn.Linear(4, 3), (4,), seed=8)
     with torch.no_grad():
         op.weight[1] = 0.0
-        op.bias[1] = 0.0
-        op.bias[2] = 0.0
-    compare(net, op, head, x, None, "0", rule, {})
-    k = dense_rules.kernel(dense_rules.linear(op, (4,)), x.numpy(), rule)
-    assert k.stabilizer[1] == pytest.approx(1.0)
-    assert not k.q[1].any()
+        op.bias[1:] = 0.0
+    program = ng.trace(net, x)
+    for rule in ("Gamma", "ZPlus", "Epsilon", "Norm", "WSquare", "AlphaBeta"):
+        compare(net, op, head, x, program, "0", rule, {})
+        k = dense_rules.kernel(dense_rules.linear(op, (4,)), x.numpy(), rule)
+        assert k.stabilizer[1] == pytest.approx(1.0), rule
+        assert not k.q[1].any(), rule
 
 
 def test_flat_counts_connections_with_weight_zero():
@@ -278,11 +275,12 @@ def test_flat_counts_connections_with_weight_zero():
     compare(net, op, head, x, None, "0", "Flat", {"stabilizer": 1e-6})
 
 
-@pytest.mark.parametrize("rule", ["WSquare", "Flat", "ZBox"])
-def test_an_input_of_zeros(rule):
-    params = {"low": -1.0, "high": 2.0} if rule == "ZBox" else {}
+def test_an_input_of_zeros():
     net, op, head, x = draw(lambda: nn.Conv2d(1, 2, 2), (1, 3, 3), seed=10)
-    compare(net, op, head, x * 0, None, "0", rule, params)
+    program = ng.trace(net, x * 0)
+    for rule in ("WSquare", "Flat", "ZBox"):
+        params = {"low": -1.0, "high": 2.0} if rule == "ZBox" else {}
+        compare(net, op, head, x * 0, program, "0", rule, params)
 
 
 # Rules on sums
@@ -298,12 +296,18 @@ class Sum(nn.Module):
         return self.out(self.left(x) + self.right(x))
 
 
-@pytest.mark.parametrize("rule", ["epsilon", "norm", "norm_large", "zplus", "gamma"])
-def test_rule_on_a_sum(rule):
-    name, params = RULES[rule]
+@functools.cache
+def of_a_sum():
     torch.manual_seed(11)
     net = Sum().eval()
     x = torch.randn((1, 4), dtype=torch.float64)
+    return net, x, ng.trace(net, x)
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "norm", "norm_large", "zplus", "gamma"])
+def test_rule_on_a_sum(rule):
+    name, params = RULES[rule]
+    net, x, program = of_a_sum()
     with torch.no_grad():
         left, right = net.left(x)[0].numpy(), net.right(x)[0].numpy()
     eye = np.hstack([np.eye(3), np.eye(3)])
@@ -312,7 +316,7 @@ def test_rule_on_a_sum(rule):
     top = dense_rules.kernel(dense_rules.linear(net.out, (3,)), left + right, "Epsilon")
     relevance = top.q[TARGET]
     m = ng.measure(
-        net,
+        program,
         x,
         target=TARGET,
         composite=composite("add", name, params),
@@ -374,9 +378,10 @@ def test_gamma_without_a_stabilizer_loses_nothing_twice():
         net[0].weight.copy_(torch.tensor([[[4.0, -5.0]]]))
     kinds = {"convolution": ng.rules.Gamma(0.25, 0.0), "dense": ng.rules.Flat()}
     x = torch.tensor([[[1.0, 1.0, 0.8]]], dtype=torch.float64)
+    program = ng.trace(net, x)
     for scale in (0.0, 1.0):
         composite = ng.composites.composite("no stabilizer", kinds)
-        m = ng.measure(net, x * scale, target=0, composite=composite)
+        m = ng.measure(program, x * scale, target=0, composite=composite)
         assert m.cut("input").total == pytest.approx(1.0, abs=1e-14)
         assert all_ends(m) == pytest.approx(1.0, abs=1e-14)
 

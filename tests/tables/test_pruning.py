@@ -1,5 +1,7 @@
 """Pruned tables: the smallest set that covers, and totals that do not change."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,14 @@ class Small(nn.Module):
         return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).flatten(1))
 
 
+@functools.cache
+def small():
+    """An input, and the network traced."""
+    torch.manual_seed(1)
+    x = torch.randn(2, 7, 7, dtype=torch.float64)
+    return x, ng.trace(Small().double(), x)
+
+
 # Channels 0 and 2 of the layer b, and 1 and 3, are one unit.
 PAIRS = np.tile(np.arange(4).reshape(4, 1, 1) % 2, (1, 3, 3))
 
@@ -96,9 +106,8 @@ PAIRS = np.tile(np.arange(4).reshape(4, 1, 1) % 2, (1, 3, 3))
 @pytest.mark.parametrize("limit", [Limit(0.7), Limit(1.0, 7), Limit(0.9, 40)])
 def test_large_operations_in_chunks_give_the_same(limit, resolution, monkeypatch):
     """Neuron resolution in bounded memory: pieces of a convolution, pruned as one."""
-    torch.manual_seed(1)
-    x = torch.randn(2, 7, 7, dtype=torch.float64)
-    m = ng.measure(Small().double(), x, target=1, resolution=resolution)
+    x, program = small()
+    m = ng.measure(program, x, target=1, resolution=resolution)
     groups = limits(m.topology, limit)
 
     def table():
