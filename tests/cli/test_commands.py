@@ -259,7 +259,6 @@ def process(command: str, **env: str) -> subprocess.CompletedProcess[str]:
         ),
         ("nrm info '{store}/é漢'", {"PYTHONIOENCODING": "ascii"}, 6, "", r"/\xe9\u6f22"),
         ("nrm sql '{store}' $'SELECT \\'\\xff\\''", {}, 7, "", "cannot be parsed"),
-        ("nrm extract torchvision:vgg61 x --store y", {}, 3, "", "did you mean"),
     ],
 )
 def test_a_process(
