@@ -345,15 +345,15 @@ def check_single_precision(data, case: None) -> None:
 
 
 CHECKS = {
-    "totals": (check_totals, 15),
-    "algebra": (check_algebra, 15),
-    "chain": (check_chain, 15),
-    "tables": (check_tables, 20),
-    "products": (check_products, 20),
-    "joint": (check_joint, 20),
-    "units": (check_units, 20),
-    "groups": (check_groups, 20),
-    "single_precision": (check_single_precision, 20),
+    "totals": (check_totals, 10),
+    "algebra": (check_algebra, 10),
+    "chain": (check_chain, 10),
+    "tables": (check_tables, 12),
+    "products": (check_products, 12),
+    "joint": (check_joint, 12),
+    "units": (check_units, 12),
+    "groups": (check_groups, 12),
+    "single_precision": (check_single_precision, 12),
 }
 
 
