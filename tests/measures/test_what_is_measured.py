@@ -73,7 +73,7 @@ def test_forms_of_one_input(name, m):
 def test_integer_inputs_are_numbers(dtype):
     x = (image() > 0).to(dtype)
     found = ng.measure(network(), x, target=1, dtype="float64")
-    same = ng.measure(network(), x.float(), target=1, dtype="float64")
+    same = ng.measure(program(), x.float(), target=1, dtype="float64")
     np.testing.assert_array_equal(found.marginal("0"), same.marginal("0"))
 
 
