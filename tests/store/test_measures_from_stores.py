@@ -1,5 +1,7 @@
 """What extraction hands to the store, and exact measures out of it."""
 
+import copy
+import functools
 import warnings
 
 import numpy as np
@@ -10,12 +12,32 @@ import torch
 
 import nrm_graph as ng
 from nrm_graph.extraction import batches
+from nrm_graph.extraction import extract as extraction
 from nrm_graph.store import stored_measure
 
 
+@functools.cache
 def network():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+
+
+@functools.cache
+def program():
+    return ng.trace(network(), torch.ones(4))
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """The network is traced once for all extractions: that would take most of their time."""
+    plain = extraction.traced
+
+    def traced(model, names, xs, output):
+        if model is network():
+            return program(), (xs[0][None],)
+        return plain(model, names, xs, output)
+
+    monkeypatch.setattr(extraction, "traced", traced)
 
 
 def inputs(count=3, **more):
@@ -60,7 +82,7 @@ def test_settings_of_an_extraction(tmp_path):
     assert (db.meta["coverage"], db.meta["top"], db.meta["mantissa_bits"]) == (1.0, None, None)
     with pytest.raises(ng.StoreError, match=r"another preprocessing: it has .*0, 1.*null"):
         ng.extract(network(), inputs(), path, **OPTIONS)
-    other = network()
+    other = copy.deepcopy(network())
     with torch.no_grad():
         other[0].bias += 1
     with pytest.raises(ng.StoreError, match="another program"):
@@ -168,7 +190,7 @@ def test_contrastive_targets_need_not_be_stored(tmp_path):
     db = ng.extract(network(), [row], tmp_path / "s.nrm", target=[0, 2], **OPTIONS)
     weights = {0: 1.0, 1: -1.0}
     found = db.measure("k0", target=weights, dtype="float64")
-    own = ng.measure(network(), row["input"], target=weights, composite="epsilon", dtype="float64")
+    own = ng.measure(program(), row["input"], target=weights, composite="epsilon", dtype="float64")
     assert found.target is None
     assert found.logit == pytest.approx(own.logit, abs=1e-6)  # weights of float32, cast
     A = ng.Layer("0")[:3]
