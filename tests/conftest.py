@@ -13,7 +13,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-gc.set_threshold(10_000, 10, 10)  # torch alone keeps half a million objects, looked at each time
+gc.set_threshold(10_000, 10, 5)  # torch alone keeps half a million objects, looked at each time
 
 
 def pytest_collection_finish():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -153,14 +155,20 @@ def topology(model, x):
     return layout(trace(model, x)).topology
 
 
+@functools.cache
+def exact(name):
+    """A network, inputs, and its program, which several tests look at."""
+    model, x = build(name), image()
+    return model, x, trace(model, x[:1])
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_relevance_is_input_times_gradient(name):
     """Epsilon with eps to 0 equals input times gradient over output; cuts sum to 1."""
-    model, x = build(name), image()
+    model, x, program = exact(name)
     rules = dict.fromkeys(
         ("convolution", "dense", "batch_norm", "sum", "average"), ng.rules.Epsilon(TINY)
     )
-    program = trace(model, x[:1])
     torch.testing.assert_close(run(program, x), model(x))
     again = from_json(program.to_json(), program.weights)
     assert again.hash() == program.hash()
@@ -179,26 +187,26 @@ def test_relevance_is_input_times_gradient(name):
 
 @pytest.mark.smoke
 def test_aliases_of_a_shared_activation():
-    found = topology(build("shared_activation"), image()[:1])
+    found = layout(exact("shared_activation")[2]).topology
     assert found.layer("act").name == "a"
     assert found.layer("act@1").name == "add"
 
 
 @pytest.mark.smoke
 def test_a_reused_module_is_a_layer_per_call():
-    found = topology(build("reused"), image()[:1])
+    found = layout(exact("reused")[2]).topology
     assert [layer.name for layer in found.layers] == ["x", "a", "a@1", "average", "fc"]
 
 
 def test_a_functional_call_is_named_by_its_parameter():
-    found = topology(build("functional"), image()[:1])
+    found = layout(exact("functional")[2]).topology
     assert [layer.name for layer in found.layers] == ["x", "a", "average", "fc"]
 
 
 @pytest.mark.smoke
 def test_batch_norm_folds_only_where_exact():
     kinds = {
-        name: [(layer.name, layer.kind) for layer in topology(build(name), image()[:1]).layers]
+        name: [(layer.name, layer.kind) for layer in layout(exact(name)[2]).topology.layers]
         for name in ("batch_norm_first", "two_readers", "normed_twice")
     }
     assert ("bn", "batch_norm") in kinds["batch_norm_first"]
