@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import contextlib
 import gc
 import os
 import shutil
@@ -19,7 +20,8 @@ gc.set_threshold(10_000, 10, 5)  # torch alone keeps half a million objects, loo
 def pytest_collection_finish():
     """Leave what lives as long as the process does to itself: the collector need not read it."""
     if "torch" in sys.modules:
-        _quicken_export()
+        with contextlib.suppress(ImportError, AttributeError):  # where torch has it otherwise
+            _quicken_export()
     gc.collect()
     gc.freeze()
 
