@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import nrm_graph as ng
-from nrm_graph.circuits import circuit as circuits
+from nrm_graph.circuits import edge_statistics
+from nrm_graph.circuits.circuit import circuit
 from nrm_graph.circuits.engines import EDGE, local
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.sums import SUMS, partials_query
@@ -191,13 +192,13 @@ def compare(path: Path, spark: Any, where: str | None, top: int) -> list[str]:
             if worst > 2:
                 found.append(f"sums with weight {weight} differ by {worst:.2g} roundings")
         options = {"top": top, "mixed_targets": True}
-        ours = circuits.circuit(db, where, **options)
-    product, circuits._LIMITS = circuits._LIMITS, LIMITS
+        ours = circuit(db, where, **options)
+    product, edge_statistics.LIMITS = edge_statistics.LIMITS, LIMITS
     try:
         with ng.open(path) as db:  # anew: a database remembers the limits of its inputs
-            theirs = circuits.circuit(db, where, engine=spark, **options)
+            theirs = circuit(db, where, engine=spark, **options)
     finally:
-        circuits._LIMITS = product
+        edge_statistics.LIMITS = product
     print(f"circuit: {theirs.number_of_nodes()} nodes, {theirs.number_of_edges()} edges")
     return found + differences(ours, theirs)
 

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.circuits.checks import checked_layers
-from nrm_graph.circuits.engines import EDGE, local
+from nrm_graph.circuits.edge_statistics import MOST_EDGES, strongest_edges
+from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.nodes import ends_of
 from nrm_graph.circuits.source import source
-from nrm_graph.circuits.sums import NODE, edge_filter, edge_sums
+from nrm_graph.circuits.sums import NODE
 from nrm_graph.errors import InputError
 from nrm_graph.graphs import subgraph as graphs
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
     from nrm_graph.events.sets import Event
     from nrm_graph.network.targets import Sought
     from nrm_graph.store.view import View
-
-
-MOST_EDGES = 999_999
-"""Edges of a circuit: DuckDB's max(x, n) takes no larger n."""
-
-VALUES_AT_ONCE = 1 << 26
-"""Values that the strongest edges of inputs are kept in at once: max(x, n) takes room for n of
-every input, however few edges it has."""
 
 
 def circuit(
@@ -129,8 +122,8 @@ def circuit(
     chosen = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
     pairs = _layers(db, layers)
     rows = source(db, chosen, weight, given, per_input)
-    totals, size = _strongest_edges(db, rows, top, pairs, query_engine)
-    edges = _edge_statistics(db, rows, totals, top, pairs, query_engine)
+    sums, size = strongest_edges(db, rows, top, pairs, query_engine)
+    edges = _scattered(rows, sums)
     nodes, absorbed = _node_statistics(db, rows, edges, query_engine)
     graph = graphs.subgraph(
         db.topology,
@@ -140,7 +133,7 @@ def circuit(
         resolutions=db.resolutions,
     )
     _annotate(graph, db, rows, nodes, edges)
-    chosen_size = float(np.abs(totals["total"].to_numpy()).sum())
+    chosen_size = float(np.abs(sums["total"].to_numpy()).sum())
     graph.graph |= {
         "share": chosen_size / size if size else 1.0,
         **absorbed,
@@ -206,40 +199,8 @@ def _layers(db: View, names: Sequence[str] | None) -> list[int] | None:
     return ids
 
 
-def _strongest_edges(
-    db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine
-) -> tuple[pa.Table, float]:
-    """Edges of the largest |sum of v|, the strongest first, and the sum of |sum of v| over all."""
-    sums = edge_sums(db, rows, engine, ("total",), pairs)
-    size = np.abs(sums["total"].to_numpy())
-    # Ties by the edge's name: the same circuit whatever the order of threads.
-    places = graphs.largest(size, top, [sums[name].to_numpy() for name in EDGE])
-    return sums.take(places[size[places] > 0]), float(size.sum())
-
-
-# The k-th largest value without a sort of all; where windows are all there is, as in Spark:
-# row_number() OVER (PARTITION BY input_id ORDER BY abs(relevance) DESC) = k.
-_LIMITS = """
-SELECT input_id, list_min(max(abs(relevance), {top})) AS least
-FROM {edges}{filter} GROUP BY input_id
-"""
-
-# Around the mean, which is known: a sum of squares less its square would lose half the digits.
 _SUMS = """sum((v - mean * base) * (v - mean * base)) AS scatter, sum(base * base) AS present,
   count(*) FILTER (WHERE v > 0) AS positive, count(*) FILTER (WHERE v < 0) AS negative"""
-
-# Every row's input is in weights and limits.  With inner joins there DuckDB 2.0 joins them first,
-# with all edges: five times slower.
-_EDGES = """
-SELECT place, count(*) AS n, {sums},
-  count(*) FILTER (WHERE size >= least AND size > 0) AS strong
-FROM (
-  SELECT place, mean, CAST(relevance AS DOUBLE) * weight AS v, base, abs(relevance) AS size, least
-  FROM {edges} JOIN chosen USING ({keys})
-    LEFT JOIN weights USING (input_id) LEFT JOIN limits USING (input_id)
-  WHERE dst_layer IN ({layers})
-) AS valued GROUP BY place
-"""
 
 # Of the chosen nodes, and of all that absorb.
 _TOTALS = """
@@ -256,43 +217,6 @@ FROM (
   FROM {nodes} JOIN chosen USING ({keys}) LEFT JOIN weights USING (input_id)
 ) AS valued GROUP BY place
 """
-
-
-def _edge_statistics(
-    db: View,
-    rows: Source,
-    totals: pa.Table,
-    top: int,
-    pairs: list[int] | None,
-    engine: Engine,
-) -> pa.Table:
-    """Aggregate the chosen edges, in their order; ``relevance`` is the mean."""
-    limits = _limits(db, rows, top, pairs, engine)
-    mean = totals["total"].to_numpy() / rows.base.sum()
-    chosen = totals.select(EDGE).append_column("mean", [mean])
-    among = ", ".join(map(str, np.unique(totals["dst_layer"].to_numpy()))) or "NULL"
-    query = _EDGES.format(sums=_SUMS, edges=rows.edges, keys=", ".join(EDGE), layers=among)
-    return _scattered(rows, _sums(db, rows, query, chosen, engine, limits=limits))
-
-
-def _limits(db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine) -> pa.Table:
-    """Size of the k-th strongest edge of every input; what was asked before is remembered."""
-    limits: dict[int, float] = {}
-    if not rows.tables:
-        name = rows.edges, int(top), None if pairs is None else tuple(pairs)
-        limits = db._limits.setdefault(name, limits)
-    ids = rows.group.ids.tolist()
-    missing = [identity for identity in ids if identity not in limits]
-    query = _LIMITS.format(top=int(top), edges=rows.edges, filter=edge_filter(pairs, rows.pruned))
-    size = max(1, VALUES_AT_ONCE // int(top))
-    for start in range(0, len(missing), size):
-        part = missing[start : start + size]
-        new_limits = engine(db, query, part, rows.tables, ("input_id",))
-        limits |= dict.fromkeys(part, 0.0)  # one may have no edges
-        limits |= zip(
-            new_limits["input_id"].to_pylist(), new_limits["least"].to_pylist(), strict=True
-        )
-    return pa.table({"input_id": ids, "least": pa.array([limits[i] for i in ids], pa.float32())})
 
 
 def _node_statistics(

@@ -10,6 +10,7 @@ from reference import dense_stores
 
 import nrm_graph as ng
 from nrm_graph.circuits import circuit as module
+from nrm_graph.circuits import edge_statistics
 from nrm_graph.circuits.edges import edge_values
 from nrm_graph.circuits.engines import EDGE, local, merged
 from nrm_graph.circuits.prototypes import prototypes
@@ -157,7 +158,8 @@ def test_strongest_edges_of_a_few_inputs_at_a_time_are_the_same(held, monkeypatc
         asked.append((keys, len(ids)))
         return local(db, query, ids, tables, keys)
 
-    monkeypatch.setattr(module, "VALUES_AT_ONCE", 15)  # two inputs with 7 edges each
+    monkeypatch.setattr(edge_statistics, "ABOVE_AT_ONCE", 0)
+    monkeypatch.setattr(edge_statistics, "VALUES_AT_ONCE", 15)  # two inputs with 7 edges each
     db._limits.clear()
     found = module.circuit(db, "label = 'cat'", target=0, top=7, engine=engine)
     assert [n for keys, n in asked if keys == ("input_id",)] == [2, 2, 2, 1]

@@ -12,7 +12,7 @@ import pytest
 from helpers.processes import ROOT, environment
 
 import nrm_graph as ng
-from nrm_graph.circuits import circuit as circuits
+from nrm_graph.circuits import edge_statistics
 from nrm_graph.circuits.sums import edge_partials
 from nrm_graph.store.input_group import group
 
@@ -83,7 +83,7 @@ def test_the_portable_query_of_limits_is_that_of_duckdb(path, top):
     with ng.open(path) as db:
         ours, theirs = (
             dict(db.sql(query.format(**names)).fetchall())
-            for query in (circuits._LIMITS, spark_circuit.LIMITS)
+            for query in (edge_statistics.LIMITS, spark_circuit.LIMITS)
         )
     assert len(ours) > 1
     assert ours == theirs
