@@ -60,6 +60,11 @@ class Group(NamedTuple):
     ``where`` restricts the group to outputs of one sign of z (1 or -1; 0 for all).  ``plain``
     says that the denominator is z itself, so that it need not be computed again; ``unit``, that it
     is 1.  ``sign`` is that of the denominator wherever relevance may be; 0 if it is not known.
+
+    ``following`` are parts that count with the sign of z (and nothing where z = 0, where the group
+    serves nobody), as does ``following_bias``: the denominator is
+    ``sum x' w' + b + sign(z) (sum over following + following_bias)``.  ``plain`` and ``sign`` then
+    speak of the first half, and of the denominator times the sign of z.
     """
 
     parts: tuple[Part, ...]
@@ -70,6 +75,8 @@ class Group(NamedTuple):
     plain: bool = False
     sign: int = 0
     unit: bool = False
+    following: tuple[Part, ...] = ()
+    following_bias: Tensor | None = None
 
 
 class Term(NamedTuple):
@@ -96,6 +103,9 @@ class Share:
         ``factor = scale / d`` and ``q(stabilizer|j) = eps * scale / |d|``.
     sign : int
         Sign of d wherever relevance may be; 0 if it is not known.
+    follows : bool
+        Whether these are the parts that count with the sign of z, term for term beside those of
+        the share before: d is that of the share before, times the sign of z.
     """
 
     terms: tuple[Term, ...]
@@ -104,6 +114,7 @@ class Share:
     eps: float
     scale: float
     sign: int
+    follows: bool = False
 
     def weigh(self, relevance: Tensor) -> Tensor:
         """Return ``s = R * factor``."""
@@ -150,10 +161,40 @@ class Kernel(NamedTuple):
         parts = [share.stabilizer() for share in self.shares if share.eps]
         return _total([*parts, self.unplaced])
 
+    def apart(self) -> list[Share]:
+        """Shares of which no two give to the same edge, where the rule's parts allow it."""
+        apart: list[Share] = []
+        for share in self.shares:
+            if share.follows:
+                before = apart.pop()
+                apart += [_of_sign(before, share, sign) for sign in (1, -1)]
+            else:
+                apart.append(share)
+        return apart
+
     def absorbed(self) -> list[tuple[int, Tensor]]:
         """Pseudo-units and their q, broadcastable to the output's shape."""
         found = ((BIAS, self.bias()), (STABILIZER, self.stabilizer()), (REMAINDER, self.remainder))
         return [(unit, share) for unit, share in found if share is not None]
+
+
+def _of_sign(share: Share, following: Share, sign: int) -> Share:
+    """Both of two shares, where z has one sign."""
+    terms = []
+    for first, second in zip(share.terms, following.terms, strict=True):
+        alike = first.weight + sign * second.weight
+        if first.x.data_ptr() == second.x.data_ptr():  # x is nowhere negative, and is |x|
+            terms.append(first._replace(weight=alike))
+        else:
+            unlike = first.weight - sign * second.weight
+            terms.append(Term(first.operand, first.x.clamp(min=0), alike))
+            terms.append(Term(first.operand, first.x.clamp(max=0), unlike))
+    bias = share.bias
+    if bias is not None and following.bias is not None:
+        bias = bias + sign * following.bias
+    d = share.d.masked_fill(share.d.sign() * following.d.sign() * sign < 0, torch.inf)
+    known = sign * following.sign
+    return Share(tuple(terms), d, bias, following.eps, following.scale, known)
 
 
 def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -230,29 +271,31 @@ def evaluated(
     shares: list[Share] = []
     decisive = z if decisions is None else decisions.z
     for group in groups:
-        terms = tuple(Term(p.operand, p.transform(xs[p.operand]), p.weight) for p in group.parts)
+        terms = _terms(group.parts, xs)
         if not terms:
             continue
         if group.unit:
             one = torch.ones((), dtype=z.dtype, device=z.device).expand(z.shape)
             shares.append(Share(terms, one, group.bias, 0.0, group.scale, 1))
             continue
+        other = None if decisions is None else decisions.denominators[len(shares)].to(z.dtype)
+        if group.following:
+            pair, lost = _of_both_signs(group, op, xs, z, decisive, other)
+            shares += pair
+            unplaced = _total([unplaced, lost])
+            continue
         d = z if group.plain else _denominator(op, terms, group.bias)
         if group.sign > 0 and not group.plain:
-            d.abs_()  # -0.0, or what rounding makes of a sum of non-negative numbers
-        eps = torch.full((), group.eps, dtype=d.dtype, device=d.device)
-        signed = d
-        if decisions is not None:
-            other = decisions.denominators[len(shares)].to(d.dtype)
-            signed = torch.where(d.abs() <= group.eps / 2, other, d)
-        stabilised = torch.copysign(eps, signed).add_(d)
+            # -0.0, or what rounding makes of a sum of non-negative numbers
+            stabilised = d.abs_().add_(group.eps)
+        else:
+            stabilised = _stabilised(d, group.eps, other)
         if not group.eps:  # nothing stabilises d = 0: what is there cannot be placed
-            empty = d == 0
+            empty = stabilised == 0
             if group.where:
                 empty = empty & ((decisive > 0) if group.where > 0 else (decisive < 0))
             stabilised.masked_fill_(empty, torch.inf)
-            lost = group.scale * empty.to(d.dtype)
-            unplaced = lost if unplaced is None else unplaced + lost
+            unplaced = _total([unplaced, group.scale * empty.to(d.dtype)])
         if group.where:
             if stabilised.shape != z.shape:  # without its bias, d may be smaller
                 stabilised = stabilised.expand_as(z).clone()
@@ -260,6 +303,60 @@ def evaluated(
             stabilised.masked_fill_(unserved, torch.inf)
         shares.append(Share(terms, stabilised, group.bias, group.eps, group.scale, group.sign))
     return Kernel(tuple(shares), unplaced)
+
+
+def _terms(parts: Sequence[Part], xs: Sequence[Tensor]) -> tuple[Term, ...]:
+    return tuple(Term(p.operand, p.transform(xs[p.operand]), p.weight) for p in parts)
+
+
+def _stabilised(d: Tensor, eps: float, other: Tensor | None) -> Tensor:
+    """stab(d); within half a stabilizer the sign is that of ``other``."""
+    signed = d if other is None else torch.where(d.abs() <= eps / 2, other, d)
+    size = torch.full((), eps, dtype=d.dtype, device=d.device)
+    return torch.copysign(size, signed).add_(d)
+
+
+def may_vanish(z: Tensor) -> bool:
+    """Whether a value may be 0 somewhere; where asking would wait for the device, it may."""
+    return z.device.type != "cpu" or not z.numel() or bool(z.abs().amin() == 0)
+
+
+def _of_both_signs(
+    group: Group,
+    op: Weighing,
+    xs: Sequence[Tensor],
+    z: Tensor,
+    decisive: Tensor,
+    other: Tensor | None,
+) -> tuple[tuple[Share, Share], Tensor | None]:
+    """Evaluate a group some parts of which take the sign of z, and what it cannot place."""
+    terms, following = _terms(group.parts, xs), _terms(group.following, xs)
+    side = z if decisive is z else decisive.sign().to(z.dtype)
+    added = _denominator(op, following, group.following_bias)
+    if group.plain and side is z:
+        towards = z.abs().add_(added)
+    else:
+        d = z if group.plain else _denominator(op, terms, group.bias)
+        towards = (d * side.sign()).add_(added)
+    if group.sign > 0:
+        towards.abs_().add_(group.eps)  # rounding alone makes it negative
+    else:
+        signed = None if other is None else other * side.sign()
+        towards = _stabilised(towards, group.eps, signed)
+    lost = None
+    if not group.eps:
+        empty = towards == 0
+        lost = group.scale * (empty & (side != 0)).to(z.dtype)
+        towards.masked_fill_(empty, torch.inf)
+    if may_vanish(side):
+        towards.masked_fill_(side == 0, torch.inf)
+    if group.sign > 0:
+        d = torch.copysign(towards, side)
+    else:
+        d = torch.where(side < 0, -towards, towards)
+    rest = (group.eps, group.scale, group.sign)
+    first = Share(terms, d, group.bias, 0.0, group.scale, 0)
+    return (first, Share(following, towards, group.following_bias, *rest, follows=True)), lost
 
 
 def _denominator(op: Weighing, terms: Sequence[Term], bias: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from nrm_graph.errors import CompositeError
 from nrm_graph.network.maps.linear import same
-from nrm_graph.rules.base import Group, Part, Rule, Signs
+from nrm_graph.rules.base import Group, Part, Rule, Signs, may_vanish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,31 +113,36 @@ class Gamma(Checked):
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
         bias = _bias(op, self.zero_params)
-        up = [w + self.gamma * _plus(w) for w in op.tensors]
-        signed = not all(signs.non_negative)
-        down = (
-            [w + self.gamma * _minus(w) for w in op.tensors] if signed or not signs.silent else up
+        # d is z and more of the same sign, unless the bias is left out of d.
+        sign = 1 if bias is op.bias else 0
+        operands = list(enumerate(op.tensors))
+        if signs.silent and all(signs.non_negative):  # where z is not positive, nothing arrives
+            parts = tuple(Part(k, same, w + self.gamma * _plus(w)) for k, w in operands)
+            b = None if bias is None else bias + self.gamma * _plus(bias)
+            return (Group(parts, b, self.stabilizer, sign=sign),)
+        # x+ w+ and x- w- are the positive part of x w, which is half of x w + |x w|: all over
+        # 1 + g / 2, it is x w and, with the sign of z, a share of |x| |w|.
+        share = self.gamma / (2 + self.gamma)
+        following = tuple(
+            Part(k, same if signs.non_negative[k] else torch.abs, share * w.abs())
+            for k, w in operands
         )
-        groups = []
-        for where, favoured, other, half in ((1, up, down, _plus), (-1, down, up, _minus)):
-            if where < 0 and signs.silent:
-                continue
-            parts = []
-            for k in range(len(op.tensors)):
-                parts.append(Part(k, _positive(signs, k), favoured[k]))
-                if not signs.non_negative[k]:
-                    parts.append(Part(k, _minus, other[k]))
-            b = None if bias is None else bias + self.gamma * half(bias)
-            # No relevance arrives where z is not positive if the operation is silent there.  Where
-            # it does, d is z and more of the same sign, unless the bias is left out of d.
-            chosen = 0 if signs.silent else where
-            sign = where if bias is op.bias else 0
-            groups.append(Group(tuple(parts), b, self.stabilizer, where=chosen, sign=sign))
-        return tuple(groups)
+        group = Group(
+            tuple(Part(k, same, w) for k, w in operands),
+            bias,
+            self.stabilizer / (1 + self.gamma / 2),
+            plain=bias is op.bias and op.kind != "softmax",
+            sign=sign,
+            following=following,
+            following_bias=None if bias is None else share * bias.abs(),
+        )
+        return (group,)
 
     def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
         """See :meth:`Rule.unplaced`."""
-        return None if signs.silent else (z == 0).to(z.dtype)
+        if signs.silent or (self.stabilizer and not may_vanish(z)):
+            return None
+        return (z == 0).to(z.dtype)
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def _weighed(state: State, name: str, reads: Mapping[str, Tensor | None]) -> Ten
     """Sum |q| times worth over what a neuron reads."""
     op = state.network.layout.weighings[name]
     total = torch.zeros_like(state.values[name])
-    for share in kernel_of(state, name).shares:
+    for share in kernel_of(state, name).apart():
         factor = share.factor.abs()
         for term in share.terms:
             worth = reads[op.operands[term.operand]]
@@ -143,7 +143,7 @@ def mass_of_channels(
             carried = carried.reshape(n, 1, *state.values[name].shape[2:])
     name = way[-1]
     kind, total = net.layout.weighings[name].maps[0], None
-    for share in kernel_of(state, name).shares:
+    for share in kernel_of(state, name).apart():
         factor = share.factor.abs()
         for term in share.terms:
             x = term.x[0, number][:, None].abs() * carried

@@ -42,7 +42,7 @@ def applies(state: State, layer_id: int) -> bool:
         return False
     if not (sliceable(kind) or (isinstance(kind, Dense) and state.values[name].ndim == 2)):
         return False
-    shares = kernel_of(state, name).shares
+    shares = kernel_of(state, name).apart()
     if any(len(share.terms) > 1 for share in shares):
         return False
     serving: Any = sum((share.factor != 0).to(torch.int8) for share in shares)
@@ -79,7 +79,7 @@ def best(
     ahead = np.where(places >= first, below[:, np.maximum(places, 0)], -np.inf)
     onward = torch.from_numpy(ahead).to(z.device, z.dtype)
     total = z.new_full((2, z.numel()), -torch.inf)
-    for share in kernel_of(state, name).shares:
+    for share in kernel_of(state, name).apart():
         ((_, x, weight),) = share.terms
         turned = _turned(onward.reshape(2, *x.shape[1:]), x[0])
         if isinstance(op.maps[0], Dense):
