@@ -94,27 +94,62 @@ class Convolution:
 
     def weight_gradient(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient in w, summed over the batch."""
+        if self._depthwise(w, x):
+            return self._correlated(s, w, x)
         return self._backward(s, w, x, [False, True, False])[1]
 
     def both(self, s: Tensor, w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return transpose and weight gradient from one call, which shares its preparations."""
-        gradients = self._backward(s, w, x, [True, True, False])
+        """Return transpose and weight gradient."""
+        if self._depthwise(w, x):
+            return self.transpose(s, w, x), self._correlated(s, w, x)
+        gradients = self._backward(s, w, x, [True, True, False])  # which share preparations
         return gradients[0], gradients[1]
 
+    def _depthwise(self, w: Tensor, x: Tensor) -> bool:
+        """Whether every output reads one channel, through a window that torch is slow at."""
+        alone = self.groups > 1 and w.shape[1] == 1 and not self.transposed
+        slow = x.device.type == "cpu" and x.dtype == torch.float32
+        return alone and slow and math.prod(w.shape[2:]) > 9
+
+    def _correlated(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Weight gradient of a depthwise convolution: each channel meets its s as a kernel."""
+        s = self._whole(s)
+        n, channels, *size = s.shape
+        gradient = torch.ops.aten.convolution(
+            x.reshape(1, -1, *x.shape[2:]),
+            s.reshape(n * channels, 1, *size),
+            None,
+            self.dilation,
+            self.padding,
+            self.stride,
+            False,
+            (0,) * len(size),
+            n * self.groups,
+        )
+        for d, k in enumerate(w.shape[2:]):  # further on, the kernel would read past all outputs
+            gradient = gradient.narrow(d + 2, 0, k)
+        return gradient.reshape(n, *w.shape).sum(0)  # type: ignore[no-any-return]
+
+    def _whole(self, s: Tensor) -> Tensor:
+        """``s`` with zeros for the outputs that are left out."""
+        if not any(self.skip):
+            return s
+        return torch.nn.functional.pad(s, [p for first in self.skip[::-1] for p in (first, 0)])
+
     def _backward(self, s: Tensor, w: Tensor, x: Tensor, want: list[bool]) -> Gradients:
-        if any(self.skip):
-            s = torch.nn.functional.pad(s, [p for first in self.skip[::-1] for p in (first, 0)])
         options = self._options
-        return torch.ops.aten.convolution_backward(s, x, w, None, *options, want)  # type: ignore[no-any-return]
+        return torch.ops.aten.convolution_backward(self._whole(s), x, w, None, *options, want)  # type: ignore[no-any-return]
 
     def channel_table(self, w: Tensor) -> Tensor:
         """Sum w over the window: (output channels, operand channels)."""
         table = w.flatten(2).sum(2)
+        blocks = table.reshape(self.groups, -1, table.shape[1])
         if self.transposed:  # (C_in, C_out / g)
-            blocks = table.reshape(self.groups, -1, table.shape[1]).transpose(1, 2)
-        else:  # (C_out, C_in / g)
-            blocks = table.reshape(self.groups, -1, table.shape[1])
-        return torch.block_diag(*blocks) if self.groups > 1 else blocks[0]  # type: ignore[no-untyped-call]
+            blocks = blocks.transpose(1, 2)
+        groups, outputs, operands = blocks.shape
+        whole = table.new_zeros(groups, outputs, groups, operands)
+        whole.diagonal(dim1=0, dim2=2).copy_(blocks.permute(1, 2, 0))
+        return whole.reshape(groups * outputs, groups * operands)
 
     def triples(
         self,
