@@ -153,16 +153,23 @@ def channel_blocks(
     src: Labels,
 ) -> Iterator[Piece]:
     """Blocks of a convolution between whole channels; ``tables`` are its weight gradients."""
-    weighed = [kind.channel_table(term.weight * g) for term, g in zip(terms, tables, strict=True)]
-    q = None
+    weighed = [kind.channel_blocks(term.weight * g) for term, g in zip(terms, tables, strict=True)]
+    relevance, q = total(weighed), None
     if ends.single and dst.size == math.prod(ends.plan.partitions[ends.dst_layer].labels.shape):
-        shares = [
-            kind.channel_table(term.weight * kind.weight_gradient(term.factor, term.weight, term.x))
-            for term in terms
-        ]
-        q = total(shares)
+        gradients = (kind.weight_gradient(term.factor, term.weight, term.x) for term in terms)
+        shares = zip(terms, gradients, strict=True)
+        q = total([kind.channel_blocks(term.weight * share) for term, share in shares])
+    groups, outputs, operands = relevance.shape
+    if relevance.numel() <= 2 * (len(dst) + len(src)) < len(dst) * len(src):  # by depth, mostly
+        group, output, operand = np.indices((groups, outputs, operands)).reshape(3, -1)
+        upper, lower = dst[group * outputs + output], src[group * operands + operand]
+        there = (upper >= 0) & (lower >= 0)
+        share = None if q is None else _flat(q)[there]
+        yield from loose_rows(ends, upper[there], lower[there], _flat(relevance)[there], share)
+        return
     rows, cols = both_sides(ends.plan, key, dst, src)
-    yield from matrix_blocks(ends, total(weighed), q, rows, cols)
+    q = None if q is None else kind.channel_table(q)
+    yield from matrix_blocks(ends, kind.channel_table(relevance), q, rows, cols)
 
 
 def vector_blocks(

@@ -140,14 +140,18 @@ class Convolution:
         options = self._options
         return torch.ops.aten.convolution_backward(self._whole(s), x, w, None, *options, want)  # type: ignore[no-any-return]
 
-    def channel_table(self, w: Tensor) -> Tensor:
-        """Sum w over the window: (output channels, operand channels)."""
+    def channel_blocks(self, w: Tensor) -> Tensor:
+        """Sum w over the window: (groups, output channels of a group, its operand channels)."""
         table = w.flatten(2).sum(2)
         blocks = table.reshape(self.groups, -1, table.shape[1])
-        if self.transposed:  # (C_in, C_out / g)
-            blocks = blocks.transpose(1, 2)
+        return blocks.transpose(1, 2) if self.transposed else blocks  # (C_in, C_out / g)
+
+    def channel_table(self, blocks: Tensor) -> Tensor:
+        """Blocks of channels on a diagonal: (output channels, operand channels)."""
         groups, outputs, operands = blocks.shape
-        whole = table.new_zeros(groups, outputs, groups, operands)
+        if groups == 1:
+            return blocks[0]
+        whole = blocks.new_zeros(groups, outputs, groups, operands)
         whole.diagonal(dim1=0, dim2=2).copy_(blocks.permute(1, 2, 0))
         return whole.reshape(groups * outputs, groups * operands)
 
