@@ -157,11 +157,17 @@ class Budget:
         values, size, total = _magnitudes(piece)
         if not size:
             return
-        count = piece.count if isinstance(piece, Strongest) else int(torch.count_nonzero(values))
+        # Zeros are counted where that decides whether the pair is small; else they count as edges,
+        # unless all others are set aside.
+        count = piece.count if isinstance(piece, Strongest) else values.numel()
+        if count <= 64 * units:
+            count = min(count, int(torch.count_nonzero(values)))
         # What is small is kept whole: it says nothing of the share of the others.
         share = 1.0 if count <= 2 * units else self._share(values)
         index = _strongest(values, share, size, self.rows)
-        block = piece.at(index.cpu().numpy())
+        if share == 1.0 and not isinstance(piece, Strongest):
+            count = len(index)
+        block = piece.at(index)
         strengths = np.sort(np.abs(block.relevance))[::-1]
         sums = np.cumsum(strengths, dtype=np.float64)
         before = (sums - strengths) / size
@@ -289,14 +295,16 @@ def _joined(pieces: Sequence[Piece]) -> Piece:
 
 def _magnitudes(piece: Piece) -> tuple[Tensor, float, float]:
     """Return |R| of every edge, flat, and the sums of |R| and of R over all of them."""
-    if isinstance(piece, Matrix):
-        values = piece.relevance.flatten()
-    else:
-        values = torch.from_numpy(piece.relevance)
+    values = piece.flat if isinstance(piece, Matrix) else torch.from_numpy(piece.relevance)
     magnitudes = values.abs()
     if isinstance(piece, Strongest):
         return magnitudes, piece.size, piece.total
-    size, total = (float(tensor.sum(dtype=torch.float64)) for tensor in (magnitudes, values))
+    # Rows of a table in its own precision, which are many times faster; their sums in float64.
+    width = piece.relevance.shape[0 if piece.turned else 1] if isinstance(piece, Matrix) else 1
+    size, total = (
+        float(tensor.reshape(-1, width).sum(1).sum(dtype=torch.float64))
+        for tensor in (magnitudes, values)
+    )
     return magnitudes, size, total
 
 
@@ -307,7 +315,7 @@ def _sampled(sample: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDA
     return (sums - ordered) / (sums[-1] or 1.0), ordered
 
 
-def _strongest(magnitudes: Tensor, share: float, size: float, rows: int) -> Tensor:
+def _strongest(magnitudes: Tensor, share: float, size: float, rows: int) -> npt.NDArray[np.int64]:
     """Places of edges that hold a share of their sum at least, the strongest of all; ascending."""
     threshold = 0.0
     if share < 1.0:
@@ -316,13 +324,24 @@ def _strongest(magnitudes: Tensor, share: float, size: float, rows: int) -> Tens
         place = int(np.searchsorted(before, share))
         threshold = float(ordered[min(place, len(ordered) - 1)])
     while True:
-        index = (magnitudes >= threshold if threshold else magnitudes > 0).nonzero()[:, 0]
+        index = _places(magnitudes, threshold)
         # No budget keeps more of one pair than all of its rows.
         enough = not threshold or len(index) > rows
         goal = share * size * (1 + 1e-9)  # whatever the order of the sums
-        if enough or float(magnitudes[index].sum(dtype=torch.float64)) >= goal:
+        chosen = magnitudes[torch.from_numpy(index).to(magnitudes.device)]
+        if enough or float(chosen.sum(dtype=torch.float64)) >= goal:
             return index
         threshold = threshold / 2 if threshold > 1e-30 else 0.0
+
+
+def _places(magnitudes: Tensor, threshold: float) -> npt.NDArray[np.int64]:
+    """Places of what reaches a threshold, and is not zero, ascending."""
+    if magnitudes.device.type == "cpu":  # where NumPy is five times faster
+        values = magnitudes.numpy()
+        return np.flatnonzero(values >= threshold if threshold else values)
+    reached = magnitudes >= threshold if threshold else magnitudes
+    places: npt.NDArray[np.int64] = reached.nonzero()[:, 0].cpu().numpy()
+    return places
 
 
 def _small_first(

@@ -199,7 +199,14 @@ def feature_blocks(
     ends: Ends, key: OperandKey, terms: Sequence[SampleTerm], dst: Labels, src: Labels
 ) -> Iterator[Piece]:
     """Blocks of a dense layer between features, summed over tokens."""
-    tables = [(term.s.flatten(0, -2).T @ term.x.flatten(0, -2)) * term.weight for term in terms]
+
+    def table(term: SampleTerm) -> Tensor:
+        s, x, weight = term.s.flatten(0, -2), term.x.flatten(0, -2), term.weight
+        if weight.is_contiguous():
+            return (s.T @ x).mul_(weight)
+        return (x.T @ s).mul_(weight.T).T  # in the order of the weight's memory
+
+    tables = [table(term) for term in terms]
     rows, cols = both_sides(ends.plan, key, dst, src)
     yield from matrix_blocks(ends, total(tables), None, rows, cols)
 

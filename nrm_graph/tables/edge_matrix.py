@@ -48,13 +48,29 @@ class Matrix:
         relevance, q = self._flat(self.relevance), None if self.q is None else self._flat(self.q)
         return Block(self.dst_layer, self.src_layer, dst, src, relevance, q)
 
+    @property
+    def turned(self) -> bool:
+        """Whether memory holds one column after the other, as where a weight is (in, out)."""
+        return not self.relevance.is_contiguous() and self.relevance.T.is_contiguous()
+
+    @property
+    def flat(self) -> Tensor:
+        """All entries, one column after the other where they lie so in memory."""
+        return (self.relevance.T if self.turned else self.relevance).flatten()
+
     def at(self, index: npt.NDArray[np.int64]) -> Block:
-        """Return the entries at some places, counted along the rows."""
-        row, column = np.divmod(index, len(self.columns))
-        places = torch.from_numpy(index).to(self.relevance.device)
+        """Return the entries at some places of :attr:`flat`, in order of rows and columns."""
+        if self.turned:
+            column, row = np.divmod(index, len(self.rows))
+            order = np.argsort(row * len(self.columns) + column)
+            row, column = row[order], column[order]
+        else:
+            row, column = np.divmod(index, len(self.columns))
+        device = self.relevance.device
+        places = torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)
 
         def values(table: Tensor) -> Values:
-            chosen: Values = table.flatten()[places].cpu().numpy()
+            chosen: Values = table[places].cpu().numpy()
             return chosen
 
         dst, src = self.rows[row], self.columns[column]
