@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 
+from nrm_graph.network.maps.linear import Moving
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
 from nrm_graph.propagation.tensor_sums import total
 from nrm_graph.tables.edge_block import Block, merged
-from nrm_graph.tables.unit_sums import regular, unit_sums
+from nrm_graph.tables.unit_sums import unit_axis, unit_sums
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,8 +89,10 @@ def absorbed_shares(
                 # s is R scale / d, and d has this sign wherever R is: R scale / |d| is s.
                 parts.append(unit_totals * (share.sign * share.eps))
             elif unit == STABILIZER and share.eps:
-                lost = relevance * (share.eps * share.scale) / share.d.abs()
-                parts.append(unit_sums(plan, layer_id, see(name, lost)))
+                # R scale / |d| is s with the sign of R, and that of the scale.
+                size = share.eps * math.copysign(1.0, share.scale)
+                lost = torch.copysign(s, relevance)
+                parts.append(unit_sums(plan, layer_id, see(name, lost)) * size)
         if extra is not None:
             parts.append(unit_sums(plan, layer_id, see(name, relevance * extra)))
         if not parts:
@@ -101,10 +106,12 @@ def absorbed_shares(
 def _bias(plan: Plan, state: State, name: str, s: Tensor, sums: Tensor, bias: Tensor) -> Tensor:
     """Sum ``s * bias`` by unit, from the sums of s where a unit has one bias."""
     layer_id = plan.network.layout.layer_of[name]
-    per_channel = bias.ndim == s.ndim and bias.numel() == bias.shape[1] == s.shape[1]
-    plain = plan.network.layout.batches[name].plain
-    if plain and per_channel and regular(plan, layer_id):
-        return sums * bias.flatten()
+    axis, layout = unit_axis(plan, layer_id), plan.network.layout
+    constant = not isinstance(layout.weighings[name].bias, Moving)
+    if axis is not None and constant and layout.batches[name].plain:
+        shape = (1,) * (s.ndim - bias.ndim) + tuple(bias.shape)
+        if all(n == 1 for d, n in enumerate(shape) if d != axis):
+            return sums * bias.flatten()
     return unit_sums(plan, layer_id, state.samples(name, s * bias))
 
 

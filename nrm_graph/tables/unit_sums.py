@@ -18,20 +18,28 @@ if TYPE_CHECKING:
     from nrm_graph.tables.plan import Plan
 
 
-def regular(plan: Plan, layer_id: int) -> bool:
-    """Whether the units of a layer are its channels, in order."""
-    key = ("regular", layer_id)
+def unit_axis(plan: Plan, layer_id: int) -> int | None:
+    """Axis of ``(N, *shape)`` along which the units of a layer lie in order, whole; or None."""
+    key = ("unit axis", layer_id)
     if key not in plan.cache:
         part = plan.partitions[layer_id]
-        channels = along(part.labels, 0) if part.labels.ndim else None
-        plan.cache[key] = channels is not None and np.array_equal(channels, np.arange(part.n_units))
-    return bool(plan.cache[key])
+        found = None
+        for axis, size in enumerate(part.labels.shape):
+            if size == part.n_units and found is None:
+                units = along(part.labels, axis)
+                if units is not None and np.array_equal(units, np.arange(size)):
+                    found = axis + 1
+        plan.cache[key] = found
+    axis_of_units: int | None = plan.cache[key]
+    return axis_of_units
 
 
 def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
     """Sum a layer's values ``(N, *shape)`` by unit: ``(N, n_units)``."""
-    if regular(plan, layer_id) and values.ndim > 2:
-        return values.flatten(2).sum(2)
+    axis = unit_axis(plan, layer_id)
+    if axis is not None:
+        rest = [d for d in range(1, values.ndim) if d != axis]
+        return values.sum(rest) if rest else values
     part, flat = plan.partitions[layer_id], values.reshape(len(values), -1)
     key = ("place", layer_id)
     if key not in plan.cache:
