@@ -17,6 +17,7 @@ from nrm_graph.circuits.prototypes import prototypes
 from nrm_graph.circuits.sums import edge_partials
 from nrm_graph.errors import InputError
 from nrm_graph.store.input_group import group
+from nrm_graph.store.write.writer import Writer
 
 NAMES = {0: "x", 1: "0", 2: "1"}
 # Sums of at most 60 terms in float64, in another order.
@@ -289,3 +290,54 @@ def test_prototypes_under_a_condition_compare_joint_relevances(conditioned):
     each = db.circuit("label = 'a'", given="b", per_input=True, top=15)
     with pytest.raises(InputError, match="per_input=False"):
         prototypes(db, each)
+
+
+@pytest.mark.parametrize("weight", ["unit", "logit"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.99, 1.0])
+def test_statistics_do_not_depend_on_the_floor(held, monkeypatch, weight, share):
+    db, dense = held
+    options = {"where": "label = 'cat'", "target": 0, "top": 7, "weight": weight}
+    monkeypatch.setattr(edge_statistics, "_floor", lambda *_: None)
+    whole = db.circuit(**options)
+    sizes = np.abs(chosen(dense, "cat").values)
+    # Below every row, above all rows of some inputs and edges, above all but the largest.
+    floor = float(np.quantile(sizes[sizes > 0], share))
+    monkeypatch.setattr(edge_statistics, "_floor", lambda *_: floor)
+    db._limits.clear()
+    graph = db.circuit(**options)
+    assert set(graph.edges) == set(whole.edges)
+    for edge, data in whole.edges.items():
+        assert graph.edges[edge].keys() == data.keys()
+        for name, value in data.items():
+            np.testing.assert_allclose(graph.edges[edge][name], value, rtol=1e-9, err_msg=name)
+    np.testing.assert_allclose(graph.graph["share"], whole.graph["share"], **CLOSE)
+
+
+@pytest.mark.parametrize("cancelled", [0.0, 2.0])
+def test_standard_deviations_of_one_scan_are_those_of_two(held, monkeypatch, cancelled):
+    db, _ = held
+    exact = db.circuit("label = 'cat'", target=0, top=7)
+    monkeypatch.setattr(edge_statistics, "CANCELLED", cancelled)  # none, and all, are read again
+    graph = db.circuit("label = 'cat'", target=0, top=7)
+    assert set(graph.edges) == set(exact.edges)
+    for edge, data in exact.edges.items():
+        np.testing.assert_allclose(graph.edges[edge]["std"], data["std"], rtol=1e-9)
+
+
+def test_edges_that_hardly_vary_keep_their_digits(tmp_path):
+    # Around a mean of 1 a deviation of 1e-6 is lost in a sum of squares.
+    edges = dense_stores.edge_list()
+    noise = np.random.default_rng(0).standard_normal((40, len(edges)))
+    values = (1 + 1e-6 * noise).astype(np.float32)
+    dense_stores.make(tmp_path / "s")
+    with Writer(tmp_path / "s") as writer:
+        for i, row in enumerate(values):
+            writer.add(dense_stores.record(f"k{i}", 0, edges, row))
+    with ng.open(tmp_path / "s") as db:
+        graph = db.circuit(top=10)
+    expected = values.astype(np.float64).std(0, ddof=1)
+    ids = {name: layer for layer, name in NAMES.items()}
+    assert len(graph.edges) == 10
+    for (src_layer, src), (dst_layer, dst), data in graph.edges(data=True):
+        place = edges.index((ids[dst_layer], dst, ids[src_layer], src))
+        np.testing.assert_allclose(data["std"], expected[place], rtol=1e-8)
