@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+import duckdb
+
 import nrm_graph as ng
 
 COUNT = "SELECT count(*) FROM flows"
@@ -66,6 +68,8 @@ def fork(path):
 
     print(*child(forget, sys.exit))
     print(0, ask(db))
+    duckdb.sql("SELECT 1").fetchall()  # on DuckDB's own connection
+    print(*child(lambda: ask(db), sys.exit))
 
 
 def busy(path):

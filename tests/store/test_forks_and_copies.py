@@ -43,14 +43,14 @@ def test_an_open_database_answers_after_a_fork(three_inputs):
         f"0 (None, {FLOWS})",
         f"0 (0, '{FLOWS}')",
     ]
-    assert len(told) == len(each) + 3
+    assert len(told) == len(each) + 4
     for line, wanted in zip(told, each, strict=False):
         if wanted == "relation":
             assert line.startswith("0 QueryError: this relation belongs to the process "), line
             assert line.endswith("call db.sql(...) here, which answers from the same snapshot")
         else:
             assert line == wanted
-    assert told[-3:] == [f"0 {FLOWS}", "0 None", f"0 {FLOWS}"]
+    assert told[-4:] == [f"0 {FLOWS}", "0 None", f"0 {FLOWS}", f"0 {FLOWS}"]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import duckdb
 Config = dict[str, str | bool | int | float | list[str]]
 
 _inherited: weakref.WeakSet[Any] = weakref.WeakSet()
+_default: list[duckdb.DuckDBPyConnection] = []
 _connecting = threading.RLock()
 
 
@@ -34,15 +35,24 @@ def unended_in_children(holder: object) -> None:
     _inherited.add(holder)
 
 
+def _before() -> None:
+    _connecting.acquire()
+    # DuckDB's own, which ``duckdb.sql`` asks; before 2.0 importing DuckDB opens it.
+    _default.append(duckdb.default_connection())
+
+
+def _after_in_parent() -> None:
+    _default.clear()
+    _connecting.release()
+
+
 def _after_in_child() -> None:
     _connecting.release()
     # A list would be emptied when the interpreter ends; a reference too many is never given back.
-    for holder in list(_inherited):
+    for holder in [*_inherited, *_default]:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(holder))
 
 
 os.register_at_fork(
-    before=_connecting.acquire,
-    after_in_parent=_connecting.release,
-    after_in_child=_after_in_child,
+    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
 )
