@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.operations import register_operation
     from nrm_graph.network.tracing.trace import trace
     from nrm_graph.rules import composites
+    from nrm_graph.store.program_files import load_program, save_program
     from nrm_graph.store.write.compaction import compact
     from nrm_graph.store.write.deletion import delete
 
@@ -47,8 +48,10 @@ _LAZY = {
     "extract": ("nrm_graph.extraction.extract", "extract"),
     "open": ("nrm_graph.database", "open"),
     "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
+    "load_program": ("nrm_graph.store.program_files", "load_program"),
     "Measure": ("nrm_graph.measures.measure", "Measure"),
     "measure": ("nrm_graph.measures.create", "measure"),
+    "save_program": ("nrm_graph.store.program_files", "save_program"),
     "trace": ("nrm_graph.network.tracing.trace", "trace"),
 }
 _MODULES = {
@@ -97,11 +100,13 @@ __all__ = [
     "event_from_json",
     "event_to_json",
     "extract",
+    "load_program",
     "measure",
     "open",
     "plots",
     "register_operation",
     "rules",
+    "save_program",
     "stay",
     "trace",
 ]

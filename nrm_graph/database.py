@@ -11,16 +11,29 @@ from nrm_graph.store.view import View
 if TYPE_CHECKING:
     import os
 
+    from nrm_graph.store.named_weights import Given
 
-def open(path: str | os.PathLike[str]) -> Database:
+
+def open(path: str | os.PathLike[str], *, weights: Given = None) -> Database:
     """Open a store read-only, as a snapshot of what is committed now.
+
+    Parameters
+    ----------
+    path : path
+        Folder of the store.
+    weights : path, list of paths, or mapping of str to Tensor, optional
+        Of a store that was made with ``weights="named"``, what it does not hold: files of
+        safetensors, or tensors such as ``model.state_dict()``.  They are known by their content,
+        and needed for exact answers alone.
 
     Raises
     ------
     StoreError
         If there is no store, or it is damaged or of an unknown format.
+    InputError
+        If a file of weights cannot be used, or the store holds its weights itself.
     """
-    return Database(path)
+    return Database(path, weights)
 
 
 class Database(View):
@@ -37,6 +50,8 @@ class Database(View):
     ----------
     path : path
         Folder of the store.
+    weights : path, list of paths, or mapping of str to Tensor, optional
+        As in :func:`open`.
 
     Attributes
     ----------
@@ -44,6 +59,9 @@ class Database(View):
         Folder of the store, absolute.
     meta : dict
         Content of ``store.json``.
+    program : Program
+        The traced network, which :func:`nrm_graph.extract` and :func:`nrm_graph.measure` take in
+        place of a model.
 
     Raises
     ------
@@ -51,6 +69,7 @@ class Database(View):
         If there is no store, or it is damaged or of an unknown format.
     """
 
+    program = property(measure.program)
     measure = measure.measure
     subgraph = subgraph.subgraph
     verify = verify.verify

@@ -21,6 +21,10 @@ class InputError(NrmError):
     exit_code = 3
 
 
+class WeightsNeeded(InputError):
+    """A store names weights of its network that it does not hold, and none were given."""
+
+
 class TraceError(NrmError):
     """The model cannot be traced, or holds an operation that is not known."""
 

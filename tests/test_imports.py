@@ -31,6 +31,8 @@ HEAVY = {
     "propagation",
     "tables",
     "measures",
+    "store.named_weights",
+    "store.program_files",
     "store.stored_measure",
     "store.verify.recompute",
     "evaluate",

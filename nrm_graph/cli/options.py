@@ -150,6 +150,14 @@ measured = _together(
         "of outputs, 3=1,5=-1",
     ),
 )
+weights = click.option(
+    "--weights",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="weights of the network, as safetensors, where the store names them alone; several times "
+    "for several files",
+)
 where = click.option(
     "--where", metavar="SQL", help="condition over inputs, such as \"label = 'cat'\" (all)"
 )

@@ -20,26 +20,21 @@ from nrm_graph.extraction.item_numbers import first_item
 from nrm_graph.extraction.options import check_engine, check_options
 from nrm_graph.extraction.progress import Progress
 from nrm_graph.extraction.samples import items, length, sample
+from nrm_graph.extraction.store_options import Store, StoreOptions
 from nrm_graph.foreign_errors import translated
-from nrm_graph.network import units
 from nrm_graph.network.device import device_of
-from nrm_graph.network.ir.input_spec import in_order, input_spec, precision
+from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import asked_for, outputs_of
-from nrm_graph.network.tracing.torch_modules import plain
-from nrm_graph.network.tracing.trace_as_given import traced
+from nrm_graph.network.tracing.given_program import program_of
 from nrm_graph.propagation import prepared_network
-from nrm_graph.rules import composites
 from nrm_graph.rules.registry import check_registered
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.format.place import check_place
+from nrm_graph.store.program_files import arrays
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.write.writer import Writer
-from nrm_graph.tables import pruning
-from nrm_graph.tables.dense_edges import refuse_too_large
-from nrm_graph.tables.plan import plan
-from nrm_graph.tables.rounding import check_bits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -47,24 +42,21 @@ if TYPE_CHECKING:
 
     import torch
 
-    from nrm_graph.network.ir.input_spec import Inputs, InputSpec
     from nrm_graph.network.ir.program import Program
     from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.rules.composites import Composite
-    from nrm_graph.tables.plan import Plan
-    from nrm_graph.tables.pruning import Limit
 
 
 @translated("extracting")
 def extract(
-    model: torch.nn.Module,
+    model: torch.nn.Module | Program,
     inputs: Iterable[Any],
     path: str | os.PathLike[str],
     *,
-    composite: str | Composite = "epsilon_gamma",
+    composite: str | Composite | None = None,
     target: str | int | tuple[Any, ...] | Mapping[Any, float] | Sequence[Any] = "predicted",
-    resolution: str | Mapping[str, Any] = "auto",
+    resolution: str | Mapping[str, Any] | None = None,
     max_edges: str | int = "auto",
     coverage: float | None = None,
     top: int | None = None,
@@ -77,6 +69,7 @@ def extract(
     tensors: str = "keep",
     on_error: str = "stop",
     output: Choice = None,
+    weights: str | None = None,
     engine: str = "local",
     workers: int | None = None,
 ) -> Database:
@@ -84,8 +77,9 @@ def extract(
 
     Parameters
     ----------
-    model : nn.Module
-        The network.
+    model : nn.Module, ExportedProgram or Program
+        The network.  A program, of :func:`nrm_graph.trace`, :func:`nrm_graph.load_program` or
+        ``db.program`` of a store, is not traced again.
     inputs : iterable
         A data set, data loader or any iterable of tensors, (tensor, label) pairs or mappings
         ``{"input": tensor, "key": ..., "label": ..., **metadata}``; single samples, without
@@ -99,9 +93,13 @@ def extract(
         JSON (``[1, 0, 1]``).
     path : path
         Folder of the store; one that is there is continued: what is committed is not computed
-        again.
-    composite, resolution
-        As in :func:`nrm_graph.measure`.
+        again.  Then ``composite``, ``resolution``, ``max_edges``, ``coverage``, ``top``,
+        ``mantissa_bits``, ``classes``, ``preprocessing`` and ``weights`` are the store's own
+        where they are not given, and refused where they are given and differ.
+    composite : str or Composite, optional
+        Rules, as in :func:`nrm_graph.measure`: as the store was made, else ``epsilon_gamma``.
+    resolution : str or mapping, optional
+        Units, as in :func:`nrm_graph.measure`: as the store was made, else ``auto``.
     target : "predicted", "label", class index, place, mapping, or a sequence of those
         What to explain; each (key, target) pair is one input of the store.  Where the output has
         several axes, a tuple with a number for each is a place in it, as in
@@ -111,11 +109,11 @@ def extract(
     max_edges : "auto", "all" or int
         Rows of ``edges`` per input at most, over all pairs of layers, each of which keeps the same
         share of its sum of |relevance| in its strongest edges; see
-        :mod:`nrm_graph.tables.bounded`.  ``auto`` keeps all edges of networks that are small to
-        their last neuron, and 250,000 of others; ``all`` keeps all.  The share is the column
-        ``kept`` of ``inputs``; what is left out of a pair is one row of the pseudo-unit -3, so that
-        totals stay exact, and no edge that is left out exceeds the pair's ``threshold`` in the
-        table ``thresholds``.  Exact answers do not depend on it.
+        :mod:`nrm_graph.tables.bounded`.  ``auto`` is as the store was made, else all edges of
+        networks that are small to their last neuron, and 250,000 of others; ``all`` keeps all.  The
+        share is the column ``kept`` of ``inputs``; what is left out of a pair is one row of the
+        pseudo-unit -3, so that totals stay exact, and no edge that is left out exceeds the pair's
+        ``threshold`` in the table ``thresholds``.  Exact answers do not depend on it.
     coverage : float, optional
         Instead: per input and pair of layers, keep the fewest edges that hold this share of the
         sum of |relevance|.  What is pruned is stored unit by unit as the pseudo-unit -3, so that
@@ -146,6 +144,12 @@ def extract(
     output : str, int, or list of them, optional
         Of a network that returns several tensors, the one to explain; see
         :func:`nrm_graph.measure`.
+    weights : "copy" or "named", optional
+        Whether the store holds the network's weights; as the store was made, else ``copy``.
+        ``named`` keeps name, type, shape and SHA-256 of those that are the model's own, and the
+        bytes of the others alone (batch norm that was folded in, constants): exact answers then
+        need ``ng.open(path, weights=FILE)``, a file of safetensors such as one that holds
+        ``model.state_dict()``.  SQL and circuits do without.
     engine : "local" or "ray"
         Where to compute: in this process, or in processes of Ray (``nrm-graph[ray]``), which each
         read inputs of their own and write shards of their own.  Then ``inputs`` must have a length
@@ -183,106 +187,95 @@ def extract(
     by an error, Ctrl-C, SIGTERM or SIGHUP.  The two signals raise ``SystemExit``, and a second one
     ends the process at once; in a thread that is not the main one they do what they do anyway.
     """
-    limit = pruning.check(coverage, top, max_edges)
-    check_bits(mantissa_bits)
+    options = StoreOptions(
+        composite,
+        resolution,
+        max_edges,
+        coverage,
+        top,
+        mantissa_bits,
+        classes,
+        preprocessing,
+        weights,
+    )
+    options.check()
     check_options(batch_size, tensors, preprocessing, on_error, classes)
     check_engine(engine, workers, inputs)
     requested = asked_for(target)
-    rules = composites.get(composite)
-    units.check(resolution)
-    folder = local_path(path)
-    check_place(folder)
+    store = _store(local_path(path), options)
+    rules = store.composite
     where = device_of(device)
     entries = items(inputs)
     first = first_readable(entries, on_error)
-    program, spec = _traced(model, first.fields["input"], output)
+    program, example = program_of(model, first.fields["input"], output, "the first input")
+    program_hash = program.hash()
+    if store.meta is not None:
+        settings.check_program(store.meta, program_hash)
+    spec, names = store.spec(program, example), store.option("classes")
     kind = precision(program)
     sample_of = partial(sample, spec=spec, dtype=kind)
     outputs = outputs_of(program)
     targets = outputs.targets(requested)
     first_sample = sample_of(first.fields, first.name) if on_error == "stop" else None
-    check_range(targets, outputs, first_sample, classes)
+    check_range(targets, outputs, first_sample, names)
     net = prepared_network.network(program, rules, kind, where)
     check_registered(net.rules)
-    if not (folder / "store.json").exists():  # else it was said when the store was made
+    if store.meta is None:  # else it was said when the store was made
         with contextlib.suppress(InputError):  # of an input that may be skipped
             checked_sample = first_sample or sample_of(first.fields, first.name)
-            warn_vanished(net, checked_sample, targets, classes, where)
-    tables = _plan(net, resolution, limit, max_edges)
-    store_options = {
-        "coverage": limit.coverage,
-        "top": top,
-        "max_edges": tables.max_edges,
-        "mantissa_bits": mantissa_bits,
-        "preprocessing": preprocessing,
-    }
-    _create_store(folder, program, tables, spec, classes, store_options)
+            warn_vanished(net, checked_sample, targets, names, where)
+    tables = store.plan(net)
+    description, partitions = store_settings.settings(program, tables, spec, program_hash)
+    description |= store.kept_options(tables) | store.named_weights(program, model)
+    _create_store(store.folder, program, description, partitions)
+    own = program.weights if "named" in description else None
     shown = progress and sys.stderr.isatty()
     if shown:
         print(store_settings.sizes(tables), file=sys.stderr)
     meter = Progress(length(inputs), shown)
     task = Task(
         tuple(targets),
-        None if classes is None else tuple(classes),
+        None if names is None else tuple(names),
         tensors == "keep",
-        mantissa_bits,
+        store.option("mantissa_bits"),
         on_error,
         _per_pass(batch_size, net, where),
         str(where),
     )
     everything = chain(first.read, entries)
     number = partial(first_item, keys=first.keys_of(inputs), sample_of=sample_of)
-    if engine == "ray":
-        _, start = number(Snapshot(folder).items, everything)
-        with ending_in_order(), meter.bar:
-            ray_workers.explain_all(folder, inputs, replace(task, start=start), workers, meter.done)
-        return Database(folder)
-    with ending_in_order(), Writer(folder, threads=_writers()) as writer, meter.bar:
-        ahead, start = number(writer.items, everything)
-        extraction = Extraction(tables, replace(task, start=start), writer, spec)
-        extraction.take(chain(ahead, everything), meter.done)
-    return Database(folder)
+    with ending_in_order():
+        if engine == "ray":
+            _, start = number(Snapshot(store.folder).items, everything)
+            task = replace(task, start=start)
+            with meter.bar:
+                ray_workers.explain_all(store.folder, inputs, task, workers, meter.done, own)
+        else:
+            with Writer(store.folder, threads=_writers()) as writer, meter.bar:
+                ahead, start = number(writer.items, everything)
+                extraction = Extraction(tables, replace(task, start=start), writer, spec)
+                extraction.take(chain(ahead, everything), meter.done)
+    return Database(store.folder, own)
 
 
-def _traced(model: torch.nn.Module, x: Inputs, output: Choice) -> tuple[Program, InputSpec]:
-    """Trace a network with its first input; say what it takes.
-
-    Raises
-    ------
-    InputError, TraceError
-        If it cannot be traced, or takes another input.
-    """
-    network = plain(model)
-    names, xs = in_order(network, x, "the first input")
-    program, example = traced(network, names, xs, output)
-    return program, input_spec(program, example)
-
-
-def _plan(
-    net: Network, resolution: str | Mapping[str, Any], limit: Limit, max_edges: str | int
-) -> Plan:
-    """Plan the tables of a network.
+def _store(folder: Path, options: StoreOptions) -> Store:
+    """Look at the store that is to be made, or goes on.
 
     Raises
     ------
-    InputError
-        If the resolution does not fit the network, or a table is too large.
+    InputError, StoreError
+        If no store can be there, or the one that is there cannot be read.
     """
-    topology = net.layout.topology
-    partitions = units.resolve(topology, resolution)
-    most = pruning.most_rows(topology, partitions, max_edges, limit)
-    tables = plan(net, partitions, pruning.limits(topology, limit), most)
-    refuse_too_large(tables)
-    return tables
+    check_place(folder)
+    there = (folder / "store.json").exists()
+    return Store(folder, settings.read_settings(folder) if there else None, options)
 
 
 def _create_store(
     folder: Path,
     program: Program,
-    tables: Plan,
-    spec: InputSpec,
-    classes: Sequence[str] | None,
-    options: Mapping[str, Any],
+    description: Mapping[str, Any],
+    partitions: Mapping[str, Any],
 ) -> None:
     """Make a store, or check that the one that is there was made alike.
 
@@ -291,9 +284,9 @@ def _create_store(
     StoreError
         If it was made otherwise, or cannot be written.
     """
-    description, partitions = store_settings.settings(program, tables, spec, classes)
-    weights = {k: v.detach().cpu().contiguous().numpy() for k, v in program.weights.items()}
-    settings.create(folder, description | dict(options), program.to_json(), weights, partitions)
+    named = description.get("named", ())
+    held = {name: tensor for name, tensor in program.weights.items() if name not in named}
+    settings.create(folder, description, program.to_json(), arrays(held), partitions)
 
 
 CPU_NEURONS = 1 << 20

@@ -16,16 +16,15 @@ from nrm_graph.database import Database
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.extraction.batches import Extraction
 from nrm_graph.extraction.samples import items
+from nrm_graph.extraction.store_options import stored_plan
 from nrm_graph.network import units
 from nrm_graph.store.format.listing import listed
 from nrm_graph.store.read.snapshot import Snapshot
 from nrm_graph.store.stored_measure import input_spec_of, network_of
 from nrm_graph.store.write.writer import Writer
-from nrm_graph.tables import pruning
-from nrm_graph.tables.plan import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from nrm_graph.extraction.batches import Task
@@ -78,11 +77,16 @@ class Worker:
         What is asked.
     inputs : list
         Ray's reference to all inputs: taken as an argument they would be read before this begins.
+    weights : list
+        Ray's reference to the tensors of a store that does not hold them, or nothing.
     """
 
-    def __init__(self, folder: Path, task: Task, inputs: list[Any]) -> None:
+    def __init__(
+        self, folder: Path, task: Task, inputs: list[Any], weights: Sequence[Any] = ()
+    ) -> None:
         # Nothing that may fail: what a method raises reaches the caller as it is.
         self._folder, self._task, self._reference = folder, task, inputs
+        self._weights = weights
         self._stopped = threading.Event()
 
     @cached_property
@@ -97,17 +101,12 @@ class Worker:
 
     @cached_property
     def _extraction(self) -> Extraction:
-        db = Database(self._folder)
-        spec = input_spec_of(db)
+        weights = _optional.module().get(self._weights[0]) if self._weights else None
+        db = Database(self._folder, weights)
         net = network_of(db, None, torch.device(self._task.device))
-        topology = net.layout.topology
-        table_plan = plan(
-            net,
-            units.resolve(topology, db.units()),
-            {} if db.meta.get("max_edges") else pruning.stored(db.meta, topology),
-            db.meta.get("max_edges"),
-        )
-        return Extraction(table_plan, self._task, Writer(self._folder), spec)
+        partitions = units.resolve(net.layout.topology, db.units())
+        tables = stored_plan(net, db.meta, partitions)
+        return Extraction(tables, self._task, Writer(self._folder), input_spec_of(db.meta))
 
     def explain(self, places: range) -> list[tuple[str, int, int]]:
         """Explain some inputs, and commit them.
@@ -137,7 +136,12 @@ class Worker:
 
 
 def explain_all(
-    folder: Path, inputs: Any, task: Task, workers: int | None, advance: Callable[[int], None]
+    folder: Path,
+    inputs: Any,
+    task: Task,
+    workers: int | None,
+    advance: Callable[[int], None],
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Explain inputs with several processes.
 
@@ -153,6 +157,8 @@ def explain_all(
         Number of processes.
     advance : callable
         Is told of every chunk of inputs.
+    weights : mapping of str to Tensor, optional
+        Of a store that does not hold them.
 
     Raises
     ------
@@ -176,8 +182,9 @@ def explain_all(
                 f"the inputs cannot be sent to other processes: {_first_line(error)}; use "
                 "engine='local', or a data set of paths"
             ) from error
+        tensors = [] if weights is None else [ray.put({k: w.cpu() for k, w in weights.items()})]
         remote = ray.remote(Worker).options(**options)
-        pool = _Pool(ray, lambda: remote.remote(folder, task, [shared]), advance)
+        pool = _Pool(ray, lambda: remote.remote(folder, task, [shared], tensors), advance)
         shards = pool.work_off(_chunks(count, task.size, workers), workers)
     # A compaction meanwhile may have replaced some.
     manifests = listed(folder / "shards")

@@ -9,8 +9,6 @@ from nrm_graph.store.format.schema import content_hash
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
 
     from nrm_graph.network.ir.input_spec import InputSpec
@@ -19,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def settings(
-    program: Program, plan: Plan, spec: InputSpec, classes: Sequence[str] | None
+    program: Program, plan: Plan, spec: InputSpec, program_hash: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """Return what ``store.json`` says of a network and its tables, and the user's partitions.
+
+    Options that were asked for come from :class:`nrm_graph.extraction.store_options.Store`.
 
     Parameters
     ----------
@@ -31,8 +31,8 @@ def settings(
         Of the tables.
     spec : InputSpec
         What the network takes.
-    classes : sequence of str, optional
-        Names of the outputs.
+    program_hash : str
+        Of the program.
     """
     net = plan.network
     described = net.layout.topology.to_json()
@@ -48,12 +48,10 @@ def settings(
     }
     packages = ("nrm-graph", "torch", "pyarrow", "duckdb", "numpy")
     description = {
-        "program_hash": program.hash(),
-        "composite": net.composite.to_json(),
+        "program_hash": program_hash,
         "layers": described["layers"],
         "groups": described["groups"],
         "pruned": [[*key, limit.coverage, limit.top] for key, limit in plan.limits.items()],
-        "classes": None if classes is None else list(classes),
         "versions": {name: version(name) for name in packages},
     }
     if not spec.plain:

@@ -13,12 +13,10 @@ from nrm_graph.measures.event_passes import MEMORY
 from nrm_graph.measures.measure import Measure
 from nrm_graph.network import units
 from nrm_graph.network.device import device_of
-from nrm_graph.network.ir.input_spec import arranged, in_order, input_spec, precision
-from nrm_graph.network.ir.program import Program
+from nrm_graph.network.ir.input_spec import input_spec, precision
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.network.token_texts import check_texts, checked_tokens
-from nrm_graph.network.tracing.torch_modules import plain
-from nrm_graph.network.tracing.trace_as_given import traced
+from nrm_graph.network.tracing.given_program import program_of
 from nrm_graph.propagation import prepared_network
 from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_weights import (
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nrm_graph.network.ir.input_spec import Inputs
+    from nrm_graph.network.ir.program import Program
     from nrm_graph.network.tracing.output_choice import Choice
     from nrm_graph.network.units import Resolution
     from nrm_graph.propagation.prepared_network import Network
@@ -59,8 +58,9 @@ def measure(
     Parameters
     ----------
     model : nn.Module, ExportedProgram or Program
-        The network, in any mode; a traced program saves tracing it again.  What forward does to
-        buffers that its output does not depend on is left aside.
+        The network, in any mode.  A program, of :func:`nrm_graph.trace`,
+        :func:`nrm_graph.load_program` or ``db.program``, is not traced again.  What forward does
+        to buffers that its output does not depend on is left aside.
     x : Tensor, or a tuple or mapping of tensors for a network of several inputs
         One input; what ``model(x)`` answers for it as given tells whether its first axis is a
         batch axis of 1.  Tuples in the order of forward's arguments, mappings by their names.
@@ -111,16 +111,7 @@ def measure(
     rules = composites.get(composite)
     units.check(resolution)
     place = device_of(device)
-    if isinstance(model, Program):
-        if output is not None:
-            raise InputError(
-                "model is a traced program, whose output was chosen by ng.trace(..., output=): "
-                "leave output= out here"
-            )
-        xs, program = arranged(x, [name for name, _ in model.inputs]), model
-    else:
-        network = plain(model)
-        program, xs = traced(network, *in_order(network, x), output)
+    program, xs = program_of(model, x, output)
     kind = precision(program) if dtype is None else getattr(torch, dtype)
     if dtype is None and any(t.is_floating_point() for t in xs):
         # The caller's own, whatever the program was stored in.

@@ -18,7 +18,7 @@ from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format.manifest import MAX_ERROR
 from nrm_graph.store.format.schema import EDGES, NODES, Record
 from nrm_graph.store.input_group import group
-from nrm_graph.store.measure import measure
+from nrm_graph.store.measure import measure, program
 from nrm_graph.store.read.conditions import check_name, create, undropped
 from nrm_graph.store.write import dropping
 from nrm_graph.store.write.writer import Writer
@@ -209,7 +209,7 @@ def _chosen(db: View, where: str | None, inputs: Sequence[str | int] | None) -> 
 
 
 def _check_first(db: View, identity: int, device: str | torch.device) -> None:
-    """Refuse a store without input tensors, or a device, before anything is made."""
+    """Refuse a store without input tensors or weights, or a device, before anything is made."""
     from nrm_graph.network.device import device_of
 
     device_of(device)
@@ -220,6 +220,7 @@ def _check_first(db: View, identity: int, device: str | torch.device) -> None:
             f"conditioned tables are computed from the inputs themselves: {error}; extract "
             "with tensors='keep' to materialize"
         ) from None
+    program(db)
 
 
 def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm) -> None:

@@ -1,4 +1,4 @@
-"""The exact measure of one input of a store."""
+"""What a store computes with its own network: the exact measure of one input."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.input_spec import Inputs
+    from nrm_graph.network.ir.program import Program
     from nrm_graph.network.targets import Sought
     from nrm_graph.store.view import View
 
@@ -73,3 +74,19 @@ def measure(
         memory=memory,
         inputs=input,
     )
+
+
+def program(db: View) -> Program:
+    """Return the stored program, which others take in place of a model.
+
+    Raises
+    ------
+    StoreError
+        If the store is damaged.
+    InputError
+        If the store names its weights (``ng.extract(..., weights="named")``), and they are not
+        given, or are others.
+    """
+    from nrm_graph.store.stored_measure import program_of
+
+    return program_of(db)

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
 
-from nrm_graph.errors import InputError, NrmError, StoreError, first_line
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.measures.create import check_options, from_network
 from nrm_graph.measures.event_passes import MEMORY
 from nrm_graph.network.device import device_of
 from nrm_graph.network.ir.input_spec import InputSpec, precision
 from nrm_graph.network.ir.interpreter import settle_threads
-from nrm_graph.network.ir.program import Program, from_json
-from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
+from nrm_graph.network.ir.validation import vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
 from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import composites
+from nrm_graph.store import named_weights
 from nrm_graph.store.format import settings
-from nrm_graph.store.format.files import read_limited
 from nrm_graph.store.format.schema import content_of
+from nrm_graph.store.program_files import read_program, sound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.input_spec import Inputs
+    from nrm_graph.network.ir.program import Program
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.store.view import View
 
@@ -45,14 +44,10 @@ def load_program(db: View) -> Program:
     ------
     StoreError
         If it was changed, or names an operation outside the allow-list.
+    InputError
+        If the weights that the store names are not given, or are others.
     """
-    text = read_limited(db.path / "program.json", settings.MAX_PROGRAM_BYTES)
-    path = settings.checked_tensor_file(db.path / "weights.safetensors")
-    try:
-        weights = safetensors.torch.load_file(path)
-        program = from_json(text.decode("utf-8"), weights)
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise StoreError(f"the program of {db.path} cannot be read: {error}") from error
+    program = read_program(db.path, named_weights.given(db.meta, db.path, db.weights))
     if program.hash() != db.meta["program_hash"]:
         raise StoreError(
             f"the program of {db.path} is not the one it was made with: copy the store again"
@@ -61,28 +56,25 @@ def load_program(db: View) -> Program:
     return program
 
 
-@contextmanager
-def _store_errors(db: View, *, caller_chose: bool = False) -> Iterator[None]:
-    """Turn what a stored program, composite or input breaks into the store's own error.
+def program_of(db: View) -> Program:
+    """Return the stored program, read once.
 
-    With ``caller_chose``, an InputError stays one: it may be due to what the caller asked for.
+    Raises
+    ------
+    StoreError
+        If the store is damaged.
+    InputError
+        If the weights that the store names are not given, or are others.
     """
-    try:
-        yield
-    except NrmError as error:
-        if isinstance(error, StoreError) or (caller_chose and isinstance(error, InputError)):
-            raise
-        raise StoreError(f"what {db.path} holds does not fit together: {error}") from error
-    except PROBLEMS as error:
-        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-        raise StoreError(
-            f"the program of {db.path} cannot be executed: {first_line(error)[:SHOWN]}{notes}"
-        ) from error
+    if db._program is None:
+        with sound(db.path, caller_chose=True):
+            db._program = load_program(db)
+    return db._program
 
 
-def _network(db: View, kind: torch.dtype | None, device: torch.device, spec: InputSpec) -> Network:
+def _network(db: View, kind: torch.dtype | None, device: torch.device) -> Network:
     """Prepare the stored network, and compare what it is with what the store lists."""
-    program = load_program(db)
+    program, spec = program_of(db), input_spec_of(db.meta)
     inputs = tuple((name, shape, name in program.integers) for name, shape in program.inputs)
     stated = zip(spec.names, spec.shapes, (k != "float" for k in spec.kinds), strict=True)
     _listed(db, "inputs", inputs == tuple(stated))
@@ -129,13 +121,13 @@ def stored_measure(
     """
     check_options(dtype, scale, memory)
     place = device_of(device)
-    xs = _tensors(db, identity, input_spec_of(db), inputs)
+    xs = _tensors(db, identity, input_spec_of(db.meta), inputs)
     kind = next((x.dtype for x in xs if x.is_floating_point()), None)
     kind = kind if dtype is None else getattr(torch, dtype)
     net = network_of(db, kind, place)
     x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
     explained = db._snapshot.entries[identity].explained if target is None else target
-    with _store_errors(db, caller_chose=dtype is not None or target is not None):
+    with sound(db.path, caller_chose=dtype is not None or target is not None):
         m = from_network(net, x, explained, db.units(), scale, memory, tokens_of(db, identity))
     _compare(db, identity, m)
     return m
@@ -152,8 +144,9 @@ def network_of(db: View, kind: torch.dtype | None, place: torch.device) -> Netwo
     settle_threads()
     cache = db._network or {}
     if (kind, place) not in cache:
-        with _store_errors(db):
-            cache[kind, place] = _network(db, kind, place, input_spec_of(db))
+        program_of(db)  # an error of the caller's weights stays one
+        with sound(db.path):
+            cache[kind, place] = _network(db, kind, place)
         db._network = cache
     return cache[kind, place]  # type: ignore[no-any-return]
 
@@ -168,7 +161,7 @@ def batch_of(db: View, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
     StoreError
         If a tensor is damaged.
     """
-    spec = input_spec_of(db)
+    spec = input_spec_of(db.meta)
     return tuple(map(torch.cat, zip(*(_tensors(db, i, spec, None) for i in ids), strict=True)))
 
 
@@ -191,9 +184,9 @@ def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
     return tuple(tokens)
 
 
-def input_spec_of(db: View) -> InputSpec:
-    """Return what the store says that its network takes."""
-    rows = settings.inputs_of(db.meta)
+def input_spec_of(meta: Mapping[str, Any]) -> InputSpec:
+    """Return what a store says that its network takes."""
+    rows = settings.inputs_of(meta)
     return InputSpec(
         tuple(row["name"] for row in rows),
         tuple(tuple(row["shape"]) for row in rows),

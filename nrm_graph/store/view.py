@@ -19,12 +19,15 @@ from nrm_graph.store.read.snapshot import Snapshot, layers_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from types import TracebackType
 
     import pyarrow as pa
 
+    from nrm_graph.network.ir.program import Program
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.units import Partition
+    from nrm_graph.store.named_weights import Given, Weights
     from nrm_graph.store.read.conditions import Condition
     from nrm_graph.store.read.interruptible import Call
     from nrm_graph.store.read.relation import Relation
@@ -34,14 +37,18 @@ if TYPE_CHECKING:
 class View:
     """A snapshot of a store: what :class:`nrm_graph.database.Database` binds its questions to."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], weights: Given = None) -> None:
         self.path = local_path(path)
         self.meta = settings.read_settings(self.path)
+        self.weights: Weights = None
+        if weights is not None:
+            self.weights = _sources(self.path, self.meta, weights)
         self._begin()
         self._see(Snapshot(self.path))
 
     def _begin(self) -> None:
         """Begin without what only one process can use, or can compute again."""
+        self._program: Program | None = None
         self._network: Any = None
         self._compared: set[int] = set()  # inputs whose stored logit was compared
         self._reader: SqlReader | None = None
@@ -50,6 +57,7 @@ class View:
 
     def __getstate__(self) -> dict[str, Any]:
         omitted = {
+            "_program",
             "_network",
             "_compared",
             "_reader",
@@ -58,10 +66,12 @@ class View:
             "topology",
             "partitions",
         }
+        if isinstance(self.weights, Mapping):  # files are opened again, tensors are not sent
+            omitted.add("weights")
         return {name: value for name, value in vars(self).items() if name not in omitted}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
+        vars(self).update({"weights": None, **state})
         self._begin()
 
     def refresh(self) -> None:
@@ -237,3 +247,12 @@ class View:
     def units(self) -> dict[str, Any]:
         """Resolution of every layer: a name, or the user's own partition."""
         return settings.read_units(self.path, self.meta)
+
+
+def _sources(path: Path, meta: Mapping[str, Any], weights: Given) -> Weights:
+    """Check weights that are given, where the store has a use for them."""
+    if "named" not in meta:
+        raise InputError(f"{path} holds the weights of its network itself: leave weights= out")
+    from nrm_graph.store.named_weights import checked_sources
+
+    return checked_sources(weights)

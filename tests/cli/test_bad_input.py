@@ -211,7 +211,10 @@ def test_options_in_the_library(tmp_path):
 
 def test_a_composite_that_does_not_fit(place, capsys):
     message = "composite epsilon_gamma does not fit the network"
-    unchanged(place, capsys, extract(place, model="vit"), 4, message)
+    argv = ["extract", f"{MODULE}:vit", place / "photos", "--store", place / "new.nrm", "--quiet"]
+    said(capsys, argv, 4, message)
+    assert not (place / "new.nrm").exists()
+    unchanged(place, capsys, extract(place, model="vit"), 6, "another program")
     with pytest.raises(ng.CompositeError, match=message):
         ng.measure(transformer(), torch.rand(3, 8, 8))
 

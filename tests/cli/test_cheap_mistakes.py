@@ -161,7 +161,8 @@ def test_models_that_leave_or_give_something_else(inside, model, capsys):
     ("options", "kind", "message"),
     [
         ({"composite": "epsilom"}, ng.CompositeError, "unknown composite"),
-        ({"composite": None}, ng.CompositeError, "unknown composite"),
+        ({"composite": 3}, ng.CompositeError, "unknown composite"),
+        ({"weights": "linked"}, ng.InputError, "weights must be 'copy' or 'named'"),
         ({"resolution": "pixel"}, ng.InputError, "unknown resolution 'pixel'"),
         ({"resolution": {"0": "pixel"}}, ng.InputError, "'pixel' for layer 0"),
         ({"resolution": 3}, ng.InputError, "resolution must be one of"),
@@ -182,7 +183,7 @@ def test_models_that_leave_or_give_something_else(inside, model, capsys):
     ],
 )
 def test_extract_looks_before_it_traces(inside, model, monkeypatch, options, kind, message):
-    monkeypatch.setattr(extract, "traced", lambda *_: pytest.fail("it was traced"))
+    monkeypatch.setattr(extract, "program_of", lambda *_: pytest.fail("it was traced"))
     monkeypatch.setattr(extract, "items", lambda *_: pytest.fail("inputs were read"))
     arguments = {"path": "new.nrm", "progress": False} | options
     with pytest.raises(kind, match=message):

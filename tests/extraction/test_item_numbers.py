@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import small, tiny_stores
+from helpers import tiny_stores
 from helpers.make_format1 import PATH as FORMAT1
 from helpers.small import X, extract, rows, values
 from torch.utils.data import DataLoader
 
 import nrm_graph as ng
+from nrm_graph.extraction import extract as extraction
 from nrm_graph.extraction import item_numbers
 from nrm_graph.extraction.item_numbers import Numbering, first_item
 from nrm_graph.extraction.samples import Sample
@@ -148,7 +149,7 @@ def test_numbers_that_are_taken():
 
 
 def test_several_writer_threads_and_compaction_keep_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(small.extraction, "_writers", lambda: 3)
+    monkeypatch.setattr(extraction, "_writers", lambda: 3)
     path = tmp_path / "s.nrm"
     with extract(path, X, batch_size=2) as db:
         assert values(db) == places(12)

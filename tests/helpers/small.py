@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.extraction import extract as extraction
+from nrm_graph.network.tracing import given_program
 from nrm_graph.network.tracing.trace import trace
 
 torch.manual_seed(0)
@@ -16,20 +16,20 @@ X = torch.randn(12, 8)
 
 def extract(path, inputs, **options):
     """Extract with the network; it is traced at the first call alone."""
-    plain = extraction.traced
+    plain = given_program.traced
 
     def traced(model, names, xs, output):
         if xs[0].shape != (8,):
             return plain(model, names, xs, output)
         return program(), (xs[0][None],)
 
-    extraction.traced = traced
+    given_program.traced = traced
     try:
         return ng.extract(
             NET, inputs, path, **{"composite": "epsilon", "progress": False, **options}
         )
     finally:
-        extraction.traced = plain
+        given_program.traced = plain
 
 
 @functools.cache

@@ -183,7 +183,7 @@ def test_pruned_stores_keep_their_totals(db, demo, tmp_path):
     for key, total in lost.relevance.sum().items():
         assert recorded[key] == pytest.approx(total, abs=1e-6)
     with pytest.raises(ng.StoreError, match="coverage"):
-        ng.extract(model, data[:2], pruned.path, classes=CLASSES, progress=False)
+        ng.extract(model, data[:2], pruned.path, classes=CLASSES, coverage=0.8, progress=False)
 
 
 def test_rounded_and_short_tables(db, demo, tmp_path):

@@ -53,9 +53,9 @@ def test_exact_measures_agree_with_the_rows(db):
 def test_this_release_still_writes_the_same(db, tmp_path):
     make(tmp_path / "new.nrm")
     with ng.open(tmp_path / "new.nrm") as new:
-        assert set(new.meta) - {"seal"} == set(db.meta)  # which a store MAY hold
+        assert set(new.meta) - {"seal", "max_edges"} == set(db.meta)  # which a store MAY hold
         for query in (
-            "SELECT * EXCLUDE (logit, item, flags) FROM inputs ORDER BY ALL",
+            "SELECT * EXCLUDE (logit, item, flags, kept) FROM inputs ORDER BY ALL",
             "SELECT input_id, layer_id, unit FROM nodes ORDER BY ALL",
             "SELECT input_id, dst_layer, dst_unit, src_layer, src_unit FROM edges ORDER BY ALL",
         ):

@@ -80,8 +80,8 @@ def test_settings_of_an_extraction(tmp_path):
     db = ng.extract(network(), inputs(), path, preprocessing="scaled to [0, 1]", **OPTIONS)
     assert db.meta["preprocessing"] == "scaled to [0, 1]"
     assert (db.meta["coverage"], db.meta["top"], db.meta["mantissa_bits"]) == (1.0, None, None)
-    with pytest.raises(ng.StoreError, match=r"another preprocessing: it has .*0, 1.*null"):
-        ng.extract(network(), inputs(), path, **OPTIONS)
+    with pytest.raises(ng.StoreError, match=r"another preprocessing: it has .*0, 1.*none"):
+        ng.extract(network(), inputs(), path, preprocessing="none", **OPTIONS)
     other = copy.deepcopy(network())
     with torch.no_grad():
         other[0].bias += 1
@@ -102,7 +102,7 @@ def test_custom_units_of_an_extraction(tmp_path):
             network(), inputs(), path, resolution={"0": np.array([0, 1, 1, 1, 2])}, **OPTIONS
         )
     with pytest.raises(ng.StoreError, match="another resolution of layer 0"):
-        ng.extract(network(), inputs(), path, **OPTIONS)
+        ng.extract(network(), inputs(), path, resolution="neuron", **OPTIONS)
 
 
 def test_tensors_may_be_left_out(tmp_path):

@@ -28,13 +28,15 @@ def test_settings_round_trip(path):
     assert ng.open(path).meta == found
 
 
+NAMED = {"name": "w", "dtype": "F32", "shape": [3], "sha256": "0" * 64}
 INPUT = {"name": "x", "shape": [3], "dtype": "float"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "has format version 2; this release reads version 1"),
+        ({"format_version": 3}, "has format version 3; this release reads version 1 and 2"),
+        ({"format_version": 2}, "expected format_version to be 1, without a number as max_edges"),
         ({"format_version": True}, "has format version True"),
         ({"format_version": 1.0}, "has format version 1.0"),
         ({"format_version": GONE}, "has format version None"),
@@ -75,6 +77,15 @@ INPUT = {"name": "x", "shape": [3], "dtype": "float"}
         ({"groups": [[9, 1, 3]]}, r"expected groups\[0\] to be \[dst, src, dense edges\]"),
         ({"groups": [[1, 0]]}, r"expected groups\[0\] to be a list of length 3, found \[1, 0\]"),
         ({"groups": 5}, "expected groups"),
+        (
+            {"named": {"w": NAMED}},
+            "expected format_version to be 2, with .* named weights, found 1",
+        ),
+        ({"format_version": 2, "named": []}, "expected named to be an object"),
+        ({"format_version": 2, "named": {"w": NAMED | {"path": "/etc"}}}, r"path to be absent"),
+        ({"format_version": 2, "named": {"w": NAMED | {"dtype": "BF16"}}}, r"dtype to be one of"),
+        ({"format_version": 2, "named": {"w": NAMED | {"shape": [-1]}}}, r"shape\[0\]"),
+        ({"format_version": 2, "named": {"w": NAMED | {"sha256": "a"}}}, r"sha256 to be 64"),
         ({"inputs": None}, "expected inputs to be a list"),
         ({"inputs": []}, "expected inputs"),
         ({"inputs": [INPUT, INPUT]}, "the names of inputs to be unique"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -39,7 +40,7 @@ A large network in little space:
 @click.option(
     "--store", type=FILE, required=True, metavar="STORE", help="store to write or continue"
 )
-@click.option("--composite", default="epsilon_gamma", metavar="NAME", help="rules")
+@click.option("--composite", metavar="NAME", help="rules (epsilon_gamma)")
 @click.option(
     "--target",
     type=arguments.target,
@@ -59,9 +60,8 @@ A large network in little space:
 @click.option(
     "--resolution",
     type=arguments.resolution,
-    default="auto",
     metavar="NAME",
-    help="auto, neuron, channel, feature, token, head, or by layer: features.0=channel,...",
+    help="neuron, channel, feature, token, head, or by layer: features.0=channel,... (auto)",
 )
 @click.option(
     "--max-edges",
@@ -111,6 +111,12 @@ A large network in little space:
     "--preprocessing", metavar="WORDS", help="how the inputs were prepared, kept in the store"
 )
 @click.option(
+    "--weights",
+    type=click.Choice(("copy", "named")),
+    help="copy the network's weights into the store (copy), or name them alone: then exact answers "
+    "need --weights FILE",
+)
+@click.option(
     "--batch-size", type=arguments.positive, default=16, metavar="N", help="inputs at once"
 )
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, ...")
@@ -145,10 +151,13 @@ def extract(
     texts named tokens names the positions. Images are read without their EXIF orientation and
     transparency, as torchvision does.
 
-    The same command again goes on where it stopped. With --on-error skip, inputs that fail are
-    kept in the table failures, which info shows, and the exit code is 0.
+    The same command again goes on where it stopped. A store that is there goes on with its own
+    composite, resolution, bounds of edges, precision, classes and preprocessing: they need not be
+    given again, and are refused where they differ. With --on-error skip, inputs that fail are kept
+    in the table failures, which info shows, and the exit code is 0.
     """
     names = _checked(store, model, inputs, classes, options)
+    made = (Path(store).expanduser() / "store.json").exists()
 
     from nrm_graph.cli import inputs as sources
     from nrm_graph.cli import models, overview
@@ -161,14 +170,21 @@ def extract(
         dataset,
         store,
         progress=not quiet,
-        classes=known if names is None else names,
-        preprocessing=dataset.preprocessing if preprocessing is None else preprocessing,
+        classes=known if names is None and not made else names,
+        preprocessing=dataset.preprocessing
+        if preprocessing is None and not made
+        else preprocessing,
         output=output[0] if output and len(output) == 1 else output,
         **options,
     ) as db:
         ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
         failures = f", {failed:,} failed" if failed else ""
         print(f"{store} holds {len(db):,} inputs{failures}; next: nrm-graph info {store}")
+        stated = db.meta["preprocessing"]
+        if preprocessing is None and stated != dataset.preprocessing:
+            stated = "in a way that is not known" if stated is None else f"thus: {stated}"
+            prepared = f"its inputs were prepared {stated}; these were: {dataset.preprocessing}"
+            print_notes([f"the store says that {prepared}"])
         flagged = overview.flagged(db)
         if flagged != "none":
             text = f"flags of the inputs, as the column flags of inputs holds them: {flagged}"
@@ -188,7 +204,8 @@ def _checked(
     check_place(local_path(store))
     pruning.check(options["coverage"], options["top"], options["max_edges"])
     rounding.check_bits(options["mantissa_bits"])
-    units.check(options["resolution"])
+    if options["resolution"] is not None:
+        units.check(options["resolution"])
     workers = options["workers"]
     if options["engine"] == "ray":
         _optional.installed()
@@ -201,7 +218,8 @@ def _checked(
     from nrm_graph.network.device import device_of
     from nrm_graph.rules import composites
 
-    composites.get(options["composite"])
+    if options["composite"] is not None:
+        composites.get(options["composite"])
     device_of(options["device"])
     models.check_model(model)
     sources.located(inputs)

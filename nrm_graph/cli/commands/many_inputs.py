@@ -18,6 +18,7 @@ from nrm_graph.cli.options import (
     store,
     table,
     top,
+    weights,
     where,
 )
 from nrm_graph.cli.output import (
@@ -44,9 +45,16 @@ if TYPE_CHECKING:
 @click.option("--name", required=True, metavar="NAME", help="of the tables: letters, digits and _")
 @where
 @click.option("--device", default="cpu", metavar="NAME", help="auto, cpu, cuda, ...")
+@weights
 @quiet
 def materialize(
-    store: str, expression: str, name: str, where: str | None, device: str, quiet: bool
+    store: str,
+    expression: str,
+    name: str,
+    where: str | None,
+    device: str,
+    weights: tuple[str, ...],
+    quiet: bool,
 ) -> None:
     """Store the tables of many inputs, conditioned on an event, for SQL.
 
@@ -57,7 +65,7 @@ def materialize(
 
     from nrm_graph import database
 
-    with database.open(store) as db:
+    with database.open(store, weights=weights or None) as db:
         db.materialize(event, name=name, where=where, device=device, progress=not quiet)
         condition = {row["name"]: row for row in db.conditions().to_pylist()}[name]
         undefined = ""

@@ -18,6 +18,7 @@ from nrm_graph.cli.options import (
     store,
     table,
     top,
+    weights,
 )
 from nrm_graph.cli.output import (
     one_line,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--save-event", type=FILE, metavar="FILE", help="write the event as JSON")
 @given
 @measured
+@weights
 @table
 def relevance(
     store: str,
@@ -52,6 +54,7 @@ def relevance(
     given: str | None,
     key: str,
     target: str | None,
+    weights: tuple[str, ...],
     form: str | None,
     output: str | None,
 ) -> None:
@@ -70,7 +73,7 @@ def relevance(
     from nrm_graph.cli import overview
     from nrm_graph.events.serialization import to_json
 
-    with database.open(store) as db:
+    with database.open(store, weights=weights or None) as db:
         m = _measure(db, key, target)
         value = m(event, given=condition)
         if m.target is not None:
@@ -122,6 +125,7 @@ def _measure(db: Database, key: str, target: str | None) -> Measure:
 )
 @given
 @measured
+@weights
 @table
 def paths(
     store: str,
@@ -131,6 +135,7 @@ def paths(
     given: str | None,
     key: str,
     target: str | None,
+    weights: tuple[str, ...],
     form: str | None,
     output: str | None,
 ) -> None:
@@ -145,7 +150,7 @@ def paths(
     from nrm_graph import database
     from nrm_graph.cli import overview
 
-    with database.open(store) as db:
+    with database.open(store, weights=weights or None) as db:
         m = _measure(db, key, target)
         if condition is not None:
             m = m.given(condition)
@@ -172,10 +177,17 @@ def paths(
 @store
 @given
 @measured
+@weights
 @top
 @click.option("--output", type=FILE, required=True, metavar="FILE", help="write the graph here")
 def subgraph(
-    store: str, given: str | None, key: str, target: str | None, top: int, output: str
+    store: str,
+    given: str | None,
+    key: str,
+    target: str | None,
+    weights: tuple[str, ...],
+    top: int,
+    output: str,
 ) -> None:
     """Write the strongest edges of one input as a graph or picture."""
     from nrm_graph.graphs.formats import graph_path
@@ -185,7 +197,7 @@ def subgraph(
 
     from nrm_graph import database
 
-    with database.open(store) as db:
+    with database.open(store, weights=weights or None) as db:
         m = _measure(db, key, target)
         if condition is not None:
             m = m.given(condition)

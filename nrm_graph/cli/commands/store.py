@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nrm_graph.cli import arguments
-from nrm_graph.cli.options import FILE, command, form, store, table
+from nrm_graph.cli.options import FILE, command, form, store, table, weights
 from nrm_graph.cli.output import (
     one_line,
     print_facts,
@@ -140,9 +140,12 @@ def drop(store: str, name: str) -> None:
     metavar="N",
     help="inputs to compute again from the stored program",
 )
+@weights
 @form("findings as a table")
 @click.option("--output", type=FILE, metavar="FILE", help="write that table here")
-def verify(store: str, sample: int, form: str | None, output: str | None) -> None:
+def verify(
+    store: str, sample: int, weights: tuple[str, ...], form: str | None, output: str | None
+) -> None:
     """Check a store: checksums, rows, conservation, and a sample computed again.
 
     One line per finding says what is wrong and where. Notes leave a store sound (exit 0); an
@@ -153,7 +156,7 @@ def verify(store: str, sample: int, form: str | None, output: str | None) -> Non
     from nrm_graph.store.format.words import counted
     from nrm_graph.store.verify import verify
 
-    report = verify(store, sample=sample, progress=True)
+    report = verify(store, sample=sample, progress=True, weights=weights or None)
     if form is not None or output is not None:
         write_table(report.to_table(), form, output)
     else:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from nrm_graph.network.weighted_targets import Aim
 
 FORMAT_VERSION = 1
-BOUNDED_VERSION = 2
-"""Of ``store.json`` where the edges of an input are bounded, see :mod:`nrm_graph.store`."""
+EXTENDED_VERSION = 2
+"""Of ``store.json`` where edges of an input are bounded, or weights are named and not held: what a
+reader of version 1 would misunderstand, see :mod:`nrm_graph.store`."""
 WEIGHTED_VERSION = 2
 """Of manifests of shards that hold weighted targets, whose pairs format 1 has no form for."""
 

@@ -21,7 +21,7 @@ from nrm_graph.store.format.files import (
 )
 from nrm_graph.store.format.json_file import Count, JsonFile, Sha256, Text
 from nrm_graph.store.format.place import refuse_foreign
-from nrm_graph.store.format.schema import BOUNDED_VERSION, FORMAT_VERSION, MAX_TENSORS
+from nrm_graph.store.format.schema import EXTENDED_VERSION, FORMAT_VERSION, MAX_TENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +33,16 @@ if TYPE_CHECKING:
 MAX_SETTINGS_BYTES = 64 << 20
 MAX_PROGRAM_BYTES = 256 << 20
 MAX_HEADER_BYTES = 64 << 20
+KEPT_OPTIONS = (
+    "composite",
+    "coverage",
+    "top",
+    "max_edges",
+    "mantissa_bits",
+    "classes",
+    "preprocessing",
+)
+"""Options of an extraction that hold for all inputs of a store."""
 PROGRAM_FILES = ("program.json", "weights.safetensors")
 UNITS_FILE = "units.safetensors"
 
@@ -68,6 +78,13 @@ class _File(Struct):
     sha256: Sha256
 
 
+class _Named(Struct, forbid_unknown_fields=True):
+    name: Text
+    dtype: Annotated[str, Meta(pattern=r"^(F64|F32|I64|I32|I16|I8|U8|BOOL)\Z")]
+    shape: list[Count]
+    sha256: Sha256
+
+
 class _Settings(Struct):
     program_hash: Sha256
     composite: dict[str, Any]
@@ -81,6 +98,7 @@ class _Settings(Struct):
     mantissa_bits: Annotated[int, Meta(ge=1, le=23)] | None = None
     preprocessing: Text | None = None
     classes: list[Text] | None = None
+    named: dict[str, _Named] | UnsetType = UNSET
     inputs: Annotated[list[_Input], Tensors] | UnsetType = UNSET
     outputs: Annotated[list[_Output], Tensors] | UnsetType = UNSET
 
@@ -128,8 +146,8 @@ def create(
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         for name, data in files.items()
     }
-    bounded = settings.get("max_edges") is not None
-    version = BOUNDED_VERSION if bounded else FORMAT_VERSION
+    extended = settings.get("max_edges") is not None or "named" in settings
+    version = EXTENDED_VERSION if extended else FORMAT_VERSION
     full = {"format_version": version, **settings, "files": described}
     try:
         full["seal"] = seal(json.loads(json.dumps(full, allow_nan=False)))  # keys as text
@@ -174,17 +192,11 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     StoreError
         Naming the first difference, with the store's value and the new one in short.
     """
-    for name in (
-        "program_hash",
-        "composite",
-        "coverage",
-        "top",
-        "max_edges",
-        "mantissa_bits",
-        "classes",
-        "preprocessing",
-    ):
-        _compare(name.removesuffix("_hash"), stored.get(name), wanted.get(name))
+    check_program(stored, wanted["program_hash"])
+    for name in KEPT_OPTIONS:
+        _compare(name, stored.get(name), wanted.get(name))
+    kinds = ["named" if "named" in meta else "copy" for meta in (stored, wanted)]
+    _compare("choice of weights", *kinds)
     ours, theirs = wanted["layers"], stored["layers"]
     _compare("layers", [row["name"] for row in theirs], [row["name"] for row in ours])
     for old, new in zip(theirs, ours, strict=True):
@@ -194,6 +206,17 @@ def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     _compare("groups", stored["groups"], wanted["groups"])
     for name in ("inputs", "outputs"):
         _compare(name, stored.get(name), wanted.get(name))
+
+
+def check_program(stored: Mapping[str, Any], program_hash: str) -> None:
+    """Refuse to continue a store with another program.
+
+    Raises
+    ------
+    StoreError
+        If it is another.
+    """
+    _compare("program", stored["program_hash"], program_hash)
 
 
 def _compare(words: str, old: object, new: object) -> None:
@@ -245,13 +268,12 @@ def read_settings(path: Path, *, sizes: bool = True) -> dict[str, Any]:
 def _decode(path: Path, data: bytes) -> dict[str, Any]:
     file = JsonFile(str(path / "store.json"))
     raw = parse_object(data, file.name)
-    version = file.version(raw, FORMAT_VERSION, BOUNDED_VERSION)
+    version = file.version(raw, FORMAT_VERSION, EXTENDED_VERSION)
     settings = file.typed(raw, _Settings)
-    bounded = "a number in version 2, absent in version 1"
-    is_bounded = settings.max_edges is not None
-    file.expect(
-        is_bounded == (version == BOUNDED_VERSION), "max_edges", bounded, settings.max_edges
-    )
+    extended = settings.max_edges is not None or settings.named is not UNSET
+    expected = EXTENDED_VERSION if extended else FORMAT_VERSION
+    words = f"{expected}, with{'' if extended else 'out'} a number as max_edges or named weights"
+    file.expect(version == expected, "format_version", words, version)
     layers = settings.layers
     for place, layer in enumerate(layers):
         file.expect(

@@ -19,6 +19,7 @@ from nrm_graph.store.verify.report import Finding, Findings, Place, Report
 from nrm_graph.store.verify.tables import Rows, StoreFacts, check_tables
 
 if TYPE_CHECKING:
+    from nrm_graph.store.named_weights import Given
     from nrm_graph.store.view import View
 
 __all__ = ["Finding", "Report", "verify"]
@@ -27,7 +28,11 @@ SAMPLE = 3
 
 
 def verify(
-    store: str | os.PathLike[str] | View, *, sample: int = SAMPLE, progress: bool = False
+    store: str | os.PathLike[str] | View,
+    *,
+    sample: int = SAMPLE,
+    progress: bool = False,
+    weights: Given = None,
 ) -> Report:
     """Check a store; what is committed now, whatever a snapshot saw.
 
@@ -39,6 +44,9 @@ def verify(
         Number of inputs to compute again from the stored program, which needs torch; 0 for none.
     progress : bool
         Show a bar where standard error is a terminal.
+    weights : path, list of paths, or mapping of str to Tensor, optional
+        Of a store that names them alone, as in :func:`nrm_graph.open`; those of an open store by
+        default.
 
     Returns
     -------
@@ -93,5 +101,7 @@ def verify(
     if sample and entries:
         from nrm_graph.store.verify.recompute import recompute
 
-        recomputed = recompute(path, sample, findings, progress)
+        if weights is None and not isinstance(store, str | os.PathLike):
+            weights = store.weights
+        recomputed = recompute(path, weights, sample, findings, progress)
     return Report(path, findings.sorted(), len(manifests), len(entries), recomputed, len(checked))

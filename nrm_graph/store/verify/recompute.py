@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.units import Partition
+    from nrm_graph.store.named_weights import Given
     from nrm_graph.store.read.conditions import Condition
     from nrm_graph.store.read.snapshot import Snapshot
     from nrm_graph.store.verify.report import Findings, Place
@@ -45,12 +46,15 @@ one; 3 to 7 for gamma, a residual net, ResNet-18 and a trained VGG16.  Another m
 gets room for fifty times the worst of these.  A wrong weight or rule moves layers by percents."""
 
 
-def recompute(path: Path, sample: int, findings: Findings, progress: bool) -> int:
+def recompute(path: Path, weights: Given, sample: int, findings: Findings, progress: bool) -> int:
     """Compare a sample of inputs, spread over all; return how many could be computed."""
     try:
-        db = View(path)
+        db = View(path, weights)
     except StoreError:
         findings.note("nothing was recomputed: the store cannot be opened as it is")
+        return 0
+    if db.weights is None and db.meta.get("named"):
+        findings.note("nothing was recomputed: the store names its weights, and none were given")
         return 0
     with db:
         chosen = _sampled(db, db._snapshot, sample, " recomputed", progress)
