@@ -16,6 +16,7 @@ from nrm_graph.circuits.sums import NODE
 from nrm_graph.errors import InputError
 from nrm_graph.graphs import subgraph as graphs
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
+from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import facts_of, group
 from nrm_graph.tables import pruning
 
@@ -122,9 +123,12 @@ def circuit(
     chosen = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
     pairs = _layers(db, layers)
     rows = source(db, chosen, weight, given, per_input)
-    sums, size = strongest_edges(db, rows, top, pairs, query_engine)
-    edges = _scattered(rows, sums)
-    nodes, absorbed = _node_statistics(db, rows, edges, query_engine)
+    with Progress("circuit", 2) as meter:
+        sums, size = strongest_edges(db, rows, top, pairs, query_engine)
+        edges = _scattered(rows, sums)
+        meter.advance()
+        nodes, absorbed = _node_statistics(db, rows, edges, query_engine)
+        meter.advance()
     graph = graphs.subgraph(
         db.topology,
         nodes,

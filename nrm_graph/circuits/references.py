@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nrm_graph.errors import EventError, InputError, UndefinedConditional
 from nrm_graph.events.sets import NeuronSet
+from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import WEIGHTS, group
 from nrm_graph.store.measure import measure
 
@@ -168,23 +169,24 @@ def references(
     ranked = _ranked(chosen, relevance if by == "relevance" else activation)
     rows: list[dict[str, Any]] = []
     images, maps, aims = [], [], chosen.aims
-    for i in ranked[:k]:
-        row: dict[str, Any] = {
-            "input_id": int(chosen.ids[i]),
-            "key": chosen.keys[i],
-            "label": chosen.labels[i],
-            "target": aims[i] if isinstance(aims[i], int) else None,
-            "relevance": float(relevance[i]),
-            "activation": float(activation[i]),
-        }
-        image, heat = None, None
-        if share is not None:
-            m = measure(db, row["input_id"])
-            image = _image(m)
-            heat = _region(m, event, share, row)
-        rows.append(row)
-        images.append(image)
-        maps.append(heat)
+    with Progress("references", len(ranked[:k]), "inputs") as meter:
+        for i in meter.over(ranked[:k]):
+            row: dict[str, Any] = {
+                "input_id": int(chosen.ids[i]),
+                "key": chosen.keys[i],
+                "label": chosen.labels[i],
+                "target": aims[i] if isinstance(aims[i], int) else None,
+                "relevance": float(relevance[i]),
+                "activation": float(activation[i]),
+            }
+            image, heat = None, None
+            if share is not None:
+                m = measure(db, row["input_id"])
+                image = _image(m)
+                heat = _region(m, event, share, row)
+            rows.append(row)
+            images.append(image)
+            maps.append(heat)
     table = pa.Table.from_pylist(rows, _SCHEMA)
     return References(
         event, by, weight, where, len(ranked), share, table, tuple(images), tuple(maps)

@@ -13,7 +13,7 @@ import click
 from nrm_graph.cli.output import one_line
 from nrm_graph.cli.parser import COMPLETION, cli
 from nrm_graph.errors import NrmError
-from nrm_graph.excerpt import inline
+from nrm_graph.events.excerpt import inline
 from nrm_graph.signals import Terminated, ending_in_order
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.errors import InputError
@@ -37,6 +36,7 @@ from nrm_graph.evaluate.held_out import (
 )
 from nrm_graph.evaluate.scores import Scorer
 from nrm_graph.network.targets import outputs_of
+from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import InputGroup, group
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ def faithfulness(
     device : str or torch.device
         As in :func:`nrm_graph.measure`.
     progress : bool
-        Show a bar where standard error is a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
 
     Returns
     -------
@@ -259,13 +260,13 @@ class _Trial:
             runs = [self.ablation.without_edges(xs, edges) for xs in self.inputs]
         return self.scorer(torch.cat(runs))
 
-    def curve(self, spent: Budgets, order: Ranking, bar: tqdm[Any]) -> npt.NDArray[np.float64]:
+    def curve(self, spent: Budgets, order: Ranking, meter: Progress) -> npt.NDArray[np.float64]:
         """Scores ``(steps, inputs, 3)`` along a ranking; equal budgets are run once."""
         curve: list[npt.NDArray[np.float64]] = []
         for step, total in enumerate(spent.total):
             again = step and total == spent.total[step - 1]
             curve.append(curve[-1] if again else self.scores(spent.first(order, step)))
-            bar.update(1)
+            meter.advance()
         return np.stack(curve)
 
 
@@ -279,19 +280,14 @@ def _curves(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Scores ``(runs, steps, inputs, 3)`` by method, of so many runs each."""
     curves: dict[str, npt.NDArray[np.float64]] = {}
-    bar = tqdm(
-        total=len(spent.fractions) * sum(repeats.values()),
-        unit=" runs",
-        desc="faithfulness",
-        disable=None if progress else True,
-    )
-    with bar:
+    runs = len(spent.fractions) * sum(repeats.values())
+    with Progress("faithfulness", runs, "runs", progress) as meter:
         for method, count in repeats.items():
             drawn = []
             for draw in range(count):
                 random = method == RANDOM
                 order = shuffled(trial.everything, seed, draw) if random else orders[method]
-                drawn.append(trial.curve(spent, order, bar))
+                drawn.append(trial.curve(spent, order, meter))
             curves[method] = np.stack(drawn)
     return curves
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nrm_graph.errors import EventError
+from nrm_graph.events.excerpt import pointed
 from nrm_graph.events.sets import Combined, Edge, Event, Layer, NeuronSet
-from nrm_graph.excerpt import pointed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

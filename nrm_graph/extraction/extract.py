@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -18,7 +17,7 @@ from nrm_graph.extraction.first_input import first_readable
 from nrm_graph.extraction.input_targets import check_range, warn_vanished
 from nrm_graph.extraction.item_numbers import first_item
 from nrm_graph.extraction.options import check_engine, check_options
-from nrm_graph.extraction.progress import Progress
+from nrm_graph.extraction.progress import InputProgress
 from nrm_graph.extraction.samples import items, length, sample
 from nrm_graph.extraction.store_options import Store, StoreOptions
 from nrm_graph.foreign_errors import translated
@@ -131,7 +130,8 @@ def extract(
     device : str or torch.device
         ``auto`` takes the accelerator if there is one.
     progress : bool
-        On a terminal, show what is stored and a bar.
+        Tell what is stored and how far it has come, once more than five seconds lie ahead: a bar,
+        or lines where standard error is redirected.
     preprocessing : str, optional
         How the inputs were prepared, in words; kept in the store.
     tensors : "keep" or "omit"
@@ -229,10 +229,7 @@ def extract(
     description |= store.kept_options(tables) | store.named_weights(program, model)
     _create_store(store.folder, program, description, partitions)
     own = program.weights if "named" in description else None
-    shown = progress and sys.stderr.isatty()
-    if shown:
-        print(store_settings.sizes(tables), file=sys.stderr)
-    meter = Progress(length(inputs), shown)
+    meter = InputProgress(length(inputs), partial(store_settings.sizes, tables), progress)
     task = Task(
         tuple(targets),
         None if names is None else tuple(names),
@@ -248,13 +245,13 @@ def extract(
         if engine == "ray":
             _, start = number(Snapshot(store.folder).items, everything)
             task = replace(task, start=start)
-            with meter.bar:
-                ray_workers.explain_all(store.folder, inputs, task, workers, meter.done, own)
+            with meter:
+                ray_workers.explain_all(store.folder, inputs, task, workers, meter.explained, own)
         else:
-            with Writer(store.folder, threads=_writers()) as writer, meter.bar:
+            with Writer(store.folder, threads=_writers()) as writer, meter:
                 ahead, start = number(writer.items, everything)
                 extraction = Extraction(tables, replace(task, start=start), writer, spec)
-                extraction.take(chain(ahead, everything), meter.done)
+                extraction.take(chain(ahead, everything), meter.explained)
     return Database(store.folder, own)
 
 

@@ -19,6 +19,7 @@ from nrm_graph.events.sets import Event, checked
 from nrm_graph.measures import event_passes, rounding_errors
 from nrm_graph.measures.results import Conditional, Estimate
 from nrm_graph.network.targets import outputs_of
+from nrm_graph.progress import Progress
 from nrm_graph.propagation.flags import SHORT, flags_of, meaning
 from nrm_graph.propagation.output_scale import added_up
 
@@ -187,7 +188,10 @@ class Algebra:
                 clauses.append(clause)
         double = self._precisions.double
         known = double.relevance if len(clauses) > 2 else double.known
-        values = event_passes.values(double.state, double.start, clauses, known, self.memory)
+        with Progress("events", len(clauses), "conjunctions") as meter:
+            values = event_passes.values(
+                double.state, double.start, clauses, known, self.memory, meter.advance
+            )
         total = np.zeros(len(events))
         weights = np.array(coefficients, np.float64)
         np.add.at(total, np.array(owners, np.int64), values * weights)

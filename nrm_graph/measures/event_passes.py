@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.topology import ENDS, PRUNED
+from nrm_graph.progress import uncounted
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.state import repeated
@@ -67,6 +68,7 @@ def values(
     clauses: Sequence[Clause],
     known: Callable[[int], Tensor] | None = None,
     memory: int = MEMORY,
+    advance: Callable[[int], object] = uncounted,
 ) -> npt.NDArray[np.float64]:
     """Relevance of conjunctions.
 
@@ -82,6 +84,8 @@ def values(
         Relevance ``(1, *shape)`` of a layer without literals, where it was computed before.
     memory : int
         Bytes that a batch may hold.
+    advance : callable
+        Told how many conjunctions are done, batch by batch.
     """
     relevance = np.zeros(len(clauses))
     alike: dict[tuple[tuple[int, bool], ...], list[int]] = defaultdict(list)
@@ -104,6 +108,7 @@ def values(
             begin = begin.expand(n, *begin.shape[1:])
             outcome = relevance_pass(repeated(state, n), begin, stacked, at=at)
             relevance[chosen] = outcome.value.double().cpu().numpy()
+            advance(n)
     return relevance
 
 

@@ -20,6 +20,7 @@ import torch
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.measures.event_passes import arrived, per_pass
 from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.progress import uncounted
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.state import repeated
@@ -78,6 +79,7 @@ def joint(
     lower: NeuronGroups,
     memory: int,
     known: Callable[[int], Tensor] | None = None,
+    advance: Callable[[int], object] = uncounted,
 ) -> npt.NDArray[np.float64]:
     """Joint relevance of two groups of neurons each, under an event.
 
@@ -95,6 +97,8 @@ def joint(
         Bytes that a batch of passes may hold.
     known : callable, optional
         See :func:`nrm_graph.measures.event_passes.arrived`.
+    advance : callable
+        Told how many passes are done, batch by batch.
 
     Returns
     -------
@@ -111,6 +115,7 @@ def joint(
             {i: v for i, v in clause.items() if lower.layer_id < i < upper.layer_id},
             _ahead(state, below, lower.layer_id),
             memory,
+            advance,
         )
         matrix += coefficient * sides.matrix()
     return matrix
@@ -141,6 +146,8 @@ class _Sides:
         What the lower layer still has to come.
     memory : int
         Bytes that a batch of passes may hold.
+    advance : callable
+        Told how many passes are done.
     """
 
     state: State
@@ -150,6 +157,7 @@ class _Sides:
     between: Clause
     ahead: Tensor
     memory: int
+    advance: Callable[[int], object]
 
     def matrix(self) -> npt.NDArray[np.float64]:
         """Joint relevance ``(upper.count, lower.count)``, from the side with fewer groups."""
@@ -172,6 +180,7 @@ class _Sides:
         for first in range(0, count, size):
             batch = range(first, min(first + size, count))
             yield batch, repeated(self.state, len(batch))
+            self.advance(len(batch))
 
     def _from_above(self) -> npt.NDArray[np.float64]:
         at, until = self.upper.layer_id, self.lower.layer_id

@@ -12,6 +12,7 @@ from nrm_graph.measures import rounding_errors
 from nrm_graph.measures.joint import NeuronGroups
 from nrm_graph.measures.marginals import units_of
 from nrm_graph.measures.results import Matrix, Side
+from nrm_graph.progress import Progress
 
 if TYPE_CHECKING:
     from nrm_graph.measures.event_algebra import Algebra
@@ -54,9 +55,11 @@ def joint(
         _side(measure, s, resolution) for s, resolution in zip((rows, columns), pair, strict=True)
     ]
     upper, lower = sorted((group for group, _ in sides), key=lambda g: -g.layer_id)
-    values, error = rounding_errors.evaluate_joint(
-        measure._precisions, measure.terms, upper, lower, measure.memory
-    )
+    passes = min(upper.count, lower.count) * len(measure.terms)
+    with Progress(f"joint {sides[0][1].layer}, {sides[1][1].layer}", passes, "passes") as meter:
+        values, error = rounding_errors.evaluate_joint(
+            measure._precisions, measure.terms, upper, lower, measure.memory, meter.advance
+        )
     if upper is not sides[0][0]:
         values = values.T
     # Of a conditioned measure, R(condition) may be off as well.

@@ -20,6 +20,7 @@ import torch
 from nrm_graph.measures.event_passes import nodes
 from nrm_graph.measures.joint import NeuronGroups, joint
 from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.progress import uncounted
 from nrm_graph.propagation.forward import in_precision
 from nrm_graph.propagation.output_weights import initial_relevance
 from nrm_graph.propagation.relevance_pass import lowest_pass, relevance_pass
@@ -204,13 +205,14 @@ def evaluate_joint(
     upper: NeuronGroups,
     lower: NeuronGroups,
     memory: int,
+    advance: Callable[[int], object] = uncounted,
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Joint matrix of two groups of neurons each in float64, and a bound of the error of a value.
 
     In float32 the units alone are computed again that hold most, of the side with fewer.
     """
     double, single = precisions.double, precisions.single
-    values = joint(double.state, double.start, terms, upper, lower, memory, double.known)
+    values = joint(double.state, double.start, terms, upper, lower, memory, double.known, advance)
     rows = upper.count <= lower.count
     strongest = np.argsort(-np.abs(values).sum(int(rows)), kind="stable")[:SAMPLED]
     some = _only(upper if rows else lower, strongest)

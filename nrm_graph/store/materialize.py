@@ -14,6 +14,7 @@ from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
 from nrm_graph.network.topology import PRUNED
+from nrm_graph.progress import Progress
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format.manifest import MAX_ERROR
 from nrm_graph.store.format.schema import EDGES, NODES, Record
@@ -76,7 +77,8 @@ def materialize(
     device : str or torch.device
         As in :func:`nrm_graph.measure`.
     progress : bool
-        Show a bar where standard error is a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
 
     Raises
     ------
@@ -106,19 +108,12 @@ def materialize(
         form = stored_form(db)
         if chosen:
             _check_first(db, chosen[0], device)
-        from tqdm import tqdm
-
-        bar = tqdm(
-            total=len(chosen),
-            unit=" inputs",
-            desc=name,
-            disable=None if progress else True,
-        )
+        meter = Progress(f"materialize {name}", len(chosen), "inputs", progress)
         with ending_in_order(), contextlib.ExitStack() as stack:
             stack.enter_context(undropped(db.path, name))
             folder = create(db.path, db.meta, name, event, where)
             writer = stack.enter_context(Writer(folder))
-            stack.enter_context(bar)
+            stack.enter_context(meter)
             for identity in chosen:
                 entry = db._snapshot.entries[identity]
                 if writer.content(entry.key) not in (None, entry.content):
@@ -129,7 +124,7 @@ def materialize(
                     )
                 if not writer.committed(entry.key, entry.aim, entry.content):
                     _add(writer, measure(db, identity, device=device), entry, event, form)
-                bar.update(1)
+                meter.advance()
     finally:
         db._refresh_conditions()
 

@@ -8,9 +8,8 @@ import pytest
 from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph import excerpt
 from nrm_graph.cli import main
-from nrm_graph.events import parser
+from nrm_graph.events import excerpt, parser
 
 pytestmark = pytest.mark.smoke
 

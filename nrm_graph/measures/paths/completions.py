@@ -7,16 +7,15 @@ are kept as logarithms, so that deep networks neither under- nor overflow.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nrm_graph.errors import InputError
 from nrm_graph.measures.kernel_edges import neuron_blocks, offsets, only_awake
 from nrm_graph.measures.paths import max_plus
+from nrm_graph.progress import Progress
 from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.relevance_pass import lowest_pass
 
@@ -108,7 +107,7 @@ def parts(q: Floats) -> tuple[Floats, npt.NDArray[np.int8]]:
         return np.log2(np.abs(q)), (q < 0).astype(np.int8)
 
 
-def sweep(steps: Steps, limit: float, progress: bool = False) -> list[Floats]:
+def sweep(steps: Steps, limit: float, progress: bool = True) -> list[Floats]:
     """Best completion of every neuron: log2 of the largest product of each sign, ``(2, n)``.
 
     ``-inf`` where no completion has the sign.
@@ -131,8 +130,7 @@ def sweep(steps: Steps, limit: float, progress: bool = False) -> list[Floats]:
     first = offsets(steps.state.network)
     best = np.full((2, int(first[-1])), -np.inf)
     by_layer = [best[:, first[i] : first[i + 1]] for i in layers]
-    hidden = not (progress and sys.stderr.isatty())
-    with tqdm(total=sum(edges), unit=" edges", unit_scale=True, disable=hidden) as bar:
+    with Progress("walks", sum(edges), "edges", progress) as meter:
         for i in layers:
             possible = steps.possible(i)
             if steps.is_input(i):
@@ -148,7 +146,7 @@ def sweep(steps: Steps, limit: float, progress: bool = False) -> list[Floats]:
                     candidate = np.where(negative == sign, size, -np.inf)
                     np.maximum(by_layer[i][sign], candidate, out=by_layer[i][sign])
             by_layer[i][:, ~possible] = -np.inf
-            bar.update(edges[i])
+            meter.advance(edges[i])
     return by_layer
 
 

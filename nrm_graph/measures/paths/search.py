@@ -24,7 +24,7 @@ def paths(
     sign: str = "both",
     end: str = "input",
     beam: int | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Paths:
     """Return the strongest walks, or the strongest paths of units, with what others may hold.
 
@@ -47,7 +47,8 @@ def paths(
         Of paths of units: prefixes carried on from every layer; by default 256 to 4096, the
         more the smaller the layers are; a wider one certifies more.
     progress : bool
-        Show a bar on a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
 
     Returns
     -------

@@ -16,12 +16,10 @@ best path of units, found layer by layer as the maximum over the units of the ne
 from __future__ import annotations
 
 import functools
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nrm_graph.errors import InputError
 from nrm_graph.measures.event_passes import arrived, per_pass
@@ -31,6 +29,7 @@ from nrm_graph.measures.paths.bounds import mass, mass_of_channels
 from nrm_graph.measures.paths.sliced_convolution import sliceable
 from nrm_graph.measures.results import Path, Paths
 from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.progress import Progress
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.relevance_pass import only, relevance_pass, shares_of
@@ -89,7 +88,7 @@ def strongest_paths(
     layers: Sequence[str] | None = None,
     beam: int | None = None,
     by: Resolution | Mapping[str, Resolution] = "unit",
-    progress: bool = False,
+    progress: bool = True,
 ) -> Paths:
     """Return the k paths of units of largest |joint relevance|.
 
@@ -109,7 +108,8 @@ def strongest_paths(
         ``unit`` for the measure's units; or a resolution, or a choice for some of the layers, see
         :func:`nrm_graph.network.units.partition`.
     progress : bool
-        Show a bar on a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
 
     Returns
     -------
@@ -147,11 +147,12 @@ def strongest_paths(
         fits = per_pass(measure.state, work, chosen[-1].layer_id, chosen[0].layer_id)
         beam = min(max(fits, BEAM[0]), BEAM[1])
     levels = [Level.of(measure, layer, by) for layer in chosen]
-    search = _Search(measure, levels, not (progress and sys.stderr.isatty()))
-    first = search.once(k, min(beam, max(32, 4 * k)), 0.0)
-    rounds = [first]
-    if first.dropped > first.weakest(k):
-        rounds.append(search.once(k, beam, first.weakest(k)))
+    with Progress("paths", 0, "passes", progress) as meter:
+        search = _Search(measure, levels, meter)
+        first = search.once(k, min(beam, max(32, 4 * k)), 0.0)
+        rounds = [first]
+        if first.dropped > first.weakest(k):
+            rounds.append(search.once(k, beam, first.weakest(k)))
     known: dict[UnitPath, float] = {}
     for outcome in rounds:
         known |= outcome.best
@@ -185,9 +186,9 @@ def _layers(measure: Algebra, names: Sequence[str] | None) -> list[LayerInfo]:
 class _Search:
     """Layers, conditions and masses of the search, which do not depend on the beam."""
 
-    def __init__(self, measure: Algebra, levels: list[Level], hidden: bool) -> None:
-        self.hidden = hidden
+    def __init__(self, measure: Algebra, levels: list[Level], meter: Progress) -> None:
         self.measure, self.levels, self.state = measure, levels, measure.state
+        self.meter = meter
         self.clauses = [clause for _, clause in measure.terms]
         self.coefficients = [c * measure.scale for c, _ in measure.terms]
         last = levels[-1].layer
@@ -215,6 +216,8 @@ class _Search:
 
         Tensors ``(2, *shape)``.
         """
+        single = [level.count for level in self.levels[1:] if level.count <= SINGLE]
+        self.meter.expect(sum(single) * len(self.clauses))
         upwards = [[torch.stack([h.abs()] * 2) for h in self.ahead]]
         for upper, lower in zip(self.levels[-2::-1], self.levels[:0:-1], strict=True):
             upwards.append([self._mass(t, upper, lower, m) for t, m in enumerate(upwards[-1])])
@@ -239,14 +242,14 @@ class _Search:
                 of_units = worth[0] * lower.masks(units, worth)
                 ways = mass(repeated(self.state, len(units)), clause, of_units, until, at)
             best = torch.maximum(best, ways.amax(0))
+            self.meter.advance(len(units))
         return torch.stack([torch.minimum(best, sums[0]), sums[1]])
 
     def once(self, k: int, width: int, floor: float) -> SearchResult:
         """Search once; prefixes that cannot exceed ``floor`` are dropped at once."""
         outcome = SearchResult({})
         prefixes: list[Prefix] = []
-        bar = tqdm(self.levels, unit=" layers", disable=self.hidden, leave=False)
-        for number, level in enumerate(bar):
+        for number, level in enumerate(self.levels):
             last = number == len(self.levels) - 1
             beam = Beam(outcome, k, width, floor)
             extensions = self._begin() if number == 0 else self._onward(prefixes, number)
@@ -287,6 +290,7 @@ class _Search:
         upper, lower = self.levels[number - 1], self.levels[number]
         at, until = upper.layer.layer_id, lower.layer.layer_id
         size = self._at_once(until, at)
+        self.meter.expect(len(prefixes))
         for first in range(0, len(prefixes), size):
             some = prefixes[first : first + size]
             copies = repeated(self.state, len(some))
@@ -307,6 +311,7 @@ class _Search:
                 parts.append(there[0] if there else begin.new_zeros(len(some), *lower.layer.shape))
             whole = torch.stack(parts, 1) if len(parts) > 1 else parts[0][:, None]
             yield [prefix.units for prefix in some], whole
+            self.meter.advance(len(some))
 
     def _steps(
         self, copies: State, upper: Level, units: list[int]

@@ -67,7 +67,7 @@ def strongest_walks(
     end: str = "input",
     *,
     limit: float = EDGES,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Paths:
     """Return the k walks of largest and the k of most negative relevance.
 
@@ -89,7 +89,8 @@ def strongest_walks(
         four million a second (``math.inf`` for none).  Those of convolutions and dense layers,
         where every step is one product, need not be.
     progress : bool
-        Show a bar on a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
 
     Returns
     -------

@@ -6,12 +6,14 @@ import math
 import os
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import duckdb
 
 from nrm_graph.errors import InputError, QueryError
+from nrm_graph.progress import current
 from nrm_graph.store.read.forks import unended_in_children
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ _GONE = re.compile(r'Cannot access file "(.+?\.parquet)/\*\*/\*\.parquet"')
 
 AGAIN = 0.05
 """Seconds between interruptions of a call that goes on: one that comes too early has no effect."""
+
+TICK = 1.0
+"""Seconds between looks at how long a call takes."""
 
 
 def check_timeout(timeout: object) -> None:
@@ -147,7 +152,7 @@ class Call:
 
         threading.Thread(target=work, name="nrm-query", daemon=True).start()
         try:
-            self._woken.wait(timeout)
+            self._wait(timeout)
         finally:
             while not self._done.is_set():
                 self.con.interrupt()
@@ -158,6 +163,18 @@ class Call:
             finally:
                 errors.clear()  # no cycle between the error's frames and this list
         return result[0]
+
+    def _wait(self, timeout: float | None) -> None:
+        """Wait for the end, a timeout or another thread; who watches sees that time passes."""
+        progress = current()
+        if progress is None:
+            self._woken.wait(timeout)
+            return
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._woken.wait(min(TICK, max(0.0, end - time.monotonic()))):
+            if time.monotonic() >= end:
+                return
+            progress.tick()
 
     def _raise(self, error: BaseException, timeout: float | None) -> NoReturn:
         if isinstance(error, duckdb.InterruptException):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 
 from nrm_graph.errors import QueryError
-from nrm_graph.excerpt import pointed
+from nrm_graph.events.excerpt import pointed
 from nrm_graph.store.read.forks import connect
 
 if TYPE_CHECKING:

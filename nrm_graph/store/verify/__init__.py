@@ -11,6 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.progress import Progress
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.verify import conservation
 from nrm_graph.store.verify.conditions import check_condition, check_conditions
@@ -31,7 +32,7 @@ def verify(
     store: str | os.PathLike[str] | View,
     *,
     sample: int = SAMPLE,
-    progress: bool = False,
+    progress: bool = True,
     weights: Given = None,
 ) -> Report:
     """Check a store; what is committed now, whatever a snapshot saw.
@@ -43,7 +44,8 @@ def verify(
     sample : int
         Number of inputs to compute again from the stored program, which needs torch; 0 for none.
     progress : bool
-        Show a bar where standard error is a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
     weights : path, list of paths, or mapping of str to Tensor, optional
         Of a store that names them alone, as in :func:`nrm_graph.open`; those of an open store by
         default.
@@ -87,16 +89,14 @@ def verify(
             units = f"{sum(row['n_units'] for row in meta['layers']):,}"
             findings.error(f"not checked: {units} units do not fit in memory", **where)
 
-    from tqdm import tqdm
-
     total = sum(
         len(m.inputs) for shards in (manifests, *(c.manifests for c in checked)) for m in shards
     )
-    with tqdm(total=total, unit=" inputs", disable=None if progress else True) as bar:
+    with Progress("verify", total, "inputs", progress) as meter:
         for manifest in manifests:
-            check_tables(path / "shards", manifest, facts, findings, content, bar.update)
+            check_tables(path / "shards", manifest, facts, findings, content, meter.advance)
         for condition in checked:
-            check_condition(condition, meta, bar.update)
+            check_condition(condition, meta, meter.advance)
     recomputed = 0
     if sample and entries:
         from nrm_graph.store.verify.recompute import recompute

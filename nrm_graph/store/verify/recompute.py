@@ -6,12 +6,12 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nrm_graph.errors import InputError, NotRegistered, NrmError, StoreError, UndefinedConditional
 from nrm_graph.network import units
 from nrm_graph.network.ir.validation import PROBLEMS
 from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
+from nrm_graph.progress import Progress
 from nrm_graph.store.measure import measure
 from nrm_graph.store.read.conditions import FOLDER
 from nrm_graph.store.verify.report import pair_of
@@ -20,7 +20,7 @@ from nrm_graph.tables.plan import plan
 from nrm_graph.tables.unit_sums import mean_activations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from nrm_graph.measures.measure import Measure
@@ -56,25 +56,27 @@ def recompute(path: Path, weights: Given, sample: int, findings: Findings, progr
     if db.weights is None and db.meta.get("named"):
         findings.note("nothing was recomputed: the store names its weights, and none were given")
         return 0
-    with db:
-        chosen = _sampled(db, db._snapshot, sample, " recomputed", progress)
-        recomputed = sum(_recompute_input(db, i, findings, where) for i, where in chosen)
-        for condition in db._conditions.values():
-            chosen = _sampled(db, condition.snapshot, sample, f" of {condition.name}", progress)
-            _recompute_condition(db, condition, chosen, findings)
+    with db, Progress("recompute", unit="inputs", shown=progress) as meter:
+        chosen = _sampled(db, db._snapshot, sample)
+        of_conditions = [
+            (condition, _sampled(db, condition.snapshot, sample))
+            for condition in db._conditions.values()
+        ]
+        meter.total = len(chosen) + sum(len(some) for _, some in of_conditions)
+        recomputed = sum(_recompute_input(db, *one, findings) for one in meter.over(chosen))
+        for condition, some in of_conditions:
+            _recompute_condition(db, condition, meter.over(some), findings)
     return recomputed
 
 
-def _sampled(
-    db: View, snapshot: Snapshot, sample: int, unit: str, progress: bool
-) -> Iterator[tuple[int, Place]]:
-    """Yield some inputs of the store or of a condition, spread over all, and where each lies."""
+def _sampled(db: View, snapshot: Snapshot, sample: int) -> list[tuple[int, Place]]:
+    """Choose some inputs of the store or of a condition, spread over all, and where each lies."""
     ids = sorted(set(snapshot.entries) & set(db._snapshot.entries))
     places = np.linspace(0, len(ids), min(sample, len(ids)), endpoint=False).astype(int)
-    for place in tqdm(places, unit=unit, disable=None if progress else True):
-        identity = ids[place]
-        shard = snapshot.shard_of[identity]
-        yield identity, {"shard": shard, **pair_of(snapshot.entries[identity])}
+    return [
+        (i, {"shard": snapshot.shard_of[i], **pair_of(snapshot.entries[i])})
+        for i in (ids[place] for place in places)
+    ]
 
 
 def _recompute_condition(
@@ -118,7 +120,7 @@ def _recompute_condition(
         _compare_nodes(conditional, columns, inside, where, max(1.0, rounding))
 
 
-def _recompute_input(db: View, identity: int, findings: Findings, where: Place) -> bool:
+def _recompute_input(db: View, identity: int, where: Place, findings: Findings) -> bool:
     """Compare one input; whether it could be computed."""
     snapshot = db._snapshot
     try:

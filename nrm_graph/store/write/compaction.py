@@ -12,9 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.progress import Progress
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import alone, local_path, remove_abandoned, sync_folder
@@ -128,7 +127,8 @@ def compact(
         Seconds.  Replaced files that no reader from before has to find any more: those that were
         replaced so long ago, and those that a killed writer left so long ago, are deleted.
     progress : bool
-        Show a bar where standard error is a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
 
     Raises
     ------
@@ -158,11 +158,9 @@ def compact(
         work = [(shards, step) for shards in all_shards for step in _steps(shards, limit)]
         merged = [len(group.members) for _, step in work for group in step]
         total = sum(group.load.inputs for _, step in work for group in step)
-        with tqdm(
-            total=total, unit=" inputs", desc="compact", disable=None if progress else True
-        ) as bar:
+        with Progress("compact", total, "inputs", progress) as meter:
             for shards, step in work:
-                replace_all(shards, [group.members for group in step], bar.update)
+                replace_all(shards, [group.members for group in step], meter.advance)
         dropped = dropped_folders(store)
         deleted = [size for f in (*folders, *dropped) for size in _swept(f, older_than)]
         after = [listed(folder / "shards") for folder in (*folders, *dropped)]

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from nrm_graph.errors import InputError
+from nrm_graph.progress import Progress
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import alone, local_path
@@ -79,7 +78,8 @@ def delete(
     keys : str or iterable of str
         What to delete.
     progress : bool
-        Show a bar where standard error is a terminal.
+        Tell how far it has come once more than five seconds lie ahead: a bar, or lines where
+        standard error is redirected.
 
     Raises
     ------
@@ -103,12 +103,10 @@ def delete(
         gone = set(unique_keys)
         plans = [(shards, shards.holding(gone)) for shards in folders]
         total = sum(len(shards.kept(n, gone)) for shards, names in plans for n in names)
-        with tqdm(
-            total=total, unit=" inputs", desc="delete", disable=None if progress else True
-        ) as bar:
+        with Progress("delete", total, "inputs", progress) as meter:
             for shards, names in plans:
                 if names:
-                    replace_all(shards, [[name] for name in names], bar.update, gone)
+                    replace_all(shards, [[name] for name in names], meter.advance, gone)
     *conditions, store_shards = folders
     return Deletion(
         store,
