@@ -50,14 +50,23 @@ Terms = tuple[tuple[float, "Clause"], ...]
 MEMORY = 1 << 30
 """Bytes that the events of one batch may hold by default."""
 
+READ = 4
+"""Values of the largest size that a step upwards has at once."""
 
-def per_pass(state: State, memory: int, lowest: int = 0, highest: int = -1) -> int:
-    """How many events of one input go through a pass at once, between two layers."""
+
+def per_pass(
+    state: State, memory: int, lowest: int = 0, highest: int = -1, kept: bool = True
+) -> int:
+    """How many events of one input go through a pass at once, between two layers.
+
+    ``kept`` says whether all of the pass is kept, or only what is still to be read.
+    """
     net = state.network
     first, last = (net.position[net.values[i]] for i in (lowest, highest))
     sizes, itemsize = net.program.shapes(), state.output.element_size()
     # About what an adjoint pass keeps, which is more than a relevance pass does.
-    one = sum(math.prod(sizes.get(name, ())) for name, _ in net.order[first : last + 1])
+    values = [math.prod(sizes.get(name, ())) for name, _ in net.order[first : last + 1]]
+    one = sum(values) if kept else min(sum(values), READ * max(values))
     return max(1, memory // max(one * itemsize, 1))
 
 

@@ -163,7 +163,7 @@ class _Sides:
         """Joint relevance ``(upper.count, lower.count)``, from the side with fewer groups."""
         if self.upper.layer_id == self.lower.layer_id:
             return self._within_layer()
-        return self._from_above() if self.upper.count <= self.lower.count else self._from_below()
+        return self._from_above() if self.upper.count < self.lower.count else self._from_below()
 
     def _within_layer(self) -> npt.NDArray[np.float64]:
         values = (self.above * self.ahead)[0].double().cpu().numpy().ravel()
@@ -174,9 +174,10 @@ class _Sides:
         sums = np.bincount(place, values[both], size).astype(np.float64)
         return sums.reshape(self.upper.count, self.lower.count)
 
-    def _batches(self, count: int) -> Iterator[tuple[range, State]]:
+    def _batches(self, count: int, kept: bool) -> Iterator[tuple[range, State]]:
         """Yield which groups go through one pass, and the state of as many copies."""
-        size = per_pass(self.state, self.memory, self.lower.layer_id, self.upper.layer_id)
+        ends = self.lower.layer_id, self.upper.layer_id
+        size = per_pass(self.state, self.memory, *ends, kept)
         for first in range(0, count, size):
             batch = range(first, min(first + size, count))
             yield batch, repeated(self.state, len(batch))
@@ -185,7 +186,7 @@ class _Sides:
     def _from_above(self) -> npt.NDArray[np.float64]:
         at, until = self.upper.layer_id, self.lower.layer_id
         matrix = np.zeros((self.upper.count, self.lower.count))
-        for batch, copies in self._batches(self.upper.count):
+        for batch, copies in self._batches(self.upper.count, kept=True):
 
             def visit(i: int, r: Tensor, batch: range = batch) -> None:
                 if i == until:
@@ -199,11 +200,11 @@ class _Sides:
     def _from_below(self) -> npt.NDArray[np.float64]:
         at = self.upper.layer_id
         matrix = np.zeros((self.upper.count, self.lower.count))
-        for batch, copies in self._batches(self.lower.count):
+        for batch, copies in self._batches(self.lower.count, kept=False):
             seeds = self.ahead * self.lower.masks(batch, self.ahead)
             # A set with weights: what its neurons still have to come.
             clause = self.between | {self.lower.layer_id: Literal(True, seeds)}
             above = self.above.expand(len(batch), *self.above.shape[1:])
-            onward = reach(copies, clause, until=at).times(copies, at, above)
+            onward = reach(copies, clause, until=at, only_last=True).times(copies, at, above)
             matrix[:, batch.start : batch.stop] = self.upper.sums(onward).double().cpu().numpy().T
         return matrix

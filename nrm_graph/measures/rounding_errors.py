@@ -213,7 +213,7 @@ def evaluate_joint(
     """
     double, single = precisions.double, precisions.single
     values = joint(double.state, double.start, terms, upper, lower, memory, double.known, advance)
-    rows = upper.count <= lower.count
+    rows = upper.count < lower.count
     strongest = np.argsort(-np.abs(values).sum(int(rows)), kind="stable")[:SAMPLED]
     some = _only(upper if rows else lower, strongest)
     pair = (some, lower) if rows else (upper, some)

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.propagation.kernels import kernel_of
+from nrm_graph.propagation.alive_convolution import apply
+from nrm_graph.propagation.kernels import awake, kernel_of
 from nrm_graph.propagation.relevance_pass import lowest_pass, only
 from nrm_graph.propagation.routing import carry
 
@@ -83,7 +84,7 @@ class Reach:
 
 
 @exact
-def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
+def reach(state: State, clause: Clause, until: int | None = None, only_last: bool = False) -> Reach:
     """Compute h of every value above the lowest literal.
 
     Parameters
@@ -94,6 +95,9 @@ def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
         The conjunction; a mask may have a batch axis in front, and may be a Tensor of weights.
     until : int, optional
         Layer at which to end; by default the output.
+    only_last : bool
+        Give h of that layer alone, and of neurons alone that relevance may reach: the way there
+        is forgotten, and of many copies of a sample silent neurons are left out.
     """
     net = state.network
     layout = net.layout
@@ -106,6 +110,7 @@ def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
         return reached
     n = layout.batches[net.values[0]].samples(state.values[net.values[0]]).shape[0]
     first, end = min(places.values()), net.position[net.values[until]]
+    last_reads = _last_reads(net, first, end) if only_last else {}
     for name, node in net.order[first : end + 1]:
         layer_id = layout.layer_of.get(name)
         if layer_id is None:
@@ -114,13 +119,28 @@ def reach(state: State, clause: Clause, until: int | None = None) -> Reach:
         elif net.position[name] == first or name not in layout.weighings:
             value = torch.ones_like(state.values[name])
         else:
-            value = _weighed(state, name, reached)
+            asked = awake(state.single, name) if only_last and state.single else None
+            value = _weighed(state, name, reached, asked)
         literal = clause.get(layer_id) if layer_id is not None else None
         if literal is not None and value is not None:
             samples = layout.batches[name].samples(value)
             value = layout.batches[name].native(only(literal, samples))
         values[name] = value
+        for read in last_reads.get(name, ()):
+            values.pop(read, None)
     return reached
+
+
+def _last_reads(net: Network, first: int, end: int) -> dict[str, list[str]]:
+    """Values from one place to another that are read for the last time, by their reader."""
+    reader: dict[str, str] = {}
+    for name, _ in net.order[first : end + 1]:
+        reader |= dict.fromkeys(net.reads(name), name)
+    last: dict[str, list[str]] = {}
+    for read, name in reader.items():
+        if net.position[read] >= first:
+            last.setdefault(name, []).append(read)
+    return last
 
 
 def _selected(state: State, node: Node, known: Reach, n: int) -> Any:
@@ -159,8 +179,8 @@ def _filled(like: Tensor, h: float, constant: Tensor | None) -> Tensor:
     return full if constant is None else full.masked_fill(constant != 0, 0.0)
 
 
-def _weighed(state: State, name: str, known: Reach) -> Tensor | None:
-    """Return h of a layer that weighs its inputs; None if it is 0."""
+def _weighed(state: State, name: str, known: Reach, asked: Tensor | None) -> Tensor | None:
+    """Return h of a layer that weighs its inputs, where it is asked for; None if it is 0."""
     kernel, op = kernel_of(state, name), state.network.layout.weighings[name]
     total: Tensor | None = None
     for share in kernel.shares:
@@ -172,7 +192,11 @@ def _weighed(state: State, name: str, known: Reach) -> Tensor | None:
                 continue
             if isinstance(h, float) and operand in state.constant:
                 h = _full(state, operand, h)
-            part = op.maps[term.operand].apply(term.x * h, term.weight)
+            kind, x = op.maps[term.operand], term.x * h
+            if asked is None:
+                part = kind.apply(x, term.weight)
+            else:
+                part = apply(kind, x, term.weight, asked)
             inner = part if inner is None else inner + part
         if inner is not None:
             inner = share.weigh(inner)
