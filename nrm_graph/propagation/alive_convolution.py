@@ -50,7 +50,8 @@ def apply(kind: Map, x: Tensor, weight: Tensor, asked: Tensor) -> Tensor:
     inside = F.conv2d(counts, taps, None, kind.stride, 0, kind.dilation)[0, 0]
     products, positions = float((inside * asked[0].sum(0)).sum()), inside.numel()
     few = products * (SPARSE * len(x) + WEIGHT) + positions * POSITION
-    if few > DENSE * len(x) * weight.numel() * positions:
+    # Whole convolutions use every thread, single positions hardly more than one.
+    if few > DENSE * len(x) * weight.numel() * positions / torch.get_num_threads():
         return kind.apply(x, weight)
     # The samples last: what is gathered lies side by side.
     padded = x.new_zeros(*awake.shape[1:], x.shape[1], len(x))
