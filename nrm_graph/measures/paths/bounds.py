@@ -150,27 +150,29 @@ def mass_of_channels(
             part = sliced_convolution.apply(kind, x, term.weight.abs(), number)  # type: ignore[arg-type]
             part = part.mul_(factor.flatten(2))
             total = part if total is None else total.add_(part)
-    shape = net.layout.topology.layers[upper].shape
-    return worth.new_zeros(n, *shape) if total is None else total.reshape(n, *shape)
+    first = net.layout.layer_of[name]
+    shape = net.layout.topology.layers[first].shape
+    total = worth.new_zeros(n, *shape) if total is None else total.reshape(n, *shape)
+    return total if first == upper else mass(repeated(state, n), clause, total, first, upper)
 
 
 def _way(state: State, lower: int, upper: int) -> list[str] | None:
-    """Values that lead from a map to a convolution that reads it, if channels stay apart."""
+    """Values that lead from a map to the one convolution that reads it, if channels stay apart."""
     net = state.network
     first, end = net.values[lower], net.values[upper]
     way = [first]
-    while way[-1] != end:
+    while way[-1] == first or way[-1] not in net.layout.weighings:
         at = way[-1]
         after = net.order[net.position[at] + 1 : net.position[end] + 1]
         readers = [(name, node) for name, node in after if at in net.reads(name)]
         if len(readers) != 1 or not net.layout.batches[at].plain:
             return None
         ((name, node),) = readers
-        if name == end:
-            op = net.layout.weighings[end]
+        if name in net.layout.weighings:
+            op = net.layout.weighings[name]
             if len(op.maps) > 1 or not sliced_convolution.sliceable(op.maps[0]):
                 return None
-        elif node is None or name in net.layout.weighings:
+        elif node is None or name == end:
             return None
         elif node.op in SAME:
             if state.values[name].shape != state.values[at].shape:
@@ -178,4 +180,4 @@ def _way(state: State, lower: int, upper: int) -> list[str] | None:
         elif MAX_POOL.get(node.op) != 2:
             return None
         way.append(name)
-    return way if len(way) > 1 else None
+    return way
