@@ -4,7 +4,7 @@ A store is a folder::
 
     store.json                     what was extracted, and how; its presence makes the store
     program.json                   the traced program
-    weights.safetensors            its tensors
+    weights.safetensors            its tensors, but those that store.json names
     units.safetensors              OPTIONAL: custom partitions, one integer array per layer name
     shards/<name>.json             manifest of one shard: the commit point
     shards/<name>.inputs.parquet   shards/<name>.nodes.parquet
@@ -33,6 +33,17 @@ that it does not know, naming the one it reads, and SHOULD check the sizes in ``
 custom), ``n_units``, ``depth`` and ``aliases``, and ``units`` (SHA-256 of the partition, as
 ``content`` below) where the resolution is custom.  No file of a store may be a symbolic link.
 Continuing a store MUST be refused where any of these but ``versions`` and ``files`` differs.
+
+**Weights that are named.** A store MAY leave out of ``weights.safetensors`` tensors of the program
+that are the model's own.  Then ``store.json`` MUST hold ``named``, and its ``format_version`` is 2
+(as where ``max_edges`` is a number; 1 elsewhere), so that a reader of format 1 alone refuses it:
+by the tensor's name in the program, objects of exactly ``name`` (in the model's ``state_dict``, for
+messages), ``dtype`` (F64, F32, I64, I32, I16, I8, U8 or BOOL, as safetensors calls it), ``shape``
+and ``sha256``, that of the tensor's bytes (C order, little-endian).  It MUST NOT say where they
+are.  Who asks a reader for exact answers gives it tensors, of which float16 and bfloat16 are
+widened to float32; the reader MUST take one by type, shape and SHA-256 alone, whatever its name,
+MUST refuse to answer where one is missing, and MUST then compare the whole program with
+``program_hash``, as that of any store.  All else is answered without them.
 
 **Shards.** A writer MUST write each data file under a name that ends in ``.tmp``, fsync it, rename
 it and fsync the folder, and only then do the same with the manifest.  A file whose shard has no
