@@ -136,7 +136,7 @@ def engines(folder):
         assert shards > 1
         more = folder / "more.nrm"  # continued, by a few inputs; a pruned and rounded store
         for engine, path in (("local", folder / "more-alone.nrm"), ("ray", more)):
-            options = {"coverage": 0.9, "mantissa_bits": 10, "tensors": "omit"}
+            options = {"coverage": 0.9, "mantissa_bits": 10, "tensors": "omit", "weights": "named"}
             extract(path, interrupted.Images(4), "local", **options).close()
             extract(path, interrupted.Images(COUNT), engine, **options).close()
         with ng.open(more) as db, ng.open(folder / "more-alone.nrm") as other:
