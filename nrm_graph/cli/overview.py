@@ -62,11 +62,18 @@ def facts(db: Database) -> dict[str, str]:
         "pruning": _pruning(meta),
         "precision": _precision(meta),
         "preprocessing": meta["preprocessing"] or "not known",
+        **_named(meta),
         "classes": _classes(meta),
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(meta["versions"].items())),
         "format": str(meta["format_version"]),
     }
     return found | _sizes(db, counts[3])
+
+
+def _named(meta: Mapping[str, Any]) -> dict[str, str]:
+    """Say how many tensors of the network a store names and does not hold."""
+    named = meta.get("named")
+    return {"weights": f"{len(named):,} tensors are named, not held"} if named else {}
 
 
 def flagged(db: Database) -> str:

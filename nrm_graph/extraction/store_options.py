@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.errors import InputError
+from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network import units
 from nrm_graph.network.ir.input_spec import input_spec
 from nrm_graph.network.ir.program import Program
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.rules import composites
 from nrm_graph.store.format import settings
+from nrm_graph.store.format.words import counted
 from nrm_graph.store.named_weights import described
 from nrm_graph.store.stored_measure import input_spec_of
 from nrm_graph.tables import pruning
@@ -136,12 +137,32 @@ class Store:
         partitions = units.resolve(topology, resolution)
         if self.meta is not None:
             tables = stored_plan(net, self.meta, partitions)
+            self._refuse_other_limits(tables)
         else:
             limit = pruning.check(options.coverage, options.top, options.max_edges)
             most = pruning.most_rows(topology, partitions, options.max_edges, limit)
             tables = plan(net, partitions, pruning.limits(topology, limit), most)
         refuse_too_large(tables)
         return tables
+
+    def _refuse_other_limits(self, tables: Plan) -> None:
+        """Refuse a limit that is asked for, where an earlier release chose some by itself.
+
+        Raises
+        ------
+        StoreError
+            If the store prunes other pairs of layers than its coverage and top say.
+        """
+        assert self.meta is not None
+        limit = pruning.check(self.meta["coverage"], self.meta["top"])
+        usual = pruning.limits(tables.network.layout.topology, limit)
+        asked = self.options.asked.keys() & {"coverage", "top", "max_edges"}
+        if asked and tables.max_edges is None and tables.limits != usual:
+            raise StoreError(
+                f"the store leaves edges of {counted(len(tables.limits), 'pair')} of layers out, "
+                f"as its release chose, and {', '.join(sorted(asked))} asks for another choice: "
+                "leave it out to go on so, or use another folder"
+            )
 
     def kept_options(self, tables: Plan) -> dict[str, Any]:
         """Options as ``store.json`` has them: asked for, or else the store's own.

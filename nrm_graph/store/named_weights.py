@@ -137,7 +137,7 @@ def checked_sources(weights: Given) -> Weights:
             "weights must be a file in safetensors format, a list of them, or a mapping of tensors "
             f"such as model.state_dict(), found {weights!r:.80}"
         )
-    return tuple(_checked_file(Path(os.fsdecode(file)).expanduser().absolute()) for file in listed)
+    return tuple(_checked_file(Path(os.fsdecode(file))) for file in listed)
 
 
 def given(meta: Mapping[str, Any], store: Path, weights: Weights) -> dict[str, Tensor]:
@@ -227,8 +227,9 @@ def _offered(weights: tuple[Path, ...] | Mapping[str, Any]) -> Iterator[_Offered
 def _checked_file(path: Path) -> Path:
     """Refuse what is no plain file, or says that its header is larger than it is."""
     try:
+        path = path.expanduser().absolute()
         mode = path.lstat().st_mode
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"there is no file of weights {str(path)!r:.200}: {reason}") from None
     if not stat.S_ISREG(mode):

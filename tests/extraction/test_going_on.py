@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import small
 from helpers.make_format1 import PATH
+from helpers.tiny_stores import edit
 from torch import nn
 
 import nrm_graph as ng
@@ -113,6 +114,18 @@ def test_a_store_of_format_1_goes_on(tmp_path):
             resolution=db.units(),
         ).marginal("0")
         np.testing.assert_array_equal(more.measure("new.png").marginal("0"), expected)
+
+
+def test_pairs_that_an_earlier_release_pruned_by_itself_stay_pruned(tmp_path):
+    """Where nothing is asked for; its coverage says nothing of them."""
+    db = ng.extract(small.program(), ROWS[:1], tmp_path / "s.nrm", progress=False)
+    edit(db.path / "store.json", pruned=[[1, 0, 0.6, None]])
+    for given in ({"coverage": 1.0}, {"max_edges": "all"}):
+        with pytest.raises(ng.StoreError, match="edges of 1 pair of layers out, as its release"):
+            ng.extract(db.program, ROWS[1:2], db.path, progress=False, **given)
+    db = ng.extract(db.program, ROWS[1:2], db.path, progress=False)
+    pruned = "SELECT count(*), max(dst_layer) FROM edges WHERE dst_unit = -3 AND src_unit = -3"
+    assert db.sql(pruned, inputs=["k1"]).fetchall() == [(1, 1)]
 
 
 def test_the_command_line_goes_on_as_the_store_was_made(tmp_path, monkeypatch, capsys):

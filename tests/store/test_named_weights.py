@@ -106,6 +106,8 @@ def test_without_the_file_everything_but_exact_answers_works(folder, capsys):
     argv = ["relevance", str(folder / "named.nrm"), "conv[1]", "--input", "k1"]
     assert main.main(argv) == 3
     assert "--weights FILE" in capsys.readouterr().err
+    assert main.main(["info", argv[1]]) == 0
+    assert "tensors are named, not held" in capsys.readouterr().out
     assert main.main([*argv, "--weights", str(folder / "net.safetensors")]) == 0
     argv = ["verify", str(folder / "named.nrm"), "--weights", str(folder / "net.safetensors")]
     assert main.main(argv) == 0
@@ -247,6 +249,9 @@ def test_files_that_are_not_the_weights_are_refused(what, folder, net, tmp_path)
 
 
 def test_what_is_no_file_is_refused(folder):
+    for weights in ("a\0b", "~nobody_is_called_so/w", "", "x" * 300):
+        with pytest.raises(ng.InputError, match=r"no file of weights|is no plain file"):
+            ng.open(folder / "named.nrm", weights=weights)
     for weights in (3, [3], [None]):
         with pytest.raises(ng.InputError, match="weights must be a file"):
             ng.open(folder / "named.nrm", weights=weights)
