@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nrm_graph.network.ir.finite import finite
 from nrm_graph.network.ir.program import Weight, passive
 from nrm_graph.network.layout import Layout, layout
 from nrm_graph.rules import sign_analysis
@@ -62,7 +63,7 @@ class Network:
         """Values that may hold -inf: masked scores, and what is made of them before a softmax."""
         names: set[str] = set()
         weights = self.program.weights
-        infinite = {name for name, w in weights.items() if bool(torch.isinf(w).any())}
+        infinite = {n for n, w in weights.items() if not finite(w) and bool(torch.isinf(w).any())}
         for node in self.program.nodes:
             fills = any(a.name in infinite for a in node.args if isinstance(a, Weight))
             fills = fills or -math.inf in [a for a in node.args if isinstance(a, float)]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -120,13 +121,32 @@ def run(program: Program, *inputs: Tensor) -> Tensor:
     return output
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A program whose values know their batch axis, and what it answered on the way.
+
+    Attributes
+    ----------
+    program : Program
+        The program.
+    together : Tensor
+        Output for a batch of two: the example, and another sample.
+    alone : pair of Tensor
+        Outputs for each of them alone.
+    """
+
+    program: Program
+    together: Tensor
+    alone: tuple[Tensor, Tensor]
+
+
 @exact
-def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
+def settle_batches(program: Program, examples: Sequence[Tensor]) -> Settled:
     """Find how each value's batch axis divides into samples, by evaluation.
 
-    A batch of two samples is run beside each of them alone.  A value whose axis has size
-    ``s * n`` may run over the samples first or last; what is right is what gives each sample the
-    value that it has alone.  If nothing does, the network mixes its samples.
+    A batch of two samples, the example and another, is run beside each of them alone.  A value
+    whose axis has size ``s * n`` may run over the samples first or last; what is right is what
+    gives each sample the value that it has alone.  If nothing does, the network mixes its samples.
 
     Raises
     ------
@@ -134,8 +154,11 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
         If a sample's value depends on what else is in the batch.
     """
     uniform, examples = _uniform(program, examples)
-    pair = [_two(x) for x in examples]
-    singles = [[x[i : i + 1] for x in pair] for i in (0, 1)]
+    others = [_other(x) for x in examples]
+    pair = [torch.cat(both) for both in zip(examples, others, strict=True)]
+    names = [name for name, _ in program.inputs]
+    given = [dict(zip(names, xs, strict=True)) for xs in (pair, examples, others)]
+    answers = [xs.get(program.output) for xs in given]
     nodes: list[Node] = []
     ran: list[str] = []
     alone: set[str] = set()  # made from the size of the batch alone, as arange(n) is
@@ -147,8 +170,10 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
 
     try:
         for (node, both), (_, first), (_, second) in zip(
-            together(), *(steps(uniform, *x) for x in singles), strict=True
+            together(), steps(uniform, *examples), steps(uniform, *others), strict=True
         ):
+            if node.name == program.output:
+                answers = [both, first, second]
             if all(name in alone for name in node.references()):
                 alone.add(node.name)
                 if isinstance(first, Tensor):
@@ -168,18 +193,21 @@ def settle_batches(program: Program, examples: Sequence[Tensor]) -> Program:
             f"the traced network does not run for another batch size, at {failure}; squeeze() and "
             "reshapes that depend on the batch being larger than 1 do this: name the axes"
         ) from error
-    settled = {node.name: node for node in nodes}
-    return replace(program, nodes=tuple(settled[node.name] for node in program.nodes))
+    of_both, of_first, of_second = answers
+    assert of_both is not None
+    assert of_first is not None
+    assert of_second is not None
+    return Settled(replace(program, nodes=tuple(nodes)), of_both, (of_first, of_second))
 
 
-def _two(x: Tensor) -> Tensor:
-    """Two different samples near an example."""
+def _other(x: Tensor) -> Tensor:
+    """Return a sample near an example that differs from it."""
     if not x.is_floating_point():
         # The network itself bounds the range of integers: the same ones in another order.
         other = x.flip(tuple(range(1, x.ndim)))
-        return torch.cat([x, x.roll(1, -1) if torch.equal(x, other) and x.ndim > 1 else other])
+        return x.roll(1, -1) if torch.equal(x, other) and x.ndim > 1 else other
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn((2, *x.shape[1:]), generator=generator, dtype=x.dtype).to(x.device)
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
     spread = x.std(correction=0) if x.numel() > 1 else x.abs().max()
     return x + (0.5 * spread if spread > 0 else 1.0) * noise
 
@@ -189,16 +217,13 @@ def _settle(node: Node, both: Tensor, first: Tensor, second: Tensor) -> Node:
     if both.dtype == torch.bool or not both.is_floating_point():
         both, first, second = both.double(), first.double(), second.double()
     errors: dict[BatchAxis, float] = {}
-    allowed = 0.0
     fits = first.ndim == both.ndim and native[axis] == scale and both.shape[axis] == 2 * scale
     for outer in (d for d in range(1, scale + 1) if fits and scale % d == 0):
         batch = BatchAxis(axis, outer, scale // outer)
-        together = batch.samples(both)
-        alone = torch.cat([batch.samples(first), batch.samples(second)])
-        errors[batch] = _size(together - alone)
-        allowed = 0.01 * _size(alone[0] - alone[1]) + 1e-4 * _size(alone)
+        together = zip(batch.samples(both), (first, second), strict=True)
+        errors[batch] = sum(_size(part - batch.samples(one)[0]) for part, one in together)
     best = min(errors, key=lambda b: errors[b], default=None)
-    if best is None or errors[best] > allowed:
+    if best is None or not _near(errors[best], first, second):
         raise TraceError(
             f"{node.op} in {node.module or 'the model itself'} mixes the samples of a batch: what "
             "it gives one sample depends on the others; explain a network that treats samples "
@@ -207,6 +232,17 @@ def _settle(node: Node, both: Tensor, first: Tensor, second: Tensor) -> Node:
     return replace(node, shape=best.shape(native), batch=best)
 
 
+def _near(error: float, first: Tensor, second: Tensor) -> bool:
+    """Whether an error is small beside two samples' values, and beside how they differ."""
+    if error == 0:
+        return True
+    rounding = 1e-4 * (_size(first) + _size(second))
+    return error <= rounding or error <= rounding + 0.01 * _size(first - second)
+
+
 def _size(value: Tensor) -> float:
     """Sum of magnitudes; infinities of masked scores count for nothing."""
+    size = float(value.abs().sum())
+    if math.isfinite(size):
+        return size
     return float(value.abs().nan_to_num(0.0, 0.0, 0.0).sum(dtype=torch.float64))

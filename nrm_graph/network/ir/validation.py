@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.errors import NotRegistered, StoreError, first_line
+from nrm_graph.network.ir.finite import finite
 from nrm_graph.network.ir.interpreter import resolve
 from nrm_graph.network.ir.operations import CARRYING, SUPPORTED, function
 from nrm_graph.network.ir.program import Weight, passive
@@ -75,7 +76,7 @@ def vet(program: Program) -> None:
     for name, tensor in program.weights.items():
         if not tensor.is_floating_point() and tensor.dtype not in _KINDS:
             raise StoreError(f"the tensor {name!r} of the program has the type {tensor.dtype}")
-        if tensor.is_floating_point() and torch.isnan(tensor).any():
+        if not finite(tensor) and bool(torch.isnan(tensor).any()):
             raise StoreError(f"the tensor {name!r} of the program holds NaN")
     # In one dtype, as a pass is computed in one, whatever the network was trained in.
     weights = {

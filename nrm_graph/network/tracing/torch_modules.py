@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from nrm_graph.errors import InputError, TraceError
+from nrm_graph.network.ir.finite import finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,10 +103,10 @@ def refuse_unsound(model: nn.Module) -> None:
                     "first (model.to_empty(device=...) and load_state_dict)"
                 )
             tensor = tensor.detach()
-            if not tensor.is_floating_point():
+            if finite(tensor):
                 continue
             strict = kind == "parameter" or path.rpartition(".")[2] in statistics
-            if not bool((torch.isfinite(tensor) if strict else ~torch.isnan(tensor)).all()):
+            if strict or bool(torch.isnan(tensor).any()):
                 raise TraceError(
                     f"{name} holds NaN{' or infinity' if strict else ''}: load weights of a "
                     "network that works"

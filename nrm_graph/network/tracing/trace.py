@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from nrm_graph.errors import InputError, TraceError
 from nrm_graph.foreign_errors import translated
-from nrm_graph.network.ir.interpreter import exact, run, settle_batches
+from nrm_graph.network.ir.finite import finite
+from nrm_graph.network.ir.interpreter import exact, settle_batches
 from nrm_graph.network.ir.program import passive
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.attention import ATTENTION, attention
@@ -45,8 +46,9 @@ from nrm_graph.network.tracing.torch_modules import (
 from nrm_graph.network.tracing.versions import warn_if_untested
 
 if TYPE_CHECKING:
+    from nrm_graph.network.ir.interpreter import Settled
     from nrm_graph.network.ir.program import Program
-    from nrm_graph.network.tracing.input_batch import Reading
+    from nrm_graph.network.tracing.input_batch import Parts, Reading
 
 _REWRITES = axes({**REWRITES, ATTENTION: attention})
 
@@ -116,10 +118,10 @@ def trace(
     outputs = () if output is None else tuple((n, tuple(y.shape[1:])) for n, y in reading.pair)
     aliases = module_outputs(program.nodes, leaves, same)
     program = fold_batch_norm(replace(program, aliases=aliases, outputs=outputs))
-    program = settle_batches(program, reading.examples)
-    _compare(type(model).__name__, program, reading, conversion.half)
-    layout(program)  # refuses what has no layer, now and not at the first question
-    return program
+    settled = settle_batches(program, reading.examples)
+    _compare(type(model).__name__, settled, reading, conversion.half)
+    layout(settled.program)  # refuses what has no layer, now and not at the first question
+    return settled.program
 
 
 def _examples(
@@ -147,23 +149,35 @@ def _refuse_empty(reading: Reading) -> None:
             )
 
 
-def _compare(name: str, program: Program, reading: Reading, half: bool) -> None:
-    """Refuse a program that does not answer as the network does, for one sample and for two."""
-    pairs = tuple(torch.cat([x, x]) for x in reading.examples)
-    for xs, parts in ((reading.examples, reading.alone), (pairs, reading.pair)):
-        expected = torch.cat([part.reshape(xs[0].shape[0], -1) for _, part in parts], 1).double()
-        if not bool(torch.isfinite(expected).all()):
-            return  # no input is explained whose output is no number
-        answer = run(program, *xs).reshape(-1).double()
-        allowed = LOW if half else max(tolerance(part.dtype) for _, part in parts)
+def _compare(name: str, settled: Settled, reading: Reading, half: bool) -> None:
+    """Refuse a program that does not answer as the network does, for one sample and for two.
+
+    What both have answered already is compared.  The second sample of the program's batch is
+    another than that of the network's: its answer is the one that it has alone, so that the
+    program does in the second place what it does in the first.
+    """
+    allowed = LOW if half else max(tolerance(part.dtype) for _, part in reading.alone)
+    first, other = (answer.reshape(-1) for answer in settled.alone)
+    upper, lower = settled.together.reshape(2, -1)
+    for answer, expected, batch in (
+        (first, _row(reading.alone, 1), "one sample"),
+        (upper, _row(reading.pair, 2), "a batch of two"),
+        (lower, other, "a batch of two"),
+    ):
+        if not finite(expected):
+            continue  # no input is explained whose output is no number
         same = answer.numel() == expected.numel()
-        error = (answer - expected.reshape(-1)).abs().max() if same else torch.inf
-        if not error <= allowed * expected.abs().max():
+        error = (answer.double() - expected.double()).abs().max() if same else torch.inf
+        if not error <= allowed * expected.double().abs().max():
             raise TraceError(
                 f"the traced network does not answer as {name} does at the input it was traced "
-                f"with ({'one sample' if xs is reading.examples else 'a batch of two'}): it may "
-                "depend on what torch.export does not see"
+                f"with ({batch}): it may depend on what torch.export does not see"
             )
+
+
+def _row(parts: Parts, n: int) -> Tensor:
+    """Return all that a network answers for the first of n samples."""
+    return torch.cat([part.reshape(n, -1)[0] for _, part in parts])
 
 
 def _arguments(model: nn.Module, count: int) -> list[str]:
