@@ -16,6 +16,8 @@ from nrm_graph.errors import InputError, NrmError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from _typeshed import ReadableBuffer
+
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _DEVICES = (Path("/dev"), Path("/proc"))
 
@@ -110,10 +112,11 @@ def _is_device(path: Path) -> bool:
     return path.exists() and (listed or not path.is_file())
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a new file and fsync it; an existing file is an error."""
+def write_synced(path: Path, *parts: ReadableBuffer) -> None:
+    """Write a new file, part by part, and fsync it; an existing file is an error."""
     with path.open("xb") as file:
-        file.write(data)
+        for part in parts:
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 

@@ -176,7 +176,7 @@ def publish(temporary: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
-def create_once(path: Path, data: bytes) -> bool:
+def create_once(path: Path, *parts: ReadableBuffer) -> bool:
     """Write a file whole, or find one there; of several processes exactly one writes it.
 
     Returns
@@ -188,7 +188,7 @@ def create_once(path: Path, data: bytes) -> bool:
         return False
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        write_synced(temporary, data)
+        write_synced(temporary, *parts)
         try:
             path.hardlink_to(temporary)  # fails where the name exists; a rename would overwrite
         except FileExistsError:

@@ -22,13 +22,15 @@ from nrm_graph.store.format.files import (
 from nrm_graph.store.format.json_file import Count, JsonFile, Sha256, Text
 from nrm_graph.store.format.place import refuse_foreign
 from nrm_graph.store.format.schema import EXTENDED_VERSION, FORMAT_VERSION, MAX_TENSORS
+from nrm_graph.store.format.tensor_file import tensor_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
+    from _typeshed import ReadableBuffer
 
 MAX_SETTINGS_BYTES = 64 << 20
 MAX_PROGRAM_BYTES = 256 << 20
@@ -136,16 +138,13 @@ def create(
     if (path / "store.json").exists():
         check_same(read_settings(path), settings)
         return
-    files = {
-        "program.json": program.encode("utf-8"),
-        "weights.safetensors": safetensors.numpy.save(dict(weights)),
+    files: dict[str, Sequence[ReadableBuffer]] = {
+        "program.json": [program.encode("utf-8")],
+        "weights.safetensors": tensor_file(weights),
     }
     if units:
-        files[UNITS_FILE] = safetensors.numpy.save(dict(units))
-    described = {
-        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        for name, data in files.items()
-    }
+        files[UNITS_FILE] = tensor_file(units)
+    described = {name: _described(parts) for name, parts in files.items()}
     extended = settings.get("max_edges") is not None or "named" in settings
     version = EXTENDED_VERSION if extended else FORMAT_VERSION
     full = {"format_version": version, **settings, "files": described}
@@ -160,8 +159,8 @@ def create(
         path.mkdir(parents=True, exist_ok=True)
         refuse_foreign(path)
         (path / "shards").mkdir(exist_ok=True)
-        for name, data in files.items():
-            if not create_once(path / name, data):
+        for name, parts in files.items():
+            if not create_once(path / name, *parts):
                 _check_left(path, name, described[name])
         is_ours = create_once(path / "store.json", text)
     except OSError as error:
@@ -171,6 +170,15 @@ def create(
         ) from error
     if not is_ours:
         check_same(read_settings(path), settings)
+
+
+def _described(parts: Sequence[ReadableBuffer]) -> dict[str, object]:
+    """Size and SHA-256 of a file that is written in parts."""
+    digest, size = hashlib.sha256(), 0
+    for part in parts:
+        digest.update(part)
+        size += memoryview(part).nbytes
+    return {"size": size, "sha256": digest.hexdigest()}
 
 
 def _check_left(path: Path, name: str, described: Mapping[str, object]) -> None:
