@@ -38,7 +38,8 @@ class Partition:
     resolution : str
         One of ``RESOLUTIONS``, or ``custom``.
     labels : ndarray of int32, the layer's shape
-        Unit of every neuron.
+        Unit of every neuron; where it is told by some axes, a view that repeats their labels along
+        the others without memory of its own (see :func:`compact`).
     n_units : int
         Number of units.
     """
@@ -73,23 +74,24 @@ def partition(layer: LayerInfo, resolution: Resolution) -> Partition:
     shape = layer.shape
     if isinstance(resolution, str):
         if resolution == "neuron" or not shape:
-            labels: npt.NDArray[Any] = np.arange(math.prod(shape)).reshape(shape)
+            axes = shape
         elif resolution in ("channel", "head"):
             axis = max(0, len(shape) - 3) if resolution == "head" else 0
-            after = [1] * (len(shape) - 1 - axis)
-            labels = np.broadcast_to(np.arange(shape[axis]).reshape(-1, *after), shape)
+            axes = (shape[axis],) + (1,) * (len(shape) - 1 - axis)
         elif resolution == "feature":
-            labels = np.broadcast_to(np.arange(shape[-1]), shape)
+            axes = shape[-1:]
         elif resolution == "token":
-            tokens = np.arange(math.prod(shape[:-1])).reshape(*shape[:-1], 1)
-            labels = np.broadcast_to(tokens, shape)
+            axes = (*shape[:-1], 1)
         else:
             raise InputError(
                 f"unknown resolution {resolution!r} for layer {layer.name}: expected one of "
                 f"{', '.join(RESOLUTIONS)}, auto, or an integer array of shape {shape}"
             )
-        labels = _contiguous(labels)
-        return Partition(resolution, labels, int(labels.max(initial=-1)) + 1)
+        units = math.prod(axes) if math.prod(shape) else 0
+        numbers = np.arange(units, dtype=np.int32)
+        if units == math.prod(shape):
+            return Partition(resolution, numbers.reshape(shape), units)
+        return Partition(resolution, np.broadcast_to(numbers.reshape(axes), shape), units)
     try:
         labels = np.asarray(resolution)
     except ValueError:
@@ -99,13 +101,20 @@ def partition(layer: LayerInfo, resolution: Resolution) -> Partition:
             f"the partition of layer {layer.name} must be an integer array of shape {shape}, "
             f"found {labels.dtype} of shape {labels.shape}"
         )
-    units = np.unique(labels)
-    if not np.array_equal(units, np.arange(len(units))):
+    distinct = np.unique(labels)
+    if not np.array_equal(distinct, np.arange(len(distinct))):
         raise InputError(
-            f"the partition of layer {layer.name} must use every unit from 0 to n - 1, "
-            f"found values from {units.min()} to {units.max()}, {len(units)} of them distinct"
+            f"the partition of layer {layer.name} must use every unit from 0 to n - 1, found "
+            f"values from {distinct.min()} to {distinct.max()}, {len(distinct)} of them distinct"
         )
-    return Partition("custom", _contiguous(labels), len(units))
+    # NumPy gives a layer of one neuron without axes an axis.
+    whole = np.ascontiguousarray(labels, dtype=np.int32).reshape(shape)
+    return Partition("custom", whole, len(distinct))
+
+
+def compact(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return labels with a length of 1 along every axis on which a view only repeats them."""
+    return labels[(*(slice(0, 1) if step == 0 else slice(None) for step in labels.strides), ...)]
 
 
 def check(resolution: object) -> None:
@@ -130,11 +139,6 @@ def check(resolution: object) -> None:
                 f"unknown resolution {choice!r}{layer}: expected one of {', '.join(known)}, or an "
                 "integer array of the layer's shape"
             )
-
-
-def _contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    # NumPy gives a layer of one neuron without axes an axis.
-    return np.ascontiguousarray(labels, dtype=np.int32).reshape(labels.shape)
 
 
 _AUTOMATIC = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nrm_graph.network.units import compact
 from nrm_graph.tables.unit_labels import offsets, unit_labels
 
 if TYPE_CHECKING:
@@ -109,10 +110,17 @@ class Plan:
 def _arrays(network: Network, labels: Mapping[str, Tensor | list[Tensor]]) -> dict[str, Labels]:
     batches = network.layout.batches
     return {
-        name: batches[name].samples(tensor).numpy()[0].astype(np.int64)
+        name: _integers(batches[name].samples(tensor)[0])
         for name, tensor in labels.items()
         if isinstance(tensor, torch.Tensor)
     }
+
+
+def _integers(numbers: Tensor) -> Labels:
+    """Whole numbers of a tensor; what it only repeats is not copied."""
+    each = numbers[(*(slice(0, 1) if s == 0 else slice(None) for s in numbers.stride()), ...)]
+    labels: Labels = each.to(torch.int64).expand(numbers.shape).numpy()
+    return labels
 
 
 def plan(
@@ -132,8 +140,11 @@ def along(labels: Labels, axis: int) -> Labels | None:
 
     Constants (-1) among the neurons count as any label: they hold no edges.
     """
-    moved = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-    if not moved.size:
+    if not labels.size:
         return None
+    moved = np.moveaxis(compact(labels), axis, 0)
+    moved = moved.reshape(len(moved), -1)
     first: Labels = moved.max(1)
-    return first if bool(((moved == first[:, None]) | (moved < 0)).all()) else None
+    if not bool(((moved == first[:, None]) | (moved < 0)).all()):
+        return None
+    return first if len(first) == labels.shape[axis] else first.repeat(labels.shape[axis])

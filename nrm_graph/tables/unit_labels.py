@@ -9,6 +9,7 @@ import torch
 
 from nrm_graph.network.ir.interpreter import resolve
 from nrm_graph.network.ir.operations import MAX_POOL
+from nrm_graph.network.units import compact
 from nrm_graph.propagation.forward import max_pool
 from nrm_graph.propagation.routing import carry
 
@@ -44,7 +45,8 @@ def unit_labels(
     Returns
     -------
     dict of str to Tensor
-        float64, native values of a batch of one; exact for fewer than 2^53 units.
+        float64, native values of a batch of one; exact for fewer than 2^53 units.  Along axes that
+        units do not tell apart they are views that repeat their numbers.
     """
     first = offsets(partitions)
     native, batches = net.program.native_shapes(), net.layout.batches
@@ -54,8 +56,9 @@ def unit_labels(
 
     def of_layer(name: str) -> Tensor:
         i = net.layout.layer_of[name]
-        numbers = torch.from_numpy(partitions[i].labels.astype(np.float64)) + float(first[i])
-        return batches[name].native(numbers[None])
+        units = partitions[i].labels
+        numbers = torch.from_numpy(compact(units).astype(np.float64)) + float(first[i])
+        return batches[name].native(numbers.expand(units.shape)[None])
 
     for name, _ in net.program.inputs:
         if name in net.layout.layer_of:
@@ -70,6 +73,11 @@ def unit_labels(
             labels[node.name] = torch.full(native[node.name], -1.0, dtype=torch.float64)
         elif node.op in MAX_POOL and winners is None:
             source, args = labels[references[0]], resolve(node.args[1:], {}, {}, 1)
+            spatial = MAX_POOL[node.op]
+            if not any(source.stride()[-spatial:]):  # one unit, whatever is selected
+                one = source[(..., *[slice(0, 1)] * spatial)]
+                labels[node.name] = one.expand(native[node.name])
+                continue
             high = max_pool(node.op, [source, *args])[0]
             if not torch.equal(high, -max_pool(node.op, [-source, *args])[0]):
                 return None
