@@ -33,4 +33,4 @@ def test_bytes_are_those_of_the_library(name):
 
 def test_memory_is_shared():
     tensor = np.arange(6, dtype=np.float32)
-    assert np.shares_memory(tensor_file({"x": tensor})[1], tensor)
+    assert np.shares_memory(np.asarray(tensor_file({"x": tensor})[1]), tensor)

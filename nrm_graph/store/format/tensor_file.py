@@ -13,10 +13,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    Bytes = npt.NDArray[np.uint8]
 
-
-def tensor_file(tensors: Mapping[str, npt.NDArray[np.generic]]) -> list[Bytes]:
+def tensor_file(tensors: Mapping[str, npt.NDArray[np.generic]]) -> list[memoryview]:
     """Return the bytes that ``safetensors.numpy.save`` would return, part by part.
 
     Parameters
@@ -32,15 +30,15 @@ def tensor_file(tensors: Mapping[str, npt.NDArray[np.generic]]) -> list[Bytes]:
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     empty = safetensors.numpy.save({k: np.empty(0, v.dtype) for k, v in contiguous.items()})
     header: dict[str, dict[str, Any]] = json.loads(empty[8:])
-    parts: list[Bytes] = []
+    parts: list[memoryview] = []
     end = 0
     for name, entry in header.items():
         tensor = contiguous[name]
         start, end = end, end + tensor.nbytes
         entry |= {"shape": list(tensors[name].shape), "data_offsets": [start, end]}
         little = tensor.astype(tensor.dtype.newbyteorder("<"), copy=False)
-        parts.append(little.reshape(-1).view(np.uint8))
+        parts.append(little.reshape(-1).view(np.uint8).data)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
-    return [np.frombuffer(head, np.uint8), *parts]
+    return [memoryview(head), *parts]
