@@ -33,6 +33,7 @@ HEAVY = {
     "measures",
     "store.named_weights",
     "store.program_files",
+    "store.stored_edges",
     "store.stored_measure",
     "store.verify.recompute",
     "evaluate",

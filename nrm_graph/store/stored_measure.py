@@ -129,7 +129,7 @@ def stored_measure(
     explained = db._snapshot.entries[identity].explained if target is None else target
     with sound(db.path, caller_chose=dtype is not None or target is not None):
         m = from_network(net, x, explained, db.units(), scale, memory, tokens_of(db, identity))
-    _compare(db, identity, m)
+    compare(db, identity, m.state.output[0])
     return m
 
 
@@ -231,15 +231,15 @@ def _tensors(
     )
 
 
-def _compare(db: View, identity: int, m: Measure) -> None:
-    """Warn, once for each input, where the network does not give the stored output again."""
+def compare(db: View, identity: int, outputs: torch.Tensor) -> None:
+    """Warn, once for each input, where the network's outputs do not give the stored one again."""
     if identity in db._compared:
         return
     db._compared.add(identity)
     stored = float(db._snapshot.facts(identity)["logit"])
     entry = db._snapshot.entries[identity]
     weights = entry.explained if isinstance(entry.explained, dict) else {entry.explained: 1.0}
-    row = m.state.output[0].double()
+    row = outputs.double()
     output = sum(weight * float(row[index]) for index, weight in weights.items())
     allowed = LOGIT_TOLERANCE * float(row.abs().max()) * sum(map(abs, weights.values()))
     if abs(stored - output) > allowed:

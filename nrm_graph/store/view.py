@@ -54,6 +54,7 @@ class View:
         self._reader: SqlReader | None = None
         self._running: set[Call] = set()  # queries, in any thread
         self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
+        self._exact: dict[str, dict[int, Any]] = {}  # edges that were computed, by input
 
     def __getstate__(self) -> dict[str, Any]:
         omitted = {
@@ -63,6 +64,7 @@ class View:
             "_reader",
             "_running",
             "_limits",
+            "_exact",
             "topology",
             "partitions",
         }
@@ -99,6 +101,7 @@ class View:
         self._snapshot = snapshot
         self._conditions: dict[str, Condition] = conditions
         self._limits = {}
+        self._exact = {}
         # Relations of before keep their own hold on the old reader.
         self._reader = None
 

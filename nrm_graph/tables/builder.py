@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from nrm_graph.tables.dense_edges import SampleTerm
     from nrm_graph.tables.edge_block import Block, Values
     from nrm_graph.tables.edge_methods import Method
+    from nrm_graph.tables.picks import Collector
     from nrm_graph.tables.plan import Plan
 
 
@@ -111,7 +112,10 @@ def sample_tables(
     """Return the tables of every sample of a batch, see :func:`edge_tables`."""
     share: float | None = plan.cache.get(_SHARE)
     while True:
-        tables = Tables(state, start, plan, clause or {}, share)
+        budgets = None
+        if plan.max_edges is not None:
+            budgets = [Budget(plan.max_edges, share) for _ in range(start.shape[0])]
+        tables = Tables(state, start, plan, clause or {}, budgets)
         relevance_pass.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
         for call in tables.later:
             call()
@@ -153,7 +157,7 @@ class Tables:
         start: Tensor,
         plan: Plan,
         clause: Clause,
-        share: float | None = None,
+        budgets: Sequence[Budget | Collector] | None = None,
     ) -> None:
         self.state, self.start, self.plan, self.clause = state, start, plan, clause
         self.below = reach(state, clause)
@@ -168,7 +172,7 @@ class Tables:
                 start.dtype,
                 b,
                 plan.sample_labels(state, b),
-                None if plan.max_edges is None else Budget(plan.max_edges, share),
+                None if budgets is None else budgets[b],
             )
             for b in range(self.n)
         ]

@@ -122,7 +122,7 @@ def matrix_blocks(
             values[:, part],
             None if share is None else share[:, part],
         )
-        yield ends.finish(matrix.block()) if ends.plan.max_edges is None else matrix
+        yield ends.finish(matrix.block()) if not ends.plan.chosen else matrix
 
 
 def cached(plan: Plan, key: tuple[object, ...], make: Callable[[], T]) -> T:
@@ -226,7 +226,7 @@ def triple_blocks(
     if count > CHUNK and chunked and isinstance(kind, Convolution | Dense):
         sources = [s for s, _ in ends.layers(np.unique(ends.src[ends.src >= 0]))]
         limits = {(layer, s): plan.limits.get((layer, s)) for s in sources}
-        if plan.max_edges is not None or all(limits.values()):
+        if plan.chosen or all(limits.values()):
             chunks = kind.chunks(z, x, shape, CHUNK, whole=chunked == "channels")
     if chunks is not None:
 
@@ -235,7 +235,9 @@ def triple_blocks(
                 edges = kind.triples(z, x, shape, channels, lines)  # type: ignore[call-arg]
                 yield from _triples(ends, terms, edges)
 
-        if plan.max_edges is None:
+        if plan.picks is not None:
+            yield from plan.picks.inside(chunk_blocks())
+        elif plan.max_edges is None:
             yield from select(chunk_blocks, {k: v for k, v in limits.items() if v is not None})
         else:
             yield from strongest_of(chunk_blocks(), plan.max_edges)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.units import Partition
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.propagation.state import State
+    from nrm_graph.tables.picks import Picks
     from nrm_graph.tables.pruning import Limit
     from nrm_graph.tables.unit_labels import Labels
 
@@ -84,6 +85,8 @@ class Plan:
         Groups of layers of which the strongest edges are kept alone.
     max_edges : int or None
         Most rows of an input, see :mod:`nrm_graph.tables.bounded`; None for all.
+    picks : Picks or None
+        The only edges that are wanted, see :mod:`nrm_graph.tables.picks`; None for all.
     cache : dict
         What was derived from static labels, by operation and operand.
     """
@@ -94,7 +97,13 @@ class Plan:
     labels: Mapping[str, Labels] | None
     limits: Mapping[tuple[int, int], Limit]
     max_edges: int | None = None
+    picks: Picks | None = None
     cache: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether rows are chosen from whole tables, once these are there."""
+        return self.max_edges is not None or self.picks is not None
 
     def sample_labels(self, state: State, b: int) -> Mapping[str, Labels]:
         """Labels of one sample of a batch."""

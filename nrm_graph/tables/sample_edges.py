@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nrm_graph.propagation.adjoint_pass import Reach
     from nrm_graph.propagation.state import State
     from nrm_graph.tables.bounded import Budget, Piece
+    from nrm_graph.tables.picks import Collector
     from nrm_graph.tables.plan import Plan
     from nrm_graph.tables.unit_labels import Labels
 
@@ -50,8 +51,8 @@ class SampleEdges:
         Of the pass.
     labels : mapping of str to ndarray
         Global unit of every element of every value.
-    budget : Budget or None
-        What chooses the rows at the end, where their number is bounded.
+    budget : Budget, Collector or None
+        What chooses the rows, where not all of them are wanted.
     blocks : list of Block
         Edges so far.
     pruned : dict of int to float
@@ -66,7 +67,7 @@ class SampleEdges:
     dtype: torch.dtype
     b: int
     labels: Mapping[str, Labels]
-    budget: Budget | None = None
+    budget: Budget | Collector | None = None
     blocks: list[Block] = field(default_factory=list)
     pruned: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     reached: dict[int, UnitMask] = field(default_factory=dict)
