@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 from nrm_graph.circuits.checks import checked_layers
 from nrm_graph.circuits.edge_statistics import MOST_EDGES, strongest_edges
 from nrm_graph.circuits.engines import local
+from nrm_graph.circuits.exact import exact_sums
 from nrm_graph.circuits.nodes import ends_of
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.sums import NODE
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     import networkx as nx
 
+    from nrm_graph.circuits.edge_statistics import Strongest
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
     from nrm_graph.events.sets import Event
@@ -45,6 +48,7 @@ def circuit(
     target: Sought | None = None,
     mixed_targets: bool = False,
     engine: str | Engine = "local",
+    exact: bool = False,
 ) -> nx.DiGraph:
     r"""Return the strongest edges of a group of inputs, with statistics.
 
@@ -80,6 +84,10 @@ def circuit(
     engine : "local" or "ray", or an Engine
         Where the sums are computed; ``ray`` needs ``nrm-graph[ray]``.  See
         :class:`nrm_graph.circuits.engines.Engine`.
+    exact : bool
+        Of a store that leaves edges out: choose edges by the stored rows, then compute them for
+        every input from the stored program.  An interrupted call goes on where it stopped when it
+        is made again of the same ``Database``.
 
     Returns
     -------
@@ -96,7 +104,10 @@ def circuit(
 
         Of an edge in a pair of layers that the store prunes, of which an input has no row,
         ``missing`` says how many have none; its mean is that of what is stored, and
-        statistics are left out.
+        statistics are left out.  Where the store bounds its edges (``max_edges``) the mean over
+        all inputs lies between ``low`` and ``high``, and ``graph["rivals"]`` counts the edges
+        outside of the graph that may belong among the strongest, at most.  With ``exact`` nothing
+        is missing; ``top_share`` stands where the stored rows tell it.
 
     Raises
     ------
@@ -124,11 +135,11 @@ def circuit(
     pairs = _layers(db, layers)
     rows = source(db, chosen, weight, given, per_input)
     with Progress("circuit", 2) as meter:
-        sums, size = strongest_edges(db, rows, top, pairs, query_engine)
-        edges = _scattered(rows, sums)
+        strongest = strongest_edges(db, rows, top, pairs, query_engine)
         meter.advance()
-        nodes, absorbed = _node_statistics(db, rows, edges, query_engine)
+        nodes, absorbed = _node_statistics(db, rows, strongest.edges, query_engine)
         meter.advance()
+    edges = _scattered(rows, exact_sums(db, rows, strongest) if exact else strongest.edges)
     graph = graphs.subgraph(
         db.topology,
         nodes,
@@ -137,9 +148,9 @@ def circuit(
         resolutions=db.resolutions,
     )
     _annotate(graph, db, rows, nodes, edges)
-    chosen_size = float(np.abs(sums["total"].to_numpy()).sum())
+    chosen_size = float(np.abs(strongest.edges["total"].to_numpy()).sum())
     graph.graph |= {
-        "share": chosen_size / size if size else 1.0,
+        "share": chosen_size / strongest.size if strongest.size else 1.0,
         **absorbed,
         "inputs": len(rows.group),
         "keys": tuple(sorted(set(rows.group.keys))),
@@ -147,6 +158,7 @@ def circuit(
         "top": top,
     }
     graph.graph |= facts_of(db, rows.group, weight, given is not None)
+    graph.graph |= _certainty(graph, strongest, edges, top, exact)
     choice = {
         "target": rows.group.target,
         "where": where,
@@ -303,19 +315,50 @@ def _annotate(graph: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges:
     """Add statistics to the nodes and edges of a graph."""
     names = [layer.name for layer in db.topology.layers]
     limits = pruning.stored(db.meta, db.topology)
+    extent = abs(float(rows.base.sum()))
     for row in nodes.to_pylist():
         data = graph.nodes[(names[row["layer_id"]], row["unit"])]
         data |= _statistics(rows, row)
     for row in edges.to_pylist():
         src, dst = ((names[row[f"{end}_layer"]], row[f"{end}_unit"]) for end in ("src", "dst"))
         missing = len(rows.group) - row["n"]
-        if missing and (row["dst_layer"], row["src_layer"]) in limits:
+        lacking = row.get("lacking", math.inf) / extent
+        if missing and lacking and (row["dst_layer"], row["src_layer"]) in limits:
             # What is not stored here is unknown, so only what is stored can be said.
             graph.edges[src, dst]["missing"] = missing
+            if math.isfinite(lacking):
+                mean = row["relevance"]
+                graph.edges[src, dst].update(low=mean - lacking, high=mean + lacking)
             continue
-        graph.edges[src, dst].update(
-            _statistics(rows, row) | {"top_share": row["strong"] / len(rows.group)}
+        graph.edges[src, dst].update(_statistics(rows, row))
+        if row["strong"] >= 0:
+            graph.edges[src, dst]["top_share"] = row["strong"] / len(rows.group)
+
+
+def _certainty(
+    graph: nx.DiGraph, strongest: Strongest, edges: pa.Table, top: int, exact: bool
+) -> dict[str, Any]:
+    """Say what a store that leaves edges out cannot tell of a circuit."""
+    facts: dict[str, Any] = {"exact": True} if exact else {}
+    notes = graph.graph["flags"]
+    lacking = sum("missing" in data for _, _, data in graph.edges(data=True))
+    if lacking:
+        notes += (
+            f"{lacking:,} of the {len(edges):,} edges are not stored of every input: their means "
+            "are of what is stored, between low and high where these are given, and have no other "
+            "statistics; exact=True computes them",
         )
+    if strongest.rivals is not None:
+        least = strongest.rivals.least
+        if exact and len(edges) == top:
+            least = max(least, float(np.abs(edges["total"].to_numpy()).min()))
+        facts["rivals"] = strongest.rivals.above(least)
+        if facts["rivals"]:
+            notes += (
+                f"up to {facts['rivals']:,} other edges may be among the strongest {top:,}: the "
+                "edges were chosen by what is stored",
+            )
+    return facts | {"flags": notes}
 
 
 def _statistics(rows: Source, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,9 @@ class Clusters:
         elif missing := self.assignment["cluster"].null_count:
             lines.append(f"  {missing:,} keys have no relevance on the chosen edges")
         if self.unknown:
-            lines.append(f"  {self.unknown:,} edges of pruned pairs of layers are left out")
+            lines.append(
+                f"  {self.unknown:,} edges of pruned pairs are left out; exact=True computes them"
+            )
         return "\n".join(lines) + ">"
 
 
@@ -156,6 +158,7 @@ def clusters(
     target: Sought | None = None,
     mixed_targets: bool = False,
     seed: int = 0,
+    exact: bool = False,
 ) -> Clusters:
     r"""Divide the inputs of a group by how their relevance flows.
 
@@ -176,6 +179,10 @@ def clusters(
         As in :meth:`nrm_graph.database.Database.circuit`.  Several targets of a key are averaged.
     seed : int
         Seed of the starts and references.
+    exact : bool
+        Of a store that leaves edges out: compute the chosen edges for every input from the stored
+        program, where an input has no row of one as well, instead of leaving edges out.
+        An interrupted call goes on where it stopped when it is made again of the same ``Database``.
 
     Returns
     -------
@@ -213,8 +220,8 @@ def clusters(
     if k is not None:
         check_count("k", k)
     chosen = group(db, where, target=target, mixed_targets=mixed_targets)
-    names, unknown = choose_edges(db, chosen, "unit", edges, "std")
-    keys, flows = _flows(db, chosen, names)
+    names, unknown = choose_edges(db, chosen, "unit", edges, "std", exact)
+    keys, flows = _flows(db, chosen, names, exact)
     flowing = np.flatnonzero(np.abs(flows).sum(1))
     standard = standardized(flows[flowing])
     points = rotated(normalized(standard))
@@ -261,13 +268,13 @@ def clusters(
 
 
 def _flows(
-    db: View, chosen: InputGroup, edges: pa.Table
+    db: View, chosen: InputGroup, edges: pa.Table, exact: bool
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Keys, and the mean over targets of each key's edges, (K, E)."""
     keys = tuple(sorted(set(chosen.keys)))
     flows = np.zeros((len(keys), len(edges)))
     for part, block in blocks(edges, len(chosen)):
-        _, flows[:, part] = key_means(db, chosen, block)
+        _, flows[:, part] = key_means(db, chosen, block, exact=exact)
     return keys, flows
 
 

@@ -188,6 +188,7 @@ def contrast(
     adjust: str = "bh",
     draws: int = 10_000,
     seed: int = 0,
+    exact: bool = False,
 ) -> Contrast:
     """Compare two groups of inputs, edge by edge.
 
@@ -218,6 +219,10 @@ def contrast(
         Labelings that the permutation test draws; all are enumerated where there are no more.
     seed : int
         Seed of the labelings.
+    exact : bool
+        Of a store that leaves edges out: compute the chosen edges for every input from the stored
+        program, where an input has no row of one as well, instead of leaving edges out.
+        An interrupted call goes on where it stopped when it is made again of the same ``Database``.
 
     Returns
     -------
@@ -237,6 +242,11 @@ def contrast(
     Welch's test asks whether means are equal; permutations ask whether labels are exchangeable.
     In groups of one key the difference is given, and no p- and q-values.
 
+    Edges are chosen by the stored rows of all keys, whatever their labels.  Such a choice is the
+    same for every labeling, so permutations keep their level; and of normal values it is
+    independent of the t statistic under the hypothesis (Basu's theorem: a pooled sum of squares is
+    a function of what is complete and sufficient).  No keys need to be set aside for it.
+
     Examples
     --------
     >>> found = contrast(db, "label = 'cat'", "label = 'dog'")  # doctest: +SKIP
@@ -250,8 +260,8 @@ def contrast(
         group(db, where, target=target, mixed_targets=mixed_targets) for where in (a, b)
     )
     is_paired = _design(first, second)
-    chosen, unknown = choose_edges(db, _pooled(first, second), weight, edges, "rms")
-    columns, exact = _tests(db, first, second, chosen, weight, is_paired, draws, seed)
+    chosen, unknown = choose_edges(db, _pooled(first, second), weight, edges, "rms", exact)
+    columns, enumerated = _tests(db, first, second, chosen, weight, is_paired, draws, seed, exact)
     for test in ("welch", "permutation"):
         columns[f"{test}_q"] = statistics.q_values(columns[f"{test}_p"], pair_codes(chosen), adjust)
     table = with_names(db.topology, chosen)
@@ -270,7 +280,7 @@ def contrast(
         weight,
         adjust,
         draws,
-        exact,
+        enumerated,
         (absorbed_share(db, first), absorbed_share(db, second)),
         unknown,
         (*_notes(db, first, second, sizes, unknown), *_flagged(db, first, second, weight)),
@@ -317,6 +327,7 @@ def _tests(
     is_paired: bool,
     draws: int,
     seed: int,
+    computed: bool,
 ) -> tuple[dict[str, NDArray[np.float64]], bool]:
     """Statistics of every edge, and whether permutations were enumerated."""
     names = ("mean_a", "mean_b", "difference", "stderr", "welch_p", "permutation_p")
@@ -326,7 +337,7 @@ def _tests(
         keys: list[str] = []
         means = []
         for g in (a, b):
-            group_keys, mean = key_means(db, g, block, weight)
+            group_keys, mean = key_means(db, g, block, weight, computed)
             keys += group_keys
             means.append(mean)
         columns["mean_a"][part], columns["mean_b"][part] = (m.mean(0) for m in means)
@@ -376,6 +387,6 @@ def _notes(db: View, a: InputGroup, b: InputGroup, sizes: list[int], unknown: in
     if unknown:
         notes.append(
             f"{unknown:,} edges are left out: the store prunes their pair of layers, and some "
-            "input has no row of them, which is unknown and not zero"
+            "input has no row of them, which is unknown and not zero; exact=True computes them"
         )
     return notes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.circuits.absent import absent, rivals
 from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.sums import SUMS, edge_filter, edge_sums
 from nrm_graph.graphs import subgraph as graphs
@@ -22,6 +23,7 @@ from nrm_graph.graphs import subgraph as graphs
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from nrm_graph.circuits.absent import Absent, Rivals
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
     from nrm_graph.store.view import View
@@ -109,6 +111,14 @@ class Scan:
         sums.setdefault("negative", sums["n"] - sums["positive"])
         return sums
 
+    def counts(self) -> NDArray[np.int64]:
+        """Return the number of rows of every edge, (E,); 0 of those that stand elsewhere."""
+        counts: NDArray[np.int64] = self.table["n"].to_numpy().copy()
+        alone = counts[self.rows]
+        counts[self.rows] = 0
+        np.add.at(counts, self.row_edge, alone)
+        return counts
+
     def limits(self, ids: NDArray[np.int64], top: int) -> NDArray[np.float64]:
         """Size of the k-th strongest row of every input; NaN where fewer are above the floor."""
         limits = np.full(len(ids), np.nan)
@@ -135,20 +145,39 @@ class Scan:
         return count[places]
 
 
-def strongest_edges(
-    db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine
-) -> tuple[pa.Table, float]:
-    r"""Aggregate the edges of the largest \|mean\|, the strongest first.
+@dataclass(frozen=True, eq=False)
+class Strongest:
+    r"""Edges of the largest \|mean\|, the strongest first.
 
-    Returns
-    -------
+    Attributes
+    ----------
     edges : pyarrow.Table
         Columns of EDGE, ``mean``, those of :data:`nrm_graph.circuits.sums.SUMS`, ``strong``
-        (inputs of which it is among their own strongest), ``scatter`` (sum of squares around the
-        mean over the inputs that have a row) and ``present`` (sum of base squared over these).
+        (inputs of which it is among their own strongest; -1 where that is not certain),
+        ``scatter`` (sum of squares around the mean over the inputs that have a row), ``present``
+        (sum of base squared over these) and, where edges are bounded, ``lacking``: what the sum
+        may be off by for what is absent.
     size : float
         Sum of \|total\| over all edges.
+    limits : ndarray of float64, (N,)
+        Size of the k-th strongest row of every input.
+    bounds : Absent or None
+        Of absent edges, where edges are bounded; with them
+    rivals : Rivals or None
+        the edges that were not chosen.
     """
+
+    edges: pa.Table
+    size: float
+    limits: NDArray[np.float64]
+    bounds: Absent | None
+    rivals: Rivals | None
+
+
+def strongest_edges(
+    db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine
+) -> Strongest:
+    r"""Aggregate the edges of the largest \|mean\|, absent rows counted as zeros."""
     scan = _scan(db, rows, _floor(db, rows, top, pairs, engine), pairs, engine)
     size = np.abs(scan.total)
     # Ties by the edge's name: the same circuit whatever the order of threads.
@@ -176,9 +205,15 @@ def strongest_edges(
         again = _again(db, rows, edges.take(at), ids, limits, engine)
         for name in ("scatter", "present", *(["strong"] if whole else [])):
             columns[name][at] = again[name]
+    bounds, others = absent(db, rows, pairs), None
+    if bounds is not None:
+        columns["lacking"] = bounds.errors(edges, n)
+        if (limits < bounds.largest).any():  # what is absent may be among an input's strongest
+            columns["strong"] = np.full(len(n), -1)
+        others = rivals(bounds, scan.table, size, scan.counts(), places, top, pairs)
     for name, values in columns.items():
         edges = edges.append_column(name, [values])
-    return edges, float(size.sum())
+    return Strongest(edges, float(size.sum()), limits, bounds, others)
 
 
 def _floor(

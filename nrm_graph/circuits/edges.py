@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from nrm_graph.circuits.source import Source
     from nrm_graph.events.sets import Event
     from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
@@ -28,8 +29,12 @@ BLOCK_BYTES = 256 << 20
 """Values of all inputs of a group are read for as many edges at once as fit into this."""
 
 
-def known_partials(db: View, group: InputGroup, weight: str) -> tuple[pa.Table, int]:
+def known_partials(
+    db: View, group: InputGroup, weight: str, exact: bool = False
+) -> tuple[pa.Table, int]:
     """Sum the edges whose relevance is known in every input of a group.
+
+    With ``exact`` any can be computed, and none is left out; sums are of what is stored.
 
     Returns
     -------
@@ -39,11 +44,9 @@ def known_partials(db: View, group: InputGroup, weight: str) -> tuple[pa.Table, 
         Edges left out: the store prunes their pair of layers, and an input has no row of them.
     """
     partials = edge_partials(db, group, weight)
-    limits = pruning.stored(db.meta, db.topology)
-    if not limits:
+    if exact:
         return partials, 0
-    pruned = np.isin(pair_codes(partials), [(d << 16) + s for d, s in limits])
-    unknown = pruned & (partials["n"].to_numpy() < len(group))
+    unknown = _pruned(db, partials) & (partials["n"].to_numpy() < len(group))
     return partials.filter(pa.array(~unknown)), int(unknown.sum())
 
 
@@ -61,7 +64,12 @@ def by_size(partials: pa.Table, size: NDArray[np.float64], count: int) -> NDArra
 
 
 def choose_edges(
-    db: View, group: InputGroup, weight: str, count: int, by: Literal["rms", "std"]
+    db: View,
+    group: InputGroup,
+    weight: str,
+    count: int,
+    by: Literal["rms", "std"],
+    exact: bool = False,
 ) -> tuple[pa.Table, int]:
     """Choose the edges of the largest root mean square, or standard deviation, over a group.
 
@@ -72,7 +80,7 @@ def choose_edges(
     unknown : int
         As of :func:`known_partials`.
     """
-    partials, unknown = known_partials(db, group, weight)
+    partials, unknown = known_partials(db, group, weight, exact)
     size = partials["squares"].to_numpy() / len(group)
     if by == "std":
         # A variance of rounding is none: an edge that is alike in all inputs tells nothing.
@@ -101,10 +109,14 @@ def key_shares(keys: Sequence[str]) -> NDArray[np.float64]:
 
 
 def key_means(
-    db: View, group: InputGroup, edges: pa.Table, weight: str = "unit"
+    db: View,
+    group: InputGroup,
+    edges: pa.Table,
+    weight: str = "unit",
+    exact: bool = False,
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Keys of a group in order, and the mean over targets of each key's edges, (K, E)."""
-    keys, sums, counts = key_sums(group.keys, edge_values(db, group, edges, weight))
+    keys, sums, counts = key_sums(group.keys, edge_values(db, group, edges, weight, exact=exact))
     return keys, sums / counts[:, None]
 
 
@@ -114,6 +126,7 @@ def edge_values(
     edges: pa.Table,
     weight: str = "unit",
     given: str | Event | None = None,
+    exact: bool = False,
 ) -> NDArray[np.float64]:
     """Relevance of edges for every input of a group.
 
@@ -129,23 +142,53 @@ def edge_values(
         What relevance is multiplied by.
     given : str or Event, optional
         A materialized condition: then R(edge & condition), not divided by R(condition).
+    exact : bool
+        Compute what the store may leave out, see :mod:`nrm_graph.store.stored_edges`.
 
     Returns
     -------
     ndarray of float64, (N, E)
         An edge without a row has 0, which it is in a complete store; in a pair of layers that the
-        store prunes it is unknown: see :func:`nrm_graph.tables.pruning.stored`.
+        store prunes it is unknown without ``exact``: see :func:`nrm_graph.tables.pruning.stored`.
     """
     rows = source(db, group, weight, given)
+    return row_values(db, rows, edges, exact) * rows.weight[:, None]
+
+
+def row_values(db: View, rows: Source, edges: pa.Table, exact: bool = False) -> NDArray[np.float64]:
+    """Relevance of edges as the rows of a source have it, (N, E); see :func:`edge_values`."""
     chosen = edges.select(EDGE).append_column("place", [np.arange(len(edges))])
     keys = ", ".join(EDGE)
     relevances = db.sql(
         f"SELECT input_id, place, CAST(relevance AS DOUBLE) AS v FROM {rows.edges} "
         f"JOIN chosen USING ({keys})",
-        inputs=group.ids.tolist(),
+        inputs=rows.group.ids.tolist(),
         tables={**rows.tables, "chosen": chosen},
     ).to_arrow_table()
-    values = np.zeros((len(group), len(edges)))
-    row = np.searchsorted(group.ids, relevances["input_id"].to_numpy())
+    values = np.zeros((len(rows.group), len(edges)))
+    row = np.searchsorted(rows.group.ids, relevances["input_id"].to_numpy())
     values[row, relevances["place"].to_numpy()] = relevances["v"].to_numpy()
-    return values * rows.weight[:, None]
+    if exact:
+        _compute(db, rows, edges, values)
+    return values
+
+
+def _compute(db: View, rows: Source, edges: pa.Table, values: NDArray[np.float64]) -> None:
+    """Put what is computed in the place of rows, of all pairs of layers that the store prunes."""
+    pruned = np.flatnonzero(_pruned(db, edges))
+    if not len(pruned):
+        return
+    from nrm_graph.store.stored_edges import computed_edges
+
+    names = {name: edges[name].to_numpy()[pruned].astype(np.int64) for name in EDGE}
+    event = None if rows.condition is None else db._conditions[rows.condition].event
+    relevance = computed_edges(db, rows.group, names, event)
+    if rows.divisor is not None:
+        relevance = relevance / rows.divisor[:, None]
+    values[:, pruned] = relevance
+
+
+def _pruned(db: View, edges: pa.Table) -> NDArray[np.bool_]:
+    """Whether the store may leave edges out of the pair of layers of each, (E,)."""
+    limits = pruning.stored(db.meta, db.topology)
+    return np.isin(pair_codes(edges), [(d << 16) + s for d, s in limits])

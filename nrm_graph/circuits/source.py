@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from nrm_graph.store.read.conditions import Condition
     from nrm_graph.store.view import View
 
+_TABLES = ("edges", "nodes", "thresholds")
+
+_THRESHOLDS = pa.schema(
+    [
+        ("input_id", pa.int64()),
+        ("dst_layer", pa.int16()),
+        ("src_layer", pa.int16()),
+        ("threshold", pa.float32()),
+    ]
+)
+
 ROUNDING = 32 * 2.0**-23
 """R(B) of a group counts as vanished below this share of the sum of |R| it is made of."""
 
@@ -36,8 +47,8 @@ class Source:
     ----------
     group : InputGroup
         The inputs whose rows count.
-    edges, nodes : str
-        What SQL reads them from.
+    edges, nodes, thresholds : str
+        What SQL reads them from, and what no absent edge exceeds.
     weight : ndarray of float64, (N,)
         What the relevance of an input's rows is multiplied by.
     base : ndarray of float64, (N,)
@@ -53,11 +64,14 @@ class Source:
         Whether rows of the pseudo-unit -3 may occur.
     condition : str or None
         Name of the condition.
+    divisor : ndarray of float64, (N,), or None
+        What rows are divided by: R(condition), and 1 where it is undefined; None without one.
     """
 
     group: InputGroup
     edges: str
     nodes: str
+    thresholds: str
     weight: npt.NDArray[np.float64]
     base: npt.NDArray[np.float64]
     tables: Mapping[str, pa.Table]
@@ -65,6 +79,7 @@ class Source:
     amplification: float
     pruned: bool
     condition: str | None = None
+    divisor: npt.NDArray[np.float64] | None = None
 
     @property
     def weighted(self) -> bool:
@@ -113,7 +128,8 @@ def source(
     if given is None:
         if per_input:
             raise InputError("per_input goes with given: without a condition every input counts")
-        return Source(group, "edges", "nodes", weights, np.ones(len(group)), {}, 0, 1.0, pruned)
+        ones = np.ones(len(group))
+        return Source(group, *_TABLES, weights, ones, {}, 0, 1.0, pruned)
     condition = _condition(db, given)
     _check_complete(condition, group)
     return _conditioned(db, group, condition, weights, per_input, pruned)
@@ -182,6 +198,7 @@ def _conditioned(
             defined_group,
             f"{name}_edges",
             f"{name}_nodes",
+            f"{name}_thresholds",
             weights[defined],
             np.ones(len(defined_group)),
             {},
@@ -189,6 +206,7 @@ def _conditioned(
             float(facts["amplification"].to_numpy()[defined].max()),
             pruned,
             name,
+            facts["relevance"].to_numpy().astype(np.float64)[defined],
         )
     value = facts["relevance"].to_numpy().astype(np.float64)
     size = np.abs(value) * facts["amplification"].to_numpy()
@@ -201,18 +219,29 @@ def _conditioned(
             "is undefined; choose inputs whose relevances do not cancel, or per_input=True"
         )
     factor = np.where(defined, base, weights)  # rows of undefined inputs are not divided
-    edges, nodes = (
+    edges, nodes, thresholds = (
         f"(SELECT * FROM {name}_{kind} UNION ALL SELECT * FROM joint_{kind}) AS whole_{kind}"
         if undefined
         else f"{name}_{kind}"
-        for kind in ("edges", "nodes")
+        for kind in _TABLES
     )
-    joint_tables = (
-        dict(zip(("joint_edges", "joint_nodes"), joint, strict=True)) if undefined else {}
-    )
+    joint_tables = {}
+    if undefined:
+        joint_tables = dict(zip((f"joint_{kind}" for kind in _TABLES), joint, strict=True))
     amplification = extent / abs(float(base.sum()))
     return Source(
-        group, edges, nodes, factor, base, joint_tables, undefined, amplification, pruned, name
+        group,
+        edges,
+        nodes,
+        thresholds,
+        factor,
+        base,
+        joint_tables,
+        undefined,
+        amplification,
+        pruned,
+        name,
+        np.where(defined, value, 1.0),
     )
 
 
@@ -223,18 +252,25 @@ def _joint(
     undefined: npt.NDArray[np.bool_],
     value: npt.NDArray[np.float64],
     size: npt.NDArray[np.float64],
-) -> tuple[pa.Table, pa.Table]:
-    """Joint relevances of inputs whose R(condition) vanishes, computed now.
+) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Joint relevances of inputs whose R(condition) vanishes, computed now, and their thresholds.
 
     R(A & B) need not vanish where R(B) does: without these inputs a ratio of means would be
     wrong.  Fills in what their R(condition) is and of how much it is made.
     """
     form, edges, nodes = stored_form(db), [EDGES.empty_table()], [NODES.empty_table()]
+    thresholds = [_THRESHOLDS.empty_table()]
+    pairs = [(group.dst, group.src) for group in db.topology.groups]
     for place in np.flatnonzero(undefined).tolist():
         m = measure(db, int(group.ids[place]))
-        tables = form.tables(m, condition.event)[:2]
+        *tables, kept = form.tables(m, condition.event)
         value[place], size[place] = m.extent(condition.event)
         for rows, table, schema in zip((nodes, edges), tables, (NODES, EDGES), strict=True):
             identity: Any = pa.array(np.full(len(table), group.ids[place], np.int64))
             rows.append(table.add_column(0, schema.field(0), identity).cast(schema))
-    return pa.concat_tables(edges), pa.concat_tables(nodes)
+        if kept is not None:
+            dst, src = np.array(pairs).T
+            ids = np.full(len(pairs), group.ids[place])
+            arrays = [ids, dst, src, np.array(kept.bounds(pairs))]
+            thresholds.append(pa.table(arrays, _THRESHOLDS.names).cast(_THRESHOLDS))
+    return pa.concat_tables(edges), pa.concat_tables(nodes), pa.concat_tables(thresholds)

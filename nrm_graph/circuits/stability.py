@@ -9,14 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph._optional import stats_library
+from nrm_graph.circuits.absent import absent
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.circuits.edge_graph import with_names
 from nrm_graph.circuits.edges import blocks, by_size, edge_values, known_partials, nullable
 from nrm_graph.circuits.engines import EDGE
+from nrm_graph.circuits.source import source
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.subgraph import check_top, largest
 from nrm_graph.store.input_group import InputGroup, group
+from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +111,9 @@ class Stability:
                 f"  not certified: only the {self.candidates:,} largest edges were compared"
             )
         if self.unknown:
-            lines.append(f"  {self.unknown:,} edges of pruned pairs of layers are left out")
+            lines.append(
+                f"  {self.unknown:,} edges of pruned pairs are left out; exact=True computes them"
+            )
         return "\n".join(lines) + ">"
 
 
@@ -124,6 +129,7 @@ def stability(
     draws: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    exact: bool = False,
 ) -> Stability:
     r"""Tell how a circuit's edges hold in halves and resamples of its keys.
 
@@ -149,6 +155,10 @@ def stability(
         Of the intervals.
     seed : int
         Seed of both.
+    exact : bool
+        Of a store that leaves edges out: compute the chosen edges for every input from the stored
+        program, where an input has no row of one as well, instead of leaving edges out.
+        An interrupted call goes on where it stopped when it is made again of the same ``Database``.
 
     Returns
     -------
@@ -166,6 +176,11 @@ def stability(
     An edge can be among the top of a resample without being a strong one over all.  A mean with
     weights w is at most \|w\| times the root of the edge's sum of squares (Cauchy and Schwarz), so
     edges are added by falling sum of squares until that is below the last of every top.
+
+    With ``exact`` the candidates are fixed first, by the stored rows of all keys: four times
+    ``top`` edges, and 1000 at least.  What is among the top of one half alone may not be among
+    them, which raises the agreement, unless it is ``certified``: then the thresholds of what is
+    absent prove that nothing else is among the top of any half or resample.
 
     Examples
     --------
@@ -186,7 +201,7 @@ def stability(
     halves = _halves(rng, splits, len(keys))
     resamples = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), draws)
     key_weights = np.concatenate([np.ones((1, len(keys))), halves, 1 - halves, resamples])
-    edges, means, certified, unknown = _means(db, chosen, weight, top, key_weights, counts)
+    edges, means, certified, unknown = _means(db, chosen, weight, top, key_weights, counts, exact)
     tops = [_top(row, top) for row in means]
     circuit, first, second = tops[0], tops[1 : 1 + splits], tops[1 + splits : 1 + 2 * splits]
     again = means[1 + 2 * splits :][:, circuit]
@@ -229,6 +244,7 @@ def _means(
     top: int,
     weights: NDArray[np.float64],
     counts: NDArray[np.int64],
+    exact: bool,
 ) -> tuple[pa.Table, NDArray[np.float64], bool, int]:
     """Means of edges under weights of keys, of as many edges as may be among a top.
 
@@ -243,10 +259,13 @@ def _means(
     unknown : int
         Edges of pruned pairs that are left out.
     """
-    partials, unknown = known_partials(db, chosen, weight)
+    partials, unknown = known_partials(db, chosen, weight, exact)
     size = np.sqrt(partials["squares"].to_numpy())
     order = by_size(partials, size, len(size))
     names, size = partials.select(EDGE).take(pa.array(order)), size[order]
+    others, fixed = size, False
+    if exact and pruning.stored(db.meta, db.topology):
+        others, fixed = _others(db, chosen, weight, partials.take(pa.array(order))), True
     total = weights @ counts
     largest = np.sqrt(weights**2 @ counts) / total
     most = max(top, MEANS_BYTES // (8 * len(weights)))
@@ -254,18 +273,35 @@ def _means(
     parts = [np.zeros((len(weights), 0))]
     while True:
         for _, block in blocks(names.slice(covered, count - covered), len(chosen)):
-            values = edge_values(db, chosen, block, weight)
+            values = edge_values(db, chosen, block, weight, exact=exact)
             _, sums, _ = key_sums(chosen.keys, values)
             parts.append(weights @ sums / total[:, None])
         covered = count
-        if covered == len(names):
-            return names, np.concatenate(parts, axis=1), True, unknown
         parts = [np.concatenate(parts, axis=1)]
-        last = np.partition(np.abs(parts[0]), -top, axis=1)[:, -top]
-        certified = bool((last > largest * size[covered]).all())
-        if certified or covered == most:
+        if covered == len(others):
+            return names, parts[0], True, unknown
+        last = np.zeros(len(weights))
+        if covered >= top:
+            last = np.partition(np.abs(parts[0]), -top, axis=1)[:, -top]
+        certified = bool((last > largest * others[covered:].max()).all())
+        if certified or covered == most or fixed:
             return names.slice(0, covered), parts[0], certified, unknown
         count = min(len(names), most, 2 * covered)
+
+
+def _others(db: View, chosen: InputGroup, weight: str, edges: pa.Table) -> NDArray[np.float64]:
+    """Root of the largest sum of squares that edges may have, and one more that none has a row of.
+
+    Infinite where nothing bounds what is absent.
+    """
+    bounds = absent(db, source(db, chosen, weight))
+    if bounds is None:
+        return np.full(len(edges) + 1, np.inf)
+    rows = edges["n"].to_numpy()
+    squares = edges["squares"].to_numpy() + bounds.errors(edges, rows, squares=True)
+    unseen = bounds.squares[bounds.unseen(edges, rows, None) > 0, -1].max(initial=0.0)
+    others: NDArray[np.float64] = np.sqrt(np.append(squares, unseen))
+    return others
 
 
 def _top(means: NDArray[np.float64], top: int) -> NDArray[np.int64]:

@@ -129,7 +129,7 @@ def _network(db: View, chosen: InputGroup) -> tuple[Network, torch.dtype | None]
 
 
 def _batch(net: Network) -> int:
-    """Inputs of a batch."""
+    """Return the number of inputs of a batch."""
     numbers = sum(math.prod(shape) for shape in net.program.shapes().values())
     return max(1, min(16, BATCH_NUMBERS // max(1, numbers)))
 
