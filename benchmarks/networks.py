@@ -3,7 +3,8 @@
 One line a network, each in a process of its own: the network's own training step (forward and full
 backward of one input) is 1; an input's extraction, with everything written, and a heat map of
 another implementation beside it; rows and MB of all tables of an input, and the share that its
-pairs of layers keep; the set-up, over ``torch.export`` and its decompositions; peak memory.
+pairs of layers keep; the set-up, over ``torch.export`` and its decompositions; peak memory
+of a first extraction.
 
 Times are CPU time of the process with one thread of torch, and with ``--threads 2`` wall time.
 Each round runs every candidate once, in turn, so that drift of a shared machine hits all alike.
@@ -86,8 +87,11 @@ def vision_transformer() -> Network:
     config = autolrp.LRPConfig(rule={**autolrp.BASE, **autolrp.ATTNLRP})
 
     def heatmap(x: Tensor) -> object:
+        network.requires_grad_(True)
         wrapped = autolrp.tensor(x.clone())
-        return autolrp.lrp(network(wrapped)[:, 0].sum(), wrapped, config=config)
+        network(wrapped)[0, 0].lrp(config=config)
+        network.requires_grad_(False)
+        return wrapped.relevance
 
     return network, torch.randn(1, 3, 224, 224), "attn_lrp", heatmap
 
@@ -148,6 +152,7 @@ def measured(name: str, rounds: int, threads: int, max_edges: str) -> str:
         ng.extract(model, inputs, folder / store, **options).close()
 
     whole = seconds(lambda: extract(network, 1, "first"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     export = seconds(lambda: exported(network, x))
     program = ng.trace(network, x)
     candidates: dict[str, Callable[[], object]] = {"step": training_step}
@@ -173,7 +178,6 @@ def measured(name: str, rounds: int, threads: int, max_edges: str) -> str:
     size = sum(f.stat().st_size for f in tables) / 4 / 1e6
     set_up = whole - median["extraction"]
     ratios = ", ".join(f"{label} {value / step:.2f}" for label, value in median.items())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     return (
         f"{name:<20} {ratios} (step {step:.2f} s); {rows:,.0f} rows, {size:.2f} MB, kept "
         f"{kept:.2f}; set-up {set_up:.1f} s, export {export:.1f} s; peak {peak:.1f} GB"

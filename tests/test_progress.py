@@ -276,7 +276,7 @@ def test_stores_tell(all_long, store, capfd):
 
     with ng.open(store) as db:
         event = ng.Layer("0")[1]
-        assert told(lambda: db.circuit(mixed_targets=True)) == "circuit: 3 of 3 steps"
+        assert told(lambda: db.circuit(mixed_targets=True)) == "circuit: 2 of 2 steps"
         assert told(lambda: db.references(event, k=3)) == "references: 3 of 3 inputs"
         given = told(lambda: db.materialize(event, name="given"))
         assert given == "materialize given: 12 of 12 inputs"

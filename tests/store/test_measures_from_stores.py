@@ -12,7 +12,7 @@ import torch
 
 import nrm_graph as ng
 from nrm_graph.extraction import batches
-from nrm_graph.extraction import extract as extraction
+from nrm_graph.network.tracing import given_program
 from nrm_graph.store import stored_measure
 
 
@@ -30,14 +30,14 @@ def program():
 @pytest.fixture(autouse=True)
 def traced_once(monkeypatch):
     """The network is traced once for all extractions: that would take most of their time."""
-    plain = extraction.traced
+    plain = given_program.traced
 
     def traced(model, names, xs, output):
         if model is network():
             return program(), (xs[0][None],)
         return plain(model, names, xs, output)
 
-    monkeypatch.setattr(extraction, "traced", traced)
+    monkeypatch.setattr(given_program, "traced", traced)
 
 
 def inputs(count=3, **more):

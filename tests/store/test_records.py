@@ -229,6 +229,7 @@ def test_any_record_comes_back(tmp_path_factory, fields, key, target, label, log
                 "item": None,
                 "weights": None,
                 "flags": None,
+                "kept": None,
                 **fields,
             }
         ]

@@ -428,7 +428,7 @@ def test_plain_stores_stay_as_they_were(tmp_path):
         (file,) = (db.path / "shards").glob("*.json")
         raw = json.loads(file.read_text())
         assert raw["format_version"] == 1
-        assert raw["metadata"] == {"item": "int", "flags": "strings"}
+        assert raw["metadata"] == {"item": "int", "flags": "strings", "kept": "float"}
     with ng.open(FORMAT1) as db:
         assert db.circuit(target=1).graph["inputs"] == 2
         assert db.measure("a.png", target=0).target == 0
