@@ -133,6 +133,13 @@ def averaging(weight: str) -> Decorator:
     )
 
 
+exact = click.option(
+    "--exact",
+    is_flag=True,
+    help="compute the chosen edges for every input, where the store leaves some out",
+)
+
+
 def form(text: str) -> Decorator:
     """Let a command write a table in a format; ``text`` is its help."""
     return click.option("--format", "form", type=click.Choice(TABLE_FORMATS), help=text)

@@ -124,6 +124,8 @@ def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
         }
     shown |= {"weight": facts["weight"], "share kept": facts["share"]}
     shown |= {"absorbed": facts["absorbed"], "signs": facts["meaning"]}
+    if facts.get("rivals"):
+        shown["may belong"] = f"up to {facts['rivals']:,} other edges"
     return shown | ({"pruned": facts["pruned"]} if facts["pruned"] else {})
 
 

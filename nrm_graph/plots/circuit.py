@@ -30,6 +30,7 @@ from nrm_graph.plots.subgraph import (
     layer_name,
     picture_height,
     plot_subgraph,
+    reach,
     unit_text,
 )
 
@@ -80,8 +81,9 @@ def plot_circuit(
     -----
     To the left the graph as :func:`nrm_graph.plots.plot_subgraph` draws it: widths are
     \|mean\|, the pale band around an edge is two standard errors wider, and edges of which the
-    mean is less than two standard errors from 0 are dotted.  To the right the strongest edges of
-    each pair of layers: mean and two standard errors to both sides, on a scale of each pair,
+    mean is less than two standard errors from 0 are dotted.  Where some inputs have no row of an
+    edge, the bounds of its mean, ``low`` and ``high``, stand in their place.  To the right the
+    strongest edges of each pair of layers: mean and whiskers, on a scale of each pair,
     centred at zero; the share of the inputs in which the edge is not 0; the share of those that
     have the sign of the mean; and the share of inputs of which it is among their own strongest.
     A group of one input has neither whiskers nor shares.
@@ -192,12 +194,12 @@ def _draw_pair(
     edges: list[tuple[Hashable, Hashable, dict[str, Any]]],
 ) -> None:
     """Draw means and whiskers of one pair of layers, the strongest on top."""
-    bound = max(abs(d["relevance"]) + 2.0 * d.get("stderr", 0.0) for *_, d in edges) or 1.0
+    bound = max(abs(end) for *_, d in edges for end in reach(d)) or 1.0
     ax.axvline(0.0, color="#999999", linewidth=0.6)
     for y, (src, _, data) in enumerate(edges):
-        mean, reach = data["relevance"], 2.0 * data.get("stderr", 0.0)
+        mean = data["relevance"]
         shade = NEUTRAL if graph.nodes[src]["unit"] < 0 else colour(mean)
-        ax.plot([mean - reach, mean + reach], [y, y], color=shade, linewidth=1.1, zorder=2)
+        ax.plot(reach(data), [y, y], color=shade, linewidth=1.1, zorder=2)
         fill = "white" if doubtful(data) else shade
         ax.plot(
             [mean], [y], marker="o", markersize=4.5, color=shade, markerfacecolor=fill, zorder=3
@@ -290,6 +292,8 @@ def _note(graph: nx.DiGraph) -> str:
     unit = "relevance R" if weight == "unit" else "R times logit"
     parts.append(f"means of {unit}")
     parts.append("whiskers: 2 standard errors" if facts["inputs"] > 1 else "no standard errors")
+    if any("low" in data for *_, data in graph.edges(data=True)):
+        parts.append("or, of edges that some inputs lack, what the mean lies between")
     return "; ".join(parts)
 
 

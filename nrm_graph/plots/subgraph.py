@@ -186,8 +186,15 @@ def _spread(count: int) -> npt.NDArray[np.float64]:
 
 
 def doubtful(data: Mapping[str, Any]) -> bool:
-    """Whether a mean is within two of its standard errors of 0."""
-    return bool(abs(data["relevance"]) < 2.0 * data.get("stderr", 0.0))
+    """Whether a mean is within two of its standard errors of 0, or of what it is known to."""
+    low, high = reach(data)
+    return bool(low < 0.0 < high)
+
+
+def reach(data: Mapping[str, Any]) -> tuple[float, float]:
+    """Return two standard errors to both sides of a mean, or the bounds that it lies between."""
+    mean, around = float(data["relevance"]), 2.0 * data.get("stderr", 0.0)
+    return data.get("low", mean - around), data.get("high", mean + around)
 
 
 def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]]) -> None:
@@ -205,9 +212,10 @@ def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float,
         colour = NEUTRAL if absorbed else POSITIVE if relevance >= 0 else NEGATIVE
         colours.append(to_rgba(colour, 0.15 + 0.75 * share**0.5))
         widths.append(0.3 + 3.2 * share)
-        bands.append(widths[-1] + 6.4 * data.get("stderr", 0.0) / largest)
+        low, high = reach(data)
+        bands.append(widths[-1] + 1.6 * (high - low) / largest)
         styles.append((0.0, (2.0, 1.5)) if doubtful(data) else "solid")
-    if any("stderr" in data for *_, data in edges):
+    if any("stderr" in data or "low" in data for *_, data in edges):
         pale = [to_rgba(colour, 0.16) for colour in colours]
         ax.add_collection(LineCollection(lines, colors=pale, linewidths=bands, zorder=0.9))
     ax.add_collection(
@@ -359,6 +367,8 @@ def _note(ax: Axes, graph: nx.DiGraph, maps: bool) -> str:
         note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |{mean}relevance|"
     if any("stderr" in data for *_, data in graph.edges(data=True)):
         note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
+    if any("low" in data for *_, data in graph.edges(data=True)):
+        note += "\npale or dotted, of edges that some inputs lack: what the mean lies between"
     if maps:
         note += "\nneurons: channel: row,column; below, at their rows and columns"
     return f"{note}\n{wrapped(graph_notes(graph.graph), size_in_points(ax)[0], 7.0)}".strip()

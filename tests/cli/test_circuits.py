@@ -137,6 +137,43 @@ def test_contrast(store, tmp_path, capsys):
     assert code == 3
 
 
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
+    rows = [{"input": torch.rand(4), "key": f"k{i}", "label": "ab"[i % 2]} for i in range(8)]
+    path = tmp_path_factory.mktemp("bounded") / "s.nrm"
+    ng.extract(net, rows, path, target=1, max_edges=20, progress=False).close()
+    return path
+
+
+def test_what_a_bounded_store_leaves_out_is_told_or_computed(bounded, capsys):
+    code, out, err = run(capsys, "circuit", bounded, "--top", "15")
+    assert code == 0
+    assert "may belong" in out
+    assert {"low", "high", "missing"} <= set(out.split())
+    assert "not stored of every input" in err
+    code, out, err = run(capsys, "circuit", bounded, "--top", "15", "--exact")
+    assert code == 0
+    assert not {"low", "high", "missing"} & set(out.split())
+    assert "not stored of every input" not in err
+    code, out, _ = run(capsys, "circuit", bounded, "--top", "15", "--exact", "--format", "json")
+    with ng.open(bounded) as db:
+        graph = db.circuit(top=15, exact=True)
+    means = {
+        (r["src_unit"], r["dst_layer"], r["dst_unit"]): r["relevance"] for r in json.loads(out)
+    }
+    assert means == {
+        (src[1], *dst): pytest.approx(r) for src, dst, r in graph.edges(data="relevance")
+    }
+    groups = ("label = 'a'", "label = 'b'")
+    _, out, _ = run(capsys, "contrast", bounded, *groups)
+    assert "are left out" in out
+    code, out, _ = run(capsys, "contrast", bounded, *groups, "--exact")
+    assert code == 0
+    assert "are left out" not in out
+
+
 def test_delete_and_compact(store, capsys):
     stale = ng.open(store)
     code, out, _ = run(capsys, "delete", store, "k1", "k2")

@@ -102,6 +102,21 @@ def test_whiskers_are_two_standard_errors() -> None:
     figure.draw_without_rendering()
 
 
+def test_whiskers_of_what_inputs_lack_are_bounds() -> None:
+    graph = circuit()
+    graph.edges[("fc", 2), ("out", 1)].update(low=-0.25, high=1.25)
+    figure = plot_circuit(graph)
+    found = whiskers(figure)["fc → out"]
+    assert found == {"2 → 1": (0.5, -0.25, 1.25, POSITIVE, "white")}  # 0 is between them
+    (note,) = (t for t in texts(figure) if t.startswith("N = 20"))
+    assert "of edges that some inputs lack, what the mean lies between" in note.replace("\n", " ")
+    ax = plot_subgraph(graph)
+    bands, lines = (c for c in ax.collections if isinstance(c, LineCollection))
+    extra = np.subtract(bands.get_linewidths(), lines.get_linewidths())
+    assert extra[-1] == pytest.approx(3.2 * 0.75 / 0.5)
+    assert lines.get_linestyles()[-1][1] is not None
+
+
 def test_the_graph_has_bands_and_dots() -> None:
     ax = plot_subgraph(circuit())
     bands, lines = (c for c in ax.collections if isinstance(c, LineCollection))

@@ -13,6 +13,7 @@ from nrm_graph.cli.options import (
     GRAPH_FORMATS,
     averaging,
     command,
+    exact,
     form,
     quiet,
     store,
@@ -99,6 +100,8 @@ def materialize(
     default="local",
     help="where sums are made",
 )
+@exact
+@weights
 @form("of the printed edges (table)")
 @click.option("--output", type=FILE, metavar="FILE", help="write the graph here")
 def circuit(
@@ -106,13 +109,15 @@ def circuit(
     where: str | None,
     given: str | None,
     target: str | None,
+    weights: tuple[str, ...],
     form: str | None,
     output: str | None,
     **options: Any,
 ) -> None:
     """Show the strongest edges that a group of inputs has in common, with statistics.
 
-    Relevances are means over the group; exact zeros count. Without --output the edges are printed.
+    Relevances are means over the group; exact zeros count. Where the store leaves edges out, a mean
+    is told with what it lies between. Without --output the edges are printed.
     """
     from nrm_graph.graphs.formats import graph_path
 
@@ -127,7 +132,7 @@ def circuit(
     from nrm_graph import database
     from nrm_graph.cli import overview
 
-    with database.open(store) as db:
+    with database.open(store, weights=weights or None) as db:
         condition: Any = given
         if given is not None and not given.isidentifier():  # no expression is a name alone
             condition = arguments.event(given)
@@ -156,12 +161,15 @@ def circuit(
 @click.option("--draws", type=arguments.positive, default=10_000, metavar="N", help="permutations")
 @click.option("--seed", type=arguments.count, default=0, metavar="N", help="of permutations")
 @averaging("logit")
+@exact
+@weights
 @table
 def contrast(
     store: str,
     a: str,
     b: str,
     target: str | None,
+    weights: tuple[str, ...],
     form: str | None,
     output: str | None,
     **options: Any,
@@ -175,7 +183,7 @@ def contrast(
 
     from nrm_graph import database
 
-    with database.open(store) as db:
+    with database.open(store, weights=weights or None) as db:
         comparison = db.contrast(a, b, target=_target(db, target), **options)
     if output is None and form is None:
         print("\n".join(printable(line) for line in str(comparison).split("\n")))
