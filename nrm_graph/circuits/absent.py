@@ -115,9 +115,33 @@ def absent(db: View, rows: Source, layers: Sequence[int] | None = None) -> Absen
         np.concatenate([start, np.cumsum(weighed, axis=1)], axis=1),
         np.concatenate([start, np.cumsum(weighed**2, axis=1)], axis=1),
         thresholds[inside].max(0, initial=0.0),
-        np.array([*(table_size(group, db.partitions) for group in groups), 0], np.int64),
+        np.array([*_sizes(db, rows), 0], np.int64),
         index,
     )
+
+
+def _sizes(db: View, rows: Source) -> list[int]:
+    """Edges that each pair of layers has at most, in the order of the store's groups.
+
+    A single neuron without relevance, such as an output that is not explained, has none.
+    """
+    parts = db.partitions
+    single = [i for i, part in enumerate(parts) if part.single]
+    alive: dict[int, int] = {}
+    if single and rows.condition is None:  # under one, what goes on from a neuron may cancel
+        counted = db.sql(
+            "SELECT layer_id, count(DISTINCT unit) FROM nodes WHERE relevance <> 0 AND unit >= 0 "
+            f"AND layer_id IN ({', '.join(map(str, single))}) GROUP BY layer_id",
+            inputs=rows.group.ids.tolist(),
+        ).fetchall()
+        alive = dict.fromkeys(single, 0) | dict(counted)
+    return [
+        min(
+            table_size(group, parts),
+            alive.get(group.dst, parts[group.dst].n_units) * parts[group.src].n_units,
+        )
+        for group in db.topology.groups
+    ]
 
 
 @dataclass(frozen=True, eq=False)
