@@ -117,7 +117,7 @@ def set_blocks(
     ``dst`` and ``src`` are labels in native order, flat.
     """
     plan = ends.plan
-    sets = cached(plan, (*key, "sets"), lambda: kind.sets(tuple(terms[0].x.shape)))
+    sets = cached(plan, (*key, "sets"), lambda: kind.sets(tuple(terms[0].x.shape)).astype(np.int32))
     count = int(sets.max(initial=-1)) + 1
     rows, cols = both_sides(plan, key, dst, src)
 
@@ -137,7 +137,7 @@ def set_blocks(
         @ by_set(cols, "src", term.x.expand(term.s.shape)).T
         for term in terms
     ]
-    summed = [ColumnUnits(side.units, torch.arange(len(side.units)), 1) for side in (rows, cols)]
+    summed = [ColumnUnits(side.units, len(side.units)) for side in (rows, cols)]
     yield from matrix_blocks(ends, total(products), None, *summed)
 
 
@@ -152,18 +152,18 @@ def probe_blocks(
     lines = []
     down = len(rows.units) <= len(cols.units)
     side, other = (rows, cols) if down else (cols, rows)
-    done = ColumnUnits(other.units, other.place, 0)
+    place = side.place
     for k in range(len(side.units)):
         line: Any = 0
         for term in terms:
-            of_unit = (side.place == k).to(term.s.device)
+            of_unit = (place == k).to(term.s.device)
             if down:
                 chosen = torch.where(of_unit.reshape(term.s.shape), term.s, 0)
                 line = line + term.x * kind.transpose(chosen, term.weight, term.x)
             else:
                 chosen = torch.where(of_unit.reshape(term.x.shape), term.x, 0)
                 line = line + term.s * kind.apply(chosen, term.weight)
-        lines.append(done.sum(line.reshape(-1)))
+        lines.append(other.sum(line.reshape(-1)))
     table = torch.stack(lines, 0 if down else 1)
-    summed = [ColumnUnits(side.units, torch.arange(len(side.units)), 1) for side in (rows, cols)]
+    summed = [ColumnUnits(side.units, len(side.units)) for side in (rows, cols)]
     yield from matrix_blocks(ends, table, None, *summed)

@@ -190,7 +190,7 @@ def vector_blocks(
         values.append(total([summed * term.s[0, part, None] for summed, term in pairs]))
         if single:
             shares.append(total([summed * term.factor[0, part, None] for summed, term in pairs]))
-    done = ColumnUnits(cols.units, cols.place, 1)
+    done = ColumnUnits(cols.units, len(cols.units))
     q = torch.cat(shares) if single else None
     yield from matrix_blocks(ends, torch.cat(values), q, rows, done)
 

@@ -181,4 +181,5 @@ def inherited(
     total, squares = across(values - lowest), across((values - lowest).square())
     if not np.array_equal(total * total, squares * count):  # Cauchy and Schwarz: equal labels
         return None
-    return np.where(count > 0, total // np.maximum(count, 1) + lowest, -1)
+    below = total // np.maximum(count, 1) + lowest
+    return np.where(count > 0, below, -1).astype(labels.dtype)

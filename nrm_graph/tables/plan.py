@@ -32,16 +32,26 @@ class ColumnUnits:
     ----------
     units : ndarray
         Distinct units in ascending order, constants (-1) left out.
-    place : Tensor
-        For every column, the position of its unit; ``len(units)`` for constants.
+    columns : int
+        Number of columns.
     per_unit : int
         If the units take turns, each with this many columns side by side, in order; else 0.  So do
         those of one axis of an array.
+    places : Tensor or None
+        Where they do not take turns, what :attr:`place` is.
     """
 
     units: Labels
-    place: Tensor
-    per_unit: int
+    columns: int
+    per_unit: int = 1
+    places: Tensor | None = None
+
+    @property
+    def place(self) -> Tensor:
+        """For every column, the position of its unit; ``len(units)`` for constants."""
+        if self.places is not None:
+            return self.places
+        return torch.arange(self.columns) // self.per_unit % len(self.units)
 
     def sum(self, table: Tensor) -> Tensor:
         """Sum the last axis by unit."""
@@ -65,7 +75,9 @@ def column_units(labels: Labels) -> ColumnUnits:
     if len(units) and units[0] < 0:
         units = units[1:]
         place = np.where(place == 0, len(units), place - 1)
-    return ColumnUnits(units, torch.from_numpy(place.astype(np.int64)), run if regular else 0)
+    if regular:
+        return ColumnUnits(units, len(place), run)
+    return ColumnUnits(units, len(place), 0, torch.from_numpy(place.astype(np.int64)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +138,9 @@ def _arrays(network: Network, labels: Mapping[str, Tensor | list[Tensor]]) -> di
 
 
 def _integers(numbers: Tensor) -> Labels:
-    """Whole numbers of a tensor; what it only repeats is not copied."""
+    """Whole numbers of a tensor, below 2^31; what it only repeats is not copied."""
     each = numbers[(*(slice(0, 1) if s == 0 else slice(None) for s in numbers.stride()), ...)]
-    labels: Labels = each.to(torch.int64).expand(numbers.shape).numpy()
+    labels: Labels = each.to(torch.int32).expand(numbers.shape).numpy()
     return labels
 
 
