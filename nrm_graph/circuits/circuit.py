@@ -107,7 +107,8 @@ def circuit(
         statistics are left out.  Where the store bounds its edges (``max_edges``) the mean over
         all inputs lies between ``low`` and ``high``, and ``graph["rivals"]`` counts the edges
         outside of the graph that may belong among the strongest, at most.  With ``exact`` nothing
-        is missing; ``top_share`` stands where the stored rows tell it.
+        is missing, and ``graph["exact"]`` is True; ``top_share`` stands where the stored rows tell
+        it.
 
     Raises
     ------
@@ -338,26 +339,25 @@ def _annotate(graph: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges:
 def _certainty(
     graph: nx.DiGraph, strongest: Strongest, edges: pa.Table, top: int, exact: bool
 ) -> dict[str, Any]:
-    """Say what a store that leaves edges out cannot tell of a circuit."""
+    """Say what a store that bounds its edges cannot tell of a circuit."""
     facts: dict[str, Any] = {"exact": True} if exact else {}
+    if strongest.rivals is None:
+        return facts
+    least = strongest.rivals.least
+    if exact and len(edges) == top:
+        least = max(least, float(np.abs(edges["total"].to_numpy()).min()))
+    facts["rivals"] = strongest.rivals.above(least)
     notes = graph.graph["flags"]
-    lacking = sum("missing" in data for _, _, data in graph.edges(data=True))
-    if lacking:
+    if lacking := sum("missing" in data for _, _, data in graph.edges(data=True)):
         notes += (
             f"{lacking:,} of the {len(edges):,} edges are not stored of every input: their means "
-            "are of what is stored, between low and high where these are given, and have no other "
-            "statistics; exact=True computes them",
+            "lie between low and high, and no more is known of them; exact=True computes them",
         )
-    if strongest.rivals is not None:
-        least = strongest.rivals.least
-        if exact and len(edges) == top:
-            least = max(least, float(np.abs(edges["total"].to_numpy()).min()))
-        facts["rivals"] = strongest.rivals.above(least)
-        if facts["rivals"]:
-            notes += (
-                f"up to {facts['rivals']:,} other edges may be among the strongest {top:,}: the "
-                "edges were chosen by what is stored",
-            )
+    if facts["rivals"]:
+        notes += (
+            f"up to {facts['rivals']:,} other edges may be among the strongest {top:,}: these were "
+            "chosen by what is stored",
+        )
     return facts | {"flags": notes}
 
 

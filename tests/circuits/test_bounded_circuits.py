@@ -313,6 +313,7 @@ def test_complete_stores_and_those_of_a_coverage(tmp_path):
         assert any("missing" in d for *_, d in plain.edges(data=True))
         assert not any("low" in d for *_, d in plain.edges(data=True))
         assert "rivals" not in plain.graph
+        assert not any("stored" in note for note in plain.graph["flags"])
         exact = pruned.circuit(top=80, exact=True)
         for edge in exact.edges:
             for name in exact.edges[edge].keys() - {"top_share"}:
