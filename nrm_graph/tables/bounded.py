@@ -56,8 +56,8 @@ class Candidates:
         Edges of the pair.
     size, total : float
         Sums of |R| and of R over them.
-    units : int
-        Units of both layers.
+    small : bool
+        Whether the edges are hardly more than the units of both layers, so that all are kept.
     """
 
     block: Block
@@ -66,7 +66,7 @@ class Candidates:
     count: int
     size: float
     total: float
-    units: int
+    small: bool
 
     @property
     def complete(self) -> bool:
@@ -81,11 +81,6 @@ class Candidates:
         if not len(self.strengths):
             return 0.0
         return float(self.before[-1] + self.strengths[-1] / self.size)
-
-    @property
-    def small(self) -> bool:
-        """Whether the edges are hardly more than the units, so that all are kept."""
-        return self.count <= 2 * self.units
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +158,8 @@ class Budget:
         if count <= 64 * units:
             count = min(count, int(torch.count_nonzero(values)))
         # What is small is kept whole: it says nothing of the share of the others.
-        share = 1.0 if count <= 2 * units else self._share(values)
+        small = count <= 2 * units
+        share = 1.0 if small else self._share(values)
         index = _strongest(values, share, size, self.rows)
         if share == 1.0 and not isinstance(piece, Strongest):
             count = len(index)
@@ -171,10 +167,10 @@ class Budget:
         strengths = np.sort(np.abs(block.relevance))[::-1]
         sums = np.cumsum(strengths, dtype=np.float64)
         before = (sums - strengths) / size
-        chosen = Candidates(block, strengths, before, count, size, total, units)
+        chosen = Candidates(block, strengths, before, count, size, total, small)
         self.candidates[piece.dst_layer, piece.src_layer] = chosen
         counts = np.searchsorted(before, _SHARES)
-        self._needed += count if chosen.small else counts
+        self._needed += count if small else counts
 
     def _share(self, magnitudes: Tensor) -> float:
         """Share that a pair may have to keep, from what is known of all so far and of itself."""
