@@ -60,6 +60,7 @@ def facts(db: Database) -> dict[str, str]:
         "composite": _composite(meta),
         "resolution": _resolution(meta),
         "pruning": _pruning(meta),
+        **_kept(db),
         "precision": _precision(meta),
         "preprocessing": meta["preprocessing"] or "not known",
         **_named(meta),
@@ -257,6 +258,14 @@ def _pruning(meta: Mapping[str, Any]) -> str:
     if isinstance(pruned, list) and pruned:
         where = f"{len(pruned)} of {len(meta['groups'])} pairs of layers"
     return ", ".join([*asked, where] if where else asked)
+
+
+def _kept(db: Database) -> dict[str, str]:
+    """Say what share of every pair of layers a bounded store keeps."""
+    shares = [e.kept for e in db._snapshot.entries.values() if e.kept is not None]
+    if db.meta.get("max_edges") is None or not shares:
+        return {}
+    return {"kept": f"{min(shares):.3g} to {max(shares):.3g} of every pair's sum of |relevance|"}
 
 
 def _precision(meta: Mapping[str, Any]) -> str:
