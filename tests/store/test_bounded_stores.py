@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import bounded
 from helpers.bounded import COUNT, MOST, Images, extract
-from helpers.processes import environment
+from helpers.processes import ROOT, environment
 
 import nrm_graph as ng
 from nrm_graph.store.write.compaction import compact
@@ -129,22 +130,22 @@ def whole_and_kept(complete, few):
     return both
 
 
+def of_the_page(column):
+    """The query of the page on SQL that gives this column, of all rows."""
+    page = (ROOT / "docs" / "sql.md").read_text("utf-8")
+    (query,) = re.findall(rf"```sql\n([^`]* AS {column}\n[^`]*)LIMIT 10\n```", page)
+    return query
+
+
 def test_the_rest_of_a_unit_is_its_relevance_without_its_rows(complete, few):
     """Edges that are left out, and what bias and stabilizer hold."""
-    rests = few.sql("""
-        SELECT n.input_id, layer_id, unit, any_value(n.relevance)
-               - coalesce(sum(CAST(e.relevance AS DOUBLE)), 0) AS rest
-        FROM nodes n LEFT JOIN edges e
-          ON e.input_id = n.input_id AND dst_layer = layer_id AND dst_unit = unit
-        WHERE unit >= 0 AND layer_id > 0 GROUP BY ALL""").df()
+    rests = few.sql(of_the_page("rest")).df()
     rows = whole_and_kept(complete, few)
     absent = rows[~rows.stored].groupby(STEP[:3]).relevance.sum().rename("expected")
-    rests = rests.merge(
-        absent.reset_index(),
-        how="left",
-        left_on=["input_id", "layer_id", "unit"],
-        right_on=STEP[:3],
-    )
+    names = {layer.layer_id: layer.name for layer in few.topology.layers}
+    absent = absent.reset_index().assign(name=lambda table: table.dst_layer.map(names))
+    absent = absent.rename(columns={"dst_unit": "unit"})
+    rests = rests.merge(absent, "outer", on=["input_id", "name", "unit"])
     assert (rests.expected.abs() > 1e-3).sum() > 100
     np.testing.assert_allclose(rests.rest, rests.expected.fillna(0), atol=1e-6)
 
@@ -185,6 +186,16 @@ def test_kept_is_the_least_share_and_thresholds_bound_what_is_absent(complete, f
     assert (weakest >= thresholds * (1 - 1e-6)).all()
     count = few.sql("SELECT count(*) FROM edges GROUP BY input_id").fetchall()
     assert {MOST - 10 < number <= MOST for (number,) in count} == {True}
+
+
+def test_means_are_off_by_what_the_page_says(complete, few):
+    means = few.sql(of_the_page("off_by")).df()
+    true = complete.sql("SELECT * FROM edges WHERE src_unit >= 0").df().astype({"relevance": float})
+    true = (true.groupby(STEP[1:]).relevance.sum() / COUNT).rename("true").reset_index()
+    both = means.merge(true, "left", on=STEP[1:])
+    assert ((both["mean"] - both.true).abs() <= both.off_by + 1e-9).all()
+    assert (both.off_by < 1e-9).any()
+    assert (both.off_by > 1e-3).any()
 
 
 @pytest.mark.parametrize("bits", [None, 6])
