@@ -74,6 +74,7 @@ def main() -> None:
             rows,
             folder / f"{stores[0]}.nrm",
             composite="epsilon_gamma_box",
+            max_edges="all",
             progress=False,
         ).close()
         return time.perf_counter() - start

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
+
 from nrm_graph.graphs import subgraph as graphs
+from nrm_graph.network.topology import PRUNED
 from nrm_graph.propagation import flags
 from nrm_graph.store.lookups import pair
 from nrm_graph.tables.arrow import absorbed
@@ -39,8 +42,10 @@ def subgraph(
     -------
     networkx.DiGraph
         As of :func:`nrm_graph.graphs.subgraph.subgraph`; what was pruned is there as edges of
-        the pseudo-unit -3.  ``graph["meaning"]`` says what a positive number speaks for, and
-        ``graph["flags"]`` what else to know, in short where the numbers are not stored.
+        the pseudo-unit -3.  Of a bounded store ``share`` is that of the edges that are stored, and
+        ``graph["kept"]`` the least share of a pair of layers that those are.  ``graph["meaning"]``
+        says what a positive number speaks for, and ``graph["flags"]`` what else to know, in short
+        where the numbers are not stored.
 
     Raises
     ------
@@ -51,8 +56,12 @@ def subgraph(
     """
     identity = pair(db, key, target)
     nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
+    entry, is_bounded = db._snapshot.entries[identity], db.meta.get("max_edges") is not None
+    if is_bounded:  # a row of what a whole pair leaves out is no edge
+        edges = edges.filter(pc.not_equal(edges["dst_unit"], PRUNED))
     graph = graphs.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
     logit = float(db._snapshot.facts(identity)["logit"])
-    noted = flags.stored(logit, absorbed(nodes), db._snapshot.entries[identity].flags)
+    noted = flags.stored(logit, absorbed(nodes), entry.flags)
     graph.graph |= {"meaning": flags.meaning(logit), "flags": noted}
+    graph.graph |= {"kept": entry.kept} if is_bounded else {}
     return graph

@@ -198,9 +198,9 @@ def test_means_are_off_by_what_the_page_says(complete, few):
     assert (both.off_by > 1e-3).any()
 
 
-@pytest.mark.parametrize("bits", [None, 6])
-def test_stores_are_sound(tmp_path, bits):
-    net = bounded.program("float32")
+@pytest.mark.parametrize(("kind", "bits"), [("float32", None), ("float32", 6), ("float64", 22)])
+def test_stores_are_sound(tmp_path, kind, bits):
+    net = bounded.program(kind)
     with extract(tmp_path / "s.nrm", Images(range(2)), net, mantissa_bits=bits) as db:
         report = db.verify(sample=2)
         assert report.sound, report.findings

@@ -52,7 +52,8 @@ def check(facts: StoreFacts, edges: Rows) -> Iterator[tuple[int | None, str]]:
             )
         start, end = np.searchsorted(pairs, [key, key + 1])
         weakest = float(strengths[start:end].min(initial=np.inf))
-        if weakest < threshold * (1 - rounding):
+        # Of numbers of float64 thresholds are rounded up to float32, edges to the nearest.
+        if weakest < threshold * (1 - rounding - 2.0**-23):
             yield (
                 dst,
                 f"an edge to {facts.name(src)} has |relevance| {weakest:.9g}, below the threshold "
