@@ -68,13 +68,23 @@ def translated(doing: str, kind: type[NrmError] = InputError) -> Callable[[F], F
     return decorate
 
 
-def _translation(error: Exception, doing: str, kind: type[NrmError]) -> NrmError:
+def out_of_memory(error: Exception, doing: str) -> NrmError | None:
+    """Say that memory ran out, the host's or a device's; None where it did not."""
     reason = first_line(error)
-    if isinstance(error, MemoryError) or "allocate" in reason or "out of memory" in reason.lower():
-        return NrmError(
-            f"{doing} failed: there is not enough memory ({reason}); try a smaller batch_size, "
-            "memory or resolution"
-        )
+    said = re.search("allocate|alloc_failed|out of memory", reason, re.IGNORECASE)
+    if not (said or isinstance(error, MemoryError)):
+        return None
+    return NrmError(
+        f"{doing} failed: there is not enough memory ({reason}); try a smaller batch_size, memory "
+        "or resolution, or another device"
+    )
+
+
+def _translation(error: Exception, doing: str, kind: type[NrmError]) -> NrmError:
+    full = out_of_memory(error, doing)
+    if full is not None:
+        return full
+    reason = first_line(error)
     library = type(error).__module__.partition(".")[0].lstrip("_")
     if library in _KINDS:
         return _KINDS[library](f"{doing} failed: {reason}")

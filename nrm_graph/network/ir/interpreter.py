@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
+import threading
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.errors import TraceError, first_line
+from nrm_graph.foreign_errors import out_of_memory
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.ir.operations import function
 from nrm_graph.network.ir.program import Batch, Program, Ref, Weight
@@ -24,31 +28,87 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 _process = os.getpid()
+_lock = threading.Lock()
 
 
 def settle_threads() -> None:
     """Compute with one thread after a fork: torch would wait for its parent's threads forever."""
-    global _process
+    global _process, _lock
     if _process != os.getpid():
         torch.set_num_threads(1)
-        _process = os.getpid()
+        _process, _lock = os.getpid(), threading.Lock()
+
+
+_computing = 0
+_undo: list[Callable[[], object]] = []
+
+
+@contextlib.contextmanager
+def _whole_products() -> Iterator[None]:
+    """Multiply float32 with all of its bits, which convolutions on a GPU do not do by default.
+
+    Their factors would have 10 bits (TF32), and cuts sum to 1 within a thousandth.  The setting is
+    the process's: the first computation makes it, and the last one that runs takes it back.
+    """
+    global _computing
+    with _lock:
+        _computing += 1
+        if _computing == 1:
+            _undo.extend(_set_whole())
+    try:
+        yield
+    finally:
+        with _lock:
+            _computing -= 1
+            while not _computing and _undo:
+                _undo.pop()()
+
+
+def _set_whole() -> Iterator[Callable[[], object]]:
+    """Make the settings; yields what takes each of them back."""
+    own: Any = torch.backends
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 warns of the older names
+        # These first: torch.export reads them, and fails where the newer ones contradict them.
+        with contextlib.suppress(RuntimeError):  # they do already
+            before = torch.get_float32_matmul_precision()
+            if before != "highest":
+                torch.set_float32_matmul_precision("highest")
+                yield functools.partial(torch.set_float32_matmul_precision, before)
+        with contextlib.suppress(RuntimeError):
+            if own.cudnn.allow_tf32:
+                own.cudnn.allow_tf32 = False
+                yield functools.partial(setattr, own.cudnn, "allow_tf32", True)
+    for place in (own.cudnn.conv, own.cuda.matmul):
+        narrow = place.fp32_precision
+        if narrow not in ("ieee", "none"):
+            place.fp32_precision = "ieee"
+            yield functools.partial(setattr, place, "fp32_precision", narrow)
 
 
 def own_precision(function: F) -> F:
     """Decorate a computation so that it runs in its tensors' own dtype.
 
-    A user's ``torch.autocast`` block would compute in half precision otherwise.
+    A user's ``torch.autocast`` block would compute in half precision otherwise, and a GPU multiply
+    in less than float32.  Where memory ends, an error says so.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         settle_threads()
-        with torch.autocast("cpu", enabled=False):
-            accelerator = torch.accelerator.current_accelerator()
-            if accelerator is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        with contextlib.ExitStack() as settings:
+            settings.enter_context(torch.autocast("cpu", enabled=False))
+            if accelerator is not None:
+                settings.enter_context(torch.autocast(accelerator.type, enabled=False))
+                settings.enter_context(_whole_products())
+            try:
                 return function(*args, **kwargs)
-            with torch.autocast(accelerator.type, enabled=False):
-                return function(*args, **kwargs)
+            except (MemoryError, RuntimeError) as error:
+                full = out_of_memory(error, "computing")
+                if full is None:
+                    raise
+                raise full from error
 
     return cast("F", call)
 
