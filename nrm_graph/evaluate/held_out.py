@@ -137,8 +137,8 @@ def check_outputs(net: Network, chosen: InputGroup, outputs: Tensor) -> None:
         If they differ by more than the rounding of a forward run.
     """
     at = seeds(chosen, 0, len(chosen), outputs.shape[1])
-    logits = logits_of(outputs, at).double().cpu().numpy()
-    allowed = LOGIT_TOLERANCE * outputs.abs().amax(1).double().cpu().numpy()
+    logits = logits_of(outputs, at).cpu().double().numpy()
+    allowed = LOGIT_TOLERANCE * outputs.abs().amax(1).cpu().double().numpy()
     if at.ndim > 1:  # weights
         allowed = allowed * at.abs().sum(1).numpy()
     wrong = np.flatnonzero(~(np.abs(logits - chosen.logits) <= allowed))

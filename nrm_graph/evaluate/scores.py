@@ -37,7 +37,7 @@ class Scorer:
     def __call__(self, returned: Tensor) -> npt.NDArray[np.float64]:
         """``(N, outputs)`` to ``(N, 3)``; NaN where there are no other outputs to compare with."""
         at = seeds(self.chosen, 0, len(self.chosen), self.outputs.count)
-        values = returned.double().cpu().numpy()
+        values = returned.cpu().double().numpy()
         scores = np.full((len(values), 3), np.nan)
         scores[:, 0] = logits_of(returned.double(), at).cpu().numpy()
         for b, target in enumerate(self.chosen.aims):

@@ -218,7 +218,7 @@ class Extraction:
         return [
             self._outputs.aim(
                 labelled(choice, sample, self.task.classes),
-                output[i].double().cpu().numpy() if unknown else None,
+                output[i].cpu().double().numpy() if unknown else None,
             )
             for i, sample in enumerate(batch)
         ]

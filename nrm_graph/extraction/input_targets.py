@@ -60,7 +60,7 @@ def warn_vanished(
     outputs = outputs_of(net.program)
     try:
         state = forward(net, tuple(torch.from_numpy(x)[None].to(device) for x in sample.arrays))
-        values = state.output[0].double().cpu().numpy()
+        values = state.output[0].cpu().double().numpy()
         aims = [outputs.aim(labelled(c, sample, classes), values) for c in targets]
     except InputError:
         return

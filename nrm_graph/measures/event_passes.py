@@ -116,7 +116,7 @@ def values(
                 begin, at = known(top), top
             begin = begin.expand(n, *begin.shape[1:])
             outcome = relevance_pass(repeated(state, n), begin, stacked, at=at)
-            relevance[chosen] = outcome.value.double().cpu().numpy()
+            relevance[chosen] = outcome.value.cpu().double().numpy()
             advance(n)
     return relevance
 

@@ -166,7 +166,7 @@ class _Sides:
         return self._from_above() if self.upper.count < self.lower.count else self._from_below()
 
     def _within_layer(self) -> npt.NDArray[np.float64]:
-        values = (self.above * self.ahead)[0].double().cpu().numpy().ravel()
+        values = (self.above * self.ahead)[0].cpu().double().numpy().ravel()
         rows, columns = self.upper.labels.ravel(), self.lower.labels.ravel()
         both = (rows >= 0) & (columns >= 0)
         place = rows[both] * self.lower.count + columns[both]
@@ -191,7 +191,7 @@ class _Sides:
             def visit(i: int, r: Tensor, batch: range = batch) -> None:
                 if i == until:
                     sums = self.lower.sums(r * self.ahead)
-                    matrix[batch.start : batch.stop] = sums.double().cpu().numpy()
+                    matrix[batch.start : batch.stop] = sums.cpu().double().numpy()
 
             start = self.above * self.upper.masks(batch, self.above)
             relevance_pass(copies, start, self.between, at=at, until=until, visit=visit)
@@ -206,5 +206,5 @@ class _Sides:
             clause = self.between | {self.lower.layer_id: Literal(True, seeds)}
             above = self.above.expand(len(batch), *self.above.shape[1:])
             onward = reach(copies, clause, until=at, only_last=True).times(copies, at, above)
-            matrix[:, batch.start : batch.stop] = self.upper.sums(onward).double().cpu().numpy().T
+            matrix[:, batch.start : batch.stop] = self.upper.sums(onward).cpu().double().numpy().T
         return matrix

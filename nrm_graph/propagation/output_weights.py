@@ -78,7 +78,7 @@ def named_outputs(target: Target) -> list[tuple[Any, float]]:
 def places(target: Target, output: Tensor, outputs: Outputs) -> list[int]:
     """Flat index of a target for every sample of a batch."""
     if isinstance(target, str) or (isinstance(target, tuple) and "predicted" in target):
-        return [outputs.index(target, values) for values in output.double().cpu().numpy()]
+        return [outputs.index(target, values) for values in output.cpu().double().numpy()]
     return [outputs.index(target)] * len(output)
 
 

@@ -295,10 +295,11 @@ def _magnitudes(piece: Piece) -> tuple[Tensor, float, float]:
     magnitudes = values.abs()
     if isinstance(piece, Strongest):
         return magnitudes, piece.size, piece.total
-    # Rows of a table in its own precision, which are many times faster; their sums in float64.
+    # Rows of a table in its own precision, which are many times faster; their sums in float64, on
+    # the host: not every device has it.
     width = piece.relevance.shape[0 if piece.turned else 1] if isinstance(piece, Matrix) else 1
     size, total = (
-        float(tensor.reshape(-1, width).sum(1).sum(dtype=torch.float64))
+        float(tensor.reshape(-1, width).sum(1).cpu().sum(dtype=torch.float64))
         for tensor in (magnitudes, values)
     )
     return magnitudes, size, total
@@ -325,7 +326,7 @@ def _strongest(magnitudes: Tensor, share: float, size: float, rows: int) -> npt.
         enough = not threshold or len(index) > rows
         goal = share * size * (1 + 1e-9)  # whatever the order of the sums
         chosen = magnitudes[torch.from_numpy(index).to(magnitudes.device)]
-        if enough or float(chosen.sum(dtype=torch.float64)) >= goal:
+        if enough or float(chosen.cpu().sum(dtype=torch.float64)) >= goal:
             return index
         threshold = threshold / 2 if threshold > 1e-30 else 0.0
 

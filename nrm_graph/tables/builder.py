@@ -117,8 +117,9 @@ def sample_tables(
             budgets = [Budget(plan.max_edges, share) for _ in range(start.shape[0])]
         tables = Tables(state, start, plan, clause or {}, budgets)
         relevance_pass.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
-        for call in tables.later:
-            call()
+        tables.later.reverse()
+        while tables.later:  # each lets go of what it held
+            tables.later.pop()()
         chosen = [sample.chosen() for sample in tables.samples]
         lacking = [share for share in chosen if isinstance(share, float)]
         if not lacking:
@@ -148,7 +149,10 @@ class Tables:
 
     Rows are made on the host.  On an accelerator that waits until the pass is over (``later``),
     so that the pass never waits for the host; on a CPU it is done at once, and a layer's
-    relevance need not be kept.
+    relevance need not be kept.  What an accelerator holds until then are values that every step
+    read and gave, about as much as the activations several times, and weight gradients of
+    convolutions, as much as their weights for every sample; whole tables are made after the pass,
+    and held one layer at a time.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ class Matrix:
                 if isinstance(block, Block):
                     row = np.searchsorted(self.rows, block.dst)
                     column = np.searchsorted(self.columns, block.src)
-                    places = (torch.from_numpy(row), torch.from_numpy(column))
+                    places = tuple(torch.from_numpy(k).to(table.device) for k in (row, column))
                     values = torch.from_numpy(getattr(block, name)).to(table)
                     table = table.index_put(places, values, accumulate=True)
             return table

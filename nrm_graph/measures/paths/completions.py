@@ -96,7 +96,7 @@ class Steps:
         name = state.network.values[layer_id]
         like = state.values[name]
         return [
-            (unit, state.samples(name, share.expand_as(like)).double().cpu().numpy().ravel())
+            (unit, state.samples(name, share.expand_as(like)).cpu().double().numpy().ravel())
             for unit, share in kernel_of(state, name).absorbed()
         ]
 

@@ -88,7 +88,7 @@ def best(
             onwards = _convolved(op.maps[0], weight, turned, z.shape[2:])  # type: ignore[arg-type]
         factor = share.factor.expand_as(z).flatten()
         total = torch.maximum(total, _turned(onwards.reshape(2, -1), factor))
-    return total.double().cpu().numpy()  # type: ignore[no-any-return]
+    return total.cpu().double().numpy()  # type: ignore[no-any-return]
 
 
 def _turned(best: Tensor, q: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def strongest_walks(
     coefficient, clause = measure.terms[0] if len(measure.terms) == 1 else (1.0, {})
     steps = Steps(measure.state, clause, end == "any")
     completions = sweep(steps, limit, progress)
-    start = measure.start[0].double().cpu().numpy().ravel() * coefficient * measure.scale
+    start = measure.start[0].cpu().double().numpy().ravel() * coefficient * measure.scale
     # One more than asked for tells what the others can hold at most.
     if len(measure.terms) == 1:
         by_sign = [_best(steps, completions, start, k + 1, s) for s in wanted]
