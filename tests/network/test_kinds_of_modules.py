@@ -275,6 +275,8 @@ def test_what_other_libraries_raise_becomes_an_error_of_this_package():
         (pa.ArrowInvalid("bad"), ng.StoreError, "testing failed: bad"),
         (MemoryError(), ng.NrmError, "not enough memory"),
         (RuntimeError("can't allocate memory: you tried"), ng.NrmError, "not enough memory"),
+        (RuntimeError("X out of memory. Tried"), ng.NrmError, "not enough memory .X out"),
+        (RuntimeError("BLAS_STATUS_ALLOC_FAILED"), ng.NrmError, "another device"),
     ):
         with pytest.raises(kind, match=words) as caught:
             raising(error)()

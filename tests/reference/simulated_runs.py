@@ -1,5 +1,7 @@
 """What only a simulated device tells; ``test_simulated_device.py`` runs it in a process."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import simulated_device
@@ -102,3 +104,16 @@ def test_products_are_whole_and_settings_are_given_back(by):
 
 def test_a_program_is_traced_where_products_are_whole():
     exact(lambda: ng.trace(test_devices.convolutional(), test_devices.images()))()
+
+
+def test_the_benchmark_says_where_time_goes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(test_devices.__file__).parents[2] / "benchmarks")
+    import gpu
+
+    with gpu.timed() as spent:
+        took = gpu.seconds(
+            lambda: test_devices.extract(tmp_path / "s", "auto", max_edges=90).close()
+        )
+    assert set(spent) == set(gpu.PARTS)
+    assert min(spent.values()) > 0
+    assert sum(value for part, value in spent.items() if part != "writing") < took
