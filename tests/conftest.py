@@ -14,6 +14,13 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A device is registered by being imported, which looking for doctests would do in every process.
+collect_ignore = (
+    []
+    if "helpers.simulated_device" in sys.modules
+    else ["helpers/simulated_device.py", "reference/simulated_runs.py"]
+)
+
 gc.set_threshold(10_000, 10, 5)  # torch alone keeps half a million objects, looked at each time
 
 

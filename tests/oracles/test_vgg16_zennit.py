@@ -53,7 +53,7 @@ def test_stored_nodes_equal_zennit(network, images, tmp_path, name):
     rows = [{"input": x, "key": key} for key, x in images.items()]
     path = tmp_path / "vgg.nrm"
     with ng.extract(
-        network, rows, path, composite=name, resolution="auto", batch_size=1, progress=False
+        network, rows, path, composite=name, max_edges="all", batch_size=1, progress=False
     ) as db:
         layers = {
             row["name"]: row for row in db.sql("SELECT * FROM layers").to_arrow_table().to_pylist()

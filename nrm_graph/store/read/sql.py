@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -127,7 +128,9 @@ class SqlReader:
     def close(self) -> None:
         """Release the connection; relations made from it end.  A parent's goes on after a fork."""
         if self.process == os.getpid():
-            self._con.close()
+            # While a query of another thread runs DuckDB refuses; it closes when that one ends.
+            with contextlib.suppress(duckdb.Error):
+                self._con.close()
 
     def query(
         self,
