@@ -51,7 +51,7 @@ def test_what_is_not_given_is_the_store_s(made, tmp_path):
         ({"resolution": "feature"}, "another resolution of layer input"),
         ({"coverage": 0.5}, "another coverage: it has 0.8, asked for is 0.5"),
         ({"top": 4}, "another top: it has 3, asked for is 4"),
-        ({"max_edges": 20}, "another max_edges: it has null, asked for is 20"),
+        ({"max_edges": 20}, 'another max_edges: it has "all", asked for is 20'),
         ({"mantissa_bits": 9}, "another mantissa_bits: it has 8, asked for is 9"),
         ({"classes": ["a", "b", "c", "e"]}, "another classes"),
         ({"preprocessing": "none"}, 'another preprocessing: it has "as it is"'),
