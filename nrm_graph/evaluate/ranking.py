@@ -246,8 +246,7 @@ class EdgeScores:
                 tables.visit(dst, state.samples(name, factor))
                 for _ in tables.weigh(name, factor):
                     pass
-            for call in tables.later:
-                call()
+            tables.finish()
         for block in tables.blocks[0]:
             pair = (int(block.dst_layer), int(block.src_layer))
             if pair in self.pairs:

@@ -117,9 +117,7 @@ def sample_tables(
             budgets = [Budget(plan.max_edges, share) for _ in range(start.shape[0])]
         tables = Tables(state, start, plan, clause or {}, budgets)
         relevance_pass.relevance_pass(state, start, clause, visit=tables.visit, weigh=tables.weigh)
-        tables.later.reverse()
-        while tables.later:  # each lets go of what it held
-            tables.later.pop()()
+        tables.finish()
         chosen = [sample.chosen() for sample in tables.samples]
         lacking = [share for share in chosen if isinstance(share, float)]
         if not lacking:
@@ -193,6 +191,12 @@ class Tables:
             call()
         else:
             self.later.append(call)
+
+    def finish(self) -> None:
+        """Make what waited until the pass was over; each lets go of what it held."""
+        self.later.reverse()
+        while self.later:
+            self.later.pop()()
 
     def visit(self, layer_id: int, relevance: Tensor) -> None:
         """Keep a layer's relevance by unit."""

@@ -68,6 +68,5 @@ def picked_edges(
     assert plan.picks is not None
     tables = _Picking(state, start, plan, clause or {}, plan.picks)
     relevance_pass(state, start, clause, weigh=tables.weigh)
-    for call in tables.later:
-        call()
+    tables.finish()
     return np.stack([collector.values for collector in tables.collectors])
