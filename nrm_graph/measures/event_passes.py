@@ -19,13 +19,13 @@ import pyarrow.compute as pc
 
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.network.topology import ENDS, PRUNED
+from nrm_graph.network.topology import ENDS
 from nrm_graph.progress import uncounted
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.state import repeated
 from nrm_graph.propagation.tensor_sums import accumulate
-from nrm_graph.tables.arrow import blocks_of, edge_rows
+from nrm_graph.tables.arrow import blocks_of, edge_rows, with_left_out
 from nrm_graph.tables.bounded import bounded
 from nrm_graph.tables.builder import edge_tables, sample_tables
 
@@ -237,16 +237,7 @@ def bounded_tables(
     nodes, edges = tables(state, start, terms, plan)
     kept = bounded(blocks_of(edges), [part.n_units for part in plan.partitions], rows)
     kind = edges.schema.field("relevance").type.to_pandas_dtype()
-    rest = pa.table(
-        {
-            "layer_id": np.array(list(kept.lost), np.int16),
-            "unit": np.full(len(kept.lost), PRUNED, np.int32),
-            "relevance": np.array(list(kept.lost.values()), kind),
-            "activation": pa.nulls(len(kept.lost), nodes.schema.field("activation").type),
-        }
-    )
-    rest = rest.filter(pc.not_equal(rest["relevance"], 0.0)).select(nodes.schema.names)
-    return pa.concat_tables([nodes, rest.cast(nodes.schema)]), edge_rows(kept.blocks, kind), kept
+    return with_left_out(nodes, kept.lost), edge_rows(kept.blocks, kind), kept
 
 
 def _summed(parts: list[pa.Table], keys: list[str]) -> pa.Table:

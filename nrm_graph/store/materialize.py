@@ -24,7 +24,7 @@ from nrm_graph.store.read.conditions import check_name, create, undropped
 from nrm_graph.store.write import dropping
 from nrm_graph.store.write.writer import Writer
 from nrm_graph.tables import pruning
-from nrm_graph.tables.edge_block import Block
+from nrm_graph.tables.arrow import blocks_of, edge_rows, with_left_out
 from nrm_graph.tables.rounding import rounded
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.format.manifest import Entry
     from nrm_graph.store.view import View
     from nrm_graph.tables.bounded import Kept
+    from nrm_graph.tables.edge_block import Block
     from nrm_graph.tables.pruning import Limit
 
 
@@ -319,45 +320,15 @@ def _pruned(
     nodes: pa.Table, edges: pa.Table, limits: Mapping[tuple[int, int], Limit]
 ) -> tuple[pa.Table, pa.Table]:
     """Keep the strongest edges of the pairs of layers that have a limit."""
-    columns = {name: edges[name].to_numpy() for name in edges.column_names}
-    kind = columns["relevance"].dtype
-    rest = np.ones(len(edges), bool)
-    pruned_tables: list[pa.Table] = []
+    blocks: list[Block] = []
     lost: dict[int, float] = {}
-    for (dst, src), limit in limits.items():
-        in_pair = (columns["dst_layer"] == dst) & (columns["src_layer"] == src)
-        if not in_pair.any():
-            continue
-        rest &= ~in_pair
-        names = ("dst_unit", "src_unit", "relevance", "conditional")
-        block = pruning.prune(Block(dst, src, *(columns[name][in_pair] for name in names)), limit)
-        removed = block.relevance[(block.src == PRUNED) & (block.dst >= 0)]
-        lost[dst] = lost.get(dst, 0.0) + float(removed.sum(dtype=np.float64))
-        pruned_tables.append(
-            pa.table(
-                {
-                    "dst_layer": np.full(len(block), dst, np.int16),
-                    "dst_unit": block.dst.astype(np.int32),
-                    "src_layer": np.full(len(block), src, np.int16),
-                    "src_unit": block.src.astype(np.int32),
-                    "relevance": block.relevance.astype(kind),
-                    "conditional": pa.array(block.q.astype(kind), mask=np.isnan(block.q)),
-                }
-            ).cast(edges.schema)
-        )
-    extra = {layer: value for layer, value in lost.items() if value}
-    count = len(extra)
-    nodes = pa.concat_tables(
-        [
-            nodes,
-            pa.table(
-                {
-                    "layer_id": np.array(list(extra), np.int16),
-                    "unit": np.full(count, PRUNED, np.int32),
-                    "relevance": np.array(list(extra.values()), kind),
-                    "activation": pa.nulls(count, nodes.schema.field("activation").type),
-                }
-            ).cast(nodes.schema),
-        ]
-    )
-    return nodes, pa.concat_tables([edges.filter(pa.array(rest)), *pruned_tables])
+    for block in blocks_of(edges):
+        limit = limits.get((block.dst_layer, block.src_layer))
+        if limit is not None:
+            block = pruning.prune(block, limit)
+            removed = block.relevance[(block.src == PRUNED) & (block.dst >= 0)]
+            before = lost.get(block.dst_layer, 0.0)
+            lost[block.dst_layer] = before + float(removed.sum(dtype=np.float64))
+        blocks.append(block)
+    kind = edges.schema.field("relevance").type.to_pandas_dtype()
+    return with_left_out(nodes, lost), edge_rows(blocks, kind)

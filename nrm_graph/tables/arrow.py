@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER
+from nrm_graph.network.topology import BIAS, PRUNED, REMAINDER, STABILIZER
 from nrm_graph.tables.edge_block import Block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -119,6 +119,19 @@ def node_rows(columns: Sequence[NodeColumns], kind: npt.DTypeLike) -> pa.Table:
             "activation": pa.array(activation, mask=unit < 0),
         }
     )
+
+
+def with_left_out(nodes: pa.Table, lost: Mapping[int, float]) -> pa.Table:
+    """Add to a node table what the edges of each layer that are left out hold together."""
+    layers = [layer for layer, relevance in lost.items() if relevance]
+    columns = {
+        "layer_id": layers,
+        "unit": [PRUNED] * len(layers),
+        "relevance": [lost[layer] for layer in layers],
+        "activation": [None] * len(layers),
+    }
+    arrays = [pa.array(columns[field.name], field.type) for field in nodes.schema]
+    return pa.concat_tables([nodes, pa.table(arrays, nodes.schema)])
 
 
 def absorbed(nodes: pa.Table) -> float:
