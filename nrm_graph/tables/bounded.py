@@ -159,8 +159,8 @@ class Budget:
             count = min(count, int(torch.count_nonzero(values)))
         # What is small is kept whole: it says nothing of the share of the others.
         small = count <= 2 * units
-        share = 1.0 if small else self._share(values)
-        index = _strongest(values, share, size, self.rows)
+        share, threshold = (1.0, 0.0) if small else self._share(values)
+        index = _strongest(values, share * size, threshold, self.rows)
         if share == 1.0 and not isinstance(piece, Strongest):
             count = len(index)
         block = piece.at(index)
@@ -172,18 +172,25 @@ class Budget:
         counts = np.searchsorted(before, _SHARES)
         self._needed += count if small else counts
 
-    def _share(self, magnitudes: Tensor) -> float:
-        """Share that a pair may have to keep, from what is known of all so far and of itself."""
-        if self.share is not None:
-            return self.share
-        step = max(1, magnitudes.numel() // SAMPLE) | 1
-        sample = magnitudes[::step].cpu().numpy()
-        before, _ = _sampled(sample)
-        needed = self._needed + np.searchsorted(before, _SHARES) * (
-            magnitudes.numel() / len(sample)
-        )
-        place = int(np.searchsorted(needed, self.rows, side="right"))
-        return float(_SHARES[min(place, len(_SHARES) - 1)])
+    def _share(self, magnitudes: Tensor) -> tuple[float, float]:
+        """Share that a pair may have to keep, and the edge with which a sample of it passes that.
+
+        The share is from what is known of all pairs so far and of the sample, unless it was given.
+        """
+        sample = magnitudes[:: max(1, magnitudes.numel() // SAMPLE) | 1].cpu().numpy()
+        ordered = np.sort(sample)[::-1]
+        sums = np.cumsum(ordered, dtype=np.float64)
+        before = (sums - ordered) / (sums[-1] or 1.0)
+        share = self.share
+        if share is None:
+            entries = magnitudes.numel() / len(sample)  # of the table for one of the sample
+            needed = self._needed + np.searchsorted(before, _SHARES) * entries
+            place = int(np.searchsorted(needed, self.rows, side="right"))
+            share = float(_SHARES[min(place, len(_SHARES) - 1)])
+        if share >= 1.0:
+            return share, 0.0
+        place = int(np.searchsorted(before, share))
+        return share, float(ordered[min(place, len(ordered) - 1)])
 
     def keep(self) -> Kept | float:
         """Choose the rows; or say which share the candidates should have held, and do not."""
@@ -305,28 +312,21 @@ def _magnitudes(piece: Piece) -> tuple[Tensor, float, float]:
     return magnitudes, size, total
 
 
-def _sampled(sample: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[Any]]:
-    """Share of a sample's sum that stronger entries hold, and the entries, strongest first."""
-    ordered = np.sort(sample)[::-1]
-    sums = np.cumsum(ordered, dtype=np.float64)
-    return (sums - ordered) / (sums[-1] or 1.0), ordered
+def _strongest(
+    magnitudes: Tensor, goal: float, threshold: float, rows: int
+) -> npt.NDArray[np.int64]:
+    """Places of edges whose sum reaches a goal, the strongest of all; ascending.
 
-
-def _strongest(magnitudes: Tensor, share: float, size: float, rows: int) -> npt.NDArray[np.int64]:
-    """Places of edges that hold a share of their sum at least, the strongest of all; ascending."""
-    threshold = 0.0
-    if share < 1.0:
-        sample = magnitudes[:: max(1, magnitudes.numel() // SAMPLE) | 1].cpu().numpy()
-        before, ordered = _sampled(sample)
-        place = int(np.searchsorted(before, share))
-        threshold = float(ordered[min(place, len(ordered) - 1)])
+    They are sought from a threshold on downwards; with 0 they are all.
+    """
+    goal *= 1 + 1e-9  # whatever the order of the sums
     while True:
         index = _places(magnitudes, threshold)
         # No budget keeps more of one pair than all of its rows.
-        enough = not threshold or len(index) > rows
-        goal = share * size * (1 + 1e-9)  # whatever the order of the sums
+        if not threshold or len(index) > rows:
+            return index
         chosen = magnitudes[torch.from_numpy(index).to(magnitudes.device)]
-        if enough or float(chosen.cpu().sum(dtype=torch.float64)) >= goal:
+        if float(chosen.cpu().sum(dtype=torch.float64)) >= goal:
             return index
         threshold = threshold / 2 if threshold > 1e-30 else 0.0
 
