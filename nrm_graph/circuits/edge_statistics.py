@@ -120,7 +120,10 @@ class Scan:
         return counts
 
     def limits(self, ids: NDArray[np.int64], top: int) -> NDArray[np.float64]:
-        """Size of the k-th strongest row of every input; NaN where fewer are above the floor."""
+        """Size of the k-th strongest row of every input; NaN where fewer are above the floor.
+
+        ``ids`` are the inputs, ascending, as a group has them.
+        """
         limits = np.full(len(ids), np.nan)
         order = np.lexsort([-self.row_size, self.row_input])
         inputs, first, count = np.unique(
@@ -128,16 +131,14 @@ class Scan:
         )
         enough = count >= top
         size = self.row_size[order][first[enough] + top - 1]
-        by_id = np.argsort(ids)
-        limits[by_id[np.searchsorted(ids, inputs[enough], sorter=by_id)]] = size
+        limits[np.searchsorted(ids, inputs[enough])] = size
         return limits
 
     def strong(
         self, places: NDArray[np.int64], ids: NDArray[np.int64], limits: NDArray[np.float64]
     ) -> NDArray[np.int64]:
         """In how many inputs of known limit each edge is among the strongest."""
-        by_id = np.argsort(ids)
-        least = limits[by_id[np.searchsorted(ids, self.row_input, sorter=by_id)]]
+        least = limits[np.searchsorted(ids, self.row_input)]
         count = np.bincount(
             self.row_edge[self.row_size >= least],  # false where the limit is NaN
             minlength=len(self.total),

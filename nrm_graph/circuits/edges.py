@@ -152,10 +152,13 @@ def edge_values(
         store prunes it is unknown without ``exact``: see :func:`nrm_graph.tables.pruning.stored`.
     """
     rows = source(db, group, weight, given)
-    return row_values(db, rows, edges, exact) * rows.weight[:, None]
+    values = row_values(db, rows, edges)
+    if exact:
+        values = computed_values(db, rows, edges, values)
+    return values * rows.weight[:, None]
 
 
-def row_values(db: View, rows: Source, edges: pa.Table, exact: bool = False) -> NDArray[np.float64]:
+def row_values(db: View, rows: Source, edges: pa.Table) -> NDArray[np.float64]:
     """Relevance of edges as the rows of a source have it, (N, E); see :func:`edge_values`."""
     chosen = edges.select(EDGE).append_column("place", [np.arange(len(edges))])
     keys = ", ".join(EDGE)
@@ -168,16 +171,19 @@ def row_values(db: View, rows: Source, edges: pa.Table, exact: bool = False) -> 
     values = np.zeros((len(rows.group), len(edges)))
     row = np.searchsorted(rows.group.ids, relevances["input_id"].to_numpy())
     values[row, relevances["place"].to_numpy()] = relevances["v"].to_numpy()
-    if exact:
-        _compute(db, rows, edges, values)
     return values
 
 
-def _compute(db: View, rows: Source, edges: pa.Table, values: NDArray[np.float64]) -> None:
-    """Put what is computed in the place of rows, of all pairs of layers that the store prunes."""
+def computed_values(
+    db: View, rows: Source, edges: pa.Table, stored: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Put what is computed in the place of rows, of all pairs of layers that the store prunes.
+
+    ``stored`` is what :func:`row_values` gives.
+    """
     pruned = np.flatnonzero(_pruned(db, edges))
     if not len(pruned):
-        return
+        return stored
     from nrm_graph.store.stored_edges import computed_edges
 
     names = {name: edges[name].to_numpy()[pruned].astype(np.int64) for name in EDGE}
@@ -185,7 +191,9 @@ def _compute(db: View, rows: Source, edges: pa.Table, values: NDArray[np.float64
     relevance = computed_edges(db, rows.group, names, event)
     if rows.divisor is not None:
         relevance = relevance / rows.divisor[:, None]
+    values = stored.copy()
     values[:, pruned] = relevance
+    return values
 
 
 def _pruned(db: View, edges: pa.Table) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nrm_graph.circuits.edges import blocks, row_values
+from nrm_graph.circuits.edges import blocks, computed_values, row_values
 from nrm_graph.circuits.engines import EDGE
 from nrm_graph.tables import pruning
 
@@ -36,11 +36,11 @@ def exact_sums(db: View, rows: Source, strongest: Strongest) -> pa.Table:
     parts: list[dict[str, NDArray[Any]]] = []
     base = rows.base[:, None]
     for _, block in blocks(edges, len(rows.group)):
-        relevance = row_values(db, rows, block, exact=True)
+        stored = row_values(db, rows, block)
+        relevance = computed_values(db, rows, block, stored)
         values = relevance * rows.weight[:, None]
         total = values.sum(0)
         mean = total / base.sum()
-        stored = np.abs(row_values(db, rows, block))
         parts.append(
             {
                 "mean": mean,
@@ -49,7 +49,7 @@ def exact_sums(db: View, rows: Source, strongest: Strongest) -> pa.Table:
                 "squares": (values**2).sum(0),
                 "positive": (values > 0).sum(0),
                 "negative": (values < 0).sum(0),
-                "strong": _strong(strongest, stored, np.abs(relevance)),
+                "strong": _strong(strongest, np.abs(stored), np.abs(relevance)),
                 "scatter": ((values - mean * base) ** 2).sum(0),
                 "present": np.full(len(block), (base**2).sum()),
             }
