@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from nrm_graph.tables.plan import along
+from nrm_graph.tables.plan import along, column_units
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.propagation.state import State
     from nrm_graph.tables.edge_block import Values
-    from nrm_graph.tables.plan import Plan
+    from nrm_graph.tables.plan import ColumnUnits, Plan
 
 
 def unit_axis(plan: Plan, layer_id: int) -> int | None:
@@ -40,16 +39,11 @@ def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
     if axis is not None:
         rest = [d for d in range(1, values.ndim) if d != axis]
         return values.sum(rest) if rest else values
-    part, flat = plan.partitions[layer_id], values.reshape(len(values), -1)
-    key = ("place", layer_id)
+    key = ("neurons", layer_id)
     if key not in plan.cache:
-        place = part.labels.ravel().astype(np.int64)
-        ordered = np.array_equal(place, np.arange(part.n_units))  # every neuron is its own unit
-        plan.cache[key] = None if ordered else torch.from_numpy(place)
-    place = plan.cache[key]
-    if place is None:
-        return flat
-    return values.new_zeros(len(values), part.n_units).index_add_(1, place.to(values.device), flat)
+        plan.cache[key] = column_units(plan.partitions[layer_id].labels.ravel())
+    neurons: ColumnUnits = plan.cache[key]
+    return neurons.sum(values.reshape(len(values), -1))
 
 
 def mean_activations(plan: Plan, state: State, name: str) -> Values:
