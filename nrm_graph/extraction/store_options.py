@@ -114,10 +114,10 @@ class Store:
         spec = input_spec(program, example)
         if self.meta is not None:
             stored = input_spec_of(self.meta)
-            floats = [[kind == "float" for kind in s.kinds] for s in (spec, stored)]
-            if (stored.names, stored.shapes) == (spec.names, spec.shapes) and floats[0] == floats[
-                1
-            ]:
+            mine, its = (
+                (s.names, s.shapes, [kind == "float" for kind in s.kinds]) for s in (spec, stored)
+            )
+            if mine == its:
                 return stored
         return spec
 

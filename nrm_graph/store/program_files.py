@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.numpy
 import safetensors.torch
 
 from nrm_graph.errors import InputError, NrmError, StoreError, first_line
@@ -16,21 +14,18 @@ from nrm_graph.network.ir.program import Program, from_json
 from nrm_graph.network.ir.validation import PROBLEMS, SHOWN, vet
 from nrm_graph.network.layout import layout
 from nrm_graph.store.format import settings
-from nrm_graph.store.format.files import (
-    create_once,
-    file_size,
-    local_path,
-    read_limited,
-    sha256_of,
-)
+from nrm_graph.store.format.files import create_once, local_path, read_limited
+from nrm_graph.store.format.settings import described_file, holds
+from nrm_graph.store.format.tensor_file import tensor_file
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
+    from _typeshed import ReadableBuffer
     from torch import Tensor
 
 _HASH = "program_hash"
@@ -75,26 +70,20 @@ def save_program(program: Program, path: str | os.PathLike[str]) -> None:
             f"expected a program of ng.trace or db.program, found {type(program).__name__}"
         )
     folder = local_path(path)
-    files = {
-        "program.json": program.to_json().encode(),
-        "weights.safetensors": safetensors.numpy.save(
-            arrays(program.weights), {_HASH: program.hash()}
-        ),
+    files: dict[str, Sequence[ReadableBuffer]] = {
+        "program.json": [program.to_json().encode()],
+        "weights.safetensors": tensor_file(arrays(program.weights), {_HASH: program.hash()}),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in files.items():
-            if not create_once(folder / name, data) and not _holds(folder / name, data):
+        for name, parts in files.items():
+            file = folder / name
+            if not create_once(file, *parts) and not holds(file, described_file(parts)):
                 raise StoreError(
-                    f"{folder / name} is there already, of another program: choose a new folder"
+                    f"{file} is there already, of another program: choose a new folder"
                 )
     except OSError as error:
         raise StoreError(f"cannot save a program at {folder}: {error.strerror or error}") from error
-
-
-def _holds(file: Path, data: bytes) -> bool:
-    """Whether a file that is there holds just these bytes."""
-    return file_size(file) == len(data) and sha256_of(file) == hashlib.sha256(data).hexdigest()
 
 
 def load_program(path: str | os.PathLike[str]) -> Program:

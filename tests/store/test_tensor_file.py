@@ -31,6 +31,13 @@ def test_bytes_are_those_of_the_library(name):
     assert b"".join(map(bytes, tensor_file(tensors))) == safetensors.numpy.save(alike)
 
 
+def test_texts_beside_tensors():
+    tensors, texts = FILES["turned"], {"a": "b"}
+    expected = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    parts = tensor_file(tensors, texts)
+    assert b"".join(map(bytes, parts)) == safetensors.numpy.save(expected, texts)
+
+
 def test_memory_is_shared():
     tensor = np.arange(6, dtype=np.float32)
     assert np.shares_memory(np.asarray(tensor_file({"x": tensor})[1]), tensor)

@@ -144,7 +144,7 @@ def create(
     }
     if units:
         files[UNITS_FILE] = tensor_file(units)
-    described = {name: _described(parts) for name, parts in files.items()}
+    described = {name: described_file(parts) for name, parts in files.items()}
     extended = settings.get("max_edges") is not None or "named" in settings
     version = EXTENDED_VERSION if extended else FORMAT_VERSION
     full = {"format_version": version, **settings, "files": described}
@@ -172,7 +172,7 @@ def create(
         check_same(read_settings(path), settings)
 
 
-def _described(parts: Sequence[ReadableBuffer]) -> dict[str, object]:
+def described_file(parts: Sequence[ReadableBuffer]) -> dict[str, object]:
     """Size and SHA-256 of a file that is written in parts."""
     digest, size = hashlib.sha256(), 0
     for part in parts:
@@ -181,10 +181,15 @@ def _described(parts: Sequence[ReadableBuffer]) -> dict[str, object]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
+def holds(file: Path, described: Mapping[str, object]) -> bool:
+    """Whether a file that is there has the size and the SHA-256 of another."""
+    return file_size(file) == described["size"] and sha256_of(file) == described["sha256"]
+
+
 def _check_left(path: Path, name: str, described: Mapping[str, object]) -> None:
     """Accept a file that another process, or an attempt that was cut off, has made alike."""
     file = path / name
-    if file_size(file) != described["size"] or sha256_of(file) != described["sha256"]:
+    if not holds(file, described):
         raise StoreError(
             f"{file} is there already, of another program or partition: another process "
             "makes a store here with other settings, or an attempt was cut off; choose another "

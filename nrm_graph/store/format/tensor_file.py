@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-def tensor_file(tensors: Mapping[str, npt.NDArray[np.generic]]) -> list[memoryview]:
+def tensor_file(
+    tensors: Mapping[str, npt.NDArray[np.generic]], metadata: Mapping[str, str] | None = None
+) -> list[memoryview]:
     """Return the bytes that ``safetensors.numpy.save`` would return, part by part.
 
     Parameters
     ----------
     tensors : mapping of str to ndarray
         The tensors; the parts share the memory of those that are contiguous.
+    metadata : mapping of str to str, optional
+        Texts beside them.
 
     Notes
     -----
@@ -28,11 +32,14 @@ def tensor_file(tensors: Mapping[str, npt.NDArray[np.generic]]) -> list[memoryvi
     read off a file of the same names and types that holds no numbers.
     """
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    empty = safetensors.numpy.save({k: np.empty(0, v.dtype) for k, v in contiguous.items()})
+    nothing = {name: np.empty(0, tensor.dtype) for name, tensor in contiguous.items()}
+    empty = safetensors.numpy.save(nothing, None if metadata is None else dict(metadata))
     header: dict[str, dict[str, Any]] = json.loads(empty[8:])
     parts: list[memoryview] = []
     end = 0
     for name, entry in header.items():
+        if name == "__metadata__":
+            continue
         tensor = contiguous[name]
         start, end = end, end + tensor.nbytes
         entry |= {"shape": list(tensors[name].shape), "data_offsets": [start, end]}

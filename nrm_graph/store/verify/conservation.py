@@ -77,9 +77,13 @@ class _Sums:
             layer, values = nodes["layer_id"][absorbed], nodes["relevance"][absorbed]
             np.add.at(self.group, (layer, layer), values)
             np.add.at(self.size, (layer, layer), np.abs(values))
-        self.variation = np.add.reduceat(
-            np.append(np.abs(self.node), 0.0), np.minimum(facts.first[:-1], self.total)
-        ) * (facts.units > 0)
+        self.variation = self._by_layer(np.abs(self.node))
+
+    def _by_layer(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Sums over the units of every layer."""
+        first = np.minimum(self.facts.first[:-1], self.total)
+        sums: npt.NDArray[np.float64] = np.add.reduceat(np.append(values, 0.0), first)
+        return sums * (self.facts.units > 0)
 
     @staticmethod
     def _worst(
@@ -137,9 +141,7 @@ class _Sums:
 
     def layers_as_a_whole(self) -> Iterator[tuple[int | None, str]]:
         """Edges out of a layer, with what it absorbs, and edges into it sum to its relevance."""
-        node = np.add.reduceat(
-            np.append(self.node, 0.0), np.minimum(self.facts.first[:-1], self.total)
-        ) * (self.facts.units > 0)
+        node = self._by_layer(self.node)
         crossing = 1 - np.eye(self.layers)
         top = np.arange(self.layers) == self.layers - 1
         for side, group, size, skip in (
