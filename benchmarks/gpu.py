@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,33 +99,28 @@ def timed() -> Iterator[dict[str, float]]:
             setattr(place, name, function)
 
 
-def measured(name: str, rounds: int, size: int, max_edges: str) -> str:
+def measured(name: str, rounds: int, batch_size: int, max_edges: str) -> str:
     """Lines of one network."""
     network, x, composite, _ = networks.NETWORKS[name]()
     program = ng.trace(network, x)
     device = torch.accelerator.current_accelerator()
     network = network.to(device)
+    size = batch_size
     batch = x.to(device).expand(size, *x.shape[1:]).contiguous()
     folder = Path(tempfile.mkdtemp())
     options: dict[str, Any] = {
         "composite": composite,
-        "max_edges": int(max_edges) if max_edges.isdigit() else max_edges,
+        "max_edges": networks.bound(max_edges),
         "batch_size": size,
         "device": device,
         "progress": False,
     }
 
     def training_step() -> None:
-        for parameter in network.parameters():
-            parameter.requires_grad_(True).grad = None
-        given = batch.clone()
-        if given.is_floating_point():
-            given.requires_grad_(True)
-        network(given)[:, 0].sum().backward()
+        networks.training_step(network, batch)
 
     def extract(number: int, store: str) -> None:
-        inputs = [{"input": x[0], "key": f"{store} {i}"} for i in range(number)]
-        ng.extract(program, inputs, folder / store, **options).close()
+        networks.extract(program, x, number, folder / store, options)
 
     short, long = size, 4 * size
     extract(short, "first")
@@ -168,16 +161,8 @@ def main() -> None:
     if not torch.accelerator.is_available():
         print("there is no accelerator here that torch can use: nothing is measured")
         return
-    warnings.simplefilter("ignore")
-    for name in networks.NETWORKS:
-        if args.names and not any(part in name for part in args.names):
-            continue
-        if args.here:
-            print(measured(name, args.rounds, args.batch_size, args.max_edges), flush=True)
-            continue
-        options = ["--rounds", str(args.rounds), "--batch-size", str(args.batch_size)]
-        options += ["--max-edges", args.max_edges, "--here", name]
-        subprocess.run([sys.executable, __file__, *options], check=True)
+    options = {"rounds": args.rounds, "batch_size": args.batch_size, "max_edges": args.max_edges}
+    networks.in_processes(__file__, args, measured, **options)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,45 @@ def exported(network: nn.Module, x: Tensor) -> None:
     torch.export.export(network, (x,)).run_decompositions({})
 
 
+def training_step(network: nn.Module, batch: Tensor) -> None:
+    """Run a network forward and fully backward."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(True).grad = None
+    given = batch.clone()
+    if given.is_floating_point():
+        given.requires_grad_(True)
+    network(given)[:, 0].sum().backward()
+
+
+def extract(model: Any, x: Tensor, number: int, store: Path, options: dict[str, Any]) -> None:
+    """Extract one input so many times, under other keys, into a new store."""
+    inputs = [{"input": x[0], "key": f"{store.name} {i}"} for i in range(number)]
+    ng.extract(model, inputs, store, **options).close()
+
+
+def bound(text: str) -> int | str:
+    """Read ``--max-edges``."""
+    return int(text) if text.isdigit() else text
+
+
+def in_processes(
+    file: str, args: argparse.Namespace, measure: Callable[..., str], **options: Any
+) -> None:
+    """Print the line of every chosen network, each in a process of its own.
+
+    ``options`` are passed to ``measure``, and on the command line in their words.
+    """
+    warnings.simplefilter("ignore")
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    for name in NETWORKS:
+        if args.names and not any(part in name for part in args.names):
+            continue
+        if args.here:
+            print(measure(name, **options), flush=True)
+        else:
+            subprocess.run([sys.executable, file, *words, "--here", name], check=True)
+
+
 def measured(name: str, rounds: int, threads: int, max_edges: str) -> str:
     """Line of one network."""
     torch.set_num_threads(threads)
@@ -128,7 +167,7 @@ def measured(name: str, rounds: int, threads: int, max_edges: str) -> str:
     folder = Path(tempfile.mkdtemp())
     options: dict[str, Any] = {
         "composite": composite,
-        "max_edges": int(max_edges) if max_edges.isdigit() else max_edges,
+        "max_edges": bound(max_edges),
         "batch_size": 1,
         "progress": False,
     }
@@ -138,24 +177,18 @@ def measured(name: str, rounds: int, threads: int, max_edges: str) -> str:
         call()
         return clock() - start
 
-    def training_step() -> None:
-        for parameter in network.parameters():
-            parameter.requires_grad_(True).grad = None
-        given = x.clone()
-        if given.is_floating_point():
-            given.requires_grad_(True)
-        network(given)[:, 0].sum().backward()
+    def step_of_training() -> None:
+        training_step(network, x)
         network.requires_grad_(False)
 
-    def extract(model: Any, number: int, store: str) -> None:
-        inputs = [{"input": x[0], "key": f"{store} {i}"} for i in range(number)]
-        ng.extract(model, inputs, folder / store, **options).close()
+    def stored(model: Any, number: int, store: str) -> None:
+        extract(model, x, number, folder / store, options)
 
-    whole = seconds(lambda: extract(network, 1, "first"))
+    whole = seconds(lambda: stored(network, 1, "first"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     export = seconds(lambda: exported(network, x))
     program = ng.trace(network, x)
-    candidates: dict[str, Callable[[], object]] = {"step": training_step}
+    candidates: dict[str, Callable[[], object]] = {"step": step_of_training}
     if heatmap is not None:
         candidates["heat map"] = lambda: heatmap(x)
     found: dict[str, list[float]] = {"extraction": []}
@@ -165,8 +198,8 @@ def measured(name: str, rounds: int, threads: int, max_edges: str) -> str:
         for label, call in candidates.items():
             found.setdefault(label, []).append(seconds(call))
         # One input's own cost: what is done once is done in both.
-        one = seconds(lambda k=k: extract(program, 1, f"{k} one"))
-        four = seconds(lambda k=k: extract(program, 4, f"{k} four"))
+        one = seconds(lambda k=k: stored(program, 1, f"{k} one"))
+        four = seconds(lambda k=k: stored(program, 4, f"{k} four"))
         found["extraction"].append((four - one) / 3)
     median = {label: statistics.median(values) for label, values in found.items()}
     step = median.pop("step")
@@ -192,15 +225,8 @@ def main() -> None:
     parser.add_argument("--max-edges", default="auto")
     parser.add_argument("--here", action="store_true", help="in this process")
     args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    chosen = [n for n in NETWORKS if not args.names or any(a in n for a in args.names)]
-    for name in chosen:
-        if args.here:
-            print(measured(name, args.rounds, args.threads, args.max_edges), flush=True)
-            continue
-        options = ["--rounds", str(args.rounds), "--threads", str(args.threads)]
-        options += ["--max-edges", args.max_edges, "--here", name]
-        subprocess.run([sys.executable, __file__, *options], check=True)
+    options = {"rounds": args.rounds, "threads": args.threads, "max_edges": args.max_edges}
+    in_processes(__file__, args, measured, **options)
 
 
 if __name__ == "__main__":

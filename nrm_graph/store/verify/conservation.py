@@ -80,7 +80,7 @@ class _Sums:
         self.variation = self._by_layer(np.abs(self.node))
 
     def _by_layer(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Sums over the units of every layer."""
+        """Sum over the units of every layer."""
         first = np.minimum(self.facts.first[:-1], self.total)
         sums: npt.NDArray[np.float64] = np.add.reduceat(np.append(values, 0.0), first)
         return sums * (self.facts.units > 0)
