@@ -125,6 +125,25 @@ def test_the_main_thread_cancels_others(three_inputs):
         assert told == ["the query was cancelled"] * 3
 
 
+def test_closing_while_another_thread_asks(three_inputs):
+    db, told = ng.open(three_inputs), []
+
+    def work():
+        with pytest.raises(ng.QueryError, match="cancelled"):
+            db.sql(LONG).fetchall()
+        told.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not db._running:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    db.close()  # DuckDB refuses to close a connection that is at work
+    db.cancel()
+    thread.join(20)
+    assert told == [True]
+
+
 def test_a_relation_cancels_its_own_calls_alone(three_inputs):
     with ng.open(three_inputs) as db:
         relation, other = db.sql(LONG), db.sql("SELECT count(*) FROM range(30000000)")

@@ -129,7 +129,7 @@ class SqlReader:
         """Release the connection; relations made from it end.  A parent's goes on after a fork."""
         if self.process == os.getpid():
             # While a query of another thread runs DuckDB refuses; it closes when that one ends.
-            with contextlib.suppress(duckdb.Error):
+            with contextlib.suppress(duckdb.OperationalError):
                 self._con.close()
 
     def query(
