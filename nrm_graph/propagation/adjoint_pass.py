@@ -79,7 +79,7 @@ class Reach:
         return self.at(operand)
 
     def absorbs(self, layer_id: int) -> bool:
-        """Whether a walk that a pseudo-neuron of this layer absorbs may be in the event."""
+        """Whether a walk that ends in this layer may be in the event."""
         return self.last < 0 or layer_id <= self.last
 
 
@@ -116,7 +116,9 @@ def reach(state: State, clause: Clause, until: int | None = None, only_last: boo
         if layer_id is None:
             assert node is not None
             value = _selected(state, node, reached, n)
-        elif net.position[name] == first or name not in layout.weighings:
+        elif name not in layout.weighings:  # walks end here, above what they must pass or not
+            value = torch.ones_like(state.values[name]) if reached.absorbs(layer_id) else None
+        elif net.position[name] == first:
             value = torch.ones_like(state.values[name])
         else:
             asked = awake(state.single, name) if only_last and state.single else None

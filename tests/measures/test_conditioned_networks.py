@@ -358,3 +358,31 @@ def test_single_precision(name):
         A = random_set(rng, m)
         assert abs(found(A) - c(A)) <= scale
         assert abs(found(A) + found(~A) - 1) <= scale
+
+
+class LateEmbedding(nn.Module):
+    """An embedding that is looked up after a dense layer ran: walks end above that layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.words, self.last = nn.Linear(3, 4), nn.Embedding(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x, ids):
+        hidden = torch.relu(self.first(x))
+        return self.last(hidden + self.words(ids))
+
+
+def test_walks_that_end_above_what_they_must_pass():
+    torch.manual_seed(0)
+    inputs = (torch.rand(1, 3, dtype=torch.float64), torch.tensor([2]))
+    m = ng.measure(LateEmbedding().double(), inputs, target=0, composite="epsilon")
+    names = [layer.name for layer in m.topology.layers]
+    assert names.index("words") > names.index("first")
+    for condition in (ng.Layer("first")[:], ng.Layer("first")[:] & ~ng.Layer("words")[1]):
+        given = m.given(condition)
+        for name in names:
+            neurons = range(m.topology.layer(name).n_neurons)
+            alone = [float(given(ng.Layer(name).units([i]))) for i in neurons]
+            close(given.marginal(name, by="neuron").ravel(), alone, size(m))
+        _, rows = given.tables()
+        assert not np.isin(rows["src_layer"], names.index("words")).any()
