@@ -21,6 +21,7 @@ MATPLOTLIB = {"plots"}
 MSGSPEC = {"foreign_errors", "network", "store"}
 
 HEAVY = {
+    "network.copies",
     "network.device",
     "network.ir",
     "network.layer_names",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SUMS = {"aten.add.Tensor", "aten.sub.Tensor"}
 
-_IN_PLACE = {
+IN_PLACE = {
     f"aten.{name}"
     for name in (
         "alias.default",
@@ -156,7 +156,7 @@ def alias_names(
     same: dict[str, str] = {name: name for name in layer_of}
     for node in program.nodes:
         references = [name for name in dict.fromkeys(node.references()) if name not in rest]
-        if node.name in same or node.op not in SAME | _IN_PLACE or len(references) != 1:
+        if node.name in same or node.op not in SAME | IN_PLACE or len(references) != 1:
             continue
         before = references[0]
         unmoved = (shapes[before], batches[before]) == (node.shape, node.batch)
