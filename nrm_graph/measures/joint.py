@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class NeuronGroups:
-    """NeuronGroups of neurons of one layer.
+    """Groups of neurons of one layer.
 
     Attributes
     ----------
@@ -60,6 +60,10 @@ class NeuronGroups:
         numbers = torch.arange(groups.start, groups.stop, device=like.device)
         inside = labels == numbers.reshape(-1, *[1] * labels.ndim)
         return inside.to(like.dtype)
+
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Neurons of every group, ``(count,)``."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=self.count)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum ``(K, *shape)`` by group: ``(K, count)``."""

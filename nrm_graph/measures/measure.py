@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.measures import edge_tables, joint_matrix, marginals
 from nrm_graph.measures.event_algebra import Algebra
 from nrm_graph.measures.paths import search
+from nrm_graph.measures.reduced import reduced
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -63,6 +64,7 @@ class Measure(Algebra):
     edges = edge_tables.edges
     edge_batches = edge_tables.edge_batches
     paths = search.paths
+    reduced = reduced.reduced
 
     def subgraph(self, top: int = 200) -> nx.DiGraph:
         """Return the strongest ``top`` edges; see :func:`nrm_graph.graphs.subgraph.subgraph`.

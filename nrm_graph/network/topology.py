@@ -18,13 +18,20 @@ from typing import Any
 
 from nrm_graph.errors import EventError
 
-BIAS, STABILIZER, PRUNED, REMAINDER = -1, -2, -3, -4
-"""Units of the pseudo-neurons: where relevance goes that reaches no neuron."""
+BIAS, STABILIZER, PRUNED, REMAINDER, UNWATCHED = -1, -2, -3, -4, -5
+"""Units of the pseudo-neurons: where relevance goes that reaches no neuron (of a reduced graph, no
+watched one: the last are inputs that are not watched)."""
 
 ENDS = ("input", "embedding")
 """Kinds of layers at which walks end."""
 
-PSEUDO_UNITS = {BIAS: "bias", STABILIZER: "stabilizer", PRUNED: "pruned", REMAINDER: "remainder"}
+PSEUDO_UNITS = {
+    BIAS: "bias",
+    STABILIZER: "stabilizer",
+    PRUNED: "pruned",
+    REMAINDER: "remainder",
+    UNWATCHED: "input not watched",
+}
 
 
 @dataclass(frozen=True)

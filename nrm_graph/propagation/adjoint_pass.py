@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.network.ir.interpreter import exact
+from nrm_graph.network.topology import UNWATCHED
 from nrm_graph.propagation.alive_convolution import apply
 from nrm_graph.propagation.kernels import awake, kernel_of
 from nrm_graph.propagation.relevance_pass import lowest_pass, only
 from nrm_graph.propagation.routing import carry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from torch import Tensor
 
@@ -51,12 +52,15 @@ class Reach:
         over one is not in the event.
     last : int
         Lowest layer that walks must pass through, or -1.
+    ends : frozenset of int, or None
+        Pseudo-units in which the walks that count end; None for all.
     """
 
     network: Network
     values: Mapping[str, Any]
     barriers: tuple[int, ...]
     last: int
+    ends: frozenset[int] | None = None
 
     def at(self, name: str) -> Any:
         """Return h of a value: native, 1.0 or 0.0."""
@@ -82,9 +86,21 @@ class Reach:
         """Whether a walk that ends in this layer may be in the event."""
         return self.last < 0 or layer_id <= self.last
 
+    def counts(self, layer_id: int, unit: int) -> bool:
+        """Whether a walk that ends in this pseudo-unit of a layer counts."""
+        return self.absorbs(layer_id) and (self.ends is None or unit in self.ends)
+
 
 @exact
-def reach(state: State, clause: Clause, until: int | None = None, only_last: bool = False) -> Reach:
+def reach(
+    state: State,
+    clause: Clause,
+    until: int | None = None,
+    only_last: bool = False,
+    *,
+    ends: Collection[int] | None = None,
+    stop: Callable[[int, Tensor], Tensor | None] | None = None,
+) -> Reach:
     """Compute h of every value above the lowest literal.
 
     Parameters
@@ -98,6 +114,12 @@ def reach(state: State, clause: Clause, until: int | None = None, only_last: boo
     only_last : bool
         Give h of that layer alone, and of neurons alone that relevance may reach: the way there
         is forgotten, and of many copies of a sample silent neurons are left out.
+    ends : collection of int, optional
+        Where walks may end for h to count them: pseudo-units, that of inputs that are not watched
+        among them.  By default it counts all, and is 1 below the lowest literal.
+    stop : callable, optional
+        Called with layer id and h ``(N, *shape)``; of the mask that it may give, ``(*shape)``, h
+        is 0 for whatever reads the layer: walks from above go no further.
     """
     net = state.network
     layout = net.layout
@@ -105,20 +127,22 @@ def reach(state: State, clause: Clause, until: int | None = None, only_last: boo
     places = {i: net.position[net.values[i]] for i in clause}
     barriers = tuple(sorted(places[i] for i, literal in clause.items() if literal.passes))
     values: dict[str, Any] = {}
-    reached = Reach(net, values, barriers, lowest_pass(clause))
-    if not clause:
+    counted = None if ends is None else frozenset(ends)
+    reached = Reach(net, values, barriers, lowest_pass(clause), counted)
+    if not clause and ends is None:
         return reached
     n = layout.batches[net.values[0]].samples(state.values[net.values[0]]).shape[0]
-    first, end = min(places.values()), net.position[net.values[until]]
+    first = 0 if ends is not None else min(places.values())
+    end = net.position[net.values[until]]
     last_reads = _last_reads(net, first, end) if only_last else {}
     for name, node in net.order[first : end + 1]:
         layer_id = layout.layer_of.get(name)
-        if layer_id is None:
-            assert node is not None
-            value = _selected(state, node, reached, n)
+        if layer_id is None:  # an input that is none carries no relevance
+            value = None if node is None else _selected(state, node, reached, n)
         elif name not in layout.weighings:  # walks end here, above what they must pass or not
-            value = torch.ones_like(state.values[name]) if reached.absorbs(layer_id) else None
-        elif net.position[name] == first:
+            ended = reached.counts(layer_id, UNWATCHED)
+            value = torch.ones_like(state.values[name]) if ended else None
+        elif ends is None and net.position[name] == first:
             value = torch.ones_like(state.values[name])
         else:
             asked = awake(state.single, name) if only_last and state.single else None
@@ -127,6 +151,11 @@ def reach(state: State, clause: Clause, until: int | None = None, only_last: boo
         if literal is not None and value is not None:
             samples = layout.batches[name].samples(value)
             value = layout.batches[name].native(only(literal, samples))
+        if stop is not None and layer_id is not None and value is not None:
+            samples = layout.batches[name].samples(value)
+            stopped = stop(layer_id, samples)
+            if stopped is not None:
+                value = layout.batches[name].native(samples.masked_fill(stopped, 0.0))
         values[name] = value
         for read in last_reads.get(name, ()):
             values.pop(read, None)
@@ -203,7 +232,8 @@ def _weighed(state: State, name: str, known: Reach, asked: Tensor | None) -> Ten
         if inner is not None:
             inner = share.weigh(inner)
             total = inner if total is None else total + inner
-    if known.absorbs(state.network.layout.layer_of[name]):
-        for _, lost in kernel.absorbed():
+    layer_id = state.network.layout.layer_of[name]
+    for unit, lost in kernel.absorbed():
+        if known.counts(layer_id, unit):
             total = lost if total is None else total + lost
     return None if total is None else total.expand_as(state.values[name])

@@ -15,6 +15,8 @@ from nrm_graph.network.layout import Layout, layout
 from nrm_graph.rules import sign_analysis
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from nrm_graph.network.ir.program import Node, Program
@@ -97,10 +99,10 @@ class Network:
         _, node = self.order[self.position[name]]
         return () if node is None else tuple(node.references())
 
-    def readers(self, layer_id: int) -> frozenset[str]:
-        """Values that a layer leads to, its own included."""
-        names = {self.values[layer_id]}
-        for name, _ in self.order[self.position[self.values[layer_id]] + 1 :]:
+    def readers(self, layers: Iterable[int]) -> frozenset[str]:
+        """Values that layers lead to, their own included."""
+        names = {self.values[layer_id] for layer_id in layers}
+        for name, _ in self.order[min(map(self.position.__getitem__, names)) + 1 :]:
             if any(read in names for read in self.reads(name)):
                 names.add(name)
         return frozenset(names)

@@ -99,10 +99,10 @@ def relevance_pass(
     clause: Clause | None = None,
     *,
     at: int | None = None,
-    until: int | None = None,
+    until: int | frozenset[int] | None = None,
     visit: Callable[[int, Tensor], None] | None = None,
     absorb: Callable[[int, str, Tensor], None] | None = None,
-    stop: Callable[[int, Tensor], bool] | None = None,
+    stop: Callable[[int, Tensor], bool | Tensor] | None = None,
     weigh: Callable[[str, Tensor], Iterable[tuple[str, Tensor]]] | None = None,
 ) -> Outcome:
     """Send relevance from the output to the inputs.
@@ -117,16 +117,17 @@ def relevance_pass(
         The conjunction that walks must satisfy; a mask may have a batch axis in front.
     at : int, optional
         Layer to start from; what the clause says of layers above it is passed over.
-    until : int, optional
-        Layer at which the pass ends, after its visit; what cannot reach it is left out, and the
-        outcome's value is not that of the clause.
+    until : int or frozenset of int, optional
+        Layer at which the pass ends, after its visit, the lowest of several; what cannot reach any
+        of them is left out, and the outcome's value is not that of the clause.
     visit : callable, optional
         Called with layer id and relevance ``(N, *shape)`` of every layer reached, masked.
     absorb : callable, optional
         Called with layer id, ``bias``, ``stabilizer`` or ``remainder``, and what each neuron lost
         to it; not where the clause has the walk still pass through a set below.
     stop : callable, optional
-        Called like ``visit``; where it answers True, the walks end there (and still count).
+        Called like ``visit``; where it answers True, the walks end there (and still count), of a
+        mask, ``(*shape)`` or ``(N, *shape)``, those that arrive inside.
     weigh : callable, optional
         Takes the place of the step through a weighing operation: given its name and relevance
         (laid out as the network does, see :mod:`nrm_graph.network.ir.batch_axis`),
@@ -145,7 +146,11 @@ def relevance_pass(
     # Where the last literal avoids, the value is summed over the ends of walks.
     only_ends = bool(clause) and last != lowest
     sums = _Sums(by_sample(start.abs()), start.new_zeros(n), start.new_zeros(n), only_ends)
-    useful = None if until is None else net.readers(until)
+    asked = (
+        frozenset() if until is None else frozenset([until] if isinstance(until, int) else until)
+    )
+    end = min(asked, default=-1)
+    useful = net.readers(asked) if asked else None
     for name, node in reversed(net.order[: net.position[top] + 1]):
         relevance = pending.pop(name, None)
         layer_id = layout.layer_of.get(name)
@@ -171,16 +176,22 @@ def relevance_pass(
         arrived = layout.batches[name].samples(relevance)
         if visit is not None:
             visit(layer_id, arrived)
-        if layer_id == until:
+        if layer_id == end:
+            if stop is not None:
+                stop(layer_id, arrived)
             break
+        stopped = stop is not None and stop(layer_id, arrived)
         # At inputs, walks end.
-        if (stop is not None and stop(layer_id, arrived)) or name not in layout.weighings:
+        if stopped is True or name not in layout.weighings:
             sums.end(arrived)
             continue
+        if isinstance(stopped, torch.Tensor):
+            sums.end(arrived * stopped)
+            relevance = layout.batches[name].native(arrived.masked_fill(stopped, 0.0))
         shares = shares_of(state, name, relevance) if weigh is None else weigh(name, relevance)
         for operand, share in shares:
             accumulate(pending, operand, share)
-        if weigh is None and until is None:
+        if weigh is None and useful is None:
             for kind, part in _lost(state, name, relevance):
                 sums.end(part)
                 if absorb is not None and (last < 0 or layer_id <= last):

@@ -53,16 +53,21 @@ def mean_activations(plan: Plan, state: State, name: str) -> Values:
     """
     means = state.means.get(name)
     if means is None:
-        layout = plan.network.layout
-        layer_id = layout.layer_of[name]
-        after = layout.activation[name]
-        after = after if after in state.values else name
-        value = state.samples(after, state.values[after])
-        if tuple(value.shape[1:]) != layout.topology.layers[layer_id].shape:
-            value = state.samples(name, state.values[name])
-        means = unit_sums(plan, layer_id, value).cpu().numpy() / _sizes(plan, layer_id)
-        state.means[name] = means
+        layer_id = plan.network.layout.layer_of[name]
+        sums = unit_sums(plan, layer_id, activations(state, name)).cpu().numpy()
+        means = state.means[name] = sums / _sizes(plan, layer_id)
     return means
+
+
+def activations(state: State, name: str) -> Tensor:
+    """Activations of a layer's neurons, ``(N, *shape)``: after what only the layer feeds."""
+    layout = state.network.layout
+    after = layout.activation[name]
+    after = after if after in state.values else name
+    value = state.samples(after, state.values[after])
+    if tuple(value.shape[1:]) != layout.topology.layers[layout.layer_of[name]].shape:
+        value = state.samples(name, state.values[name])
+    return value
 
 
 def _sizes(plan: Plan, layer_id: int) -> npt.NDArray[np.int64]:

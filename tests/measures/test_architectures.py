@@ -15,6 +15,7 @@ from reference import attention_gradients
 from torch import nn
 
 import nrm_graph as ng
+from nrm_graph.measures.reduced.nodes import watched_layers
 
 torch.set_num_threads(1)
 
@@ -229,3 +230,19 @@ def test_real_size_in_single_precision(name):
     a, b, union, both, rest = m.many([A, B, A | B, A & B, ~A])
     assert abs(union + both - a - b) <= rounding * scale
     assert abs(a + rest - 1) <= rounding * scale
+
+
+@pytest.mark.slow
+def test_reduced_graphs_keep_both_laws(case):
+    m, scale, rng = case
+    around, _ = random_set(rng, m.topology.layers[int(rng.integers(len(m.topology.layers) - 1))])
+    if rng.random() < 0.5 and abs(m(~around)) > 1e-3:
+        m = m.given(~around)
+        scale = max(scale, size(m))
+    r = m.reduced(nodes=2 * len(watched_layers(m)))
+    assert len(r.watched) > 1
+    rows = r.report().to_pylist()
+    for row in rows:
+        close((row["into"] or 0.0, row["out_of"] or 0.0), 0.0, scale, row["layer"])
+    ends = [rows[0][kind] for kind in ("bias", "stabilizer", "remainder", "input")]
+    close(rows[0]["steps_out"] + sum(ends), 1.0, scale)

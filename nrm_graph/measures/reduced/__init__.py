@@ -1,0 +1,1 @@
+"""Reduced graphs: exact steps between chosen neurons, whatever lies between them."""

@@ -1,0 +1,236 @@
+"""Which neurons a reduced graph watches, and in which groups: its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nrm_graph.errors import EventError, InputError
+from nrm_graph.events.sets import NeuronSet
+from nrm_graph.measures.joint import NeuronGroups
+from nrm_graph.network.copies import copies
+from nrm_graph.network.units import Partition, partition
+from nrm_graph.network.watched_layers import automatic, matching
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from nrm_graph.measures.event_algebra import Algebra
+    from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.network.units import Resolution
+
+    Watch = str | NeuronSet | Sequence[str | NeuronSet]
+    By = Resolution | Mapping[str, Resolution]
+    Budget = int | Mapping[str, int] | None
+
+AUTOMATIC = "auto"
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedLayer:
+    """Neurons of one layer that are watched, in nodes.
+
+    Attributes
+    ----------
+    groups : NeuronGroups
+        Node of every neuron, numbered within the layer; -1 where it is not watched.
+    units : ndarray of int32, (nodes,)
+        Unit of every node under the resolution.
+    resolution : str
+        What units are.
+    """
+
+    groups: NeuronGroups
+    units: npt.NDArray[np.int32]
+    resolution: str
+
+    @property
+    def layer_id(self) -> int:
+        """The layer."""
+        return self.groups.layer_id
+
+    def only(self, nodes: npt.NDArray[np.bool_]) -> WatchedLayer:
+        """Watch some of the nodes alone."""
+        numbers = np.append(np.where(nodes, np.cumsum(nodes) - 1, -1), -1)
+        groups = replace(
+            self.groups, labels=numbers[self.groups.labels], count=int(np.count_nonzero(nodes))
+        )
+        return WatchedLayer(groups, self.units[nodes], self.resolution)
+
+
+def watched_layers(
+    measure: Algebra, watch: Watch = AUTOMATIC, by: By = "unit"
+) -> tuple[WatchedLayer, ...]:
+    """Find all units that may be nodes, layer by layer from the output to the input.
+
+    The neurons of the target are the first; of two layers of which one merely copies the other,
+    the lower is watched.
+    """
+    topology, output = measure.topology, measure.topology.output.layer_id
+    sets: dict[int, npt.NDArray[np.bool_]] = {}
+    for layer_id, mask in _asked(measure, watch):
+        if layer_id in sets and (sets[layer_id] & mask).any():
+            raise EventError(
+                f"watched sets of one layer must be disjoint: those of "
+                f"{topology.layers[layer_id].name} share "
+                f"{int((sets[layer_id] & mask).sum())} neurons"
+            )
+        sets[layer_id] = sets[layer_id] | mask if layer_id in sets else mask
+    copied = copies(measure.network.program, measure.network.layout)
+    if copied.get(output) in sets:  # the target is that neuron of the other layer
+        sets[copied[output]] &= (
+            measure.weights.cpu().numpy().reshape(sets[copied[output]].shape) == 0
+        )
+    chosen = [
+        i
+        for i, mask in sorted(sets.items(), reverse=True)
+        if i != output and mask.any() and copied.get(i) not in sets
+    ]
+    parts = _partitions(measure, by, chosen)
+    return (_target(measure), *(_divided(i, sets[i], parts[i]) for i in chosen))
+
+
+def _asked(measure: Algebra, watch: Watch) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+    """Layers and masks of what is asked for."""
+    topology = measure.topology
+    asked = [watch] if isinstance(watch, str | NeuronSet) else list(watch)
+    if not asked or not all(isinstance(part, str | NeuronSet) for part in asked):
+        raise EventError(
+            "watch takes 'auto', layer names, patterns such as 'layer?.?', or neuron sets; "
+            f"found {watch!r}"
+        )
+    names = [part for part in asked if isinstance(part, str)]
+    ids = automatic(topology) if names == [AUTOMATIC] else ()
+    if names and not ids:
+        ids = matching(topology, names)
+    whole = [(i, np.ones(topology.layers[i].shape, bool)) for i in ids]
+    for part in asked:
+        if isinstance(part, NeuronSet):
+            info = topology.layer(part.layer)
+            mask = part.mask(info.shape, measure.partitions[info.layer_id])
+            whole.append((info.layer_id, mask))
+    return whole
+
+
+def _partitions(measure: Algebra, by: By, layers: Sequence[int]) -> dict[int, Partition]:
+    """Units of the layers that are watched."""
+    infos = [measure.topology.layers[i] for i in layers]
+    if not isinstance(by, Mapping):
+        return {info.layer_id: _units(measure, info, by) for info in infos}
+    named = {measure.topology.layer(name).layer_id: choice for name, choice in by.items()}
+    if unknown := named.keys() - set(layers):
+        name = measure.topology.layers[min(unknown)].name
+        raise InputError(f"by names the layer {name}, which is not watched")
+    return {i.layer_id: _units(measure, i, named.get(i.layer_id, "unit")) for i in infos}
+
+
+def _units(measure: Algebra, info: LayerInfo, by: Resolution) -> Partition:
+    if isinstance(by, str) and by == "unit":
+        return measure.partitions[info.layer_id]
+    if isinstance(by, str) and by == "layer":
+        return Partition("layer", np.broadcast_to(np.zeros((), np.int32), info.shape), 1)
+    return partition(info, by)
+
+
+def _divided(layer_id: int, mask: npt.NDArray[np.bool_], part: Partition) -> WatchedLayer:
+    units, place = np.unique(part.labels[mask], return_inverse=True)
+    labels = np.full(mask.shape, -1, np.int64)
+    labels[mask] = place.ravel()
+    groups = NeuronGroups(layer_id, labels, len(units))
+    return WatchedLayer(groups, units.astype(np.int32), part.resolution)
+
+
+def _target(measure: Algebra) -> WatchedLayer:
+    """Every neuron that walks begin at, one node each."""
+    info = measure.topology.output
+    mask = measure.weights.reshape(info.shape).cpu().numpy() != 0
+    return _divided(info.layer_id, mask, partition(info, "neuron"))
+
+
+def strongest_nodes(
+    measure: Algebra, watched: Sequence[WatchedLayer], nodes: Budget
+) -> tuple[WatchedLayer, ...]:
+    """Watch the strongest units alone, apart from the target's.
+
+    Parameters
+    ----------
+    measure : Measure
+        Whose |R| decides.
+    watched : sequence of WatchedLayer
+        All that may be nodes, the target's first.
+    nodes : int, mapping of layer name to int, or None
+        How many, shared out over the layers so that each keeps the same share of its sum of |R|;
+        how many of each layer; or all.
+    """
+    sizes = [np.abs(_relevance(measure, layer)) for layer in watched[1:]]
+    return (watched[0], *chosen_nodes(measure.topology.layers, watched[1:], sizes, nodes))
+
+
+def _relevance(measure: Algebra, layer: WatchedLayer) -> npt.NDArray[np.float64]:
+    info = measure.topology.layers[layer.layer_id]
+    relevance: npt.NDArray[np.float64]
+    relevance = layer.groups.sums(measure._relevance(info)[None].double())[0].cpu().numpy()
+    return relevance
+
+
+def chosen_nodes(
+    layers: Sequence[LayerInfo],
+    watched: Sequence[WatchedLayer],
+    sizes: Sequence[npt.NDArray[np.float64]],
+    nodes: Budget,
+) -> tuple[WatchedLayer, ...]:
+    """Choose nodes by the sizes of all units, see :func:`strongest_nodes`.
+
+    A unit is chosen before another if the stronger units of its layer hold a smaller share of the
+    layer's sum; of equals, that of the higher layer, then that of the smaller number.
+    """
+    if nodes is None:
+        return tuple(watched)
+    numbers = _numbers(layers, watched, nodes)
+    before, owners, units = [], [], []
+    for i, size in enumerate(sizes):
+        order = np.argsort(-size, kind="stable")
+        order = order[size[order] > 0]
+        share = np.cumsum(size[order])
+        before.append(np.append(0.0, share[:-1])[: len(order)] / (share[-1] if len(order) else 1))
+        owners.append(np.full(len(order), i))
+        units.append(order)
+    place = [np.arange(len(order)) for order in units]
+    if numbers is not None:
+        keep = np.concatenate(place) < np.asarray(numbers)[np.concatenate(owners)]
+        ranks = np.flatnonzero(keep)
+    else:
+        assert isinstance(nodes, int | np.integer)
+        ranks = np.lexsort([np.concatenate(owners), np.concatenate(before)])[:nodes]
+    masks = [np.zeros(layer.groups.count, bool) for layer in watched]
+    all_owners, all_units = np.concatenate(owners), np.concatenate(units)
+    for rank in ranks.tolist():
+        masks[all_owners[rank]][all_units[rank]] = True
+    return tuple(layer.only(mask) for layer, mask in zip(watched, masks, strict=True) if mask.any())
+
+
+def _numbers(
+    layers: Sequence[LayerInfo], watched: Sequence[WatchedLayer], nodes: int | Mapping[str, int]
+) -> list[int] | None:
+    """How many nodes of every layer; None where one number is for all."""
+    counts = list(nodes.values()) if isinstance(nodes, Mapping) else [nodes]
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise InputError(f"nodes takes numbers of at least 1, or None for all; found {count!r}")
+    if not isinstance(nodes, Mapping):
+        if nodes < len(watched):
+            raise InputError(
+                f"nodes={nodes} is less than one of each of the {len(watched)} watched layers: "
+                "take more, or name fewer layers in watch"
+            )
+        return None
+    names = [layers[layer.layer_id].name for layer in watched]
+    if sorted(nodes) != sorted(names):
+        raise InputError(
+            f"nodes must name every watched layer once: {', '.join(names)}; found "
+            f"{', '.join(map(str, nodes))}"
+        )
+    return [nodes[name] for name in names]

@@ -1,0 +1,287 @@
+"""The reduced graph of one input: nodes, exact steps between them, and ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from nrm_graph.measures.reduced.nodes import AUTOMATIC, strongest_nodes, watched_layers
+from nrm_graph.measures.reduced.products import strongest_products
+from nrm_graph.measures.reduced.steps import KINDS, direct_steps, passes
+from nrm_graph.measures.reduced.tables import Tables, tables
+from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.progress import Progress
+from nrm_graph.tables.unit_sums import activations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import networkx as nx
+    import numpy.typing as npt
+    from matplotlib.axes import Axes
+
+    from nrm_graph.measures.event_algebra import Algebra
+    from nrm_graph.measures.reduced.nodes import Budget, By, Watch, WatchedLayer
+    from nrm_graph.measures.reduced.steps import Steps
+    from nrm_graph.measures.results import Paths
+    from nrm_graph.network.topology import Topology
+    from nrm_graph.propagation.state import State
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Reduced:
+    r"""Exact steps between chosen neurons of one input, and where walks end that leave them.
+
+    Attributes
+    ----------
+    nodes : pyarrow.Table
+        layer_id, unit, relevance, activation (the mean), neurons (how many a node has).
+    edges : pyarrow.Table
+        dst_layer, dst_unit, src_layer, src_unit, relevance, conditional: R of the walks that visit
+        dst, then src, and no watched neuron in between.  ``conditional`` is that share of the walks
+        at dst, where dst is a single neuron and the measure's condition a single conjunction; null
+        elsewhere.
+    ends : pyarrow.Table
+        The same columns: R of the walks that visit no watched neuron after dst, by where they end;
+        src_layer is dst_layer and src_unit a pseudo-unit: -1 bias, -2 stabilizer, -4 remainder, -5
+        an input that is not watched.
+    topology : Topology
+        Layers of the network, whose ids the tables have.
+    watched : tuple of WatchedLayer
+        Neurons of every node, layer by layer from the output; the target's come first.
+    carried : tuple of float
+        Share of the sum of \|R\| over the units of every watched layer that its nodes hold.
+    resolutions : tuple of str
+        What the units of every layer are.
+    scale : float
+        What relevances are multiplied by: 1, or the logit.
+    meaning : str
+        What a positive number speaks for.
+    flags : tuple of str
+        What to know before trusting signs and sizes.
+    tokens : tuple of str, or None
+        Text of every position of the input.
+    """
+
+    nodes: pa.Table
+    edges: pa.Table
+    ends: pa.Table
+    topology: Topology
+    watched: tuple[WatchedLayer, ...]
+    carried: tuple[float, ...]
+    resolutions: tuple[str, ...]
+    scale: float
+    meaning: str
+    flags: tuple[str, ...]
+    tokens: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.topology.layers[layer.layer_id].name for layer in self.watched)
+        return f"<reduced graph: {len(self.nodes)} nodes, {len(self.edges)} steps in {names}>"
+
+    def graph(self) -> nx.DiGraph:
+        """Return nodes, steps and ends as a graph, see :meth:`Measure.subgraph`."""
+        from nrm_graph.graphs.subgraph import subgraph
+
+        rows = pa.concat_tables([self.edges, self.ends])
+        graph = subgraph(
+            self.topology,
+            self.nodes,
+            rows,
+            max(len(rows), 1),
+            resolutions=self.resolutions,
+            tokens=self.tokens,
+        )
+        graph.graph |= {"meaning": self.meaning, "flags": self.flags}
+        return graph
+
+    def paths(self, k: int = 10) -> Paths:
+        """Return the strongest sequences of visits, from the target to where the walk ends.
+
+        The relevance of a path is that of all walks that visit its nodes and no others: the product
+        of the shares of its steps, and of that of ends at its last node.
+
+        Raises
+        ------
+        InputError
+            If a node that walks step on from is not a single neuron, or shares are not known:
+            grouped steps are never multiplied (see docs/concepts.md).
+        """
+        tables = Tables(self.nodes, self.edges, self.ends)
+        return strongest_products(tables, self.topology, self.watched[0], k)
+
+    def report(self) -> pa.Table:
+        r"""Return what every watched layer holds and keeps, from the output to the input.
+
+        Columns: layer, nodes, share (of the sum of \|R\| over its units, that its nodes hold),
+        relevance, total_variation, steps_in, steps_out, bias, stabilizer, remainder, input (not
+        watched), and the largest differences of single nodes from the two laws: ``into`` (steps
+        into a node are its relevance; null at the target) and ``out_of`` (steps out of it and
+        ends below are; null at inputs, where walks end in the node itself).
+        """
+        return _report(self)
+
+    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
+        """Draw the strongest steps, see :func:`nrm_graph.plots.plot_subgraph`."""
+        from nrm_graph.plots import plot_subgraph
+
+        return plot_subgraph(self.graph(), ax, **options)
+
+
+def reduced(
+    measure: Algebra, watch: Watch = AUTOMATIC, by: By = "unit", nodes: Budget = 200
+) -> Reduced:
+    r"""Return the graph of exact steps between chosen neurons.
+
+    Of every walk only its visits to the *watched* neurons are noted.  A step A -> B holds the walks
+    that visit A, then B, and no watched neuron in between, over whatever layers, skips and branches
+    lie there; what visits no further one ends below A.  Steps into a node sum to its relevance,
+    steps out of it and ends below do, and those of the target sum to 1.
+
+    Parameters
+    ----------
+    measure : Measure
+        Conditioned or not.
+    watch : str, NeuronSet or a sequence of them
+        Layers, by names or patterns (``"layer?.?"``, ``*`` crosses dots), or neuron sets.  By
+        default those that people think in, found from the module tree: convolutions, outputs of
+        residual blocks, attention heads and hidden layers of MLPs.  The target's neurons are
+        watched always.  Of two layers of which one merely copies the other, the lower is watched.
+    by : str, array_like of int, or mapping of layer name to one of these
+        What neurons of a layer are one node: "unit" (of the measure's resolution), any resolution
+        (see :func:`nrm_graph.network.units.partition`), or "layer".
+    nodes : int, mapping of layer name to int, or None
+        How many units are watched, those of largest \|R\|: shared out over the layers so that
+        each keeps the same share of its sum of \|R\|; so many of each layer; or all.  The
+        target's are not counted.  Walks pass freely through the others.
+
+    Returns
+    -------
+    Reduced
+        Tables of nodes, edges and ends; ``graph()``, ``paths(k)``, ``report()``, ``plot()``.
+
+    Raises
+    ------
+    EventError
+        If a layer is unknown, or watched sets of one layer are not disjoint.
+    InputError
+        If units or numbers do not fit.
+
+    Notes
+    -----
+    A pass for every node, from the side that costs less, in the measure's dtype.  Between groups
+    of neurons steps are exact, and their products are not: see docs/concepts.md.
+    """
+    candidates = watched_layers(measure, watch, by)
+    watched = strongest_nodes(measure, candidates, nodes)
+    return of_watched(measure, watched, _carried(measure, candidates, watched))
+
+
+def of_watched(
+    measure: Algebra, watched: Sequence[WatchedLayer], carried: tuple[float, ...]
+) -> Reduced:
+    """Return the reduced graph of given nodes; see :func:`reduced`."""
+    steps = _steps(measure, watched)
+    means = [_activation(measure.state, layer) for layer in watched]
+    chosen = tables(watched, steps, means, measure.scale)
+    kinds = [part.resolution for part in measure.partitions]
+    for layer in watched:
+        kinds[layer.layer_id] = layer.resolution
+    return Reduced(
+        *chosen,
+        measure.topology,
+        tuple(watched),
+        carried,
+        tuple(kinds),
+        measure.scale,
+        measure.meaning,
+        tuple(map(str, measure.flags)),
+        measure.tokens,
+    )
+
+
+def _steps(measure: Algebra, watched: Sequence[WatchedLayer]) -> Steps:
+    groups = [layer.groups for layer in watched]
+    downwards, count = passes(measure.state, groups)
+    with Progress("reduced graph", count * len(measure.terms), "passes") as meter:
+        return direct_steps(
+            measure.state,
+            measure.start,
+            measure.terms,
+            groups,
+            measure.memory,
+            meter.advance,
+            downwards,
+        )
+
+
+def _activation(state: State, layer: WatchedLayer) -> npt.NDArray[np.float64]:
+    value = activations(state, state.network.values[layer.layer_id])
+    sums: npt.NDArray[np.float64] = layer.groups.sums(value.double())[0].cpu().numpy()
+    return sums / layer.groups.sizes()
+
+
+def _carried(
+    measure: Algebra, candidates: Sequence[WatchedLayer], watched: Sequence[WatchedLayer]
+) -> tuple[float, ...]:
+    """Share of the sum of |R| over all units of a layer that the watched ones hold."""
+
+    def size(layer: WatchedLayer) -> float:
+        info = measure.topology.layers[layer.layer_id]
+        return float(layer.groups.sums(measure._relevance(info)[None].double()).abs().sum())
+
+    whole = {layer.layer_id: size(layer) for layer in candidates}
+    return tuple(
+        size(layer) / whole[layer.layer_id] if whole[layer.layer_id] else 1.0 for layer in watched
+    )
+
+
+def _report(reduced: Reduced) -> pa.Table:
+    sums = {
+        name: _sums(rows, layer, unit)
+        for name, rows, layer, unit in (
+            ("into", reduced.edges, "src_layer", "src_unit"),
+            ("out_of", reduced.edges, "dst_layer", "dst_unit"),
+            ("ends", reduced.ends, "dst_layer", "dst_unit"),
+        )
+    }
+    rows = []
+    target = reduced.topology.output.layer_id
+    inputs = {layer.layer_id for layer in reduced.topology.inputs}
+    for layer, carried in zip(reduced.watched, reduced.carried, strict=True):
+        layer_id = layer.layer_id
+        keys = [(layer_id, unit) for unit in layer.units.tolist()]
+        own = reduced.nodes["layer_id"].to_numpy() == layer_id
+        relevance = reduced.nodes["relevance"].to_numpy()[own]
+        into, out_of, ends = (np.array([sums[name].get(key, 0.0) for key in keys]) for name in sums)
+        kind = reduced.ends["src_unit"].to_numpy()
+        there = reduced.ends["dst_layer"].to_numpy() == layer_id
+        ended = reduced.ends["relevance"].to_numpy()
+        by_kind = {PSEUDO_UNITS[unit]: float(ended[there & (kind == unit)].sum()) for unit in KINDS}
+        rows.append(
+            {
+                "layer": reduced.topology.layers[layer_id].name,
+                "nodes": len(keys),
+                "share": carried,
+                "relevance": float(relevance.sum()),
+                "total_variation": float(np.abs(relevance).sum()),
+                "steps_in": None if layer_id == target else float(into.sum()),
+                "steps_out": float(out_of.sum()),
+                **{name: share for name, share in by_kind.items() if name != "input not watched"},
+                "input": by_kind["input not watched"],
+                "into": None if layer_id == target else float(np.abs(into - relevance).max()),
+                "out_of": None
+                if layer_id in inputs
+                else float(np.abs(out_of + ends - relevance).max()),
+            }
+        )
+    return pa.Table.from_pylist(rows)
+
+
+def _sums(rows: pa.Table, layer: str, unit: str) -> dict[tuple[int, int], float]:
+    sums = rows.group_by([layer, unit]).aggregate([("relevance", "sum")])
+    columns = (sums[name].to_pylist() for name in (layer, unit, "relevance_sum"))
+    return {(i, u): r for i, u, r in zip(*columns, strict=True)}

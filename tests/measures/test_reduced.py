@@ -1,0 +1,260 @@
+"""Reduced graphs against enumerated walks: steps, ends by kind, both laws, products, in float64."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+from reference.brute_networks import (
+    close,
+    conditions,
+    measure,
+    random_mask,
+    sampled,
+    walks,
+)
+from reference.test_brute_attention import both
+
+import nrm_graph as ng
+from nrm_graph.measures.reduced.nodes import watched_layers
+from nrm_graph.measures.reduced.steps import direct_steps
+
+if TYPE_CHECKING:
+    from reference.brute import Walks
+
+    from nrm_graph.measures.reduced.reduced import Reduced
+
+torch.set_num_threads(1)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
+
+@pytest.fixture(params=sampled())
+def case(request):
+    name, composite = request.param
+    return walks(name, composite), measure(name, composite)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes drawn at random: what is asked for, and the node of every watched neuron."""
+
+    watch: list[ng.NeuronSet]
+    by: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+
+
+def drawn(w: Walks, rng: np.random.Generator, single: bool = False) -> Nodes:
+    inner = [name for name in w.layers if name != w.layers[-1]]
+    names = [name for name in inner if rng.random() < 0.6] or inner[:1]
+    nodes = Nodes([], {}, {})
+    for name in names:
+        shape = w.shapes[name]
+        size = int(np.prod(shape))
+        part = np.arange(size) if single else rng.integers(0, rng.choice([1, 2, 50]), size)
+        part = np.unique(part, return_inverse=True)[1].reshape(shape)
+        mask = random_mask(rng, shape) if rng.random() < 0.5 else np.ones(shape, bool)
+        if mask.any():
+            nodes.watch.append(ng.Layer(name)[mask])
+            nodes.by[name], nodes.labels[name] = part, np.where(mask, part, -1)
+    if not nodes.watch:
+        return drawn(w, rng, single)
+    output = np.full(int(np.prod(w.shapes[w.layers[-1]])), -1)
+    output[w.target] = w.target
+    nodes.labels[w.layers[-1]] = output
+    return nodes
+
+
+def visits(w: Walks, nodes: Nodes) -> tuple[list[str], np.ndarray]:
+    """Watched layers from the output, and the node that every walk visits there, or -1."""
+    names = [name for name in reversed(w.layers) if name in nodes.labels]
+    rows = []
+    for name in names:
+        flat = nodes.labels[name].reshape(-1)
+        rows.append(np.where(w.at[name] >= 0, flat[w.at[name].astype(int)], -1))
+    return names, np.array(rows)
+
+
+class Sums(NamedTuple):
+    """R of nodes, of steps and of ends, by (layer, unit) and the pseudo-unit of an end."""
+
+    nodes: dict[Any, float]
+    steps: dict[Any, float]
+    ends: dict[Any, float]
+
+
+def expected(w: Walks, nodes: Nodes, event: np.ndarray | None = None) -> Sums:
+    """Sums over walks, of those of the event."""
+    value = w.value if event is None else np.where(event, w.value, 0.0)
+    names, at = visits(w, nodes)
+    sums = Sums(*(defaultdict(float) for _ in range(3)))
+    last_layer, last_unit = np.full(len(value), -1), np.full(len(value), -1)
+    for i, name in enumerate(names):
+        here = at[i] >= 0
+        for unit in np.unique(at[i][here]):
+            arriving = here & (at[i] == unit)
+            sums.nodes[name, unit] = value[arriving].sum()
+            before = np.unique(np.stack([last_layer[arriving], last_unit[arriving]]), axis=1).T
+            for j, above in before.tolist():
+                if j >= 0:
+                    step = arriving & (last_layer == j) & (last_unit == above)
+                    sums.steps[(names[j], above), (name, unit)] = value[step].sum()
+        last_layer[here], last_unit[here] = i, at[i][here]
+    number = getattr(w, "number", {name: name for name in w.layers})
+    for i, name in enumerate(names):
+        for unit in np.unique(last_unit[last_layer == i]):
+            ending = (last_layer == i) & (last_unit == unit)
+            within = (w.end_layer == number[name]) & (w.end_unit >= 0)  # an input's neuron itself
+            for kind in (-1, -2, -4, -5):
+                to = w.end_unit == kind if kind > -5 else (w.end_unit >= 0) & ~within
+                sums.ends[(name, unit), kind] = value[ending & to].sum()
+    return sums
+
+
+def found(m: ng.Measure, r: Reduced) -> Sums:
+    names = [layer.name for layer in m.topology.layers]
+    columns = ("dst_layer", "dst_unit", "src_layer", "src_unit", "relevance")
+    edges = [[row[c] for c in columns] for row in r.edges.to_pylist()]
+    ends = [[row[c] for c in columns] for row in r.ends.to_pylist()]
+    return Sums(
+        {(names[n["layer_id"]], n["unit"]): n["relevance"] for n in r.nodes.to_pylist()},
+        {((names[i], a), (names[j], b)): value for i, a, j, b, value in edges},
+        {((names[i], a), kind): value for i, a, _, kind, value in ends},
+    )
+
+
+def same(one: Sums, other: Sums, scale: float) -> None:
+    for mine, yours in zip(one, other, strict=True):
+        keys = sorted(mine.keys() | yours.keys(), key=str)
+        close([mine.get(k, 0.0) for k in keys], [yours.get(k, 0.0) for k in keys], scale)
+
+
+def lawful(r: Reduced, scale: float) -> None:
+    rows = r.report().to_pylist()
+    worst = [row[law] for row in rows for law in ("into", "out_of") if row[law] is not None]
+    assert max(worst) < 1e-10 * max(1.0, scale)
+    ends = [rows[0][kind] for kind in ("bias", "stabilizer", "remainder", "input")]
+    close(rows[0]["steps_out"] + sum(ends), 1.0, scale)
+
+
+@pytest.mark.smoke
+def test_steps_and_ends_are_sums_over_walks(case):
+    w, m = case
+    rng = np.random.default_rng(len(w))
+    for _ in range(3):
+        nodes = drawn(w, rng)
+        r = m.reduced(nodes.watch, nodes.by, nodes=None)
+        same(found(m, r), expected(w, nodes), w.variation())
+        lawful(r, w.variation())
+
+
+def test_under_events(case):
+    w, m = case
+    rng = np.random.default_rng(len(w) + 1)
+    for event, inside in conditions(w, rng, 4):
+        whole, nodes = w.total(inside), drawn(w, rng)
+        r = m.given(event).reduced(nodes.watch, nodes.by, nodes=None)
+        sums = [{k: v / whole for k, v in part.items()} for part in expected(w, nodes, inside)]
+        size = max(w.variation(), np.abs(w.value[inside]).sum()) / abs(whole)
+        same(found(m, r), Sums(*sums), size)
+        lawful(r, size)
+
+
+def test_both_directions(case):
+    w, m = case
+    nodes = drawn(w, np.random.default_rng(2))
+    groups = [layer.groups for layer in watched_layers(m, nodes.watch, nodes.by)]
+    down, up = (
+        direct_steps(m.state, m.start, m.terms, groups, m.memory, downwards=way)
+        for way in (True, False)
+    )
+    assert down.steps.keys() >= up.steps.keys() or up.steps.keys() >= down.steps.keys()
+    for pair in down.steps.keys() | up.steps.keys():
+        for one, other in ((down.steps, up.steps), (down.conditional, up.conditional)):
+            mine, yours = (np.nan_to_num(part.get(pair, 0.0)) for part in (one, other))
+            close(mine - yours, 0 * (mine - yours), w.variation())
+
+
+def test_products_of_single_neurons_are_paths(case):
+    w, m = case
+    nodes = drawn(w, np.random.default_rng(3), single=True)
+    r = m.reduced(nodes.watch, nodes.by, nodes=None)
+    names, at = visits(w, nodes)
+    sequences = defaultdict(float)
+    for column, value in zip(at.T.tolist(), w.value, strict=True):
+        sequences[tuple((n, u) for n, u in zip(names, column, strict=True) if u >= 0)] += value
+    paths = r.paths(10_000_000)
+    assert len({path.units for path in paths}) == len(paths)
+    given = {path.units: path.relevance for path in paths}
+    keys = sorted(sequences.keys() | given.keys())
+    close([given.get(k, 0) for k in keys], [sequences.get(k, 0) for k in keys], w.variation())
+    few = r.paths(3)
+    sizes = sorted((abs(value) for value in given.values()), reverse=True)
+    np.testing.assert_allclose([abs(path.relevance) for path in few], sizes[:3], rtol=1e-9)
+    assert few.certified
+    if len(sizes) > 3:
+        np.testing.assert_allclose([few.bound, few.mass], [sizes[3], sum(sizes[3:])], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "cp"), [("gated", False), ("block", False), ("block", True)])
+def test_attention_and_gates(name, cp):
+    w, m = both(name, cp)
+    rng = np.random.default_rng(4)
+    for _ in range(3):
+        nodes = drawn(w, rng)
+        r = m.reduced(nodes.watch, nodes.by, nodes=None)
+        same(found(m, r), expected(w, nodes), w.variation())
+    for event, inside in conditions(w, rng, 2):
+        whole, nodes = w.total(inside), drawn(w, rng)
+        r = m.given(event).reduced(nodes.watch, nodes.by, nodes=None)
+        sums = [{k: v / whole for k, v in part.items()} for part in expected(w, nodes, inside)]
+        same(found(m, r), Sums(*sums), np.abs(w.value[inside]).sum() / abs(whole))
+
+
+def test_the_watched_chain_of_a_dense_kernel(case):
+    """Single neurons: Q_WW + Q_WU (1 - Q_UU)^-1 Q_UW, and the same of what is absorbed."""
+    w, m = case
+    nodes = drawn(w, np.random.default_rng(5), single=True)
+    r = m.reduced(nodes.watch, nodes.by, nodes=None)
+    first = dict(
+        zip(w.layers, np.cumsum([0, *(np.prod(w.shapes[n]) for n in w.layers)]), strict=False)
+    )
+    size = int(sum(np.prod(w.shapes[name]) for name in w.layers))
+    q, bias = np.zeros((size, size)), np.zeros(size)
+    for name, step in w.steps.items():
+        rows = slice(first[name], first[name] + len(step.bias))
+        bias[rows] = step.bias
+        for src, block in step.q.items():
+            q[rows, first[src] : first[src] + block.shape[1]] += block
+    watched = np.zeros(size, bool)
+    for name, labels in nodes.labels.items():
+        watched[first[name] + np.flatnonzero(labels.ravel() >= 0)] = True
+    free = ~watched
+    onward = np.linalg.inv(np.eye(free.sum()) - q[np.ix_(free, free)])
+    chain = np.zeros((size, size))
+    chain[np.ix_(watched, watched)] = (
+        q[np.ix_(watched, watched)] + q[np.ix_(watched, free)] @ onward @ q[np.ix_(free, watched)]
+    )
+    ended = bias[watched] + q[np.ix_(watched, free)] @ onward @ bias[free]
+    place = {number: i for i, number in enumerate(np.flatnonzero(watched).tolist())}
+    start = [int(first[layer.name]) for layer in m.topology.layers]
+    scale = max(1.0, np.abs(chain).max())
+    seen = np.zeros_like(chain)
+    for row in r.edges.to_pylist():
+        at = start[row["dst_layer"]] + row["dst_unit"], start[row["src_layer"]] + row["src_unit"]
+        seen[at] = row["conditional"]
+    awake = r.nodes.filter(pc.not_equal(r.nodes["relevance"], 0.0))
+    for row in awake.to_pylist():  # rules give no kernel where no walk ever arrives
+        at = start[row["layer_id"]] + row["unit"]
+        close(seen[at], chain[at], scale)
+        mine = [
+            e["conditional"]
+            for e in r.ends.to_pylist()
+            if start[e["dst_layer"]] + e["dst_unit"] == at and e["src_unit"] == -1
+        ]
+        close(sum(mine), ended[place[at]] if row["layer_id"] else 0.0, scale)
