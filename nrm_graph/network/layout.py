@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from nrm_graph.network.ir.operations import ENDS, SAME, WEIGH
 from nrm_graph.network.ir.program import passive
-from nrm_graph.network.layer_names import alias_names, layer_names
+from nrm_graph.network.layer_names import IN_PLACE, alias_names, layer_names
 from nrm_graph.network.maps.linear import Scale, Weighing
 from nrm_graph.network.maps.of_operation import weighing
 from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
@@ -151,9 +151,11 @@ def _home(
 
 
 def _moved(program: Program, nodes: dict[str, Node], layers: set[str]) -> bool:
-    """Whether the output differs in shape from the layer it comes from, or is an input."""
+    """Whether the output differs in shape or order from the layer it comes from, or is an input."""
     value, shape = program.output, None
     while value in nodes and value not in layers:
+        if nodes[value].op not in SAME | IN_PLACE:
+            return True
         shape = nodes[value].shape if shape is None else shape
         value = next(nodes[value].references())
     return value not in nodes or (shape is not None and shape != nodes[value].shape)

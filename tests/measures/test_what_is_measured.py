@@ -146,6 +146,25 @@ def test_a_square_is_an_activation():
     assert m.logit == 4
 
 
+@pytest.mark.parametrize(
+    "reorder",
+    [
+        lambda y: y.flip(1),
+        lambda y: y.unflatten(1, (2, 2)).transpose(1, 2),
+        lambda y: y.roll(1, 1),
+    ],
+)
+def test_outputs_in_another_order_than_their_layer(reorder):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 4).double(), torch.rand(1, 3, dtype=torch.float64)
+    m = ng.measure(
+        nn.Sequential(layer, Function(reorder)), x, target=1, composite=ng.composites.epsilon(0.0)
+    )
+    row = int(reorder(torch.arange(4)[None]).flatten()[1])
+    share = layer.weight[row].detach() * x[0] / m.logit
+    np.testing.assert_allclose(m.marginal("input"), share, rtol=1e-9)
+
+
 def test_one_number_per_input():
     m = ng.measure(Function(lambda x: x.mean(1)), torch.tensor([1.0, 2.0]), target=0)
     assert m(L("x")[1]) == pytest.approx(2 / 3, abs=1e-5)
