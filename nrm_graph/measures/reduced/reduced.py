@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from nrm_graph.network.topology import Topology
     from nrm_graph.propagation.state import State
 
+SHOWN = 8
+"""Layers that a graph names where it is printed."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reduced:
@@ -79,8 +82,12 @@ class Reduced:
     tokens: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
-        names = ", ".join(self.topology.layers[layer.layer_id].name for layer in self.watched)
-        return f"<reduced graph: {len(self.nodes)} nodes, {len(self.edges)} steps in {names}>"
+        names = [self.topology.layers[layer.layer_id].name for layer in self.watched]
+        shown = names if len(names) <= SHOWN else [*names[: SHOWN // 2], "...", *names[-2:]]
+        return (
+            f"<reduced graph: {len(self.nodes):,} nodes in {len(names)} layers "
+            f"({', '.join(shown)}), {len(self.edges):,} steps>"
+        )
 
     def graph(self) -> nx.DiGraph:
         """Return nodes, steps and ends as a graph, see :meth:`Measure.subgraph`."""
