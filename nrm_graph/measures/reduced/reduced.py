@@ -51,35 +51,33 @@ class Reduced:
         The same columns: R of the walks that visit no watched neuron after dst, by where they end;
         src_layer is dst_layer and src_unit a pseudo-unit: -1 bias, -2 stabilizer, -4 remainder, -5
         an input that is not watched.
-    topology : Topology
-        Layers of the network, whose ids the tables have.
+    measure : Measure
+        What it was made of.
     watched : tuple of WatchedLayer
         Neurons of every node, layer by layer from the output; the target's come first.
     carried : tuple of float
         Share of the sum of \|R\| over the units of every watched layer that its nodes hold.
-    resolutions : tuple of str
-        What the units of every layer are.
-    scale : float
-        What relevances are multiplied by: 1, or the logit.
-    meaning : str
-        What a positive number speaks for.
-    flags : tuple of str
-        What to know before trusting signs and sizes.
-    tokens : tuple of str, or None
-        Text of every position of the input.
     """
 
     nodes: pa.Table
     edges: pa.Table
     ends: pa.Table
-    topology: Topology
+    measure: Algebra
     watched: tuple[WatchedLayer, ...]
     carried: tuple[float, ...]
-    resolutions: tuple[str, ...]
-    scale: float
-    meaning: str
-    flags: tuple[str, ...]
-    tokens: tuple[str, ...] | None = None
+
+    @property
+    def topology(self) -> Topology:
+        """Layers of the network, whose ids the tables have."""
+        return self.measure.topology
+
+    @property
+    def resolutions(self) -> tuple[str, ...]:
+        """What the units of every layer are."""
+        kinds = [part.resolution for part in self.measure.partitions]
+        for layer in self.watched:
+            kinds[layer.layer_id] = layer.resolution
+        return tuple(kinds)
 
     def __repr__(self) -> str:
         names = [self.topology.layers[layer.layer_id].name for layer in self.watched]
@@ -100,9 +98,10 @@ class Reduced:
             rows,
             max(len(rows), 1),
             resolutions=self.resolutions,
-            tokens=self.tokens,
+            tokens=self.measure.tokens,
         )
-        graph.graph |= {"meaning": self.meaning, "flags": self.flags}
+        flags = tuple(map(str, self.measure.flags))
+        graph.graph |= {"meaning": self.measure.meaning, "flags": flags}
         return graph
 
     def paths(self, k: int = 10) -> Paths:
@@ -193,21 +192,7 @@ def of_watched(
     """Return the reduced graph of given nodes; see :func:`reduced`."""
     steps = _steps(measure, watched)
     means = [_activation(measure.state, layer) for layer in watched]
-    chosen = tables(watched, steps, means, measure.scale)
-    kinds = [part.resolution for part in measure.partitions]
-    for layer in watched:
-        kinds[layer.layer_id] = layer.resolution
-    return Reduced(
-        *chosen,
-        measure.topology,
-        tuple(watched),
-        carried,
-        tuple(kinds),
-        measure.scale,
-        measure.meaning,
-        tuple(map(str, measure.flags)),
-        measure.tokens,
-    )
+    return Reduced(*tables(watched, steps, means, measure.scale), measure, tuple(watched), carried)
 
 
 def _steps(measure: Algebra, watched: Sequence[WatchedLayer]) -> Steps:
