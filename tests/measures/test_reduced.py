@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from reference.test_brute_attention import both
 import nrm_graph as ng
 from nrm_graph.measures.reduced.nodes import watched_layers
 from nrm_graph.measures.reduced.steps import direct_steps
+from nrm_graph.measures.reduced.unit_maps import unit_maps
 
 if TYPE_CHECKING:
     from reference.brute import Walks
@@ -142,7 +144,6 @@ def lawful(r: Reduced, scale: float) -> None:
     close(rows[0]["steps_out"] + sum(ends), 1.0, scale)
 
 
-@pytest.mark.smoke
 def test_steps_and_ends_are_sums_over_walks(case):
     w, m = case
     rng = np.random.default_rng(len(w))
@@ -258,3 +259,82 @@ def test_the_watched_chain_of_a_dense_kernel(case):
             if start[e["dst_layer"]] + e["dst_unit"] == at and e["src_unit"] == -1
         ]
         close(sum(mine), ended[place[at]] if row["layer_id"] else 0.0, scale)
+
+
+def test_maps_of_units_are_joint_with_pixels():
+    m = measure("inception", "epsilon_gamma")
+    layer = next(info.name for info in m.topology.layers if info.kind == "convolution")
+    r = m.reduced(layer, "channel", nodes=None)
+    nodes = [(layer, unit) for unit in r.watched[1].units.tolist()]
+    maps = unit_maps(m, r.watched, [*nodes, ("elsewhere", 0)])
+    assert list(maps) == nodes
+    joint = m.joint(layer, "x", by=("channel", "neuron"))
+    channels, height, width = m.topology.layers[0].shape
+    expected = joint.values.reshape(-1, channels, height, width).sum(1)
+    close([maps[node] for node in nodes], expected, walks("inception", "epsilon_gamma").variation())
+
+
+def test_maps_need_a_picture():
+    m = measure("mlp", "epsilon")
+    with pytest.raises(ng.InputError, match=r"input of shape \(C, H, W\)"):
+        unit_maps(m, m.reduced().watched, [])
+
+
+WRONG = {
+    "overlapping sets": (lambda m: m.reduced([ng.Layer("0")[0], ng.Layer("0")[:2]]), "disjoint"),
+    "an unknown layer": (lambda m: m.reduced("1?"), "no layer"),
+    "nothing": (lambda m: m.reduced([]), "watch takes"),
+    "no name": (lambda m: m.reduced([3]), "watch takes"),
+    "no nodes": (lambda m: m.reduced("0", nodes=0), "at least 1"),
+    "fewer than layers": (lambda m: m.reduced(["0", "2"], nodes=1), "less than one"),
+    "numbers of others": (lambda m: m.reduced("0", nodes={"2": 1}), "every watched layer"),
+    "units of others": (lambda m: m.reduced("0", {"2": "layer"}), "not watched"),
+    "paths of groups": (lambda m: m.reduced(["0", "2"], "layer").paths(), "multiplies"),
+    "no paths": (lambda m: m.reduced("0").paths(0), "number of paths"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_watched(name):
+    net = torch.nn.Sequential(
+        torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+    )
+    call, message = WRONG[name]
+    with pytest.raises((ng.InputError, ng.EventError), match=message):
+        call(ng.measure(net, torch.ones(1, 3)))
+
+
+def test_nodes_are_shared_out_by_the_share_that_layers_keep():
+    torch.manual_seed(0)
+    sizes = (3, 40, 7, 2)
+    net = torch.nn.Sequential(*(torch.nn.Linear(a, b) for a, b in pairwise(sizes)))
+    m = ng.measure(net, torch.rand(1, 3), dtype="float64")
+    for number in (2, 5, 11, 30, 47):
+        r = m.reduced(["0", "1"], nodes=number)
+        assert len(r.nodes) == number + 1
+        weakest = []
+        for layer, share in zip(r.watched[1:], r.carried[1:], strict=True):
+            relevance = np.abs(m.marginal(str(layer.layer_id - 1)))
+            assert share == pytest.approx(relevance[layer.units].sum() / relevance.sum())
+            strongest = np.sort(relevance)[::-1][: len(layer.units)]
+            np.testing.assert_allclose(np.sort(relevance[layer.units])[::-1], strongest)
+            weakest.append(share - strongest[-1] / relevance.sum())
+        # One more unit of either layer would take it past the share of the other.
+        assert max(weakest) <= min(r.carried[1:])
+    every = m.reduced(["0", "1"], nodes=None)
+    assert len(every.nodes) == 48
+    assert every.carried == (1.0, 1.0, 1.0)
+    assert len(m.reduced(["0", "1"], nodes={"0": 3, "1": 2}).nodes) == 6
+
+
+def test_a_view_of_a_layer_is_one_node_with_it():
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Unflatten(1, (2, 2)))
+    m = ng.measure(net, torch.rand(1, 3), target=1, dtype="float64")
+    assert m.topology.output.name == "output"
+    r = m.reduced("*", nodes=None)
+    names = [m.topology.layers[layer.layer_id].name for layer in r.watched]
+    assert names == ["output", "0", "input"]
+    assert r.watched[1].units.tolist() == [0, 2, 3]  # neuron 1 is the target
+    into = r.edges.filter(pc.equal(r.edges["src_layer"], 0))["relevance"].to_numpy().sum()
+    ends = r.ends["relevance"].to_numpy().sum()
+    assert into + ends == pytest.approx(1.0)
