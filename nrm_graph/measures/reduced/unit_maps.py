@@ -50,7 +50,7 @@ def unit_maps(
         )
     height, width = picture.shape[1:]
     labels = np.broadcast_to(np.arange(height * width).reshape(1, height, width), picture.shape)
-    pixels = NeuronGroups(picture.layer_id, np.ascontiguousarray(labels), height * width)
+    pixels = NeuronGroups(picture.layer_id, labels.copy(), height * width)
     chosen = {}
     for layer in watched:
         name = topology.layers[layer.layer_id].name
