@@ -11,6 +11,7 @@ from helpers.tiny_stores import all_rows, make, record, tables, write
 
 import nrm_graph as ng
 from nrm_graph.store.format.listing import read_manifests
+from nrm_graph.store.read import sql
 from nrm_graph.store.write.writer import Writer
 
 
@@ -187,6 +188,18 @@ def test_a_partitioned_folder_name_is_no_column(tmp_path):
     path = write(make(tmp_path / "key=1" / "it's.nrm"), [record(0)])
     with ng.open(path) as db:
         assert db.sql("SELECT key FROM inputs").fetchall() == [("input0",)]
+
+
+@pytest.mark.parametrize("most", [7, 8])
+def test_where_tables_are_is_remembered_of_few_inputs(two_targets, monkeypatch, most):
+    monkeypatch.setattr(sql, "REMEMBERED", most)
+    with ng.open(two_targets) as db:
+        assert len(db) == 8
+        before = db.sql("SELECT count(*), sum(relevance) FROM edges").fetchall()
+        assert db.sql("SELECT count(*), sum(relevance) FROM edges").fetchall() == before
+        cursor = db._reader._con.cursor()
+        value = cursor.execute("SELECT current_setting('parquet_metadata_cache')").fetchall()
+        assert value == [(most >= 8,)]
 
 
 def test_spilled_data_stays_out_of_the_store(db, two_targets):
