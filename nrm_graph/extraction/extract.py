@@ -220,10 +220,11 @@ def extract(
     check_range(targets, outputs, first_sample, names)
     net = prepared_network.network(program, rules, kind, where)
     check_registered(net.rules)
+    state = None
     if store.meta is None:  # else it was said when the store was made
         with contextlib.suppress(InputError):  # of an input that may be skipped
             checked_sample = first_sample or sample_of(first.fields, first.name)
-            warn_vanished(net, checked_sample, targets, names, where)
+            state = warn_vanished(net, checked_sample, targets, names, where)
     tables = store.plan(net)
     description, partitions = store_settings.settings(program, tables, spec, program_hash)
     description |= store.kept_options(tables) | store.named_weights(program, model)
@@ -243,6 +244,7 @@ def extract(
     number = partial(first_item, keys=first.keys_of(inputs), sample_of=sample_of)
     with ending_in_order():
         if engine == "ray":
+            del state
             _, start = number(Snapshot(store.folder).items, everything)
             task = replace(task, start=start)
             with meter:
@@ -250,7 +252,8 @@ def extract(
         else:
             with Writer(store.folder, threads=_writers()) as writer, meter:
                 ahead, start = number(writer.items, everything)
-                extraction = Extraction(tables, replace(task, start=start), writer, spec)
+                extraction = Extraction(tables, replace(task, start=start), writer, spec, state)
+                del state
                 extraction.take(chain(ahead, everything), meter.explained)
     return Database(store.folder, own)
 

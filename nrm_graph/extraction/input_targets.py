@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nrm_graph.extraction.samples import Sample
     from nrm_graph.network.targets import Outputs
     from nrm_graph.propagation.prepared_network import Network
+    from nrm_graph.propagation.state import State
 
 
 def labelled(choice: object, sample: Sample, classes: Sequence[str] | None) -> Any:
@@ -52,10 +53,15 @@ def warn_vanished(
     targets: Sequence[Any],
     classes: Sequence[str] | None,
     device: torch.device,
-) -> None:
+) -> State | None:
     """Say before an extraction that the first input's target leaves nothing to explain.
 
     What cannot be computed is left to the extraction itself.
+
+    Returns
+    -------
+    State or None
+        That of the first input, if the network runs on it.
     """
     outputs = outputs_of(net.program)
     try:
@@ -63,7 +69,7 @@ def warn_vanished(
         values = state.output[0].cpu().double().numpy()
         aims = [outputs.aim(labelled(c, sample, classes), values) for c in targets]
     except InputError:
-        return
+        return None
     for aim in aims:
         entries = weights_of(aim) if isinstance(aim, str) else aim
         weights = output_weights(entries, state.output, outputs)
@@ -75,6 +81,7 @@ def warn_vanished(
                 UserWarning,
                 stacklevel=4,  # of the caller of extract, which is decorated
             )
+    return state
 
 
 def check_range(

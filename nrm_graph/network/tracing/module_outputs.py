@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ def passed_through(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
     """
     same: list[tuple[str, str]] = []
     calls: dict[str, int] = {}
-    returned: dict[int, tuple[Tensor, str]] = {}  # the tensor is kept so that its id stays its own
+    # By id, which is another tensor's when the first is gone: then the reference leads nowhere.
+    returned: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
     def clear(*_: object) -> None:
         for record in (same, calls, returned):
@@ -38,9 +40,10 @@ def passed_through(model: nn.Module) -> Iterator[list[tuple[str, str]]]:
             call = f"{path}@{number}" if number else path
             if not isinstance(out, Tensor):
                 return
-            if args and out is args[0] and id(out) in returned:
-                same.append((call, returned[id(out)][1]))
-            returned[id(out)] = (out, call)
+            reference, before = returned.get(id(out), (None, ""))
+            if args and out is args[0] and reference is not None and reference() is out:
+                same.append((call, before))
+            returned[id(out)] = (weakref.ref(out), call)
 
         return record
 
