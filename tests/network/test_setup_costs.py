@@ -1,5 +1,7 @@
 """Tracing runs as little as its checks need, and labels take no memory that they need not."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from nrm_graph.network.ir.finite import finite
 from nrm_graph.network.ir.interpreter import run, settle_batches
 from nrm_graph.network.topology import LayerInfo
 from nrm_graph.network.tracing import trace as tracing
+from nrm_graph.network.tracing.module_outputs import passed_through
 from nrm_graph.network.tracing.trace import trace
 
 TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -116,3 +119,25 @@ def test_labels_of_a_resolution(shape, resolution):
     small = units.compact(part.labels)
     np.testing.assert_array_equal(np.broadcast_to(small, shape), part.labels)
     assert small.size == part.n_units or not part.labels.size
+
+
+@pytest.mark.smoke
+def test_what_modules_return_is_let_go():
+    kept = []
+
+    class Watched(nn.Module):
+        def forward(self, x):
+            kept.append(weakref.ref(x))
+            return x * 2
+
+    def alive(*_):
+        counts.append(sum(reference() is not None for reference in kept))
+
+    counts = []
+    net = nn.Sequential(*(Watched() for _ in range(4)), nn.Dropout(), nn.Identity()).eval()
+    for module in net:
+        module.register_forward_hook(alive)
+    with passed_through(net) as same:
+        net(torch.ones(1, 2))
+        assert same == [("4", "3"), ("5", "4")]
+    assert max(counts) <= 2
