@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.circuits.checks import checked_layers
-from nrm_graph.circuits.edge_statistics import MOST_EDGES, strongest_edges
+from nrm_graph.circuits.edge_statistics import MOST_EDGES, chosen_edges
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.exact import exact_sums
 from nrm_graph.circuits.nodes import ends_of
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.sums import NODE
 from nrm_graph.errors import InputError
-from nrm_graph.graphs import subgraph as graphs
+from nrm_graph.graphs.largest import check_top, largest
+from nrm_graph.graphs.subgraph import graph_of
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
 from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import facts_of, group
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     import networkx as nx
 
-    from nrm_graph.circuits.edge_statistics import Strongest
+    from nrm_graph.circuits.edge_statistics import Chosen
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
     from nrm_graph.events.sets import Event
@@ -49,8 +50,9 @@ def circuit(
     mixed_targets: bool = False,
     engine: str | Engine = "local",
     exact: bool = False,
+    connected: bool = True,
 ) -> nx.DiGraph:
-    r"""Return the strongest edges of a group of inputs, with statistics.
+    r"""Return a connected graph of a group's strong edges, with statistics.
 
     The measure of a group is the mixture of its inputs' measures: relevances are means over
     all inputs, absent rows being exact zeros, and conditionals are ratios of means,
@@ -65,7 +67,7 @@ def circuit(
     inputs : sequence of key or input_id, optional
         Of the chosen inputs only these.
     top : int
-        Number of edges, at most 999,999, those of the largest \|mean\|.
+        Number of edges that are kept, at most; no more than 999,999.
     given : str or Event, optional
         A condition that ``db.materialize`` made, by its name or event.  Inputs of which
         R(condition) is below rounding are computed from the stored program, at every call.
@@ -88,27 +90,33 @@ def circuit(
         Of a store that leaves edges out: choose edges by the stored rows, then compute them for
         every input from the stored program.  An interrupted call goes on where it stopped when it
         is made again of the same ``Database``.
+    connected : bool
+        Share the edges over the layers, so that every node is reached from the target (or from the
+        topmost of ``layers``) and leads on to an end; see :mod:`nrm_graph.graphs.connected`.
+        Otherwise those of the largest \|mean\|, wherever they stand.
 
     Returns
     -------
     networkx.DiGraph
-        As of :meth:`nrm_graph.measures.measure.Measure.subgraph`.  ``relevance`` of nodes and
+        As of :func:`nrm_graph.graphs.subgraph.subgraph`.  ``relevance`` of nodes and
         edges is the mean; further ``std`` (over inputs) and ``stderr`` (of the mean), not of a
         single input; ``inputs``, in how many it is not 0; ``agreement``, the share of those
         that have the sign of the mean; and of edges ``top_share``, the share of inputs of which
         the edge is among their own ``top`` strongest.  ``graph`` holds ``inputs`` (their
         number), ``keys``, ``target`` (not where they differ), ``weight``, ``where``, ``share``
-        (of the sum of \|mean\| over all stored edges, that the graph keeps) and, as means,
-        ``bias``, ``stabilizer``, ``remainder``, their sum ``absorbed``, and ``pruned``; with
-        ``given`` further ``undefined``, the number of inputs whose conditional is.
+        (of the sum of \|mean\| over all stored edges, that the graph keeps), ``share_strongest``
+        (that the strongest ``top`` edges would keep) and, as means, ``bias``, ``stabilizer``,
+        ``remainder``, their sum ``absorbed``, and ``pruned``; with ``given`` further ``undefined``,
+        the number of inputs whose conditional is.
 
         Of an edge in a pair of layers that the store prunes, of which an input has no row,
         ``missing`` says how many have none; its mean is that of what is stored, and
         statistics are left out.  Where the store bounds its edges (``max_edges``) the mean over
-        all inputs lies between ``low`` and ``high``, and ``graph["rivals"]`` counts the edges
-        outside of the graph that may belong among the strongest, at most.  With ``exact`` nothing
-        is missing, and ``graph["exact"]`` is True; ``top_share`` stands where the stored rows tell
-        it.
+        all inputs lies between ``low`` and ``high``; without ``connected`` ``graph["rivals"]``
+        counts the edges outside of the graph that may belong among the strongest, at most (which
+        edges a connected graph would have were all stored, no bound on single edges tells).  With
+        ``exact`` nothing is missing, and ``graph["exact"]`` is True; ``top_share`` stands where
+        the stored rows tell it.
 
     Raises
     ------
@@ -126,32 +134,36 @@ def circuit(
     Techniques, 1977, section 2.11).
     """
     query_engine = engine_of(engine)
-    graphs.check_top(top)
+    check_top(top)
     if top > MOST_EDGES:
         raise InputError(
             f"top must be at most {MOST_EDGES:,} for a circuit, found {top:,}: "
             "nrm_graph.circuits.sums.edge_partials gives the sums of all edges as a table"
         )
-    chosen = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
+    inside = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
     pairs = _layers(db, layers)
-    rows = source(db, chosen, weight, given, per_input)
+    rows = source(db, inside, weight, given, per_input)
     with Progress("circuit", 2) as meter:
-        strongest = strongest_edges(db, rows, top, pairs, query_engine)
+        chosen = chosen_edges(db, rows, top, pairs, query_engine, connected)
         meter.advance()
-        nodes, absorbed = _node_statistics(db, rows, strongest.edges, query_engine)
+        nodes, absorbed = _node_statistics(db, rows, chosen.edges, query_engine)
         meter.advance()
-    edges = _scattered(rows, exact_sums(db, rows, strongest) if exact else strongest.edges)
-    graph = graphs.subgraph(
+    edges = _scattered(rows, exact_sums(db, rows, chosen) if exact else chosen.edges)
+    by_size = largest(np.abs(edges["relevance"].to_numpy()), len(edges))
+    graph = graph_of(
         db.topology,
         nodes,
-        edges.append_column("conditional", pa.nulls(len(edges), pa.float64())),
-        top,
+        edges.append_column("conditional", pa.nulls(len(edges), pa.float64())).take(by_size),
         resolutions=db.resolutions,
+        cut=chosen.cut,
     )
     _annotate(graph, db, rows, nodes, edges)
-    chosen_size = float(np.abs(strongest.edges["total"].to_numpy()).sum())
+    size = float(np.abs(chosen.edges["total"].to_numpy()).sum())
+    graph.graph |= {"share": size / chosen.size if chosen.size else 1.0}
+    if connected:
+        strongest = chosen.strongest / chosen.size if chosen.size else 1.0
+        graph.graph |= {"connected": True, "share_strongest": strongest}
     graph.graph |= {
-        "share": chosen_size / strongest.size if strongest.size else 1.0,
         **absorbed,
         "inputs": len(rows.group),
         "keys": tuple(sorted(set(rows.group.keys))),
@@ -159,7 +171,7 @@ def circuit(
         "top": top,
     }
     graph.graph |= facts_of(db, rows.group, weight, given is not None)
-    graph.graph |= _certainty(graph, strongest, edges, top, exact)
+    graph.graph |= _certainty(graph, chosen, edges, top, exact)
     choice = {
         "target": rows.group.target,
         "where": where,
@@ -238,7 +250,7 @@ FROM (
 
 def _node_statistics(
     db: View, rows: Source, edges: pa.Table, engine: Engine
-) -> tuple[pa.Table, dict[str, float]]:
+) -> tuple[pa.Table, dict[str, Any]]:
     """Aggregate the nodes that edges join, and what pseudo-units hold.
 
     ``relevance`` is the mean, as ``activation`` is.
@@ -259,19 +271,25 @@ def _node_statistics(
     chosen = chosen.append_column("mean", [total / rows.base.sum()])
     summed = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
     mean = pa.array(activation / len(rows.group), mask=chosen["unit"].to_numpy() < 0)
-    return _scattered(rows, summed).append_column("activation", mean), _absorbed(rows, sums)
+    return _scattered(rows, summed).append_column("activation", mean), _absorbed(db, rows, sums)
 
 
 def _absorbed(
-    rows: Source, sums: Mapping[tuple[int, int], tuple[float, float]]
-) -> dict[str, float]:
+    db: View, rows: Source, sums: Mapping[tuple[int, int], tuple[float, float]]
+) -> dict[str, Any]:
     """Mean relevance that pseudo-units hold, and that pruning took from the edges."""
     relevance = dict.fromkeys((BIAS, STABILIZER, REMAINDER, PRUNED), 0.0)
-    for (_, unit), (total, _) in sums.items():
+    in_layers: dict[str, float] = {}
+    for (layer, unit), (total, _) in sorted(sums.items()):
         if unit in relevance:
-            relevance[unit] += total / float(rows.base.sum())
+            mean = total / float(rows.base.sum())
+            relevance[unit] += mean
+            if unit != PRUNED:
+                name = db.topology.layers[layer].name
+                in_layers[name] = in_layers.get(name, 0.0) + mean
     absorbed = sum(value for unit, value in relevance.items() if unit != PRUNED)
-    return {"absorbed": absorbed} | {PSEUDO_UNITS[unit]: value for unit, value in relevance.items()}
+    named = {PSEUDO_UNITS[unit]: value for unit, value in relevance.items()}
+    return {"absorbed": absorbed, "absorbed_in": in_layers, **named}
 
 
 def _sums(
@@ -337,22 +355,26 @@ def _annotate(graph: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges:
 
 
 def _certainty(
-    graph: nx.DiGraph, strongest: Strongest, edges: pa.Table, top: int, exact: bool
+    graph: nx.DiGraph, chosen: Chosen, edges: pa.Table, top: int, exact: bool
 ) -> dict[str, Any]:
     """Say what a store that bounds its edges cannot tell of a circuit."""
     facts: dict[str, Any] = {"exact": True} if exact else {}
-    if strongest.rivals is None:
+    if chosen.bounds is None:
         return facts
-    least = strongest.rivals.least
-    if exact and len(edges) == top:
-        least = max(least, float(np.abs(edges["total"].to_numpy()).min()))
-    facts["rivals"] = strongest.rivals.above(least)
     notes = graph.graph["flags"]
     if lacking := sum("missing" in data for _, _, data in graph.edges(data=True)):
         notes += (
             f"{lacking:,} of the {len(edges):,} edges are not stored of every input: their means "
             "lie between low and high, and no more is known of them; exact=True computes them",
         )
+    if chosen.rivals is None:
+        if chosen.bounds.most.any():
+            notes += ("the edges were chosen by what is stored: others may belong in their place",)
+        return facts | {"flags": notes}
+    least = chosen.rivals.least
+    if exact and len(edges) == top:
+        least = max(least, float(np.abs(edges["total"].to_numpy()).min()))
+    facts["rivals"] = chosen.rivals.above(least)
     if facts["rivals"]:
         notes += (
             f"up to {facts['rivals']:,} other edges may be among the strongest {top:,}: these were "

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.circuits.engines import EDGE
-from nrm_graph.graphs.subgraph import subgraph
+from nrm_graph.graphs.largest import check_top, largest
+from nrm_graph.graphs.subgraph import graph_of
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -51,13 +52,18 @@ def edge_graph(
     attributes : tuple of str
         Columns that edges have besides, where they are not null.
     """
-    relevance = edges[column]
-    plain = edges.select(EDGE).append_column("relevance", relevance)
+    check_top(top)
+    strength = np.abs(edges[column].to_numpy())
+    chosen = largest(strength, top)
+    total = float(strength.sum())
+    share = float(strength[chosen].sum()) / total if total else 1.0
+    edges = edges.take(chosen)
+    plain = edges.select(EDGE).append_column("relevance", edges[column])
     plain = plain.append_column("conditional", pa.nulls(len(edges), pa.float64()))
-    graph = subgraph(topology, nodes, plain, top, resolutions=resolutions)
+    graph = graph_of(topology, nodes, plain, resolutions=resolutions)
+    graph.graph["share"] = share
     for row in edges.select([*EDGE, "dst", "src", *attributes]).to_pylist():
         ends = (row["src"], row["src_unit"]), (row["dst"], row["dst_unit"])
-        if graph.has_edge(*ends):
-            statistics = {name: row[name] for name in attributes if row[name] is not None}
-            graph.edges[ends].update(statistics)
+        statistics = {name: row[name] for name in attributes if row[name] is not None}
+        graph.edges[ends].update(statistics)
     return graph

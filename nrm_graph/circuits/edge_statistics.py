@@ -1,4 +1,4 @@
-"""Statistics of a group's strongest edges, out of one scan of the edges wherever that is exact.
+"""Statistics of a group's chosen edges, out of one scan of the edges wherever that is exact.
 
 The scan groups rows by edge; a row of at least a floor keeps a group of its own.  These few rows
 say which edges are among the strongest of each input, and those of an edge are added to the rest
@@ -18,7 +18,9 @@ import pyarrow as pa
 from nrm_graph.circuits.absent import absent, rivals
 from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.sums import SUMS, edge_filter, edge_sums
-from nrm_graph.graphs import subgraph as graphs
+from nrm_graph.graphs.connected import Ends
+from nrm_graph.graphs.connected import connected as connected_edges
+from nrm_graph.graphs.largest import largest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,8 +149,8 @@ class Scan:
 
 
 @dataclass(frozen=True, eq=False)
-class Strongest:
-    r"""Edges of the largest \|mean\|, the strongest first.
+class Chosen:
+    r"""The chosen edges, that of the largest \|mean\| first.
 
     Attributes
     ----------
@@ -160,30 +162,52 @@ class Strongest:
         may be off by for what is absent.
     size : float
         Sum of \|total\| over all edges.
+    strongest : float
+        The same over the edges where it is largest, as many as were asked for.
+    cut : frozenset of (layer, unit)
+        Of a connected choice, the units that no edge leads on from; see
+        :class:`nrm_graph.graphs.connected.Choice`.
     limits : ndarray of float64, (N,)
         Size of the k-th strongest row of every input.
     bounds : Absent or None
         Of absent edges, where edges are bounded; with them
     rivals : Rivals or None
-        the edges that were not chosen.
+        the edges that were not chosen, where the largest were.
     """
 
     edges: pa.Table
     size: float
+    strongest: float
+    cut: frozenset[tuple[int, int]]
     limits: NDArray[np.float64]
     bounds: Absent | None
     rivals: Rivals | None
 
 
-def strongest_edges(
-    db: View, rows: Source, top: int, pairs: list[int] | None, engine: Engine
-) -> Strongest:
-    r"""Aggregate the edges of the largest \|mean\|, absent rows counted as zeros."""
+def chosen_edges(
+    db: View,
+    rows: Source,
+    top: int,
+    pairs: list[int] | None,
+    engine: Engine,
+    connected: bool,
+) -> Chosen:
+    r"""Aggregate the edges of the largest \|mean\|, or those that make a connected graph.
+
+    Absent rows count as zeros.
+    """
     scan = _scan(db, rows, _floor(db, rows, top, pairs, engine), pairs, engine)
     size = np.abs(scan.total)
     # Ties by the edge's name: the same circuit whatever the order of threads.
-    places = graphs.largest(size, top, [scan.table[name].to_numpy() for name in EDGE])
+    ends = [scan.table[name].to_numpy() for name in EDGE]
+    places = largest(size, top, ends)
     places = places[size[places] > 0]
+    strongest, cut = float(size[places].sum()), frozenset[tuple[int, int]]()
+    if connected:
+        dst_layer, dst_unit, src_layer, src_unit = ends
+        joined = Ends(dst_layer, dst_unit, src_layer, src_unit, size)
+        choice = connected_edges(joined, _read(db, pairs), top)
+        places, cut = choice.places, choice.cut
     columns = scan.sums(places)
     total, squares, n = (columns[name] for name in ("total", "squares", "n"))
     mean = total / rows.base.sum()
@@ -211,10 +235,17 @@ def strongest_edges(
         columns["lacking"] = bounds.errors(edges, n)
         if (limits < bounds.largest).any():  # what is absent may be among an input's strongest
             columns["strong"] = np.full(len(n), -1)
-        others = rivals(bounds, scan.table, size, scan.counts(), places, top, pairs)
+        if not connected:
+            others = rivals(bounds, scan.table, size, scan.counts(), places, top, pairs)
     for name, values in columns.items():
         edges = edges.append_column(name, [values])
-    return Strongest(edges, float(size.sum()), limits, bounds, others)
+    return Chosen(edges, float(size.sum()), strongest, cut, limits, bounds, others)
+
+
+def _read(db: View, layers: list[int] | None) -> list[tuple[int, int]]:
+    """Layers that read each other, dst and src, of those that are asked for."""
+    every = [(group.dst, group.src) for group in db.topology.groups]
+    return [pair for pair in every if layers is None or set(pair) <= set(layers)]
 
 
 def _floor(

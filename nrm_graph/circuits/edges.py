@@ -12,7 +12,7 @@ from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.circuits.sums import edge_partials
-from nrm_graph.graphs.subgraph import largest
+from nrm_graph.graphs.largest import largest
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from nrm_graph.circuits.engines import EDGE
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
-from nrm_graph.graphs.subgraph import check_top, largest
+from nrm_graph.graphs.largest import check_top, largest
 from nrm_graph.store.input_group import InputGroup, group
 from nrm_graph.tables import pruning
 

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.errors import InputError
+from nrm_graph.graphs.connected import Ends
+from nrm_graph.graphs.connected import connected as connected_edges
+from nrm_graph.graphs.largest import check_top, largest
+from nrm_graph.graphs.stepped_over import stepped_over
 from nrm_graph.network import unit_names
-from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.network.topology import BIAS, PSEUDO_UNITS, REMAINDER, STABILIZER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import networkx as nx
     import numpy.typing as npt
@@ -19,44 +22,8 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.topology import LayerInfo, Topology
 
-
-def check_top(top: object) -> None:
-    """Refuse what is no number of edges.
-
-    Raises
-    ------
-    InputError
-        If it is not an integer of at least 1.
-    """
-    if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
-        raise InputError(f"top must be at least 1, found {top!r}")
-
-
-def largest(
-    sizes: npt.NDArray[Any], top: int, ties: Sequence[npt.NDArray[Any]] = ()
-) -> npt.NDArray[np.int64]:
-    """Return the places of the largest values, the largest first.
-
-    Parameters
-    ----------
-    sizes : ndarray, (N,)
-        Not negative.
-    top : int
-        Number of places at most.
-    ties : sequence of ndarray, (N,)
-        Of equal values the one with the smaller of these comes first, then the earlier one.
-    """
-    # A sort of millions takes ten times as long.  The maxima of blocks are members, so that the
-    # last of their strongest is at most that of all: few values are left to choose from.
-    least = 0
-    maxima = sizes[: len(sizes) // 64 * 64].reshape(64, -1).max(axis=0)
-    if len(maxima) > top:
-        least = np.partition(maxima, -top)[-top]
-    places = np.flatnonzero(sizes >= least)
-    if len(places) > top:
-        places = places[sizes[places] >= np.partition(sizes[places], -top)[-top]]
-    order = np.lexsort([*(tie[places] for tie in reversed(ties)), -sizes[places]])
-    return places[order][:top]
+ENDS = ("dst_layer", "dst_unit", "src_layer", "src_unit")
+"""Columns of a table of edges that say what each joins."""
 
 
 def subgraph(
@@ -67,8 +34,10 @@ def subgraph(
     scale: float = 1.0,
     resolutions: Sequence[str] | None = None,
     tokens: Sequence[str] | None = None,
+    *,
+    connected: bool = True,
 ) -> nx.DiGraph:
-    """Build the graph of the strongest edges of one input.
+    r"""Build the graph of the strongest edges of one input.
 
     Parameters
     ----------
@@ -77,13 +46,18 @@ def subgraph(
     nodes, edges : pyarrow.Table
         Tables as in a store.
     top : int
-        Number of edges with the largest absolute relevance that are kept.
+        Number of edges that are kept, at most.
     scale : float
         Multiplies every relevance.
     resolutions : sequence of str, optional
         What the units of every layer are, by ``layer_id``; with them a neuron knows its place.
     tokens : sequence of str, optional
         Text of every position of the input.
+    connected : bool
+        Share the edges over the layers, so that every node is reached from the target and leads on
+        to an end: an input or, where none is left, a pseudo-unit (bias, stabilizer, remainder, what
+        was pruned); see :mod:`nrm_graph.graphs.connected`.  Otherwise those of the largest
+        \|relevance\|, wherever they stand.
 
     Returns
     -------
@@ -92,18 +66,53 @@ def subgraph(
         ``depth`` and, for a neuron of a layer with several axes, ``position`` (its index in
         the layer, ``"3, 10, 4"``); with resolutions ``name`` (``"head 3"``, ``"channel 12"``), and
         with tokens ``token``, the text of the position it belongs to; edges point from src
-        (nearer the input) to dst, with ``relevance`` and, where both ends are neurons,
-        ``conditional``.  ``graph["share"]`` is the share of the sum of |relevance| over all edges
-        that the graph keeps,
-        ``graph["shapes"]`` maps the layers of nodes with a position to their shapes.
+        (nearer the input) to dst, with ``relevance``, where both ends are neurons ``conditional``,
+        and of a skip connection ``steps_over``, the names of the layers between.
+
+        ``graph["share"]`` is the share of the sum of \|relevance\| over all edges that the graph
+        keeps, ``graph["shapes"]`` maps the layers of nodes with a position to their shapes, and
+        ``graph["absorbed_in"]`` maps layers to what their biases, stabilizers and remainders hold.
+        Of a connected graph ``graph["connected"]`` is True, ``graph["share_strongest"]`` the share
+        that the strongest ``top`` edges would keep, and a unit from which no kept edge leads on,
+        though it is no end, has ``cut``.
+    """
+    check_top(top)
+    strength = np.abs(edges["relevance"].to_numpy())
+    total = float(strength.sum())
+
+    def share(places: npt.NDArray[np.int64]) -> float:
+        return float(strength[places].sum()) / total if total else 1.0
+
+    chosen = strongest = largest(strength, top)
+    facts: dict[str, Any] = {"absorbed_in": absorbed_in(topology, nodes, scale)}
+    cut: Collection[tuple[int, int]] = ()
+    if connected:
+        dst_layer, dst_unit, src_layer, src_unit = (edges[name].to_numpy() for name in ENDS)
+        ends = Ends(dst_layer, dst_unit, src_layer, src_unit, strength)
+        choice = connected_edges(ends, ((g.dst, g.src) for g in topology.groups), top)
+        chosen, cut = choice.places, choice.cut
+        facts |= {"connected": True, "share_strongest": share(strongest)}
+    graph = graph_of(topology, nodes, edges.take(chosen), scale, resolutions, tokens, cut)
+    graph.graph |= {"share": share(chosen), **facts}
+    return graph
+
+
+def graph_of(
+    topology: Topology,
+    nodes: pa.Table,
+    edges: pa.Table,
+    scale: float = 1.0,
+    resolutions: Sequence[str] | None = None,
+    tokens: Sequence[str] | None = None,
+    cut: Collection[tuple[int, int]] = (),
+) -> nx.DiGraph:
+    """Build the graph of all edges of a table, as :func:`subgraph` does of those it chooses.
+
+    ``cut`` names the units, by layer and number, that have the attribute.
     """
     import networkx as nx
 
-    check_top(top)
-    strength = np.abs(edges["relevance"].to_numpy())
-    chosen = largest(strength, top)
-    total = float(strength.sum())
-    graph = nx.DiGraph(share=float(strength[chosen].sum()) / total if total else 1.0, shapes={})
+    graph = nx.DiGraph(shapes={})
     of_node = {
         (layer, unit): (relevance, activation)
         for layer, unit, relevance, activation in zip(
@@ -130,19 +139,32 @@ def subgraph(
                 **({} if activation is None else {"activation": float(activation)}),
                 **position,
                 **_names(layer, resolution, unit, tokens),
+                **({"cut": True} if (layer_id, unit) in cut else {}),
             )
         return key
 
-    for row in edges.take(chosen).to_pylist():
-        weight = {"relevance": float(row["relevance"]) * scale}
+    rows = edges.to_pylist()
+    over = stepped_over(topology, {(row["dst_layer"], row["src_layer"]) for row in rows})
+    for row in rows:
+        data: dict[str, Any] = {"relevance": float(row["relevance"]) * scale}
         if row["conditional"] is not None:
-            weight["conditional"] = float(row["conditional"])
+            data["conditional"] = float(row["conditional"])
+        if steps := over.get((row["dst_layer"], row["src_layer"])):
+            data["steps_over"] = steps
         graph.add_edge(
             node(row["src_layer"], row["src_unit"]),
             node(row["dst_layer"], row["dst_unit"]),
-            **weight,
+            **data,
         )
     return graph
+
+
+def absorbed_in(topology: Topology, nodes: pa.Table, scale: float = 1.0) -> dict[str, float]:
+    """Return what biases, stabilizers and remainders of each layer hold, out of a node table."""
+    rows = np.isin(nodes["unit"].to_numpy(), (BIAS, STABILIZER, REMAINDER))
+    layers = nodes["layer_id"].to_numpy()[rows]
+    sums = np.bincount(layers, nodes["relevance"].to_numpy()[rows], len(topology.layers)) * scale
+    return {topology.layers[i].name: float(sums[i]) for i in np.unique(layers)}
 
 
 def _position(layer: LayerInfo, resolution: str | None, unit: int) -> dict[str, str]:

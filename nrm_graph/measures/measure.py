@@ -66,8 +66,11 @@ class Measure(Algebra):
     paths = search.paths
     reduced = reduced.reduced
 
-    def subgraph(self, top: int = 200) -> nx.DiGraph:
-        """Return the strongest ``top`` edges; see :func:`nrm_graph.graphs.subgraph.subgraph`.
+    def subgraph(self, top: int = 200, *, connected: bool = True) -> nx.DiGraph:
+        """Return ``top`` edges, at most; see :func:`nrm_graph.graphs.subgraph.subgraph`.
+
+        Every node is reached from the target and leads on to an end; with ``connected=False`` they
+        are the strongest edges, wherever they stand.
 
         ``graph["meaning"]`` says what a positive number speaks for, and ``graph["flags"]`` what
         else to know (:attr:`flags`).
@@ -76,7 +79,16 @@ class Measure(Algebra):
 
         nodes, edges = self.tables()
         kinds = [part.resolution for part in self.partitions]
-        graph = subgraph(self.topology, nodes, edges, top, self.scale, kinds, self.tokens)
+        graph = subgraph(
+            self.topology,
+            nodes,
+            edges,
+            top,
+            self.scale,
+            kinds,
+            self.tokens,
+            connected=connected,
+        )
         graph.graph |= {"meaning": self.meaning, "flags": tuple(map(str, self.flags))}
         return graph
 

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def subgraph(
-    db: View, key: str | int, target: Sought | None = None, *, top: int = 200
+    db: View,
+    key: str | int,
+    target: Sought | None = None,
+    *,
+    top: int = 200,
+    connected: bool = True,
 ) -> nx.DiGraph:
     """Return the strongest stored edges of one input as a graph.
 
@@ -36,7 +41,10 @@ def subgraph(
     target : int, tuple, mapping or str, optional
         Needed where the key has several targets.
     top : int
-        Number of edges.
+        Number of edges, at most.
+    connected : bool
+        Whether every node is reached from the target and leads on to an end; otherwise the
+        strongest edges, wherever they stand.
 
     Returns
     -------
@@ -59,7 +67,9 @@ def subgraph(
     entry, is_bounded = db._snapshot.entries[identity], db.meta.get("max_edges") is not None
     if is_bounded:  # a row of what a whole pair leaves out is no edge
         edges = edges.filter(pc.not_equal(edges["dst_unit"], PRUNED))
-    graph = graphs.subgraph(db.topology, nodes, edges, top, resolutions=db.resolutions)
+    graph = graphs.subgraph(
+        db.topology, nodes, edges, top, resolutions=db.resolutions, connected=connected
+    )
     logit = float(db._snapshot.facts(identity)["logit"])
     noted = flags.stored(logit, absorbed(nodes), entry.flags)
     graph.graph |= {"meaning": flags.meaning(logit), "flags": noted}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nrm_graph.graphs.subgraph import largest
+from nrm_graph.graphs.largest import largest
 
 pytestmark = pytest.mark.smoke
 

@@ -1,0 +1,276 @@
+r"""Which edges make a connected graph: every node is reached, and leads on to an end.
+
+The strongest edges alone stand wherever relevance happens to be large, in islands.  Here edges are
+taken one after another, each with the edges that link it to what is there: upwards the strongest
+edge into each node until one that is there, or the target; downwards the strongest edge out of
+each until one that is there, or an end.  So a graph of fewer edges is part of that of more.
+
+The edges out of a layer are taken from the strongest down, and the layers keep pace by rank x
+(share + 1/4), where share is what the edges of the layer up to that rank hold of its sum of
+\|relevance\|.  A layer of which few edges hold nearly everything thus gets fewer edges than one of
+which many hold little each, but no less than a fifth as many: neither ten outputs nor a hundred
+thousand pixels take the whole graph.
+
+A pseudo-unit (bias, stabilizer, remainder, what was pruned) is an end.  Its edges come after those
+between units, but for the strongest of a unit from which no other way leads to an end.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nrm_graph.graphs.largest import largest
+from nrm_graph.network.topology import PSEUDO_UNITS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+_PACE = 0.25
+_PSEUDO = -min(PSEUDO_UNITS)
+
+
+@dataclass(frozen=True, eq=False)
+class Ends:
+    """Both ends of every edge, and how strong it is.
+
+    Attributes
+    ----------
+    dst_layer, dst_unit, src_layer, src_unit : ndarray of int, (E,)
+        Where it comes from, nearer the target, and where it leads, nearer the input: layers are
+        numbered in execution order, pseudo-units below zero.
+    size : ndarray of float, (E,)
+        Its abs(relevance); edges of 0 are none.
+    """
+
+    dst_layer: NDArray[np.integer]
+    dst_unit: NDArray[np.integer]
+    src_layer: NDArray[np.integer]
+    src_unit: NDArray[np.integer]
+    size: NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Edges of a connected graph.
+
+    Attributes
+    ----------
+    places : ndarray of int64
+        Where they stand, the strongest first; of equal ones that with the smaller ends.
+    cut : frozenset of (layer, unit)
+        Units that lead nowhere: the budget ends there, or there are no edges that lead on.
+    """
+
+    places: NDArray[np.int64]
+    cut: frozenset[tuple[int, int]]
+
+
+def connected(ends: Ends, pairs: Iterable[tuple[int, int]], top: int) -> Choice:
+    """Choose at most so many edges that are reached from the target and lead to ends.
+
+    Parameters
+    ----------
+    ends : Ends
+        All edges.
+    pairs : iterable of (dst, src)
+        Layers that read each other.  The target's units are those of the layers that no other one
+        reads among those that have edges; walks end at the layers that read none.
+    top : int
+        Number of edges.  What is chosen is part of what is chosen with more; with as many as there
+        are it is every edge that can be reached.  It may be fewer: an edge comes with those that
+        link it, or not at all.
+
+    Notes
+    -----
+    The edges make one component, where the target is one unit.  Its several units count as joined.
+    An edge that no way from the target reaches, such as one of which a store holds nothing above,
+    is never chosen.  Time is linear in the number of edges, but for sorting those of each layer
+    that come into question, at most ``top``.
+    """
+    sources = defaultdict(list)
+    for dst, src in pairs:
+        sources[dst].append(src)
+    net = _Net.of(ends, sources)
+    chosen = net.grown(net.order(top), top)
+    by_size = largest(net.size[chosen], len(chosen), [net.dst[chosen], net.src[chosen]])
+    chosen = chosen[by_size]
+    return Choice(net.places[chosen], net.cut(chosen))
+
+
+def _tops(present: Iterable[int], sources: dict[int, list[int]]) -> list[int]:
+    """Return the layers, of those present, that no other one reads, directly or not."""
+    left = set(present)
+    tops: list[int] = []
+    below: set[int] = set()
+    for layer in range(max(left | sources.keys(), default=-1), -1, -1):
+        if layer in left and layer not in below:
+            tops.append(layer)
+        if layer in left or layer in below:
+            below.update(sources.get(layer, ()))
+    return tops
+
+
+@dataclass(frozen=True, eq=False)
+class _Net:
+    """The edges that can be reached, between numbered nodes, by falling layer of dst.
+
+    ``leads`` says of edges between units that they lead to an end, ``absorbs`` of the others that
+    they lead to a pseudo-unit.  ``into`` and ``out_of`` are the strongest edge that leads to a
+    node and on from it, or -1; of several ways on one that ends at no pseudo-unit goes first.
+    """
+
+    places: NDArray[np.int64]
+    layer: NDArray[np.int16]  # of dst
+    dst: NDArray[np.int64]
+    src: NDArray[np.int64]
+    size: NDArray[np.floating]
+    first: NDArray[np.int64]  # number of the first node of every layer
+    tops: list[int]
+    is_end: NDArray[np.bool_]
+    leads: NDArray[np.bool_]
+    absorbs: NDArray[np.bool_]
+    into: NDArray[np.int64]
+    out_of: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, ends: Ends, sources: dict[int, list[int]]) -> _Net:
+        # Nothing leads on from a pseudo-unit.
+        places = np.flatnonzero((ends.size > 0) & (ends.dst_unit >= 0))
+        places = places[np.argsort(-ends.dst_layer[places].astype(np.int16), kind="stable")]
+        layers = [column[places].astype(np.int64) for column in (ends.dst_layer, ends.src_layer)]
+        numbers = [column[places].astype(np.int64) for column in (ends.dst_unit, ends.src_unit)]
+        widths = np.zeros(max(int(column.max(initial=-1)) for column in layers) + 1, np.int64)
+        for column, unit in zip(layers, numbers, strict=True):
+            np.maximum.at(widths, column, unit + 1 + _PSEUDO)
+        first = np.concatenate([[0], np.cumsum(widths)])
+        dst, src = (
+            first[column] + unit + _PSEUDO for column, unit in zip(layers, numbers, strict=True)
+        )
+        tops = _tops(np.flatnonzero(widths).tolist(), sources)
+        reached = np.zeros(first[-1], bool)
+        for top in tops:
+            reached[first[top] : first[top + 1]] = True
+        layer = layers[0].astype(np.int16)
+        for block in _blocks(layer):
+            reached[src[block][reached[dst[block]]]] = True
+        here = reached[dst]
+        places, dst, src, layer = places[here], dst[here], src[here], layer[here]
+        absorbs = numbers[1][here] < 0
+        size = ends.size[places]
+        is_end = np.zeros(first[-1], bool)
+        for bottom in np.flatnonzero(widths).tolist():
+            if not sources.get(bottom):
+                is_end[first[bottom] : first[bottom + 1]] = True
+        onward = is_end.copy()
+        onward[src[absorbs]] = False
+        ending = onward.copy()
+        ending[dst[absorbs]] = True
+        for block in reversed(_blocks(layer)):
+            for ways in (onward, ending):
+                ways[dst[block][ways[src[block]] & ~absorbs[block]]] = True
+        into = _strongest(src, size, dst, np.arange(len(src)), len(reached))
+        leads = ending[src] & ~absorbs
+        out_of = np.full(len(reached), -1)
+        for kind in (onward[src] & ~absorbs, absorbs, leads):
+            strongest = _strongest(dst, size, src, np.flatnonzero(kind), len(reached))
+            out_of = np.where(out_of < 0, strongest, out_of)
+        return cls(places, layer, dst, src, size, first, tops, is_end, leads, absorbs, into, out_of)
+
+    def order(self, top: int) -> NDArray[np.int64]:
+        """Return edges in the order to take them, as many as may be needed."""
+        keys, members = [], []
+        for block in _blocks(self.layer):
+            edges = block.start + np.flatnonzero(self.leads[block])
+            if not len(edges):
+                continue
+            total = self.size[edges].sum(dtype=np.float64)
+            edges = self._strongest(edges, top)
+            share = np.cumsum(self.size[edges], dtype=np.float64) / total
+            keys.append(np.arange(1, len(edges) + 1) * (share + _PACE))
+            members.append(edges)
+        # The first way begins with the strongest edge of the target.
+        at_top = np.isin(self.layer, self.tops)
+        begin = self._strongest(np.flatnonzero(at_top & self.leads), 1)
+        parts = [begin]
+        if members:
+            edges, key = np.concatenate(members), np.concatenate(keys)
+            parts.append(edges[np.lexsort([self.src[edges], self.dst[edges], key])])
+        if self.leads.sum() < top:
+            dead = ~self.leads & ~self.absorbs
+            parts += [self._strongest(np.flatnonzero(kind), top) for kind in (self.absorbs, dead)]
+        return np.concatenate(parts)
+
+    def _strongest(self, edges: NDArray[np.int64], top: int) -> NDArray[np.int64]:
+        return edges[largest(self.size[edges], top, [self.dst[edges], self.src[edges]])]
+
+    def grown(self, order: NDArray[np.int64], top: int) -> NDArray[np.int64]:
+        """Take edges in order, each with those that link it, until one does not fit."""
+        inside: set[int] = set()
+        chosen: dict[int, None] = {}
+        for edge in order.tolist():
+            if edge in chosen:
+                continue
+            bundle = [*self._upwards(edge, inside), edge, *self._downwards(edge, inside)]
+            if len(chosen) + len(bundle) > top:
+                if not chosen:  # the upper part of the first way
+                    chosen = dict.fromkeys(bundle[:top])
+                break
+            chosen.update(dict.fromkeys(bundle))
+            for link in bundle:
+                inside.update((int(self.dst[link]), int(self.src[link])))
+        return np.array(list(chosen), np.int64)
+
+    def _upwards(self, edge: int, inside: set[int]) -> Sequence[int]:
+        """Return the edges from what is inside, or the target, to where an edge begins."""
+        ways = []
+        node = int(self.dst[edge])
+        while node not in inside and (above := int(self.into[node])) >= 0:
+            ways.append(above)
+            node = int(self.dst[above])
+        return ways[::-1]
+
+    def _downwards(self, edge: int, inside: set[int]) -> Iterator[int]:
+        """Yield the edges from where an edge ends to what is inside, or an end."""
+        node = int(self.src[edge])
+        while node not in inside and (below := int(self.out_of[node])) >= 0:
+            yield below
+            node = int(self.src[below])
+
+    def cut(self, chosen: NDArray[np.int64]) -> frozenset[tuple[int, int]]:
+        """Name the units that edges lead to and none leads on from, where no end is."""
+        last = self.src[chosen[~self.absorbs[chosen]]]
+        nodes = np.setdiff1d(last[~self.is_end[last]], self.dst[chosen])
+        layers = np.searchsorted(self.first, nodes, side="right") - 1
+        units = nodes - self.first[layers] - _PSEUDO
+        return frozenset(zip(layers.tolist(), units.tolist(), strict=True))
+
+
+def _blocks(layer: NDArray[np.int16]) -> list[slice]:
+    """Return where the edges out of each layer stand, in the order that they have."""
+    bounds = [0, *(np.flatnonzero(np.diff(layer)) + 1).tolist(), len(layer)]
+    return [slice(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _strongest(
+    node: NDArray[np.int64],
+    size: NDArray[np.floating],
+    other: NDArray[np.int64],
+    edges: NDArray[np.int64],
+    count: int,
+) -> NDArray[np.int64]:
+    """Return the strongest of some edges at every node, or -1; ties by the other end."""
+    most = np.zeros(count, size.dtype)
+    np.maximum.at(most, node[edges], size[edges])
+    edges = edges[size[edges] == most[node[edges]]]
+    edges = edges[np.lexsort([other[edges], node[edges]])]
+    nodes, at = np.unique(node[edges], return_index=True)
+    strongest = np.full(count, -1)
+    strongest[nodes] = edges[at]
+    return strongest
