@@ -172,5 +172,10 @@ table = _together(
     form("by default that of --output"),
     click.option("--output", type=FILE, metavar="FILE", help="write here, not to standard output"),
 )
-top = click.option("--top", type=positive, default=200, metavar="N", help="edges to keep")
+top = click.option("--top", type=positive, default=200, metavar="N", help="edges to keep, at most")
+connected = click.option(
+    "--connected/--no-connected",
+    default=True,
+    help="edges on ways from the target to an end, or the strongest wherever they stand",
+)
 quiet = click.option("--quiet", is_flag=True, help="show no progress bar")

@@ -119,6 +119,11 @@ def save_graph(graph: nx.DiGraph, path: Path) -> None:
 
     files = ", ".join(str(file) for file in write_graph(graph, path))
     print(f"{files}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
+    facts = graph.graph
+    kept = f"kept share of the edges' sum of |relevance|: {facts['share']:.6g}"
+    if "share_strongest" in facts:
+        kept += f"; the strongest edges would keep {facts['share_strongest']:.6g}"
+    print(kept)
 
 
 def one_line(text: str) -> str:

@@ -124,6 +124,8 @@ def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
             "amplification": facts["amplification"],
         }
     shown |= {"weight": facts["weight"], "share kept": facts["share"]}
+    if "share_strongest" in facts:
+        shown["strongest"] = f"would keep {facts['share_strongest']:.6g}"
     shown |= {"absorbed": facts["absorbed"], "signs": facts["meaning"]}
     if facts.get("rivals"):
         shown["may belong"] = f"up to {facts['rivals']:,} other edges"

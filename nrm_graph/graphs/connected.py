@@ -8,8 +8,10 @@ each until one that is there, or an end.  So a graph of fewer edges is part of t
 The edges out of a layer are taken from the strongest down, and the layers keep pace by rank x
 (share + 1/4), where share is what the edges of the layer up to that rank hold of its sum of
 \|relevance\|.  A layer of which few edges hold nearly everything thus gets fewer edges than one of
-which many hold little each, but no less than a fifth as many: neither ten outputs nor a hundred
-thousand pixels take the whole graph.
+which many hold little each, but no less than about a fifth as many: neither ten outputs nor a
+hundred thousand pixels take the whole graph.  For each of its ends that is not there yet, an edge
+has its turn four times later: edges between the units that are there come first, rather than ever
+more units with one edge each.
 
 A pseudo-unit (bias, stabilizer, remainder, what was pruned) is an end.  Its edges come after those
 between units, but for the strongest of a unit from which no other way leads to an end.
@@ -17,8 +19,10 @@ between units, but for the strongest of a unit from which no other way leads to 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -28,11 +32,12 @@ from nrm_graph.graphs.largest import largest
 from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence, Set
 
     from numpy.typing import NDArray
 
 _PACE = 0.25
+_LATER = 4.0
 _PSEUDO = -min(PSEUDO_UNITS)
 
 
@@ -92,13 +97,13 @@ def connected(ends: Ends, pairs: Iterable[tuple[int, int]], top: int) -> Choice:
     The edges make one component, where the target is one unit.  Its several units count as joined.
     An edge that no way from the target reaches, such as one of which a store holds nothing above,
     is never chosen.  Time is linear in the number of edges, but for sorting those of each layer
-    that come into question, at most ``top``.
+    that come into question, at most 80 times ``top``.
     """
     sources = defaultdict(list)
     for dst, src in pairs:
         sources[dst].append(src)
     net = _Net.of(ends, sources)
-    chosen = net.grown(net.order(top), top)
+    chosen = net.grown(top)
     by_size = largest(net.size[chosen], len(chosen), [net.dst[chosen], net.src[chosen]])
     chosen = chosen[by_size]
     return Choice(net.places[chosen], net.cut(chosen))
@@ -183,38 +188,50 @@ class _Net:
             out_of = np.where(out_of < 0, strongest, out_of)
         return cls(places, layer, dst, src, size, first, tops, is_end, leads, absorbs, into, out_of)
 
-    def order(self, top: int) -> NDArray[np.int64]:
-        """Return edges in the order to take them, as many as may be needed."""
-        keys, members = [], []
+    def _candidates(self, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the edges that lead to an end, as many as may be needed, by their turn."""
+        # An edge of a higher rank never has its turn before ``top`` of its layer had theirs.
+        most = math.ceil(top * _LATER**2 * (1 + _PACE) / _PACE)
+        members, turns = [np.zeros(0, np.int64)], [np.zeros(0)]
         for block in _blocks(self.layer):
             edges = block.start + np.flatnonzero(self.leads[block])
-            if not len(edges):
-                continue
             total = self.size[edges].sum(dtype=np.float64)
-            edges = self._strongest(edges, top)
+            edges = self._strongest(edges, most)
             share = np.cumsum(self.size[edges], dtype=np.float64) / total
-            keys.append(np.arange(1, len(edges) + 1) * (share + _PACE))
+            # Rounded, so that turns that are equal but for the order of sums are.
+            turns.append(np.round(np.arange(1, len(edges) + 1) * (share + _PACE), 9))
             members.append(edges)
+        edges, turn = np.concatenate(members), np.concatenate(turns)
+        order = np.lexsort([self.src[edges], self.dst[edges], turn])
+        return edges[order], turn[order]
+
+    def _in_turn(self, top: int, inside: Set[int]) -> Iterator[int]:
+        """Yield edges in the order to take them; what is inside meanwhile decides who waits."""
         # The first way begins with the strongest edge of the target.
         at_top = np.isin(self.layer, self.tops)
-        begin = self._strongest(np.flatnonzero(at_top & self.leads), 1)
-        parts = [begin]
-        if members:
-            edges, key = np.concatenate(members), np.concatenate(keys)
-            parts.append(edges[np.lexsort([self.src[edges], self.dst[edges], key])])
-        if self.leads.sum() < top:
-            dead = ~self.leads & ~self.absorbs
-            parts += [self._strongest(np.flatnonzero(kind), top) for kind in (self.absorbs, dead)]
-        return np.concatenate(parts)
+        yield from self._strongest(np.flatnonzero(at_top & self.leads), 1).tolist()
+        waiting: list[tuple[float, int, int]] = []
+        for place, (edge, turn) in enumerate(zip(*self._candidates(top), strict=True)):
+            while waiting and waiting[0][0] <= turn:
+                yield heappop(waiting)[-1]
+            outside = (int(self.dst[edge]) not in inside) + (int(self.src[edge]) not in inside)
+            if outside:
+                heappush(waiting, (float(turn) * _LATER**outside, place, int(edge)))
+            else:
+                yield int(edge)
+        while waiting:
+            yield heappop(waiting)[-1]
+        for kind in (self.absorbs, ~self.leads & ~self.absorbs):
+            yield from self._strongest(np.flatnonzero(kind), top).tolist()
 
     def _strongest(self, edges: NDArray[np.int64], top: int) -> NDArray[np.int64]:
         return edges[largest(self.size[edges], top, [self.dst[edges], self.src[edges]])]
 
-    def grown(self, order: NDArray[np.int64], top: int) -> NDArray[np.int64]:
-        """Take edges in order, each with those that link it, until one does not fit."""
+    def grown(self, top: int) -> NDArray[np.int64]:
+        """Take edges in turn, each with those that link it, until one does not fit."""
         inside: set[int] = set()
         chosen: dict[int, None] = {}
-        for edge in order.tolist():
+        for edge in self._in_turn(top, inside):
             if edge in chosen:
                 continue
             bundle = [*self._upwards(edge, inside), edge, *self._downwards(edge, inside)]

@@ -12,10 +12,8 @@ import numpy as np
 from matplotlib.ticker import FixedLocator
 
 from nrm_graph.errors import InputError
-from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.output_files import write_files
 from nrm_graph.plots.common import (
-    NEUTRAL,
     TEXT,
     colour,
     graph_notes,
@@ -24,15 +22,16 @@ from nrm_graph.plots.common import (
     percent,
     wrapped,
 )
-from nrm_graph.plots.subgraph import (
+from nrm_graph.plots.graph_parts import (
     checked,
     doubtful,
     layer_name,
+    most_units,
     picture_height,
-    plot_subgraph,
     reach,
     unit_text,
 )
+from nrm_graph.plots.subgraph import plot_subgraph
 
 if TYPE_CHECKING:
     import os
@@ -109,9 +108,8 @@ def plot_circuit(
     rows = sum(map(len, pairs.values()))
     columns = len({layer_name(graph, node) for node in graph})
     width = max(4.8, 1.4 + (1.2 if columns <= 12 else 0.9) * columns)
-    busiest = max(np.unique([layer_name(graph, n) for n in graph], return_counts=True)[1])
     maps = any(len(shape) == 3 for shape in graph.graph.get("shapes", {}).values())
-    graph_height = picture_height(busiest, maps)
+    graph_height = picture_height(most_units(graph), maps)
     height = max(graph_height, 0.9 + 0.17 * rows + 0.42 * len(pairs))
     title, note = _title(graph, classes), f"{_note(graph)}\n{graph_notes(graph.graph)}".strip()
     note = _wrapped(note, width + _WIDTH, 7.5)
@@ -167,12 +165,17 @@ def _untitled(graph: nx.DiGraph) -> nx.DiGraph:
 def _pairs(
     graph: nx.DiGraph,
 ) -> dict[tuple[str, str], list[tuple[Hashable, Hashable, dict[str, Any]]]]:
-    """Strongest edges of each pair of layers, the pairs from the output to the input."""
+    """Strongest edges of each pair of layers, the pairs from the output to the input.
+
+    What pseudo-units absorb takes no edge's place.
+    """
     by_pair: dict[tuple[str, str], list[tuple[Hashable, Hashable, dict[str, Any]]]] = defaultdict(
         list
     )
     depth: dict[tuple[str, str], tuple[int, int]] = {}
     for src, dst, data in graph.edges(data=True):
+        if min(int(graph.nodes[end]["unit"]) for end in (src, dst)) < 0:
+            continue
         pair = layer_name(graph, src), layer_name(graph, dst)
         by_pair[pair].append((src, dst, data))
         depth[pair] = -int(graph.nodes[dst]["depth"]), -int(graph.nodes[src]["depth"])
@@ -196,9 +199,9 @@ def _draw_pair(
     """Draw means and whiskers of one pair of layers, the strongest on top."""
     bound = max(abs(end) for *_, d in edges for end in reach(d)) or 1.0
     ax.axvline(0.0, color="#999999", linewidth=0.6)
-    for y, (src, _, data) in enumerate(edges):
+    for y, (*_, data) in enumerate(edges):
         mean = data["relevance"]
-        shade = NEUTRAL if graph.nodes[src]["unit"] < 0 else colour(mean)
+        shade = colour(mean)
         ax.plot(reach(data), [y, y], color=shade, linewidth=1.1, zorder=2)
         fill = "white" if doubtful(data) else shade
         ax.plot(
@@ -209,15 +212,14 @@ def _draw_pair(
                 text, (1.0, y), xycoords=("axes fraction", "data"), xytext=(x, 0.0),
                 textcoords="offset points", ha="right", va="center", fontsize=_FONT, color=TEXT,
             )  # fmt: skip
-    labels = [" → ".join(_name(graph, node) for node in edge[:2]) for edge in edges]
+    labels = [" → ".join(unit_text(graph.nodes[node]) for node in edge[:2]) for edge in edges]
     ax.set_yticks(range(len(edges)), labels, fontsize=_FONT, parse_math=False)
     ax.set(xlim=(-1.08 * bound, 1.08 * bound), ylim=(len(edges) - 0.5, -0.5))
     ax.xaxis.set_major_locator(_ticks(bound))
     ax.tick_params(axis="x", labelsize=6, length=2, pad=1)
     ax.tick_params(axis="y", length=0)
-    src, dst = (name if len(name) <= 28 else f"{name[:27]}…" for name in pair)
-    name = f"{src} → {dst}" if pair[0] != pair[1] else f"absorbed by {dst}"
-    ax.set_title(name, fontsize=7, loc="left", pad=3, parse_math=False)
+    names = (name if len(name) <= 28 else f"{name[:27]}…" for name in pair)
+    ax.set_title(" → ".join(names), fontsize=7, loc="left", pad=3, parse_math=False)
     hide_frame(ax, "top", "right", "left")
     ax.spines["bottom"].set(edgecolor="#999999", linewidth=0.5)
 
@@ -251,11 +253,6 @@ def _shares(data: dict[str, Any], count: int) -> tuple[str, str, str]:
     return first, second, third
 
 
-def _name(graph: nx.DiGraph, node: Hashable) -> str:
-    unit = int(graph.nodes[node]["unit"])
-    return PSEUDO_UNITS.get(unit, str(unit)) if unit < 0 else unit_text(graph.nodes[node])
-
-
 def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
     facts = graph.graph
     if "title" in facts:
@@ -280,11 +277,14 @@ def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
 def _note(graph: nx.DiGraph) -> str:
     facts = graph.graph
     parts = [f"N = {facts['inputs']:,}"]
-    parts += [f"kept share of the sum of |mean|: {percent(facts['share'])}"]
+    share = f"kept share of the sum of |mean|: {percent(facts['share'])}"
+    if "share_strongest" in facts:
+        share += f" (the strongest: {percent(facts['share_strongest'])})"
+    parts.append(share)
     weight = facts.get("weight", "unit")
     if "absorbed" in facts:
-        share = facts["absorbed"]
-        parts.append(f"absorbed: {percent(share) if weight == 'unit' else f'{share:.3g}'}")
+        absorbed = facts["absorbed"]
+        parts.append(f"absorbed: {percent(absorbed) if weight == 'unit' else f'{absorbed:.3g}'}")
     if facts.get("pruned"):
         parts.append(f"pruned: {facts['pruned']:.3g}")
     if facts.get("undefined"):

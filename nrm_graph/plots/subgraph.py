@@ -10,7 +10,6 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
-from nrm_graph.errors import InputError
 from nrm_graph.network.topology import PSEUDO_UNITS, REMAINDER
 from nrm_graph.plots.common import (
     CHARACTER,
@@ -28,10 +27,19 @@ from nrm_graph.plots.common import (
     thin_frame,
     wrapped,
 )
-from nrm_graph.plots.token_strip import drawable
+from nrm_graph.plots.graph_parts import (
+    checked,
+    doubtful,
+    layer_name,
+    most_units,
+    picture_height,
+    reach,
+    unit_text,
+    with_absorbed,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable
 
     import networkx as nx
     import numpy.typing as npt
@@ -40,6 +48,8 @@ if TYPE_CHECKING:
 _LARGEST = 160.0  # area of the most relevant node, in square points
 _LABELLED = 7.5  # columns of up to this many nodes per inch show unit numbers
 _FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
+_RING = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.1}
+_ARCH, _OUTSIDE = 0.35, 1.06  # how high edges rise that step over layers, and how far out
 
 
 def plot_subgraph(
@@ -71,9 +81,12 @@ def plot_subgraph(
     -----
     Area of a node, and width and opacity of an edge, grow with \|relevance\|; vermillion is
     positive, blue negative.  Edges of a circuit have a pale band, two standard errors wider, and
-    those of which the mean is less than two standard errors from 0 are dotted.  Pseudo-units,
-    which absorb relevance, are grey squares at the bottom.  Where nodes have a ``position``
-    (channel, row, column), a map below their layer shows them at row and column.
+    those of which the mean is less than two standard errors from 0 are dotted.  Edges that step
+    over layers are arched.  Pseudo-units, which absorb relevance, are grey squares at the bottom;
+    of a connected graph, which has few, a square stands for all that a layer absorbs, with its
+    relevance.  A black ring marks a unit that is cut: no kept edge leads on from it.  Where
+    nodes have a ``position`` (channel, row, column), a map below their layer shows them at row and
+    column.
     ``graph.graph["title"]``, if there, is the title; ``graph.graph["meaning"]`` (what a positive
     number speaks for) and ``graph.graph["flags"]`` (what to know before trusting signs and sizes)
     stand below.
@@ -88,10 +101,10 @@ def plot_subgraph(
     >>> [label.get_text() for label in plot_subgraph(graph).get_xticklabels()]
     ['x', 'fc']
     """
-    nodes = checked(graph)
-    columns = _columns(graph, nodes)
+    graph = with_absorbed(graph, checked(graph))
+    columns = _columns(graph, list(graph))
     places = _places(graph, columns)
-    busiest = max(len(column) for column in columns.values())
+    busiest = most_units(graph)
     maps = _mapped(graph, columns)
     is_new = ax is None
     if ax is None:
@@ -107,37 +120,6 @@ def plot_subgraph(
     _label(ax, graph, columns, note)
     _draw_maps(ax, graph, maps, bottom, image)
     return ax
-
-
-def checked(graph: nx.DiGraph) -> list[Hashable]:
-    """Return the nodes of a graph that can be drawn.
-
-    Raises
-    ------
-    InputError
-        If the graph is empty or lacks an attribute.
-    """
-    nodes: list[Hashable] = list(graph)
-    if not nodes:
-        raise InputError("there is nothing to draw: the graph has no nodes")
-    for node, data in graph.nodes(data=True):
-        for name in ("layer", "unit", "relevance", "depth"):
-            if name not in data:
-                raise InputError(f"node {node!r} of the graph has no attribute {name!r}")
-    for src, dst, data in graph.edges(data=True):
-        if "relevance" not in data:
-            raise InputError(f"edge {src!r} -> {dst!r} of the graph has no attribute 'relevance'")
-    return nodes
-
-
-def picture_height(busiest: int, maps: bool) -> float:
-    """Inches of a graph whose largest column has so many nodes, with or without maps below."""
-    return min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
-
-
-def layer_name(graph: nx.DiGraph, node: Hashable) -> str:
-    """Name of a node's layer; the attribute of a pseudo node may hold its kind as well."""
-    return str(node[0] if isinstance(node, tuple) else graph.nodes[node]["layer"])
 
 
 def _columns(graph: nx.DiGraph, nodes: list[Hashable]) -> dict[str, list[Hashable]]:
@@ -185,18 +167,6 @@ def _spread(count: int) -> npt.NDArray[np.float64]:
     return np.linspace(reach, -reach, count) if count > 1 else np.zeros(count)
 
 
-def doubtful(data: Mapping[str, Any]) -> bool:
-    """Whether a mean is within two of its standard errors of 0, or of what it is known to."""
-    low, high = reach(data)
-    return bool(low < 0.0 < high)
-
-
-def reach(data: Mapping[str, Any]) -> tuple[float, float]:
-    """Return two standard errors to both sides of a mean, or the bounds that it lies between."""
-    mean, around = float(data["relevance"]), 2.0 * data.get("stderr", 0.0)
-    return data.get("low", mean - around), data.get("high", mean + around)
-
-
 def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]]) -> None:
     edges = sorted(graph.edges(data=True), key=lambda edge: abs(edge[2]["relevance"]))
     largest = max((abs(data["relevance"]) for *_, data in edges), default=0.0) or 1.0
@@ -207,7 +177,11 @@ def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float,
         (x0, y0), (x1, y1) = places[src], places[dst]
         relevance = data["relevance"]
         share = abs(relevance) / largest
-        lines.append(np.column_stack([x0 + (x1 - x0) * t, y0 + (y1 - y0) * ease]))
+        y = y0 + (y1 - y0) * ease
+        if data.get("steps_over"):  # outside of what stands between
+            outwards = _ARCH if y0 + y1 >= 0 else -_ARCH
+            y = np.clip(y + outwards * 4.0 * t * (1.0 - t), -_OUTSIDE, _OUTSIDE)
+        lines.append(np.column_stack([x0 + (x1 - x0) * t, y]))
         absorbed = graph.nodes[src]["unit"] < 0
         colour = NEUTRAL if absorbed else POSITIVE if relevance >= 0 else NEGATIVE
         colours.append(to_rgba(colour, 0.15 + 0.75 * share**0.5))
@@ -241,6 +215,9 @@ def _draw_nodes(
             x, y = xy[chosen].T
             colours = shades[chosen] if marker == "o" else NEUTRAL
             ax.scatter(x, y, s=sizes[chosen], c=colours, marker=marker, **line)
+    if (cut := np.array([bool(graph.nodes[node].get("cut")) for node in shown])).any():
+        x, y = xy[cut].T
+        ax.scatter(x, y, s=sizes[cut] + 12.0, marker="o", **line | _RING)
     lower, upper = ax.get_ylim()
     readable = _LABELLED * ax.bbox.height / ax.figure.dpi * 2.0 / (upper - lower)
     columns: dict[float, int] = defaultdict(int)
@@ -250,7 +227,8 @@ def _draw_nodes(
         x, y = places[node]
         unit = int(graph.nodes[node]["unit"])
         if unit < 0:
-            text, offset = PSEUDO_UNITS.get(unit, str(unit)), (2.0, -9.0)
+            text = graph.nodes[node].get("text", PSEUDO_UNITS.get(unit, str(unit)))
+            offset = (2.0, -9.0)
         elif columns[x] <= max(readable, 8.0):
             text = unit_text(graph.nodes[node])
             offset = (float(np.sqrt(size)) / 2 + 1.5, 0.0)
@@ -291,15 +269,6 @@ def _shares(
     # Even the faintest node shows its sign.
     shades = SIGNED(0.5 + 0.5 * np.sign(values) * (0.35 + 0.65 * shares))
     return shares, np.asarray(shades, dtype=np.float64)
-
-
-def unit_text(data: dict[str, Any]) -> str:
-    """Label of a unit: its number, or channel and place of a neuron in a map, or its token."""
-    if "token" in data:
-        _, comma, feature = str(data.get("position", "")).rpartition(", ")
-        return drawable(str(data["token"])) + (f": {feature}" if comma else "")
-    channel, comma, rest = str(data.get("position", "")).partition(", ")
-    return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
 
 
 def _mapped(graph: nx.DiGraph, columns: dict[str, list[Hashable]]) -> dict[int, str]:
@@ -365,6 +334,10 @@ def _note(ax: Axes, graph: nx.DiGraph, maps: bool) -> str:
     if "share" in graph.graph:
         mean = "mean " if "inputs" in graph.graph else ""
         note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |{mean}relevance|"
+    if "share_strongest" in graph.graph:
+        note += f" (the strongest: {float(graph.graph['share_strongest']):.0%})"
+    if any(data.get("steps_over") for *_, data in graph.edges(data=True)):
+        note += "; arched: over layers between"
     if any("stderr" in data for *_, data in graph.edges(data=True)):
         note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
     if any("low" in data for *_, data in graph.edges(data=True)):
@@ -403,11 +376,15 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note
     ax.set_xlabel(note, fontsize=7, color="#444444")
     kinds = [("positive", POSITIVE, "o"), ("negative", NEGATIVE, "o")]
     if floor:
-        rest = any(graph.nodes[node]["unit"] == REMAINDER for node in graph)
+        data = [graph.nodes[node] for node in graph]
+        rest = any(node["unit"] == REMAINDER or "text" in node for node in data)
         listed = "bias, stabiliser or remainder" if rest else "bias or stabiliser"
         kinds.append((f"absorbed by {listed}", NEUTRAL, "s"))
-    handles = [
+    handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
         for text, colour, marker in kinds
     ]
+    if any(is_cut for _, is_cut in graph.nodes(data="cut")):
+        ring: dict[str, Any] = {"markerfacecolor": "none", "linewidth": 0, "markersize": 6}
+        handles.append(Line2D([], [], color="black", marker="o", label="cut here", **ring))
     add_legend(ax, handles, 18.0 + 10.0 * note.count("\n"))

@@ -72,8 +72,8 @@ def units_of(graph):
 
 def check_intervals(complete, few, top=100_000, **options):
     """Compare a bounded circuit with the complete one; how many edges had an interval."""
-    whole = complete.circuit(top=100_000, **options)
-    some = few.circuit(top=top, **options)
+    whole = complete.circuit(top=100_000, connected=False, **options)
+    some = few.circuit(top=top, connected=False, **options)
     number = 0
     for edge in some.edges:
         data, true = some.edges[edge], whole.edges.get(edge, {"relevance": 0.0})
@@ -128,7 +128,7 @@ def test_edges_that_may_belong_are_counted(stores, top):
     _, whole, some = check_intervals(*stores, top=top)
     lacking = strongest(whole, top) - set(some.edges)
     assert len(lacking) <= some.graph["rivals"]
-    exact = stores[1].circuit(top=top, exact=True)
+    exact = stores[1].circuit(top=top, exact=True, connected=False)
     assert len(lacking) <= exact.graph["rivals"] <= some.graph["rivals"]
     said = [note for note in some.graph["flags"] if "other edges may be among" in note]
     assert bool(said) == bool(some.graph["rivals"])
@@ -138,7 +138,7 @@ def test_edges_that_may_belong_are_counted(stores, top):
 def test_rivals_are_of_the_chosen_layers(stores, layers):
     complete, few = stores
     whole = complete.circuit(top=100_000, layers=layers)
-    some = few.circuit(top=100_000, layers=layers)
+    some = few.circuit(top=100_000, layers=layers, connected=False)
     # All that is stored is shown: what may belong besides has no row in any input.
     assert len(units_of(whole) - set(some.edges)) <= some.graph["rivals"]
     assert some.graph["rivals"] <= 6 * 8 + (0 if layers else 2 * 6 + 8 + 8)
@@ -294,7 +294,7 @@ def test_a_store_without_tensors_cannot_be_exact(tmp_path):
         network(), inputs(3), tmp_path / "s.nrm", max_edges=60, resolution="channel",
         target=1, tensors="omit", progress=False,
     ) as db:  # fmt: skip
-        assert db.circuit(top=5).number_of_edges() == 5
+        assert db.circuit(top=5, connected=False).number_of_edges() == 5
         with pytest.raises(InputError, match="leave exact=True out"):
             db.circuit(top=60, exact=True)
 

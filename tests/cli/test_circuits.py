@@ -66,7 +66,17 @@ def test_circuit_for_people(store, capsys):
     assert code == 0
     assert "target      1 (dog)" in out
     assert "absorbed" in out
-    assert out.count("\n") == 6 + 1 + 2 + 3  # facts, a blank line, two headings, rows
+    assert out.count("\n") == 7 + 1 + 2 + 2  # facts, a blank line, two headings, rows
+    with ng.open(store) as db:
+        facts = db.circuit(target=1, top=3).graph
+        strongest = db.circuit(target=1, top=3, connected=False).graph
+    assert f"share kept  {facts['share']:.6g}" in out
+    assert f"strongest   would keep {facts['share_strongest']:.6g}" in out
+    code, out, _ = run(capsys, "circuit", store, "--target", "1", "--top", "3", "--no-connected")
+    assert code == 0
+    assert out.count("\n") == 6 + 1 + 2 + 3
+    assert f"share kept  {strongest['share']:.6g}" in out
+    assert strongest["share"] == pytest.approx(facts["share_strongest"])
 
 
 def test_circuit_under_a_condition(store, capsys):
@@ -148,9 +158,13 @@ def bounded(tmp_path_factory):
 
 
 def test_what_a_bounded_store_leaves_out_is_told_or_computed(bounded, capsys):
-    code, out, err = run(capsys, "circuit", bounded, "--top", "15")
+    code, out, err = run(capsys, "circuit", bounded, "--top", "15", "--no-connected")
     assert code == 0
     assert "may belong" in out
+    code, out, err = run(capsys, "circuit", bounded, "--top", "15")
+    assert code == 0
+    assert "may belong" not in out
+    assert "others may belong in their place" in err
     assert {"low", "high", "missing"} <= set(out.split())
     assert "not stored of every input" in err
     code, out, err = run(capsys, "circuit", bounded, "--top", "15", "--exact")

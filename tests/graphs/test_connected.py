@@ -152,15 +152,26 @@ def slowly(pairs, rows, top):
         share = Fraction(0)
         for rank, edge in enumerate(mine, 1):
             share += Fraction(whole.edges[edge]["size"]) / total
-            keys[edge] = float(rank * (share + Fraction(1, 4)))
-    order = sorted(keys, key=lambda e: (round(keys[e], 12), *e))
+            keys[edge] = round(float(rank * (share + Fraction(1, 4))), 9)
     first = sorted((e for e in keys if e[0][0] == depth), key=strength)[:1]
     absorbing = sorted((e for e in whole.edges if e[1][1] < 0), key=strength)
     dead = sorted((e for e in whole.edges if e[1][1] >= 0 and e not in keys), key=strength)
     chosen: list[tuple] = []
-    for edge in [*first, *order, *absorbing, *dead]:
+    turns = [(key, 1, *edge) for edge, key in keys.items()]
+    places = {turn[2:]: place for place, turn in enumerate(sorted(turns))}
+    turns += [(-1, 1, *edge) for edge in first]
+    turns += [(1e9 + i, 1, *edge) for i, edge in enumerate([*absorbing, *dead])]
+    while turns:
+        turn = min(turns)
+        turns.remove(turn)
+        time, state, *_ = turn
+        edge = turn[-2:]
         inside = {node for link in chosen for node in link}
+        outside = (edge[0] not in inside) + (edge[1] not in inside)
         if edge in chosen:
+            continue
+        if 0 < time < 1e9 and state == 1 and outside:  # what waits goes first, as it stood
+            turns.append((keys[edge] * 4**outside, 0, places[edge], *edge))
             continue
         bundle, node = [edge], edge[0]
         while node not in inside and whole.in_degree(node):

@@ -13,6 +13,7 @@ from nrm_graph.cli.options import (
     GRAPH_FORMATS,
     averaging,
     command,
+    connected,
     exact,
     form,
     quiet,
@@ -86,6 +87,7 @@ def materialize(
 @store
 @where
 @top
+@connected
 @click.option(
     "--given",
     metavar="NAME|EXPR",
@@ -114,7 +116,7 @@ def circuit(
     output: str | None,
     **options: Any,
 ) -> None:
-    """Show the strongest edges that a group of inputs has in common, with statistics.
+    """Show strong edges that a group of inputs has in common, with statistics.
 
     Relevances are means over the group; exact zeros count. Where the store leaves edges out, a mean
     is told with what it lies between. Without --output the edges are printed.

@@ -13,6 +13,7 @@ from nrm_graph.cli.options import (
     FILE,
     GRAPH_FORMATS,
     command,
+    connected,
     given,
     measured,
     store,
@@ -179,6 +180,7 @@ def paths(
 @measured
 @weights
 @top
+@connected
 @click.option("--output", type=FILE, required=True, metavar="FILE", help="write the graph here")
 def subgraph(
     store: str,
@@ -187,9 +189,10 @@ def subgraph(
     target: str | None,
     weights: tuple[str, ...],
     top: int,
+    connected: bool,
     output: str,
 ) -> None:
-    """Write the strongest edges of one input as a graph or picture."""
+    """Write strong edges of one input as a graph or picture."""
     from nrm_graph.graphs.formats import graph_path
 
     path = graph_path(output)
@@ -201,6 +204,6 @@ def subgraph(
         m = _measure(db, key, target)
         if condition is not None:
             m = m.given(condition)
-        graph = m.subgraph(top=top)
+        graph = m.subgraph(top, connected=connected)
         save_graph(graph, path)
         print_notes(m.flags)

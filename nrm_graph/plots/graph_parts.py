@@ -1,0 +1,90 @@
+"""What pictures of graphs read of them: layers, units, texts and how sure an edge is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from nrm_graph.errors import InputError
+from nrm_graph.network.topology import BIAS
+from nrm_graph.plots.token_strip import drawable
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    import networkx as nx
+
+_FAINT = 1e-3  # of the largest node: what a layer absorbs of less is not drawn
+
+
+def checked(graph: nx.DiGraph) -> list[Hashable]:
+    """Return the nodes of a graph that can be drawn.
+
+    Raises
+    ------
+    InputError
+        If the graph is empty or lacks an attribute.
+    """
+    nodes: list[Hashable] = list(graph)
+    if not nodes:
+        raise InputError("there is nothing to draw: the graph has no nodes")
+    for node, data in graph.nodes(data=True):
+        for name in ("layer", "unit", "relevance", "depth"):
+            if name not in data:
+                raise InputError(f"node {node!r} of the graph has no attribute {name!r}")
+    for src, dst, data in graph.edges(data=True):
+        if "relevance" not in data:
+            raise InputError(f"edge {src!r} -> {dst!r} of the graph has no attribute 'relevance'")
+    return nodes
+
+
+def with_absorbed(graph: nx.DiGraph, nodes: list[Hashable]) -> nx.DiGraph:
+    """Add a pseudo-unit to every layer of a connected graph that has none, for what it absorbs."""
+    if not graph.graph.get("connected"):
+        return graph
+    depths = {layer_name(graph, node): int(graph.nodes[node]["depth"]) for node in nodes}
+    taken = {layer_name(graph, node) for node in nodes if graph.nodes[node]["unit"] < 0}
+    largest = max(abs(float(graph.nodes[node]["relevance"])) for node in nodes)
+    graph = graph.copy()
+    for name, value in graph.graph.get("absorbed_in", {}).items():
+        if name in depths and name not in taken and abs(value) > _FAINT * largest:
+            square = {"layer": name, "unit": BIAS, "relevance": value, "depth": depths[name]}
+            graph.add_node((name, BIAS), text=f"{value:.2g}", **square)
+    return graph
+
+
+def picture_height(busiest: int, maps: bool) -> float:
+    """Inches of a graph whose largest column has so many nodes, with or without maps below."""
+    return min(11.0, max(4.2, 2.2 + 0.12 * busiest)) + (1.3 if maps else 0.0)
+
+
+def most_units(graph: nx.DiGraph) -> int:
+    """Return how many units the largest column has; pseudo-units stand below and take no place."""
+    counts = Counter(layer_name(graph, node) for node in graph if graph.nodes[node]["unit"] >= 0)
+    return max(counts.values(), default=0)
+
+
+def layer_name(graph: nx.DiGraph, node: Hashable) -> str:
+    """Name of a node's layer; the attribute of a pseudo node may hold its kind as well."""
+    return str(node[0] if isinstance(node, tuple) else graph.nodes[node]["layer"])
+
+
+def unit_text(data: dict[str, Any]) -> str:
+    """Label of a unit: its number, or channel and place of a neuron in a map, or its token."""
+    if "token" in data:
+        _, comma, feature = str(data.get("position", "")).rpartition(", ")
+        return drawable(str(data["token"])) + (f": {feature}" if comma else "")
+    channel, comma, rest = str(data.get("position", "")).partition(", ")
+    return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
+
+
+def doubtful(data: Mapping[str, Any]) -> bool:
+    """Whether a mean is within two of its standard errors of 0, or of what it is known to."""
+    low, high = reach(data)
+    return bool(low < 0.0 < high)
+
+
+def reach(data: Mapping[str, Any]) -> tuple[float, float]:
+    """Return two standard errors to both sides of a mean, or the bounds that it lies between."""
+    mean, around = float(data["relevance"]), 2.0 * data.get("stderr", 0.0)
+    return data.get("low", mean - around), data.get("high", mean + around)
