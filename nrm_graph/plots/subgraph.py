@@ -22,6 +22,7 @@ from nrm_graph.plots.common import (
     add_legend,
     graph_notes,
     new_axes,
+    percent,
     room_for,
     size_in_points,
     thin_frame,
@@ -49,7 +50,7 @@ _LARGEST = 160.0  # area of the most relevant node, in square points
 _LABELLED = 7.5  # columns of up to this many nodes per inch show unit numbers
 _FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
 _RING = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.1}
-_ARCH, _OUTSIDE = 0.35, 1.06  # how high edges rise that step over layers, and how far out
+_ARCH, _OUTSIDE = 0.35, 1.06  # how high edges rise that pass layers, and how far out
 
 
 def plot_subgraph(
@@ -81,12 +82,12 @@ def plot_subgraph(
     -----
     Area of a node, and width and opacity of an edge, grow with \|relevance\|; vermillion is
     positive, blue negative.  Edges of a circuit have a pale band, two standard errors wider, and
-    those of which the mean is less than two standard errors from 0 are dotted.  Edges that step
-    over layers are arched.  Pseudo-units, which absorb relevance, are grey squares at the bottom;
-    of a connected graph, which has few, a square stands for all that a layer absorbs, with its
-    relevance.  A black ring marks a unit that is cut: no kept edge leads on from it.  Where
-    nodes have a ``position`` (channel, row, column), a map below their layer shows them at row and
-    column.
+    those of which the mean is less than two standard errors from 0 are dotted.  Edges that pass
+    layers between their own are arched.  Pseudo-units, which absorb relevance, are grey squares at
+    the bottom; of a connected graph, which has few, a square stands for all that a layer absorbs,
+    with its relevance.  A black ring marks a unit that is cut: no kept edge leads on from it.
+    Where nodes have a ``position`` (channel, row, column), a map below their layer shows them at
+    row and column.
     ``graph.graph["title"]``, if there, is the title; ``graph.graph["meaning"]`` (what a positive
     number speaks for) and ``graph.graph["flags"]`` (what to know before trusting signs and sizes)
     stand below.
@@ -111,11 +112,11 @@ def plot_subgraph(
         column = 1.25 if len(columns) <= 12 else 0.9
         height = picture_height(busiest, bool(maps))
         ax = new_axes(max(5.0, 1.5 + column * len(columns)), height)
-    note = _note(ax, graph, bool(maps))
+    note = _note(ax, graph, list(columns), bool(maps))
     if is_new:
         room_for(ax, max(0, note.count("\n") - 1), 7.0)
     bottom = _limits(ax, graph, columns, bool(maps))
-    _draw_edges(ax, graph, places)
+    _draw_edges(ax, graph, places, list(columns))
     _draw_nodes(ax, graph, places, busiest)
     _label(ax, graph, columns, note)
     _draw_maps(ax, graph, maps, bottom, image)
@@ -167,7 +168,17 @@ def _spread(count: int) -> npt.NDArray[np.float64]:
     return np.linspace(reach, -reach, count) if count > 1 else np.zeros(count)
 
 
-def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]]) -> None:
+def _passes(graph: nx.DiGraph, columns: list[str], src: Hashable, dst: Hashable) -> bool:
+    """Whether other columns stand between the two of an edge."""
+    return columns.index(layer_name(graph, dst)) - columns.index(layer_name(graph, src)) > 1
+
+
+def _draw_edges(
+    ax: Axes,
+    graph: nx.DiGraph,
+    places: dict[Hashable, tuple[float, float]],
+    columns: list[str],
+) -> None:
     edges = sorted(graph.edges(data=True), key=lambda edge: abs(edge[2]["relevance"]))
     largest = max((abs(data["relevance"]) for *_, data in edges), default=0.0) or 1.0
     t = np.linspace(0.0, 1.0, 24)
@@ -178,13 +189,16 @@ def _draw_edges(ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float,
         relevance = data["relevance"]
         share = abs(relevance) / largest
         y = y0 + (y1 - y0) * ease
-        if data.get("steps_over"):  # outside of what stands between
-            outwards = _ARCH if y0 + y1 >= 0 else -_ARCH
-            y = np.clip(y + outwards * 4.0 * t * (1.0 - t), -_OUTSIDE, _OUTSIDE)
+        if _passes(graph, columns, src, dst):  # outside of what stands between
+            middle = (y0 + y1) / 2.0
+            outwards = 1.0 if middle >= 0 else -1.0
+            arch = 4.0 * t * (1.0 - t)
+            rise = _ARCH - max(0.0, (outwards * y + _ARCH * arch).max() - _OUTSIDE)
+            y += outwards * rise * arch
         lines.append(np.column_stack([x0 + (x1 - x0) * t, y]))
         absorbed = graph.nodes[src]["unit"] < 0
         colour = NEUTRAL if absorbed else POSITIVE if relevance >= 0 else NEGATIVE
-        colours.append(to_rgba(colour, 0.15 + 0.75 * share**0.5))
+        colours.append(to_rgba(colour, 0.3 + 0.6 * share**0.5))
         widths.append(0.3 + 3.2 * share)
         low, high = reach(data)
         bands.append(widths[-1] + 1.6 * (high - low) / largest)
@@ -328,16 +342,17 @@ def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], map
     return bottom
 
 
-def _note(ax: Axes, graph: nx.DiGraph, maps: bool) -> str:
+def _note(ax: Axes, graph: nx.DiGraph, columns: list[str], maps: bool) -> str:
     """Write what stands below the axes."""
     note = f"input → output; {graph.number_of_edges():,} edges"
     if "share" in graph.graph:
         mean = "mean " if "inputs" in graph.graph else ""
-        note += f" with {float(graph.graph['share']):.0%} of the edges' sum of |{mean}relevance|"
+        share = percent(float(graph.graph["share"]))
+        note += f" with {share} of the edges' sum of |{mean}relevance|"
     if "share_strongest" in graph.graph:
-        note += f" (the strongest: {float(graph.graph['share_strongest']):.0%})"
-    if any(data.get("steps_over") for *_, data in graph.edges(data=True)):
-        note += "; arched: over layers between"
+        note += f" (the strongest: {percent(float(graph.graph['share_strongest']))})"
+    if any(_passes(graph, columns, src, dst) for src, dst in graph.edges):
+        note += "; arched: past layers that stand between"
     if any("stderr" in data for *_, data in graph.edges(data=True)):
         note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
     if any("low" in data for *_, data in graph.edges(data=True)):

@@ -105,13 +105,28 @@ def test_relevance(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("suffix", [".graphml", ".json", ".png"])
-def test_subgraph(store: Path, tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("connected", [True, False])
+def test_subgraph(
+    store: Path,
+    tmp_path: Path,
+    suffix: str,
+    connected: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     output = tmp_path / f"g{suffix}"
     argv = ["subgraph", str(store), "--input", "three-00000", "--top", "30"]
+    argv += [] if connected else ["--no-connected"]
     assert main.main([*argv, "--output", str(output)]) == 0
+    with ng.open(store) as db:
+        graph = db.measure("three-00000").subgraph(30, connected=connected)
+    assert nx.is_weakly_connected(graph) == connected
     if suffix == ".graphml":
-        assert nx.read_graphml(output).number_of_edges() == 30
+        assert nx.read_graphml(output).number_of_edges() == graph.number_of_edges()
+        assert 20 < graph.number_of_edges() <= 30
     assert output.stat().st_size > 1000
+    said = capsys.readouterr().out
+    assert f"sum of |relevance|: {graph.graph['share']:.6g}" in said
+    assert ("strongest edges would keep" in said) == connected
 
 
 @pytest.mark.parametrize(

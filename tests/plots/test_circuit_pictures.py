@@ -19,7 +19,6 @@ from nrm_graph.errors import InputError
 from nrm_graph.graphs.formats import write_graph
 from nrm_graph.plots import (
     NEGATIVE,
-    NEUTRAL,
     POSITIVE,
     plot_circuit,
     plot_references,
@@ -84,19 +83,18 @@ def whiskers(figure: Figure) -> dict[str, dict[str, tuple[float, float, float, s
 def test_whiskers_are_two_standard_errors() -> None:
     figure = plot_circuit(circuit(), classes=["cat", "dog"])
     found = whiskers(figure)
-    assert list(found) == ["fc → out", "absorbed by fc", "x → fc"]  # from the output down
+    assert list(found) == ["fc → out", "x → fc"]  # from the output down; of units alone
     assert found["x → fc"] == {
         "0 → 0": (0.25, pytest.approx(0.15), pytest.approx(0.35), POSITIVE, POSITIVE),
         "1 → 2": (-0.125, pytest.approx(-0.625), pytest.approx(0.375), NEGATIVE, "white"),
     }
     assert found["fc → out"] == {"2 → 1": (0.5, 0.5, 0.5, POSITIVE, POSITIVE)}
-    assert found["absorbed by fc"]["bias → 2"][3] == NEUTRAL
     shown = texts(figure)
     assert "Circuit of 20 inputs where label = 'a \\$b\\$', target 'dog'" in shown
     (note,) = (t for t in shown if t.startswith("N = 20"))
     assert "kept share of the sum of |mean|: 25 %; absorbed: 12 %" in note.replace("\n", " ")
     assert "pruned" not in note
-    assert shown.count("50 %") == shown.count("90 %") == shown.count("35 %") == 3
+    assert shown.count("50 %") == shown.count("90 %") == shown.count("35 %") == 2
     assert "3 unknown" in shown
     assert "in own\ntop 4" in shown
     figure.draw_without_rendering()
@@ -205,14 +203,14 @@ def test_files_of_circuits_are_pictures_of_circuits(tmp_path: Path) -> None:
 
     with mpl.rc_context({"svg.fonttype": "none"}):
         write_graph(circuit(), tmp_path / "c.svg")
-    assert "absorbed by fc" in (tmp_path / "c.svg").read_text()
+    assert "fc → out" in (tmp_path / "c.svg").read_text()
     write_graph(circuit(), tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     alone = circuit()
     del alone.graph["inputs"]
     with mpl.rc_context({"svg.fonttype": "none"}):
         write_graph(alone, tmp_path / "s.svg")
-    assert "absorbed by fc" not in (tmp_path / "s.svg").read_text()
+    assert "fc → out" not in (tmp_path / "s.svg").read_text()
 
 
 # Galleries
