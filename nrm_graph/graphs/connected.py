@@ -1,9 +1,10 @@
 r"""Which edges make a connected graph: every node is reached, and leads on to an end.
 
 The strongest edges alone stand wherever relevance happens to be large, in islands.  Here edges are
-taken one after another, each with the edges that link it to what is there: upwards the strongest
-edge into each node until one that is there, or the target; downwards the strongest edge out of
-each until one that is there, or an end.  So a graph of fewer edges is part of that of more.
+taken one after another, each with the edges that link it to what is there: upwards on the way that
+most of its relevance came from the target, downwards on the way that most goes to an end, until a
+node that is there.  Most is the product of each node's shares, edge by edge, whatever their signs.
+So a graph of fewer edges is part of that of more.
 
 The edges out of a layer are taken from the strongest down, and the layers keep pace by rank x
 (share + 1/4), where share is what the edges of the layer up to that rank hold of its sum of
@@ -127,8 +128,8 @@ class _Net:
     """The edges that can be reached, between numbered nodes, by falling layer of dst.
 
     ``leads`` says of edges between units that they lead to an end, ``absorbs`` of the others that
-    they lead to a pseudo-unit.  ``into`` and ``out_of`` are the strongest edge that leads to a
-    node and on from it, or -1; of several ways on one that ends at no pseudo-unit goes first.
+    they lead to a pseudo-unit.  ``into`` and ``out_of`` are the edge that leads to a node and on
+    from it on the best way, or -1; a way that ends at no pseudo-unit goes before any other.
     """
 
     places: NDArray[np.int64]
@@ -180,12 +181,17 @@ class _Net:
         for block in reversed(_blocks(layer)):
             for ways in (onward, ending):
                 ways[dst[block][ways[src[block]] & ~absorbs[block]]] = True
-        into = _strongest(src, size, dst, np.arange(len(src)), len(reached))
-        leads = ending[src] & ~absorbs
+        leads, further = ending[src] & ~absorbs, onward[src] & ~absorbs
+        blocks, every = _blocks(layer), np.ones(len(src), bool)
+        at_top, at_end = (np.full(len(reached), -np.inf) for _ in range(2))
+        for top in tops:
+            at_top[first[top] : first[top + 1]] = 0.0
+        at_end[is_end] = 0.0
+        into = _best(src, _ways(src, dst, size, every, blocks, at_top), dst, every, first[-1])
+        down = _ways(dst, src, size, further, blocks[::-1], at_end)
         out_of = np.full(len(reached), -1)
-        for kind in (onward[src] & ~absorbs, absorbs, leads):
-            strongest = _strongest(dst, size, src, np.flatnonzero(kind), len(reached))
-            out_of = np.where(out_of < 0, strongest, out_of)
+        for value, kind in ((down, further), (size, absorbs), (size, leads)):
+            out_of = np.where(out_of < 0, _best(dst, value, src, kind, first[-1]), out_of)
         return cls(places, layer, dst, src, size, first, tops, is_end, leads, absorbs, into, out_of)
 
     def _candidates(self, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -275,19 +281,43 @@ def _blocks(layer: NDArray[np.int16]) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
-def _strongest(
-    node: NDArray[np.int64],
+def _ways(
+    near: NDArray[np.int64],
+    far: NDArray[np.int64],
     size: NDArray[np.floating],
+    passable: NDArray[np.bool_],
+    blocks: list[slice],
+    best: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the logarithm of the most that goes from an edge's near end over it all the way.
+
+    That is the product, along a way, of the shares of each node's sum of sizes.  ``best`` is 0 at
+    the nodes where ways end; ``blocks`` begin there.
+    """
+    share = np.log(size / np.bincount(near, size, len(best))[near])
+    ways = np.full(len(near), -np.inf)
+    for block in blocks:
+        edges = block.start + np.flatnonzero(passable[block])
+        # Rounded, so that ways that are equal but for the order of sums are.
+        ways[edges] = np.round(share[edges] + best[far[edges]], 9)
+        np.maximum.at(best, near[edges], ways[edges])
+    return ways
+
+
+def _best(
+    node: NDArray[np.int64],
+    value: NDArray[np.floating],
     other: NDArray[np.int64],
-    edges: NDArray[np.int64],
+    eligible: NDArray[np.bool_],
     count: int,
 ) -> NDArray[np.int64]:
-    """Return the strongest of some edges at every node, or -1; ties by the other end."""
-    most = np.zeros(count, size.dtype)
-    np.maximum.at(most, node[edges], size[edges])
-    edges = edges[size[edges] == most[node[edges]]]
+    """Return the edge of the largest value at every node, or -1; ties by the other end."""
+    edges = np.flatnonzero(eligible)
+    most = np.full(count, -np.inf)
+    np.maximum.at(most, node[edges], value[edges])
+    edges = edges[value[edges] == most[node[edges]]]
     edges = edges[np.lexsort([other[edges], node[edges]])]
     nodes, at = np.unique(node[edges], return_index=True)
-    strongest = np.full(count, -1)
-    strongest[nodes] = edges[at]
-    return strongest
+    best = np.full(count, -1)
+    best[nodes] = edges[at]
+    return best

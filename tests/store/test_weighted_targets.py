@@ -317,7 +317,8 @@ def test_contrasts_prototypes_references_and_evaluation_of_weights(db):
     assert any("different outputs, 2 and {0: 1, 1: -1}" in note for note in mixed.notes)
     circuit = db.circuit("item < 4", target=DIFFERENCE, top=30)
     near = db.prototypes(circuit, target=DIFFERENCE, k=2)
-    assert near["target"].to_pylist() == [None] * 4
+    assert near["side"].to_pylist()[:4] == ["nearest"] * 2 + ["farthest"] * 2
+    assert set(near["target"].to_pylist()) == {None}
     assert set(db.prototypes(circuit, target=2, k=2)["target"].to_pylist()) == {2}
     best = db.references(ng.Layer("0")[0], k=3, where="weights IS NOT NULL", share=None)
     assert best.table["target"].to_pylist() == [None] * 3

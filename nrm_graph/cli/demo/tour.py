@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.measure import Measure
 
-SHOWN = 120  # edges in the picture
+SHOWN = 120  # edges in the picture, at most
 
 STRONGEST_FLOWS = """
 SELECT src, src_unit, dst, dst_unit, relevance
@@ -102,12 +102,12 @@ def run(
         print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
 
         graph = m.subgraph(top=SHOWN)
-        graph.graph["title"] = f"The strongest relevance flows of {key}, target {target!r}"
+        graph.graph["title"] = f"Strong relevance flows of {key}, target {target!r}"
         write_graph(graph, picture, image=inputs[0]["input"][0].numpy())
 
     _title(f"Done in {time.perf_counter() - began:.0f} s")
     print(f"Store:   {Path(store_path).resolve()}")
-    print(f"Picture: {picture.resolve()} (the {SHOWN} strongest edges of {key})")
+    print(f"Picture: {picture.resolve()} ({graph.number_of_edges()} edges of {key})")
     print("Try next:")
     for command in _next_commands(os.fspath(store_path), key):
         print(f"  {command}")
