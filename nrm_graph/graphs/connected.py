@@ -235,6 +235,8 @@ class _Net:
 
     def grown(self, top: int) -> NDArray[np.int64]:
         """Take edges in turn, each with those that link it, until one does not fit."""
+        if top >= len(self.src):
+            return np.arange(len(self.src))
         inside: set[int] = set()
         chosen: dict[int, None] = {}
         for edge in self._in_turn(top, inside):

@@ -81,7 +81,8 @@ def subgraph(
     total = float(strength.sum())
 
     def share(places: npt.NDArray[np.int64]) -> float:
-        return float(strength[places].sum()) / total if total else 1.0
+        # The order of a sum of float32 may make the whole a little more than itself.
+        return min(float(strength[places].sum()) / total, 1.0) if total else 1.0
 
     chosen = strongest = largest(strength, top)
     facts: dict[str, Any] = {"absorbed_in": absorbed_in(topology, nodes, scale)}

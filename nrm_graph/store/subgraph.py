@@ -1,4 +1,4 @@
-"""The strongest stored edges of one input as a graph, out of its tables alone."""
+"""Stored edges of one input as a graph, out of its tables alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def subgraph(
     top: int = 200,
     connected: bool = True,
 ) -> nx.DiGraph:
-    """Return the strongest stored edges of one input as a graph.
+    """Return strong stored edges of one input as a graph.
 
     It needs neither torch nor the input: where the store is complete and lossless the graph is
     that of ``db.measure(key).subgraph(top)``, which is computed from the program.

@@ -214,6 +214,8 @@ def alike(found, wanted):
                 found[name],
                 value,
             )
+        elif isinstance(value, dict):
+            alike(found[name], value)
         else:
             assert found[name] == value, name
 
