@@ -25,7 +25,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -134,8 +134,8 @@ class _Net:
 
     places: NDArray[np.int64]
     layer: NDArray[np.int16]  # of dst
-    dst: NDArray[np.int64]
-    src: NDArray[np.int64]
+    dst: NDArray[np.int32]
+    src: NDArray[np.int32]
     size: NDArray[np.floating]
     first: NDArray[np.int64]  # number of the first node of every layer
     tops: list[int]
@@ -147,29 +147,29 @@ class _Net:
 
     @classmethod
     def of(cls, ends: Ends, sources: dict[int, list[int]]) -> _Net:
+        columns = ((ends.dst_layer, ends.dst_unit), (ends.src_layer, ends.src_unit))
+        widths = np.zeros(max(int(layer.max(initial=-1)) for layer, _ in columns) + 1, np.int64)
+        for layer, unit in columns:
+            _raise_at(widths, layer, unit.astype(np.int64) + (1 + _PSEUDO))
+        first = np.concatenate([[0], np.cumsum(widths)])
         # Nothing leads on from a pseudo-unit.
         places = np.flatnonzero((ends.size > 0) & (ends.dst_unit >= 0))
-        places = places[np.argsort(-ends.dst_layer[places].astype(np.int16), kind="stable")]
-        layers = [column[places].astype(np.int64) for column in (ends.dst_layer, ends.src_layer)]
-        numbers = [column[places].astype(np.int64) for column in (ends.dst_unit, ends.src_unit)]
-        widths = np.zeros(max(int(column.max(initial=-1)) for column in layers) + 1, np.int64)
-        for column, unit in zip(layers, numbers, strict=True):
-            np.maximum.at(widths, column, unit + 1 + _PSEUDO)
-        first = np.concatenate([[0], np.cumsum(widths)])
-        dst, src = (
-            first[column] + unit + _PSEUDO for column, unit in zip(layers, numbers, strict=True)
-        )
-        tops = _tops(np.flatnonzero(widths).tolist(), sources)
+        layers = ends.dst_layer[places].astype(np.int16)
+        order = np.argsort(-layers, kind="stable")
+        places, layers = places[order], layers[order]
+        del order
+        dst, src = (_numbers(layer[places], unit[places], first) for layer, unit in columns)
+        present = np.zeros(len(widths), bool)
+        present[layers] = present[ends.src_layer[places]] = True
+        tops = _tops(np.flatnonzero(present).tolist(), sources)
         reached = np.zeros(first[-1], bool)
         for top in tops:
             reached[first[top] : first[top + 1]] = True
-        layer = layers[0].astype(np.int16)
-        for block in _blocks(layer):
+        for block in _blocks(layers):
             reached[src[block][reached[dst[block]]]] = True
-        here = reached[dst]
-        places, dst, src, layer = places[here], dst[here], src[here], layer[here]
-        absorbs = numbers[1][here] < 0
-        size = ends.size[places]
+        if not (here := reached[dst]).all():
+            places, dst, src, layers = places[here], dst[here], src[here], layers[here]
+        absorbs, size = ends.src_unit[places] < 0, ends.size[places]
         is_end = np.zeros(first[-1], bool)
         for bottom in np.flatnonzero(widths).tolist():
             if not sources.get(bottom):
@@ -178,11 +178,11 @@ class _Net:
         onward[src[absorbs]] = False
         ending = onward.copy()
         ending[dst[absorbs]] = True
-        for block in reversed(_blocks(layer)):
+        for block in reversed(_blocks(layers)):
             for ways in (onward, ending):
                 ways[dst[block][ways[src[block]] & ~absorbs[block]]] = True
         leads, further = ending[src] & ~absorbs, onward[src] & ~absorbs
-        blocks, every = _blocks(layer), np.ones(len(src), bool)
+        blocks, every = _blocks(layers), np.ones(len(src), bool)
         at_top, at_end = (np.full(len(reached), -np.inf) for _ in range(2))
         for top in tops:
             at_top[first[top] : first[top + 1]] = 0.0
@@ -192,7 +192,9 @@ class _Net:
         out_of = np.full(len(reached), -1)
         for value, kind in ((down, further), (size, absorbs), (size, leads)):
             out_of = np.where(out_of < 0, _best(dst, value, src, kind, first[-1]), out_of)
-        return cls(places, layer, dst, src, size, first, tops, is_end, leads, absorbs, into, out_of)
+        return cls(
+            places, layers, dst, src, size, first, tops, is_end, leads, absorbs, into, out_of
+        )
 
     def _candidates(self, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the edges that lead to an end, as many as may be needed, by their turn."""
@@ -283,9 +285,24 @@ def _blocks(layer: NDArray[np.int16]) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
 
+def _numbers(
+    layer: NDArray[np.integer], unit: NDArray[np.integer], first: NDArray[np.int64]
+) -> NDArray[np.int32]:
+    """Return numbers of nodes, given by layer and unit."""
+    numbers: NDArray[np.int32] = first.astype(np.int32)[layer]
+    numbers += unit
+    numbers += _PSEUDO
+    return numbers
+
+
+def _raise_at(most: NDArray[Any], index: NDArray[np.integer], values: NDArray[Any]) -> None:
+    """Raise values at places to at least others; several may be of one place."""
+    np.maximum.at(most, index.astype(np.intp), values)  # five times faster than with int32
+
+
 def _ways(
-    near: NDArray[np.int64],
-    far: NDArray[np.int64],
+    near: NDArray[np.int32],
+    far: NDArray[np.int32],
     size: NDArray[np.floating],
     passable: NDArray[np.bool_],
     blocks: list[slice],
@@ -296,27 +313,28 @@ def _ways(
     That is the product, along a way, of the shares of each node's sum of sizes.  ``best`` is 0 at
     the nodes where ways end; ``blocks`` begin there.
     """
-    share = np.log(size / np.bincount(near, size, len(best))[near])
+    share = size / np.bincount(near, size, len(best))[near]
+    np.log(share, out=share)
     ways = np.full(len(near), -np.inf)
     for block in blocks:
         edges = block.start + np.flatnonzero(passable[block])
         # Rounded, so that ways that are equal but for the order of sums are.
         ways[edges] = np.round(share[edges] + best[far[edges]], 9)
-        np.maximum.at(best, near[edges], ways[edges])
+        _raise_at(best, near[edges], ways[edges])
     return ways
 
 
 def _best(
-    node: NDArray[np.int64],
+    node: NDArray[np.int32],
     value: NDArray[np.floating],
-    other: NDArray[np.int64],
+    other: NDArray[np.int32],
     eligible: NDArray[np.bool_],
     count: int,
 ) -> NDArray[np.int64]:
     """Return the edge of the largest value at every node, or -1; ties by the other end."""
     edges = np.flatnonzero(eligible)
-    most = np.full(count, -np.inf)
-    np.maximum.at(most, node[edges], value[edges])
+    most = np.full(count, -np.inf, value.dtype)
+    _raise_at(most, node[edges], value[edges])
     edges = edges[value[edges] == most[node[edges]]]
     edges = edges[np.lexsort([other[edges], node[edges]])]
     nodes, at = np.unique(node[edges], return_index=True)
