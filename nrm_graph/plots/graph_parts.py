@@ -10,10 +10,11 @@ from nrm_graph.network.topology import BIAS
 from nrm_graph.plots.token_strip import drawable
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Mapping, Sequence
 
     import networkx as nx
 
+_LONG_NAME = 20
 _FAINT = 1e-3  # of the largest node: what a layer absorbs of less is not drawn
 
 
@@ -67,6 +68,24 @@ def most_units(graph: nx.DiGraph) -> int:
 def layer_name(graph: nx.DiGraph, node: Hashable) -> str:
     """Name of a node's layer; the attribute of a pseudo node may hold its kind as well."""
     return str(node[0] if isinstance(node, tuple) else graph.nodes[node]["layer"])
+
+
+def short_names(names: Sequence[str]) -> tuple[list[str], str]:
+    """Leave out the path that most names begin with, where it makes names long; say which.
+
+    Examples
+    --------
+    >>> short_names(["x", "encoder.layers.one.mlp.0", "encoder.layers.two.mlp.0", "head"])
+    (['x', 'one.mlp.0', 'two.mlp.0', 'head'], 'encoder.layers.')
+    """
+    if max(map(len, names), default=0) <= _LONG_NAME:
+        return list(names), ""
+    paths = Counter(
+        name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."
+    )
+    common = [path for path, count in paths.items() if 2 * count >= len(names) and count > 1]
+    left_out = max(common, key=len, default="")
+    return [name.removeprefix(left_out) for name in names], left_out
 
 
 def unit_text(data: dict[str, Any]) -> str:

@@ -35,12 +35,14 @@ from nrm_graph.plots.graph_parts import (
     most_units,
     picture_height,
     reach,
+    short_names,
     unit_text,
     with_absorbed,
 )
+from nrm_graph.plots.node_images import HEIGHT, checked_images, draw_images
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping
 
     import networkx as nx
     import numpy.typing as npt
@@ -50,11 +52,16 @@ _LARGEST = 160.0  # area of the most relevant node, in square points
 _LABELLED = 7.5  # columns of up to this many nodes per inch show unit numbers
 _FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
 _RING = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.1}
+_NAME = 0.035  # inches of height for every letter of the longest layer, which may stand slanted
 _ARCH, _OUTSIDE = 0.35, 1.06  # how high edges rise that pass layers, and how far out
 
 
 def plot_subgraph(
-    graph: nx.DiGraph, ax: Axes | None = None, *, image: npt.NDArray[Any] | None = None
+    graph: nx.DiGraph,
+    ax: Axes | None = None,
+    *,
+    image: npt.NDArray[Any] | None = None,
+    images: Mapping[Hashable, npt.ArrayLike] | None = None,
 ) -> Axes:
     r"""Draw a subgraph of relevance, layer by layer from the input (left) to the output.
 
@@ -67,6 +74,9 @@ def plot_subgraph(
         Axes to draw on; by default those of a new figure, whose size follows the graph.
     image : ndarray, (H, W) or (H, W, 3), optional
         The input as a picture, shown below the input's neurons.
+    images : mapping of node to array_like, optional
+        Maps (H, W) of signed numbers that are shown at their nodes, such as a unit's own heat map;
+        each is coloured on its own scale, centred at zero.
 
     Returns
     -------
@@ -104,20 +114,23 @@ def plot_subgraph(
     """
     graph = with_absorbed(graph, checked(graph))
     columns = _columns(graph, list(graph))
-    places = _places(graph, columns)
     busiest = most_units(graph)
-    maps = _mapped(graph, columns)
+    small = checked_images(graph, images)
+    places = _places(graph, columns, busiest if small else None)
+    maps = {} if small else _mapped(graph, columns)
     is_new = ax is None
     if ax is None:
         column = 1.25 if len(columns) <= 12 else 0.9
-        height = picture_height(busiest, bool(maps))
+        height = max(picture_height(busiest, bool(maps)), 2.4 + HEIGHT * busiest if small else 0.0)
+        height += _NAME * max(map(len, short_names(list(columns))[0]))
         ax = new_axes(max(5.0, 1.5 + column * len(columns)), height)
     note = _note(ax, graph, list(columns), bool(maps))
     if is_new:
         room_for(ax, max(0, note.count("\n") - 1), 7.0)
     bottom = _limits(ax, graph, columns, bool(maps))
     _draw_edges(ax, graph, places, list(columns))
-    _draw_nodes(ax, graph, places, busiest)
+    reach = draw_images(ax, graph, places, small, busiest)
+    _draw_nodes(ax, graph, places, busiest, reach)
     _label(ax, graph, columns, note)
     _draw_maps(ax, graph, maps, bottom, image)
     return ax
@@ -135,7 +148,7 @@ def _columns(graph: nx.DiGraph, nodes: list[Hashable]) -> dict[str, list[Hashabl
 
 
 def _places(
-    graph: nx.DiGraph, columns: dict[str, list[Hashable]]
+    graph: nx.DiGraph, columns: dict[str, list[Hashable]], rows: int | None = None
 ) -> dict[Hashable, tuple[float, float]]:
     """Put every node near the mean height of what it feeds, so that few edges cross."""
     places: dict[Hashable, tuple[float, float]] = {}
@@ -154,7 +167,7 @@ def _places(
             return -mean, int(graph.nodes[node]["unit"])
 
         units.sort(key=height)
-        for y, node in zip(_spread(len(units)), units, strict=True):
+        for y, node in zip(_spread(len(units), rows), units, strict=True):
             places[node] = (float(x), float(y))
         # Left of their column, because the relevance they absorb comes from it.
         for rank, node in enumerate(sorted(pseudo, key=lambda n: -int(graph.nodes[n]["unit"]))):
@@ -162,9 +175,12 @@ def _places(
     return places
 
 
-def _spread(count: int) -> npt.NDArray[np.float64]:
-    """Heights of the nodes of a column, from top to bottom; few nodes stay near the middle."""
-    reach = min(1.0, 0.1 * max(count - 1, 0) + 0.1)
+def _spread(count: int, rows: int | None) -> npt.NDArray[np.float64]:
+    """Heights of the nodes of a column, from top to bottom; few nodes stay near the middle.
+
+    With ``rows`` they are as far apart as so many nodes would be.
+    """
+    reach = min(1.0, 0.1 * max(count - 1, 0) + 0.1) if rows is None else (count - 1) / rows
     return np.linspace(reach, -reach, count) if count > 1 else np.zeros(count)
 
 
@@ -212,7 +228,11 @@ def _draw_edges(
 
 
 def _draw_nodes(
-    ax: Axes, graph: nx.DiGraph, places: dict[Hashable, tuple[float, float]], busiest: int
+    ax: Axes,
+    graph: nx.DiGraph,
+    places: dict[Hashable, tuple[float, float]],
+    busiest: int,
+    reach: Mapping[Hashable, float],
 ) -> None:
     shown = list(places)
     pseudo = np.array([graph.nodes[node]["unit"] < 0 for node in shown])
@@ -224,7 +244,8 @@ def _draw_nodes(
         "edgecolors": "#333333",
         "zorder": 2,
     }
-    for chosen, marker in ((~pseudo, "o"), (pseudo, "s")):
+    pictured = np.array([node in reach for node in shown])  # a map stands there
+    for chosen, marker in ((~pseudo & ~pictured, "o"), (pseudo, "s")):
         if chosen.any():
             x, y = xy[chosen].T
             colours = shades[chosen] if marker == "o" else NEUTRAL
@@ -245,7 +266,8 @@ def _draw_nodes(
             offset = (2.0, -9.0)
         elif columns[x] <= max(readable, 8.0):
             text = unit_text(graph.nodes[node])
-            offset = (float(np.sqrt(size)) / 2 + 1.5, 0.0)
+            x += reach.get(node, 0.0)
+            offset = (1.5 if node in reach else float(np.sqrt(size)) / 2 + 1.5, 0.0)
         else:
             continue
         ax.annotate(
@@ -344,11 +366,12 @@ def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], map
 
 def _note(ax: Axes, graph: nx.DiGraph, columns: list[str], maps: bool) -> str:
     """Write what stands below the axes."""
-    note = f"input → output; {graph.number_of_edges():,} edges"
+    kind = "steps" if graph.graph.get("reduced") else "edges"
+    note = f"input → output; {graph.number_of_edges():,} {kind}"
     if "share" in graph.graph:
         mean = "mean " if "inputs" in graph.graph else ""
         share = percent(float(graph.graph["share"]))
-        note += f" with {share} of the edges' sum of |{mean}relevance|"
+        note += f" with {share} of the sum over all of |{mean}relevance|"
     if "share_strongest" in graph.graph:
         note += f" (the strongest: {percent(float(graph.graph['share_strongest']))})"
     if any(_passes(graph, columns, src, dst) for src, dst in graph.edges):
@@ -357,13 +380,15 @@ def _note(ax: Axes, graph: nx.DiGraph, columns: list[str], maps: bool) -> str:
         note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
     if any("low" in data for *_, data in graph.edges(data=True)):
         note += "\npale or dotted, of edges that some inputs lack: what the mean lies between"
+    if left_out := short_names(columns)[1]:
+        note += f"\nnames of layers without {left_out}"
     if maps:
         note += "\nneurons: channel: row,column; below, at their rows and columns"
     return f"{note}\n{wrapped(graph_notes(graph.graph), size_in_points(ax)[0], 7.0)}".strip()
 
 
 def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note: str) -> None:
-    names = list(columns)
+    names, _ = short_names(list(columns))
     floor = any(graph.nodes[node]["unit"] < 0 for node in graph)
     ax.xaxis.tick_top()
     ax.set_xticks(range(len(names)))
@@ -394,7 +419,8 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note
         data = [graph.nodes[node] for node in graph]
         rest = any(node["unit"] == REMAINDER or "text" in node for node in data)
         listed = "bias, stabiliser or remainder" if rest else "bias or stabiliser"
-        kinds.append((f"absorbed by {listed}", NEUTRAL, "s"))
+        reduced = "ends: input not watched, " if graph.graph.get("reduced") else "absorbed by "
+        kinds.append((reduced + listed, NEUTRAL, "s"))
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
         for text, colour, marker in kinds

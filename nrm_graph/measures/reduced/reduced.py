@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,8 @@ from nrm_graph.measures.reduced.nodes import AUTOMATIC, strongest_nodes, watched
 from nrm_graph.measures.reduced.products import strongest_products
 from nrm_graph.measures.reduced.steps import KINDS, direct_steps, passes
 from nrm_graph.measures.reduced.tables import Tables, tables
-from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.measures.reduced.unit_maps import unit_maps
+from nrm_graph.network.topology import PSEUDO_UNITS, EdgeGroup
 from nrm_graph.progress import Progress
 from nrm_graph.tables.unit_sums import activations
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from nrm_graph.measures.results import Paths
     from nrm_graph.network.topology import Topology
     from nrm_graph.propagation.state import State
+
+PAIR = ("dst_layer", "src_layer")
+ENDED = ["layer_id", "unit", "relevance", "activation"]
 
 SHOWN = 8
 """Layers that a graph names where it is printed."""
@@ -87,21 +91,31 @@ class Reduced:
             f"({', '.join(shown)}), {len(self.edges):,} steps>"
         )
 
-    def graph(self) -> nx.DiGraph:
-        """Return nodes, steps and ends as a graph, see :meth:`Measure.subgraph`."""
+    def graph(self, top: int | None = None) -> nx.DiGraph:
+        """Return nodes, steps and ends as a graph, see :meth:`Measure.subgraph`.
+
+        Parameters
+        ----------
+        top : int, optional
+            Number of steps and ends that are kept, at most, so that the graph is connected; by
+            default all.  Layers that a step passes over, ``steps_over``, are watched ones.
+        """
         from nrm_graph.graphs.subgraph import subgraph
 
         rows = pa.concat_tables([self.edges, self.ends])
+        pairs = sorted(set(zip(*(self.edges[n].to_pylist() for n in PAIR), strict=True)))
+        watched = replace(self.topology, groups=tuple(EdgeGroup(*pair, 0) for pair in pairs))
         graph = subgraph(
-            self.topology,
-            self.nodes,
+            watched,
+            pa.concat_tables([self.nodes.select(ENDED), _ended(self.ends)]),
             rows,
-            max(len(rows), 1),
+            max(len(rows), 1) if top is None else top,
             resolutions=self.resolutions,
             tokens=self.measure.tokens,
+            connected=top is not None,
         )
         flags = tuple(map(str, self.measure.flags))
-        graph.graph |= {"meaning": self.measure.meaning, "flags": flags}
+        graph.graph |= {"meaning": self.measure.meaning, "flags": flags, "reduced": True}
         return graph
 
     def paths(self, k: int = 10) -> Paths:
@@ -130,11 +144,24 @@ class Reduced:
         """
         return _report(self)
 
-    def plot(self, ax: Axes | None = None, **options: Any) -> Axes:
-        """Draw the strongest steps, see :func:`nrm_graph.plots.plot_subgraph`."""
+    def plot(self, ax: Axes | None = None, *, top: int = 60, images: bool = False) -> Axes:
+        """Draw the strongest steps that make a connected graph.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Axes to draw on, see :func:`nrm_graph.plots.plot_subgraph`.
+        top : int
+            Number of steps and ends, at most.
+        images : bool
+            Show at every unit where in the input the relevance goes that passes through it: a pass
+            a unit, of a network with an input of shape (C, H, W).
+        """
         from nrm_graph.plots import plot_subgraph
 
-        return plot_subgraph(self.graph(), ax, **options)
+        graph = self.graph(top)
+        maps = unit_maps(self.measure, self.watched, set(graph)) if images else None
+        return plot_subgraph(graph, ax, images=maps)
 
 
 def reduced(
@@ -193,6 +220,13 @@ def of_watched(
     steps = _steps(measure, watched)
     means = [_activation(measure.state, layer) for layer in watched]
     return Reduced(*tables(watched, steps, means, measure.scale), measure, tuple(watched), carried)
+
+
+def _ended(ends: pa.Table) -> pa.Table:
+    """Sum what ends below the nodes of every layer, as rows of pseudo-units of a node table."""
+    sums = ends.group_by(["dst_layer", "src_unit"]).aggregate([("relevance", "sum")])
+    columns = [*(sums[name] for name in ("dst_layer", "src_unit", "relevance_sum"))]
+    return pa.table([*columns, pa.nulls(len(sums), pa.float64())], names=ENDED)
 
 
 def _steps(measure: Algebra, watched: Sequence[WatchedLayer]) -> Steps:
