@@ -24,7 +24,7 @@ _WIDEST = 0.62  # of the distance of two columns
 
 
 def checked_images(
-    graph: nx.DiGraph, images: Mapping[Hashable, npt.ArrayLike] | None
+    graph: nx.DiGraph, images: Mapping[Any, npt.ArrayLike] | None
 ) -> dict[Hashable, npt.NDArray[np.float64]]:
     """Return the maps of nodes that a graph has.
 

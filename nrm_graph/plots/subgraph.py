@@ -61,7 +61,7 @@ def plot_subgraph(
     ax: Axes | None = None,
     *,
     image: npt.NDArray[Any] | None = None,
-    images: Mapping[Hashable, npt.ArrayLike] | None = None,
+    images: Mapping[Any, npt.ArrayLike] | None = None,
 ) -> Axes:
     r"""Draw a subgraph of relevance, layer by layer from the input (left) to the output.
 

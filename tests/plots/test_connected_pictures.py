@@ -121,7 +121,7 @@ def test_what_is_cut_has_a_ring():
 
 def test_the_shares_are_told():
     note = plot_subgraph(residual()).get_xlabel()
-    assert "10 edges with 25 % of the edges' sum of |relevance| (the strongest: 38 %)" in note
+    assert "10 edges with 25 % of the sum over all of |relevance| (the strongest: 38 %)" in note
     figure = plot_circuit(residual(inputs=1, absorbed=0.25, target=0))
     (said,) = (text.get_text() for text in figure.texts if text.get_text().startswith("N = 1"))
     assert "kept share of the sum of |mean|: 25 % (the strongest: 38 %)" in said.replace("\n", " ")

@@ -104,7 +104,7 @@ class Reduced:
 
         rows = pa.concat_tables([self.edges, self.ends])
         pairs = sorted(set(zip(*(self.edges[n].to_pylist() for n in PAIR), strict=True)))
-        watched = replace(self.topology, groups=tuple(EdgeGroup(*pair, 0) for pair in pairs))
+        watched = replace(self.topology, groups=tuple(EdgeGroup(dst, src, 0) for dst, src in pairs))
         graph = subgraph(
             watched,
             pa.concat_tables([self.nodes.select(ENDED), _ended(self.ends)]),
