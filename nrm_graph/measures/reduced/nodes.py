@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.measures.event_algebra import Algebra
-    from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.network.units import Resolution
+    from nrm_graph.propagation.prepared_network import Network
 
     Watch = str | NeuronSet | Sequence[str | NeuronSet]
     By = Resolution | Mapping[str, Resolution]
@@ -69,70 +70,98 @@ def watched_layers(
     The neurons of the target are the first; of two layers of which one merely copies the other,
     the lower is watched.
     """
-    topology, output = measure.topology, measure.topology.output.layer_id
-    sets: dict[int, npt.NDArray[np.bool_]] = {}
-    for layer_id, mask in _asked(measure, watch):
-        if layer_id in sets and (sets[layer_id] & mask).any():
+    target = measure.weights.cpu().numpy().reshape(measure.topology.output.shape) != 0
+    return Layers(measure.network, measure.partitions).watched(target, watch, by)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What units of a network are found from, whatever its input.
+
+    Attributes
+    ----------
+    network : Network
+        The network.
+    partitions : tuple of Partition
+        What a unit is, by ``layer_id``.
+    """
+
+    network: Network
+    partitions: tuple[Partition, ...]
+
+    @property
+    def topology(self) -> Topology:
+        """Layers and edge groups of the network."""
+        return self.network.layout.topology
+
+    def watched(
+        self, target: npt.NDArray[np.bool_], watch: Watch = AUTOMATIC, by: By = "unit"
+    ) -> tuple[WatchedLayer, ...]:
+        """Find all units that may be nodes; see :func:`watched_layers`.
+
+        ``target`` is a mask of the output's neurons that walks begin at.
+        """
+        topology, output = self.topology, self.topology.output
+        sets: dict[int, npt.NDArray[np.bool_]] = {}
+        for layer_id, mask in self._asked(watch):
+            if layer_id in sets and (sets[layer_id] & mask).any():
+                raise EventError(
+                    f"watched sets of one layer must be disjoint: those of "
+                    f"{topology.layers[layer_id].name} share "
+                    f"{int((sets[layer_id] & mask).sum())} neurons"
+                )
+            sets[layer_id] = sets[layer_id] | mask if layer_id in sets else mask
+        copied = copies(self.network.program, self.network.layout)
+        below = copied.get(output.layer_id)
+        if below in sets:  # the target is that neuron of the other layer
+            sets[below] &= ~target.reshape(sets[below].shape)
+        chosen = [
+            i
+            for i, mask in sorted(sets.items(), reverse=True)
+            if i != output.layer_id and mask.any() and copied.get(i) not in sets
+        ]
+        parts = self._partitions(by, chosen)
+        first = _divided(output.layer_id, target, partition(output, "neuron"))
+        return (first, *(_divided(i, sets[i], parts[i]) for i in chosen))
+
+    def _asked(self, watch: Watch) -> list[tuple[int, npt.NDArray[np.bool_]]]:
+        """Layers and masks of what is asked for."""
+        topology = self.topology
+        asked = [watch] if isinstance(watch, str | NeuronSet) else list(watch)
+        if not asked or not all(isinstance(part, str | NeuronSet) for part in asked):
             raise EventError(
-                f"watched sets of one layer must be disjoint: those of "
-                f"{topology.layers[layer_id].name} share "
-                f"{int((sets[layer_id] & mask).sum())} neurons"
+                "watch takes 'auto', layer names, patterns such as 'layer?.?', or neuron sets; "
+                f"found {watch!r}"
             )
-        sets[layer_id] = sets[layer_id] | mask if layer_id in sets else mask
-    copied = copies(measure.network.program, measure.network.layout)
-    if copied.get(output) in sets:  # the target is that neuron of the other layer
-        sets[copied[output]] &= (
-            measure.weights.cpu().numpy().reshape(sets[copied[output]].shape) == 0
-        )
-    chosen = [
-        i
-        for i, mask in sorted(sets.items(), reverse=True)
-        if i != output and mask.any() and copied.get(i) not in sets
-    ]
-    parts = _partitions(measure, by, chosen)
-    return (_target(measure), *(_divided(i, sets[i], parts[i]) for i in chosen))
+        names = [part for part in asked if isinstance(part, str)]
+        ids = automatic(topology) if names == [AUTOMATIC] else ()
+        if names and not ids:
+            ids = matching(topology, names)
+        whole = [(i, np.ones(topology.layers[i].shape, bool)) for i in ids]
+        for part in asked:
+            if isinstance(part, NeuronSet):
+                info = topology.layer(part.layer)
+                mask = part.mask(info.shape, self.partitions[info.layer_id])
+                whole.append((info.layer_id, mask))
+        return whole
 
+    def _partitions(self, by: By, layers: Sequence[int]) -> dict[int, Partition]:
+        """Units of the layers that are watched."""
+        infos = [self.topology.layers[i] for i in layers]
+        if not isinstance(by, Mapping):
+            return {info.layer_id: self._units(info, by) for info in infos}
+        named = {self.topology.layer(name).layer_id: choice for name, choice in by.items()}
+        if unknown := named.keys() - set(layers):
+            name = self.topology.layers[min(unknown)].name
+            raise InputError(f"by names the layer {name}, which is not watched")
+        return {i.layer_id: self._units(i, named.get(i.layer_id, "unit")) for i in infos}
 
-def _asked(measure: Algebra, watch: Watch) -> list[tuple[int, npt.NDArray[np.bool_]]]:
-    """Layers and masks of what is asked for."""
-    topology = measure.topology
-    asked = [watch] if isinstance(watch, str | NeuronSet) else list(watch)
-    if not asked or not all(isinstance(part, str | NeuronSet) for part in asked):
-        raise EventError(
-            "watch takes 'auto', layer names, patterns such as 'layer?.?', or neuron sets; "
-            f"found {watch!r}"
-        )
-    names = [part for part in asked if isinstance(part, str)]
-    ids = automatic(topology) if names == [AUTOMATIC] else ()
-    if names and not ids:
-        ids = matching(topology, names)
-    whole = [(i, np.ones(topology.layers[i].shape, bool)) for i in ids]
-    for part in asked:
-        if isinstance(part, NeuronSet):
-            info = topology.layer(part.layer)
-            mask = part.mask(info.shape, measure.partitions[info.layer_id])
-            whole.append((info.layer_id, mask))
-    return whole
-
-
-def _partitions(measure: Algebra, by: By, layers: Sequence[int]) -> dict[int, Partition]:
-    """Units of the layers that are watched."""
-    infos = [measure.topology.layers[i] for i in layers]
-    if not isinstance(by, Mapping):
-        return {info.layer_id: _units(measure, info, by) for info in infos}
-    named = {measure.topology.layer(name).layer_id: choice for name, choice in by.items()}
-    if unknown := named.keys() - set(layers):
-        name = measure.topology.layers[min(unknown)].name
-        raise InputError(f"by names the layer {name}, which is not watched")
-    return {i.layer_id: _units(measure, i, named.get(i.layer_id, "unit")) for i in infos}
-
-
-def _units(measure: Algebra, info: LayerInfo, by: Resolution) -> Partition:
-    if isinstance(by, str) and by == "unit":
-        return measure.partitions[info.layer_id]
-    if isinstance(by, str) and by == "layer":
-        return Partition("layer", np.broadcast_to(np.zeros((), np.int32), info.shape), 1)
-    return partition(info, by)
+    def _units(self, info: LayerInfo, by: Resolution) -> Partition:
+        if isinstance(by, str) and by == "unit":
+            return self.partitions[info.layer_id]
+        if isinstance(by, str) and by == "layer":
+            return Partition("layer", np.broadcast_to(np.zeros((), np.int32), info.shape), 1)
+        return partition(info, by)
 
 
 def _divided(layer_id: int, mask: npt.NDArray[np.bool_], part: Partition) -> WatchedLayer:
@@ -141,13 +170,6 @@ def _divided(layer_id: int, mask: npt.NDArray[np.bool_], part: Partition) -> Wat
     labels[mask] = place.ravel()
     groups = NeuronGroups(layer_id, labels, len(units))
     return WatchedLayer(groups, units.astype(np.int32), part.resolution)
-
-
-def _target(measure: Algebra) -> WatchedLayer:
-    """Every neuron that walks begin at, one node each."""
-    info = measure.topology.output
-    mask = measure.weights.reshape(info.shape).cpu().numpy() != 0
-    return _divided(info.layer_id, mask, partition(info, "neuron"))
 
 
 def strongest_nodes(
@@ -165,15 +187,17 @@ def strongest_nodes(
         How many, shared out over the layers so that each keeps the same share of its sum of |R|;
         how many of each layer; or all.
     """
-    sizes = [np.abs(_relevance(measure, layer)) for layer in watched[1:]]
+    sizes = node_sizes(measure, watched[1:])
     return (watched[0], *chosen_nodes(measure.topology.layers, watched[1:], sizes, nodes))
 
 
-def _relevance(measure: Algebra, layer: WatchedLayer) -> npt.NDArray[np.float64]:
-    info = measure.topology.layers[layer.layer_id]
-    relevance: npt.NDArray[np.float64]
-    relevance = layer.groups.sums(measure._relevance(info)[None].double())[0].cpu().numpy()
-    return relevance
+def node_sizes(measure: Algebra, watched: Sequence[WatchedLayer]) -> list[npt.NDArray[np.float64]]:
+    """Give the |R| of every node, layer by layer."""
+    sizes = []
+    for layer in watched:
+        relevance = measure._relevance(measure.topology.layers[layer.layer_id])[None].double()
+        sizes.append(np.abs(layer.groups.sums(relevance)[0].cpu().numpy()))
+    return sizes
 
 
 def chosen_nodes(
