@@ -11,8 +11,8 @@ import pyarrow as pa
 from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events.sets import Event
 from nrm_graph.store.format.schema import EDGES, NODES
-from nrm_graph.store.materialize import stored_form
 from nrm_graph.store.measure import measure
+from nrm_graph.store.table_form import stored_form
 from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:

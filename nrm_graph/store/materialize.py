@@ -1,62 +1,82 @@
-"""Conditioned tables of many inputs: measures given an event, stored, listed and dropped."""
+"""Tables of many inputs beside a store's own: conditioned on an event, reduced to nodes, or both.
+
+They are made, listed and dropped here.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
-from nrm_graph.network.topology import PRUNED
 from nrm_graph.progress import Progress
 from nrm_graph.signals import ending_in_order
 from nrm_graph.store.format.manifest import MAX_ERROR
 from nrm_graph.store.format.schema import EDGES, NODES, Record
 from nrm_graph.store.input_group import group
 from nrm_graph.store.measure import measure, program
-from nrm_graph.store.read.conditions import check_name, create, undropped
+from nrm_graph.store.read.conditions import check_name, create, read_condition, undropped
+from nrm_graph.store.table_form import stored_form
 from nrm_graph.store.write import dropping
 from nrm_graph.store.write.writer import Writer
-from nrm_graph.tables import pruning
-from nrm_graph.tables.arrow import blocks_of, edge_rows, with_left_out
-from nrm_graph.tables.rounding import rounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
+    from typing import Protocol
 
     import torch
 
+    from nrm_graph.events.sets import NeuronSet
     from nrm_graph.measures.measure import Measure
+    from nrm_graph.network.units import Resolution
     from nrm_graph.store.format.manifest import Entry
+    from nrm_graph.store.read.reduced import Proposal
     from nrm_graph.store.view import View
     from nrm_graph.tables.bounded import Kept
-    from nrm_graph.tables.edge_block import Block
-    from nrm_graph.tables.pruning import Limit
+
+    class Form(Protocol):
+        """What tables of a measure are stored."""
+
+        def tables(self, m: Measure) -> tuple[pa.Table, pa.Table, Kept | None]:
+            """Nodes, edges, and what was kept of these."""
+
+
+NODE_COUNT = 200
+"""Nodes of reduced tables where no number is asked for."""
 
 
 def materialize(
     db: View,
-    event: Event,
+    event: Event | None = None,
     *,
     name: str,
     where: str | None = None,
+    watch: str | NeuronSet | Sequence[str | NeuronSet] | None = None,
+    by: Resolution | Mapping[str, Resolution] = "unit",
+    nodes: int | Mapping[str, int] | None = NODE_COUNT,
     inputs: Sequence[str | int] | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> None:
-    """Store the tables of many inputs, conditioned on an event, for SQL.
+    r"""Store the tables of many inputs, conditioned on an event or reduced to nodes, for SQL.
 
     They become ``<name>_nodes`` and ``<name>_edges``, with the columns of ``nodes`` and
     ``edges``, where a relevance is R(node and event) / R(event); and ``<name>_inputs``, with
     ``input_id``, ``relevance`` (R(event)), its ``error``, ``amplification``, ``absorbed``,
     ``status`` (``defined`` or ``undefined``) and ``reason``.  Inputs of which R(event) is below
     rounding are undefined: they have no nodes and edges, and ``reason`` says why.
+
+    With ``watch`` they are reduced tables, of :meth:`nrm_graph.measures.measure.Measure.reduced`:
+    the nodes are the same for all inputs, ``<name>_layers`` lists the watched layers, and rows of
+    ``<name>_edges`` from a node to its own layer hold what ends below it, in the pseudo-units -1
+    bias, -2 stabilizer, -4 remainder and -5, an input that is not watched.
 
     The same call again goes on where the last one stopped, and adds inputs that were
     extracted since; several processes may do so at once.
@@ -65,14 +85,17 @@ def materialize(
     ----------
     db : Database
         The store.
-    event : Event
-        The condition.
+    event : Event, optional
+        The condition; needed without ``watch``.
     name : str
         At most 60 ASCII letters, digits and underscores, a letter first; unlike the names
         of other conditions, letter case ignored.
     where : str, optional
         SQL condition over ``inputs`` that chooses the inputs; all by default.  Part of the
         condition, as the event is.
+    watch, by, nodes
+        As of :meth:`nrm_graph.measures.measure.Measure.reduced`, where \|R\| is its mean over all
+        inputs that ``where`` chooses.  Nodes are chosen once, by the first call, and recorded.
     inputs : sequence of key or input_id, optional
         Compute only these of the chosen inputs in this call.
     device : str or torch.device
@@ -84,14 +107,14 @@ def materialize(
     Raises
     ------
     InputError
-        If the name cannot be used, no input is chosen, one is not there, or the store keeps no
-        tensors.
+        If the name cannot be used, no input is chosen, one is not there, units or numbers of
+        nodes do not fit, or the store keeps no tensors.
     EventError
-        If the event does not fit the network.
+        If the event or a watched set does not fit the network.
     QueryError
         If ``where`` is not one SQL condition over ``inputs``.
     StoreError
-        If the name has another event or ``where``, or the store is damaged.
+        If the name has another event, ``where`` or nodes, or the store is damaged.
     SystemExit
         At SIGTERM and SIGHUP; what is computed is committed first, as at Ctrl-C.
 
@@ -100,19 +123,32 @@ def materialize(
     Units, pruning and rounding are those of the store: as many edges of an input at most, or of a
     pair of layers the same coverage and number of edges, of the conditioned relevance; the rest
     stands in rows of the pseudo-unit -3.  ``<name>_thresholds`` is as ``thresholds``.
+
+    Reduced tables are neither pruned nor rounded.  Where inputs explain different outputs, all of
+    these are nodes: walks of an input begin at its own, and the others hold 0.  \|R\| is read from
+    the stored nodes where these are no coarser than what is watched and there is no event; else
+    all inputs are computed once more before the first is stored.
     """
     try:
         check_name(name)
-        event = checked(event)
-        expand(event, db.topology, db.partitions)  # whether it fits the network
+        if event is not None:
+            event = checked(event)
+            expand(event, db.topology, db.partitions)  # whether it fits the network
+        _check_kind(event, watch, by, nodes)
         chosen = _chosen(db, where, inputs)
-        form = stored_form(db)
         if chosen:
             _check_first(db, chosen[0], device)
         meter = Progress(f"materialize {name}", len(chosen), "inputs", progress)
         with ending_in_order(), contextlib.ExitStack() as stack:
             stack.enter_context(undropped(db.path, name))
-            folder = create(db.path, db.meta, name, event, where)
+            proposal = None
+            if watch is not None:
+                from nrm_graph.store.reduced_tables import proposed
+
+                everything = _chosen(db, where, None)
+                proposal = proposed(db, everything, event, watch, by, nodes, device, progress)
+            folder = create(db.path, db.meta, name, event, where, proposal)
+            form = _form(db, folder, chosen, proposal)
             writer = stack.enter_context(Writer(folder))
             stack.enter_context(meter)
             for identity in chosen:
@@ -130,14 +166,38 @@ def materialize(
         db._refresh_conditions()
 
 
+def _check_kind(event: object, watch: object, by: object, nodes: object) -> None:
+    """Refuse a call that asks for nothing, and options of nodes where none are asked for."""
+    if watch is not None:
+        return
+    if event is None:
+        raise InputError(
+            "expected an event to condition on, or watch=... for reduced tables: found neither"
+        )
+    if not (isinstance(by, str) and by == "unit" and nodes == NODE_COUNT):
+        raise InputError("by and nodes go with watch=...: without it tables are of all units")
+
+
+def _form(db: View, folder: Path, chosen: Sequence[int], proposal: Proposal | None) -> Form:
+    """Return what is stored of every input: its units, or the nodes on record."""
+    if proposal is None:
+        return stored_form(db)
+    from nrm_graph.store.reduced_tables import reduced_form
+
+    recorded = read_condition(folder, db.meta, db._snapshot.entries).nodes
+    assert recorded is not None
+    return reduced_form(db, recorded, chosen)
+
+
 def conditions(db: View) -> pa.Table:
     """Conditions that were materialized, one row each.
 
     Returns
     -------
     pyarrow.Table
-        Columns ``name``, ``event``, ``where``, ``inputs`` (their number), ``undefined`` (of
-        how many R(event) is below rounding) and ``mean_relevance`` (of R(event)).
+        Columns ``name``, ``event`` (null of reduced tables without one), ``where``, ``inputs``
+        (their number), ``undefined`` (of how many R(event) is below rounding), ``mean_relevance``
+        (of R(event)) and ``nodes`` (how many reduced tables have; null of others).
     """
     rows = []
     for name, condition in sorted(db._conditions.items()):
@@ -148,11 +208,12 @@ def conditions(db: View) -> pa.Table:
         rows.append(
             {
                 "name": name,
-                "event": repr(condition.event),
+                "event": None if condition.event is None else repr(condition.event),
                 "where": condition.where,
                 "inputs": inputs,
                 "undefined": undefined,
                 "mean_relevance": mean,
+                "nodes": None if condition.nodes is None else condition.nodes.count,
             }
         )
     return pa.Table.from_pylist(rows, _SUMMARY)
@@ -166,6 +227,7 @@ _SUMMARY = pa.schema(
         ("inputs", pa.int64()),
         ("undefined", pa.int64()),
         ("mean_relevance", pa.float64()),
+        ("nodes", pa.int64()),
     ]
 )
 
@@ -219,7 +281,7 @@ def _check_first(db: View, identity: int, device: str | torch.device) -> None:
     program(db)
 
 
-def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm) -> None:
+def _add(writer: Writer, m: Measure, entry: Entry, event: Event | None, form: Form) -> None:
     """Compute and hand over the tables of one input, or why there are none."""
 
     def record(nodes: pa.Table, edges: pa.Table, **facts: object) -> Record:
@@ -238,7 +300,7 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm
         )
 
     try:
-        conditional = m.given(event)
+        conditional = m if event is None else m.given(event)
     except UndefinedConditional as error:
         reason = str(error)
     else:
@@ -264,8 +326,8 @@ def _add(writer: Writer, m: Measure, entry: Entry, event: Event, form: TableForm
     writer.add(record(no_nodes, no_edges, **_undefined(m, event, reason)))
 
 
-def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:
-    relevance = float(m(event))
+def _undefined(m: Measure, event: Event | None, reason: str) -> dict[str, Any]:
+    relevance = 1.0 if event is None else float(m(event))
     return {
         "relevance": relevance if math.isfinite(relevance) else None,
         "error": None,
@@ -275,60 +337,3 @@ def _undefined(m: Measure, event: Event, reason: str) -> dict[str, Any]:
         # Text of others may hold anything; what UTF-8 cannot hold is escaped.
         "reason": reason.encode("utf-8", "backslashreplace").decode()[:MAX_ERROR],
     }
-
-
-@dataclass(frozen=True)
-class TableForm:
-    """How the store keeps tables: limits of pairs of layers, and mantissa bits of edges."""
-
-    limits: Mapping[tuple[int, int], Limit]
-    most: int | None
-    bits: int | None
-
-    def tables(
-        self, m: Measure, event: Event | None = None
-    ) -> tuple[pa.Table, pa.Table, Kept | None]:
-        """Tables of a measure, pruned and rounded as the store's own are, and what was kept.
-
-        With an event they are joint with it, as of :meth:`Measure.tables`.
-        """
-        kept: Kept | None = None
-        if self.most is None:
-            nodes, edges = m.tables(event)
-            if self.limits:
-                nodes, edges = _pruned(nodes, edges, self.limits)
-        else:
-            from nrm_graph.measures.edge_tables import bounded_tables
-
-            nodes, edges, kept = bounded_tables(m, self.most, event)
-        return nodes, edges if self.bits is None else rounded(edges, self.bits), kept
-
-
-def stored_form(db: View) -> TableForm:
-    """Limits and rounding of a store's tables.
-
-    Raises
-    ------
-    StoreError
-        If ``store.json`` is malformed.
-    """
-    limits, most = pruning.stored(db.meta, db.topology), db.meta.get("max_edges")
-    return TableForm(limits, most, db.meta["mantissa_bits"])
-
-
-def _pruned(
-    nodes: pa.Table, edges: pa.Table, limits: Mapping[tuple[int, int], Limit]
-) -> tuple[pa.Table, pa.Table]:
-    """Keep the strongest edges of the pairs of layers that have a limit."""
-    blocks: list[Block] = []
-    lost: dict[int, float] = {}
-    for block in blocks_of(edges):
-        limit = limits.get((block.dst_layer, block.src_layer))
-        if limit is not None:
-            block = pruning.prune(block, limit)
-            removed = block.relevance[(block.src == PRUNED) & (block.dst >= 0)]
-            before = lost.get(block.dst_layer, 0.0)
-            lost[block.dst_layer] = before + float(removed.sum(dtype=np.float64))
-        blocks.append(block)
-    kind = edges.schema.field("relevance").type.to_pandas_dtype()
-    return with_left_out(nodes, lost), edge_rows(blocks, kind)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.network.targets import stored_outputs
-from nrm_graph.network.topology import EdgeGroup, LayerInfo, Topology
+from nrm_graph.network.topology import EdgeGroup, Topology
 from nrm_graph.network.units import resolve
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import local_path
@@ -132,18 +132,9 @@ class View:
     @cached_property
     def topology(self) -> Topology:
         """Layers and edge groups."""
-        layers = tuple(
-            LayerInfo(
-                row["layer_id"],
-                row["name"],
-                row["kind"],
-                tuple(row["shape"]),
-                row["depth"],
-                tuple(row["aliases"]),
-            )
-            for row in self.meta["layers"]
+        return Topology(
+            settings.layers_of(self.meta), tuple(EdgeGroup(*group) for group in self.meta["groups"])
         )
-        return Topology(layers, tuple(EdgeGroup(*group) for group in self.meta["groups"]))
 
     @property
     def outputs(self) -> Outputs:
@@ -207,6 +198,11 @@ class View:
                 [(dst, src) for dst, src, _ in self.meta["groups"]],
                 {name: condition.snapshot for name, condition in self._conditions.items()},
                 self._running,
+                {
+                    f"{name}_layers": condition.nodes.table()
+                    for name, condition in self._conditions.items()
+                    if condition.nodes is not None
+                },
             )
         return self._reader.query(query, params, ids, tables, timeout)
 

@@ -42,7 +42,8 @@ def edit(path, change, resealed=True):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3"),
+        ({"format_version": 2}, "expected asked to be there"),
         ({"format_version": True}, "format version True"),
         ({"name": "C"}, "name to be that of the folder"),
         ({"name": "../../x"}, "cannot name a condition"),

@@ -85,6 +85,7 @@ def test_rows_are_those_of_the_conditioned_measures(path, event):
         "where": None,
         "inputs": len(listed),
         "undefined": undefined,
+        "nodes": None,
     }
 
 

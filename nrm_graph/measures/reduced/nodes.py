@@ -213,7 +213,7 @@ def chosen_nodes(
     """
     if nodes is None:
         return tuple(watched)
-    numbers = _numbers(layers, watched, nodes)
+    numbers = numbers_of_nodes(layers, watched, nodes)
     before, owners, units = [], [], []
     for i, size in enumerate(sizes):
         order = np.argsort(-size, kind="stable")
@@ -236,10 +236,18 @@ def chosen_nodes(
     return tuple(layer.only(mask) for layer, mask in zip(watched, masks, strict=True) if mask.any())
 
 
-def _numbers(
-    layers: Sequence[LayerInfo], watched: Sequence[WatchedLayer], nodes: int | Mapping[str, int]
+def numbers_of_nodes(
+    layers: Sequence[LayerInfo], watched: Sequence[WatchedLayer], nodes: Budget
 ) -> list[int] | None:
-    """How many nodes of every layer; None where one number is for all."""
+    """Return how many nodes of every layer are asked for; None where one number is for all.
+
+    Raises
+    ------
+    InputError
+        If these are no numbers of nodes of the watched layers.
+    """
+    if nodes is None:
+        return None
     counts = list(nodes.values()) if isinstance(nodes, Mapping) else [nodes]
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:

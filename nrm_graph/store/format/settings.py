@@ -11,6 +11,7 @@ import safetensors.numpy
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from nrm_graph.errors import InputError, StoreError
+from nrm_graph.network.topology import LayerInfo
 from nrm_graph.store.format.files import (
     create_once,
     file_size,
@@ -324,6 +325,21 @@ def inputs_of(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
         return list(meta["inputs"])
     first = meta["layers"][0]
     return [{"name": first["name"], "shape": first["shape"], "dtype": "float"}]
+
+
+def layers_of(meta: Mapping[str, Any]) -> tuple[LayerInfo, ...]:
+    """Return the layers of the network, in order."""
+    return tuple(
+        LayerInfo(
+            row["layer_id"],
+            row["name"],
+            row["kind"],
+            tuple(row["shape"]),
+            row["depth"],
+            tuple(row["aliases"]),
+        )
+        for row in meta["layers"]
+    )
 
 
 def checked_tensor_file(path: Path) -> Path:

@@ -1,4 +1,7 @@
-"""Conditions: events whose conditioned tables a store holds, each in shards of its own."""
+"""Conditions: tables of measures beside a store's own, each in shards of its own.
+
+They are conditioned on an event, or reduced to chosen nodes, or both.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct
+from msgspec import Struct, to_builtins
 
 from nrm_graph.errors import EventError, InputError, StoreError
 from nrm_graph.events import serialization
@@ -23,7 +26,10 @@ from nrm_graph.store.format.files import (
 )
 from nrm_graph.store.format.json_file import JsonFile, Sha256, Text
 from nrm_graph.store.format.listing import MAX_LOOKS
+from nrm_graph.store.format.recorded_nodes import check_records
 from nrm_graph.store.format.schema import CONDITION_FACTS, FORMAT_VERSION, VIEWS
+from nrm_graph.store.format.settings import layers_of
+from nrm_graph.store.read import reduced
 from nrm_graph.store.read.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.events.sets import Event
     from nrm_graph.store.format.manifest import Entry, Manifest
+    from nrm_graph.store.read.reduced import Proposal, RecordedNodes
 
 FOLDER = "conditions"
 FILE = "condition.json"
@@ -53,24 +60,28 @@ class _Stored(Struct, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Condition:
-    """An event, and for which inputs its conditioned tables are committed.
+    """An event, nodes, or both, and for which inputs their tables are committed.
 
     Attributes
     ----------
     name : str
-        Its tables are ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``.
-    event : Event
-        What the measures are conditioned on.
+        Its tables are ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``; of reduced ones
+        further ``<name>_layers``.
+    event : Event or None
+        What the measures are conditioned on; None of reduced tables without a condition.
     where : str or None
         SQL condition over ``inputs`` that chose the inputs; None for all.
     snapshot : Snapshot
         Its shards.
+    nodes : RecordedNodes or None
+        Nodes of reduced tables.
     """
 
     name: str
-    event: Event
+    event: Event | None
     where: str | None
     snapshot: Snapshot
+    nodes: RecordedNodes | None = None
 
 
 def check_name(name: object) -> str:
@@ -92,7 +103,7 @@ def check_name(name: object) -> str:
     return name
 
 
-def store_identity(meta: Mapping[str, object]) -> str:
+def store_identity(meta: Mapping[str, Any]) -> str:
     """SHA-256 of ``store.json``, which never changes: a condition belongs to one store."""
     return seal({name: value for name, value in meta.items() if name != "seal"})
 
@@ -103,7 +114,12 @@ def folder_of(path: Path, name: str) -> Path:
 
 
 def create(
-    path: Path, meta: Mapping[str, object], name: str, event: Event, where: str | None
+    path: Path,
+    meta: Mapping[str, Any],
+    name: str,
+    event: Event | None,
+    where: str | None,
+    proposal: Proposal | None = None,
 ) -> Path:
     """Make a condition, or check that the one of this name is the same.
 
@@ -117,6 +133,8 @@ def create(
         Content of ``store.json``.
     name, event, where
         See :class:`Condition`.
+    proposal : Proposal, optional
+        Of reduced tables, their nodes, which are chosen where none are on record.
 
     Returns
     -------
@@ -130,40 +148,64 @@ def create(
     EventError
         If the event cannot be written as JSON.
     StoreError
-        If the name has another event or ``where``, or the disk fails.
+        If the name has another event, ``where`` or nodes, or the disk fails.
     """
     check_name(name)
     content: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if proposal is None else reduced.VERSION,
         "name": name,
-        "event": serialization.to_json(event),
+        "event": None if event is None else serialization.to_json(event),
         "where": where,
         "program_hash": meta["program_hash"],
         "store": store_identity(meta),
     }
-    text = json.dumps(content | {"seal": seal(content)}, indent=1, allow_nan=False).encode()
-    if len(text) > MAX_CONDITION_BYTES:
-        raise EventError(
-            f"an event of {len(text):,} bytes as JSON cannot be stored: the limit is "
-            f"{MAX_CONDITION_BYTES:,}"
-        )
+    if proposal is not None:
+        content["asked"] = proposal.asked
     folder = _made(path, name)
     with _making(path, name):
-        create_once(folder / FILE, text)
-    stored = read_content(folder, meta)
+        if not os.path.lexists(folder / FILE):
+            nodes = {} if proposal is None else proposal.content(folder)
+            create_once(folder / FILE, _text(content | nodes))
+    _check_same(to_builtins(read_content(folder, meta)), content)
+    return folder
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    text = json.dumps({**content, "seal": seal(content)}, indent=1, allow_nan=False).encode()
+    if len(text) > MAX_CONDITION_BYTES:
+        raise EventError(
+            f"a condition of {len(text):,} bytes as JSON cannot be stored: the limit is "
+            f"{MAX_CONDITION_BYTES:,}"
+        )
+    return text
+
+
+def _check_same(stored: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Refuse what is not what a name has been given to."""
+    name = content["name"]
     if stored["name"] != name:
         raise InputError(
             f"there is a condition {stored['name']!r}: {name!r} differs in letter case alone, use "
             "another name"
         )
+    if stored["format_version"] != content["format_version"]:
+        kinds = "tables of all units", "reduced tables (watch=)"
+        before, after = kinds if "asked" in content else kinds[::-1]
+        raise StoreError(f"the name {name} holds {before}, asked for are {after}; use another name")
+    # Compared as JSON: a list is as a tuple there.
     for field in ("event", "where"):
-        if stored[field] != content[field]:
-            before, after = (_shown(raw[field], field) for raw in (stored, content))
-            raise StoreError(
-                f"the condition {name} was made with another {field}: it has {before}, asked for "
-                f"is {after}; use another name"
-            )
-    return folder
+        _compare(name, field, stored[field], content[field])
+    for field, asked in content.get("asked", {}).items():
+        _compare(name, field, stored["asked"][field], asked)
+
+
+def _compare(name: str, field: str, before: object, after: object) -> None:
+    if before != after:
+        texts = [_shown(value, field) for value in (before, after)]
+        raise StoreError(
+            f"the condition {name} was made with another {field}: it has {texts[0]}, asked for is "
+            f"{texts[1]}; use another name"
+        )
 
 
 def undropped(path: Path, name: str) -> AbstractContextManager[None]:
@@ -204,7 +246,7 @@ def _making(path: Path, name: str) -> Iterator[None]:
 
 
 def read_conditions(
-    path: Path, meta: Mapping[str, object], entries: Mapping[int, Entry]
+    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
 ) -> dict[str, Condition]:
     """Conditions of a store, which holds `entries`, by name.
 
@@ -220,7 +262,7 @@ def read_conditions(
 
 
 def _undropped(
-    folder: Path, meta: Mapping[str, object], entries: Mapping[int, Entry]
+    folder: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
 ) -> Condition | None:
     """Read a condition, or None where it is dropped meanwhile: event and shards are of one."""
     for _ in range(MAX_LOOKS):
@@ -286,7 +328,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def read_condition(
-    folder: Path, meta: Mapping[str, object], entries: Mapping[int, Entry]
+    folder: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry]
 ) -> Condition:
     """Read one condition and the manifests of its shards; nothing in it is trusted.
 
@@ -295,8 +337,11 @@ def read_condition(
     StoreError
         If it is damaged, of another store or not made by this package.
     """
-    raw = read_content(folder, meta)
+    stored = read_content(folder, meta)
+    nodes = None
     try:
+        if isinstance(stored, reduced.StoredReduced):
+            nodes = reduced.recorded(folder, stored, layers_of(meta))
         snapshot = Snapshot(folder, store=entries)
         for manifest in snapshot.manifests.values():
             problem = facts_problem(manifest)
@@ -304,13 +349,14 @@ def read_condition(
                 raise StoreError(problem)
     except StoreError as error:
         raise StoreError(
-            f"the condition {raw['name']} of the store is damaged: {error}; remove {folder} and "
+            f"the condition {stored.name} of the store is damaged: {error}; remove {folder} and "
             "materialize anew"
         ) from error
-    return Condition(raw["name"], serialization.from_json(raw["event"]), raw["where"], snapshot)
+    event = None if stored.event is None else serialization.from_json(stored.event)
+    return Condition(stored.name, event, stored.where, snapshot, nodes)
 
 
-def read_content(folder: Path, meta: Mapping[str, object]) -> dict[str, Any]:
+def read_content(folder: Path, meta: Mapping[str, Any]) -> _Stored | reduced.StoredReduced:
     """Content of ``condition.json``; nothing in it is trusted.
 
     Raises
@@ -323,11 +369,16 @@ def read_content(folder: Path, meta: Mapping[str, object]) -> dict[str, Any]:
     advice = f"remove the folder {folder} and materialize anew"
     file = JsonFile(str(path), advice)
     raw = parse_object(read_limited(path, MAX_CONDITION_BYTES), file.name)
-    file.version(raw, FORMAT_VERSION)
-    stored = file.typed(raw, _Stored)
+    stored: _Stored | reduced.StoredReduced
+    if file.version(raw, FORMAT_VERSION, reduced.VERSION) == FORMAT_VERSION:
+        stored = file.typed(raw, _Stored)
+    else:
+        stored = file.typed(raw, reduced.StoredReduced)
+        check_records(file, stored.layers, stored.file, layers_of(meta))
     try:
         check_name(stored.name)
-        serialization.from_json(stored.event)
+        if stored.event is not None or isinstance(stored, _Stored):
+            serialization.from_json(stored.event)
     except (InputError, EventError) as error:
         raise StoreError(f"{path} is malformed: {error}; {advice}") from None
     expected = f"that of the folder, {folder.name!r}"
@@ -341,7 +392,7 @@ def read_content(folder: Path, meta: Mapping[str, object]) -> dict[str, Any]:
                 f"the condition {stored.name} of {folder.parent.parent} was made with another "
                 f"{subject} ({recorded[:12]}..., here it is {actual[:12]}...): {advice}"
             )
-    return raw
+    return stored
 
 
 def facts_problem(manifest: Manifest) -> str | None:
@@ -368,7 +419,7 @@ def _no_link(folder: Path) -> None:
 
 
 def _shown(value: object, field: str) -> str:
-    if field == "event":
+    if field == "event" and value is not None:
         value = serialization.from_json(value)
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

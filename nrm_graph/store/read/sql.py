@@ -73,6 +73,8 @@ class SqlReader:
         ``<name>_edges``.
     running : set of Call, optional
         Where calls of DuckDB stand while they run.
+    tables : mapping of name to pyarrow.Table, optional
+        Further tables of the store.
 
     Raises
     ------
@@ -87,6 +89,7 @@ class SqlReader:
         pairs: Sequence[tuple[int, int]],
         conditions: Mapping[str, Snapshot] | None = None,
         running: set[Call] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
     ) -> None:
         self._snapshot, self._pairs = snapshot, pairs
         self._conditions = {
@@ -94,6 +97,7 @@ class SqlReader:
             for name, shards in (conditions or {}).items()
             for table in ("inputs", "nodes", "edges", "thresholds")
         }
+        self._names = {*VIEWS, *self._conditions, *(name.lower() for name in tables or ())}
         self.process = os.getpid()
         self._running = set() if running is None else running
         self._con = connect()
@@ -110,6 +114,8 @@ class SqlReader:
         try:
             self._register("layers", layers)
             self._register("failures", snapshot.failures)
+            for name, table in (tables or {}).items():
+                self._register(name.lower(), table)
             for setting in (
                 f"allowed_paths = [{', '.join(map(_text, allowed))}]",
                 f"temp_directory = {_text(str(spill))}",
@@ -171,7 +177,7 @@ class SqlReader:
         check_timeout(timeout)
         if tables is not None and not isinstance(tables, Mapping):
             raise InputError(f"tables must be a mapping of name to table, found {tables!r}")
-        further, store_tables = dict(tables or {}), {*VIEWS, *self._conditions}
+        further, store_tables = dict(tables or {}), self._names
         for name in further:
             plain = isinstance(name, str) and _IDENTIFIER.match(name)
             if not plain or name.lower() in store_tables or name.startswith("__"):

@@ -48,7 +48,7 @@ class CheckedCondition:
 
 
 def check_conditions(
-    path: Path, meta: Mapping[str, object], entries: Mapping[int, Entry], findings: Findings
+    path: Path, meta: Mapping[str, Any], entries: Mapping[int, Entry], findings: Findings
 ) -> list[CheckedCondition]:
     """Check what the conditions of a store are, and that their inputs are the store's."""
     try:
@@ -101,7 +101,7 @@ def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], findings: F
 
 
 def check_condition(
-    condition: CheckedCondition, meta: Mapping[str, object], advance: Callable[[], object]
+    condition: CheckedCondition, meta: Mapping[str, Any], advance: Callable[[], object]
 ) -> None:
     """Check the shards of a condition: bytes, rows, and conservation."""
     facts = StoreFacts(meta, conditioned=True)

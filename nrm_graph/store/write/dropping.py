@@ -54,8 +54,8 @@ def drop(path: str | os.PathLike[str], name: str) -> int:
     with ending_in_order(), alone(store / "shards", AT_WORK):
         folder = folder_of(store, name)
         exists = os.path.lexists(folder / FILE)
-        if not exists or read_content(folder, meta)["name"] != name:
-            names = [read_content(other, meta)["name"] for other in condition_folders(store)]
+        if not exists or read_content(folder, meta).name != name:
+            names = [read_content(other, meta).name for other in condition_folders(store)]
             hint = f"it holds {', '.join(sorted(names))}" if names else "it holds none"
             raise InputError(f"there is no condition {name!r} in {store}: {hint}")
         with alone(folder, f"a materialization of {name}"):
