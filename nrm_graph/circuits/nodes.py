@@ -25,7 +25,11 @@ def ends_of(edges: pa.Table) -> pa.Table:
 
 
 def node_sums(
-    db: View, edges: pa.Table, ids: NDArray[np.int64], weights: NDArray[np.float64]
+    db: View,
+    edges: pa.Table,
+    ids: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    nodes: str = "nodes",
 ) -> pa.Table:
     """Weighted sums over inputs of the nodes at the ends of edges.
 
@@ -39,6 +43,8 @@ def node_sums(
         Input ids; one that stands twice counts with both weights.
     weights : ndarray of float64, (N,)
         What the relevance of each input is multiplied by.
+    nodes : str
+        The table.
 
     Returns
     -------
@@ -49,7 +55,7 @@ def node_sums(
     return db.sql(
         "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
         "CAST(NULL AS DOUBLE) AS activation "
-        "FROM nodes JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
+        f"FROM {nodes} JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
         "GROUP BY layer_id, unit ORDER BY layer_id, unit",
         inputs=np.unique(ids).tolist(),
         tables={
@@ -59,10 +65,11 @@ def node_sums(
     ).to_arrow_table()
 
 
-def absorbed_share(db: View, group: InputGroup) -> float:
+def absorbed_share(db: View, group: InputGroup, nodes: str = "nodes") -> float:
     """Mean share of the measure that biases, stabilizers and remainders hold."""
     query = (
-        "SELECT coalesce(sum(CAST(relevance AS DOUBLE)), 0) FROM nodes WHERE unit IN (-1, -2, -4)"
+        f"SELECT coalesce(sum(CAST(relevance AS DOUBLE)), 0) FROM {nodes} "
+        "WHERE unit IN (-1, -2, -4)"
     )
     ((total,),) = db.sql(query, inputs=group.ids.tolist()).fetchall()
     return float(total) / len(group)
