@@ -87,7 +87,7 @@ class Absent:
 
 def absent(db: View, rows: Source, layers: Sequence[int] | None = None) -> Absent | None:
     """Read the thresholds of the inputs that rows are of; None where nothing bounds edges."""
-    if db.meta.get("max_edges") is None:
+    if db.meta.get("max_edges") is None or not rows.pruned:
         return None
     ids = rows.group.ids
     table = db.sql(

@@ -14,6 +14,7 @@ from nrm_graph.circuits.clustering import choose, divide, normalized, rotated, s
 from nrm_graph.circuits.edge_graph import edge_graph, with_names
 from nrm_graph.circuits.edges import blocks, choose_edges, key_means, key_shares, nullable
 from nrm_graph.circuits.nodes import node_sums
+from nrm_graph.circuits.source import single
 from nrm_graph.errors import InputError
 from nrm_graph.propagation import flags
 from nrm_graph.store.input_group import InputGroup, group
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import networkx as nx
     from numpy.typing import NDArray
 
+    from nrm_graph.circuits.source import Source
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
     from nrm_graph.store.view import View
@@ -159,6 +161,7 @@ def clusters(
     mixed_targets: bool = False,
     seed: int = 0,
     exact: bool = False,
+    tables: str | None = None,
 ) -> Clusters:
     r"""Divide the inputs of a group by how their relevance flows.
 
@@ -183,6 +186,9 @@ def clusters(
         Of a store that leaves edges out: compute the chosen edges for every input from the stored
         program, where an input has no row of one as well, instead of leaving edges out.
         An interrupted call goes on where it stopped when it is made again of the same ``Database``.
+    tables : str, optional
+        Reduced tables that ``db.materialize(name=..., watch=...)`` made, by their name, in place of
+        the store's own; with an event, the inputs' conditional relevances, defined of all.
 
     Returns
     -------
@@ -220,8 +226,9 @@ def clusters(
     if k is not None:
         check_count("k", k)
     chosen = group(db, where, target=target, mixed_targets=mixed_targets)
-    names, unknown = choose_edges(db, chosen, "unit", edges, "std", exact)
-    keys, flows = _flows(db, chosen, names, exact)
+    rows = single(db, chosen, "unit", tables)
+    names, unknown = choose_edges(db, rows, edges, "std", exact)
+    keys, flows = _flows(db, rows, names, exact)
     flowing = np.flatnonzero(np.abs(flows).sum(1))
     standard = standardized(flows[flowing])
     points = rotated(normalized(standard))
@@ -261,20 +268,20 @@ def clusters(
         ),
         reference,
         unknown,
-        tuple(_nodes(db, chosen, names, keys, cluster, c) for c in range(count)),
+        tuple(_nodes(db, rows, names, keys, cluster, c) for c in range(count)),
         db.topology,
-        db.resolutions,
+        rows.resolutions(db),
     )
 
 
 def _flows(
-    db: View, chosen: InputGroup, edges: pa.Table, exact: bool
+    db: View, rows: Source, edges: pa.Table, exact: bool
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Keys, and the mean over targets of each key's edges, (K, E)."""
-    keys = tuple(sorted(set(chosen.keys)))
+    keys = tuple(sorted(set(rows.group.keys)))
     flows = np.zeros((len(keys), len(edges)))
-    for part, block in blocks(edges, len(chosen)):
-        _, flows[:, part] = key_means(db, chosen, block, exact=exact)
+    for part, block in blocks(edges, len(rows.group)):
+        _, flows[:, part] = key_means(db, rows, block, exact)
     return keys, flows
 
 
@@ -327,7 +334,7 @@ def _rows(
 
 def _nodes(
     db: View,
-    chosen: InputGroup,
+    rows: Source,
     edges: pa.Table,
     keys: tuple[str, ...],
     assigned: NDArray[np.int64],
@@ -335,6 +342,6 @@ def _nodes(
 ) -> pa.Table:
     """Mean relevance, over a cluster's keys, of the nodes at the ends of edges."""
     members = {key for key, c in zip(keys, assigned.tolist(), strict=True) if c == cluster}
-    rows = [i for i, key in enumerate(chosen.keys) if key in members]
-    shares = key_shares([chosen.keys[i] for i in rows])
-    return node_sums(db, edges, chosen.ids[rows], shares)
+    places = [i for i, key in enumerate(rows.group.keys) if key in members]
+    shares = key_shares([rows.group.keys[i] for i in places])
+    return node_sums(db, edges, rows.group.ids[places], shares, rows.nodes)

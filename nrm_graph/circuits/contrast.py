@@ -20,6 +20,7 @@ from nrm_graph.circuits.edges import (
     pair_codes,
 )
 from nrm_graph.circuits.nodes import absorbed_share, node_sums
+from nrm_graph.circuits.source import single
 from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import order
 from nrm_graph.store.input_group import InputGroup, group, notes_of
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import networkx as nx
     from numpy.typing import NDArray
 
+    from nrm_graph.circuits.source import Source
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.weighted_targets import Aim
@@ -189,6 +191,7 @@ def contrast(
     draws: int = 10_000,
     seed: int = 0,
     exact: bool = False,
+    tables: str | None = None,
 ) -> Contrast:
     """Compare two groups of inputs, edge by edge.
 
@@ -223,6 +226,9 @@ def contrast(
         Of a store that leaves edges out: compute the chosen edges for every input from the stored
         program, where an input has no row of one as well, instead of leaving edges out.
         An interrupted call goes on where it stopped when it is made again of the same ``Database``.
+    tables : str, optional
+        Reduced tables that ``db.materialize(name=..., watch=...)`` made, by their name, in place of
+        the store's own; with an event, the inputs' conditional relevances, defined of all.
 
     Returns
     -------
@@ -260,8 +266,10 @@ def contrast(
         group(db, where, target=target, mixed_targets=mixed_targets) for where in (a, b)
     )
     is_paired = _design(first, second)
-    chosen, unknown = choose_edges(db, _pooled(first, second), weight, edges, "rms", exact)
-    columns, enumerated = _tests(db, first, second, chosen, weight, is_paired, draws, seed, exact)
+    pooled = single(db, _pooled(first, second), weight, tables)
+    chosen, unknown = choose_edges(db, pooled, edges, "rms", exact)
+    both = single(db, first, weight, tables), single(db, second, weight, tables)
+    columns, enumerated = _tests(db, both, chosen, is_paired, draws, seed, exact)
     for test in ("welch", "permutation"):
         columns[f"{test}_q"] = statistics.q_values(columns[f"{test}_p"], pair_codes(chosen), adjust)
     table = with_names(db.topology, chosen)
@@ -275,17 +283,17 @@ def contrast(
         first,
         second,
         table.take(pa.array(order)),
-        _node_differences(db, first, second, chosen, weight),
+        _node_differences(db, *both, chosen),
         is_paired,
         weight,
         adjust,
         draws,
         enumerated,
-        (absorbed_share(db, first), absorbed_share(db, second)),
+        (absorbed_share(db, first, pooled.nodes), absorbed_share(db, second, pooled.nodes)),
         unknown,
         (*_notes(db, first, second, sizes, unknown), *_flagged(db, first, second, weight)),
         db.topology,
-        db.resolutions,
+        pooled.resolutions(db),
     )
 
 
@@ -320,10 +328,8 @@ def _pooled(a: InputGroup, b: InputGroup) -> InputGroup:
 
 def _tests(
     db: View,
-    a: InputGroup,
-    b: InputGroup,
+    both: tuple[Source, Source],
     edges: pa.Table,
-    weight: str,
     is_paired: bool,
     draws: int,
     seed: int,
@@ -333,11 +339,11 @@ def _tests(
     names = ("mean_a", "mean_b", "difference", "stderr", "welch_p", "permutation_p")
     columns = {name: np.zeros(len(edges)) for name in names}
     exact = False
-    for part, block in blocks(edges, len(a) + len(b)):
+    for part, block in blocks(edges, sum(len(rows.group) for rows in both)):
         keys: list[str] = []
         means = []
-        for g in (a, b):
-            group_keys, mean = key_means(db, g, block, weight, computed)
+        for rows in both:
+            group_keys, mean = key_means(db, rows, block, computed)
             keys += group_keys
             means.append(mean)
         columns["mean_a"][part], columns["mean_b"][part] = (m.mean(0) for m in means)
@@ -355,13 +361,11 @@ def _tests(
     return columns, exact
 
 
-def _node_differences(
-    db: View, a: InputGroup, b: InputGroup, edges: pa.Table, weight: str
-) -> pa.Table:
+def _node_differences(db: View, a: Source, b: Source, edges: pa.Table) -> pa.Table:
     """Difference of the means, over keys, of the nodes at the ends of edges."""
-    ids = np.concatenate([a.ids, b.ids])
-    shares = [key_shares(a.keys) * a.weights(weight), -key_shares(b.keys) * b.weights(weight)]
-    return node_sums(db, edges, ids, np.concatenate(shares))
+    ids = np.concatenate([a.group.ids, b.group.ids])
+    shares = [key_shares(a.group.keys) * a.weight, -key_shares(b.group.keys) * b.weight]
+    return node_sums(db, edges, ids, np.concatenate(shares), a.nodes)
 
 
 def _flagged(db: View, a: InputGroup, b: InputGroup, weight: str) -> Iterator[str]:

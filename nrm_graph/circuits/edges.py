@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.circuits.engines import EDGE
+from nrm_graph.circuits.engines import EDGE, local
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.statistics import key_sums
-from nrm_graph.circuits.sums import edge_partials
+from nrm_graph.circuits.sums import SUMS, edge_sums
 from nrm_graph.graphs.largest import largest
-from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,10 +28,8 @@ BLOCK_BYTES = 256 << 20
 """Values of all inputs of a group are read for as many edges at once as fit into this."""
 
 
-def known_partials(
-    db: View, group: InputGroup, weight: str, exact: bool = False
-) -> tuple[pa.Table, int]:
-    """Sum the edges whose relevance is known in every input of a group.
+def known_partials(db: View, rows: Source, exact: bool = False) -> tuple[pa.Table, int]:
+    """Sum the edges whose relevance is known in every input that rows are of.
 
     With ``exact`` any can be computed, and none is left out; sums are of what is stored.
 
@@ -43,10 +40,10 @@ def known_partials(
     unknown : int
         Edges left out: the store prunes their pair of layers, and an input has no row of them.
     """
-    partials = edge_partials(db, group, weight)
+    partials = edge_sums(db, rows, local, tuple(SUMS), None)
     if exact:
         return partials, 0
-    unknown = _pruned(db, partials) & (partials["n"].to_numpy() < len(group))
+    unknown = _pruned(rows, partials) & (partials["n"].to_numpy() < len(rows.group))
     return partials.filter(pa.array(~unknown)), int(unknown.sum())
 
 
@@ -65,8 +62,7 @@ def by_size(partials: pa.Table, size: NDArray[np.float64], count: int) -> NDArra
 
 def choose_edges(
     db: View,
-    group: InputGroup,
-    weight: str,
+    rows: Source,
     count: int,
     by: Literal["rms", "std"],
     exact: bool = False,
@@ -80,11 +76,11 @@ def choose_edges(
     unknown : int
         As of :func:`known_partials`.
     """
-    partials, unknown = known_partials(db, group, weight, exact)
-    size = partials["squares"].to_numpy() / len(group)
+    partials, unknown = known_partials(db, rows, exact)
+    size = partials["squares"].to_numpy() / len(rows.group)
     if by == "std":
         # A variance of rounding is none: an edge that is alike in all inputs tells nothing.
-        variance = size - (partials["total"].to_numpy() / len(group)) ** 2
+        variance = size - (partials["total"].to_numpy() / len(rows.group)) ** 2
         size = np.where(variance > 1e-12 * size, variance, 0.0)
     order = by_size(partials, size, count)
     return partials.select(EDGE).take(pa.array(order)), unknown
@@ -109,14 +105,10 @@ def key_shares(keys: Sequence[str]) -> NDArray[np.float64]:
 
 
 def key_means(
-    db: View,
-    group: InputGroup,
-    edges: pa.Table,
-    weight: str = "unit",
-    exact: bool = False,
+    db: View, rows: Source, edges: pa.Table, exact: bool = False
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Keys of a group in order, and the mean over targets of each key's edges, (K, E)."""
-    keys, sums, counts = key_sums(group.keys, edge_values(db, group, edges, weight, exact=exact))
+    keys, sums, counts = key_sums(rows.group.keys, weighted_values(db, rows, edges, exact))
     return keys, sums / counts[:, None]
 
 
@@ -127,6 +119,7 @@ def edge_values(
     weight: str = "unit",
     given: str | Event | None = None,
     exact: bool = False,
+    tables: str | None = None,
 ) -> NDArray[np.float64]:
     """Relevance of edges for every input of a group.
 
@@ -144,6 +137,8 @@ def edge_values(
         A materialized condition: then R(edge & condition), not divided by R(condition).
     exact : bool
         Compute what the store may leave out, see :mod:`nrm_graph.store.stored_edges`.
+    tables : str, optional
+        Reduced tables, by their name; with an event as ``given`` is.
 
     Returns
     -------
@@ -151,7 +146,13 @@ def edge_values(
         An edge without a row has 0, which it is in a complete store; in a pair of layers that the
         store prunes it is unknown without ``exact``: see :func:`nrm_graph.tables.pruning.stored`.
     """
-    rows = source(db, group, weight, given)
+    return weighted_values(db, source(db, group, weight, given, tables=tables), edges, exact)
+
+
+def weighted_values(
+    db: View, rows: Source, edges: pa.Table, exact: bool = False
+) -> NDArray[np.float64]:
+    """Relevance of edges times the weight of their input, (N, E); see :func:`edge_values`."""
     values = row_values(db, rows, edges)
     if exact:
         values = computed_values(db, rows, edges, values)
@@ -181,7 +182,7 @@ def computed_values(
 
     ``stored`` is what :func:`row_values` gives.
     """
-    pruned = np.flatnonzero(_pruned(db, edges))
+    pruned = np.flatnonzero(_pruned(rows, edges))
     if not len(pruned):
         return stored
     from nrm_graph.store.stored_edges import computed_edges
@@ -196,7 +197,6 @@ def computed_values(
     return values
 
 
-def _pruned(db: View, edges: pa.Table) -> NDArray[np.bool_]:
+def _pruned(rows: Source, edges: pa.Table) -> NDArray[np.bool_]:
     """Whether the store may leave edges out of the pair of layers of each, (E,)."""
-    limits = pruning.stored(db.meta, db.topology)
-    return np.isin(pair_codes(edges), [(d << 16) + s for d, s in limits])
+    return np.isin(pair_codes(edges), [(d << 16) + s for d, s in rows.limits])

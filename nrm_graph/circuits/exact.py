@@ -8,7 +8,6 @@ import numpy as np
 
 from nrm_graph.circuits.edges import blocks, computed_values, row_values
 from nrm_graph.circuits.engines import EDGE
-from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from typing import Any
@@ -31,7 +30,7 @@ def exact_sums(db: View, rows: Source, chosen: Chosen) -> pa.Table:
     edges are an input's own strongest is known as far as they are stored.
     """
     edges = chosen.edges.select(EDGE)
-    if not pruning.stored(db.meta, db.topology):
+    if not rows.pruned:
         return chosen.edges  # where every edge is stored
     parts: list[dict[str, NDArray[Any]]] = []
     base = rows.base[:, None]

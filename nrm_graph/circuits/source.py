@@ -1,7 +1,8 @@
-"""Where the rows of a circuit come from: a store's own tables, or those of a condition."""
+"""Where the rows of a circuit come from: a store's own tables, or those beside them."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
     from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.read.conditions import Condition
+    from nrm_graph.store.read.reduced import RecordedNodes
+    from nrm_graph.store.reduced_tables import ReducedForm
     from nrm_graph.store.view import View
+    from nrm_graph.tables.pruning import Limit
 
 _TABLES = ("edges", "nodes", "thresholds")
 
@@ -60,10 +64,12 @@ class Source:
     amplification : float
         Sum of |R| that R(condition) is made of, over |R(condition)|: how far rounding may have
         been amplified.
-    pruned : bool
-        Whether rows of the pseudo-unit -3 may occur.
+    limits : mapping of (dst layer, src layer) to Limit
+        Pairs of layers of which edges may be left out.
+    nodes_of : RecordedNodes or None
+        Nodes of reduced tables.
     condition : str or None
-        Name of the condition.
+        Name of the condition, or of the reduced tables.
     divisor : ndarray of float64, (N,), or None
         What rows are divided by: R(condition), and 1 where it is undefined; None without one.
     """
@@ -77,9 +83,26 @@ class Source:
     tables: Mapping[str, pa.Table]
     undefined: int
     amplification: float
-    pruned: bool
+    limits: Mapping[tuple[int, int], Limit]
+    nodes_of: RecordedNodes | None = None
     condition: str | None = None
     divisor: npt.NDArray[np.float64] | None = None
+
+    @property
+    def pruned(self) -> bool:
+        """Whether rows of the pseudo-unit -3 may occur."""
+        return bool(self.limits)
+
+    def pairs(self, db: View) -> list[tuple[int, int]]:
+        """List the layers that edges may link, (dst layer, src layer)."""
+        if self.nodes_of is None:
+            return [(group.dst, group.src) for group in db.topology.groups]
+        return list(itertools.combinations(self.nodes_of.ids, 2))
+
+    def resolutions(self, db: View) -> tuple[str, ...]:
+        """Return what the units of every layer are."""
+        usual = db.resolutions
+        return usual if self.nodes_of is None else self.nodes_of.resolutions(usual)
 
     @property
     def weighted(self) -> bool:
@@ -99,6 +122,7 @@ def source(
     weight: str = "unit",
     given: str | Event | None = None,
     per_input: bool = False,
+    tables: str | None = None,
 ) -> Source:
     """Choose the rows of a group.
 
@@ -115,24 +139,89 @@ def source(
     per_input : bool
         Of a condition: the mean of every input's conditional measure, over the inputs where it is
         defined.  By default the ratio of means, in which an input counts by its R(condition).
+    tables : str, optional
+        Reduced tables that were materialized, by their name; with an event they are conditioned.
 
     Raises
     ------
     InputError
-        If the condition is not materialized for every input of the group.
+        If the tables are not materialized for every input of the group.
     UndefinedConditional
         If the group's R(condition) is below rounding, or no input's is above.
     """
     weights = group.weights(weight)
-    pruned = bool(pruning.stored(db.meta, db.topology))
-    if given is None:
-        if per_input:
-            raise InputError("per_input goes with given: without a condition every input counts")
-        ones = np.ones(len(group))
-        return Source(group, *_TABLES, weights, ones, {}, 0, 1.0, pruned)
-    condition = _condition(db, given)
-    _check_complete(condition, group)
-    return _conditioned(db, group, condition, weights, per_input, pruned)
+    if given is not None and tables is not None:
+        raise InputError("give given= or tables=: reduced tables have their own condition")
+    condition = None
+    if tables is not None:
+        condition = reduced_tables(db, tables)
+    elif given is not None:
+        condition = _condition(db, given)
+    if condition is not None:
+        _check_complete(condition, group)
+    if condition is not None and condition.event is not None:
+        return _conditioned(db, group, condition, weights, per_input)
+    if per_input:
+        raise InputError(
+            "per_input goes with given, or tables of an event: else every input counts"
+        )
+    ones = np.ones(len(group))
+    if condition is None:
+        limits = pruning.stored(db.meta, db.topology)
+        return Source(group, *_TABLES, weights, ones, {}, 0, 1.0, limits)
+    _check_defined(db, condition, group)
+    names = tuple(f"{condition.name}_{kind}" for kind in _TABLES)
+    return Source(
+        group,
+        edges=names[0],
+        nodes=names[1],
+        thresholds=names[2],
+        weight=weights,
+        base=ones,
+        tables={},
+        undefined=0,
+        amplification=1.0,
+        limits={},
+        nodes_of=condition.nodes,
+        condition=condition.name,
+    )
+
+
+def single(db: View, group: InputGroup, weight: str, tables: str | None = None) -> Source:
+    """Choose the rows of a group whose inputs are compared with each other.
+
+    Of conditioned tables each input has its own conditional relevances.
+
+    Raises
+    ------
+    InputError
+        If that of an input is undefined, or the tables are not materialized for all.
+    """
+    conditioned = tables is not None and reduced_tables(db, tables).event is not None
+    if conditioned:
+        condition = reduced_tables(db, str(tables))
+        _check_complete(condition, group)
+        _check_defined(db, condition, group)
+    return source(db, group, weight, tables=tables, per_input=conditioned)
+
+
+def reduced_tables(db: View, name: object) -> Condition:
+    """Return what the reduced tables of a name are.
+
+    Raises
+    ------
+    InputError
+        If there are none.
+    """
+    named = {other: c for other, c in db._conditions.items() if c.nodes is not None}
+    if isinstance(name, str) and name in named:
+        return named[name]
+    if isinstance(name, str) and name in db._conditions:
+        raise InputError(f"{name!r} holds tables of all units: given={name!r} names them")
+    raise InputError(
+        f"there are no reduced tables {name!r:.100} in {db.path}: expected one of "
+        f"{', '.join(sorted(named)) or 'none'}; db.materialize(name=..., watch=...) makes them"
+    )
 
 
 def _condition(db: View, given: str | Event) -> Condition:
@@ -144,11 +233,13 @@ def _condition(db: View, given: str | Event) -> Condition:
                 f"{', '.join(sorted(conditions)) or 'none'}; db.materialize(event, name={given!r}) "
                 "makes it"
             )
+        if conditions[given].nodes is not None:
+            raise InputError(f"{given!r} holds reduced tables: tables={given!r} names them")
         return conditions[given]
     if not isinstance(given, Event):
         raise InputError(f"given takes an event or a condition's name, found {given!r}")
     for condition in conditions.values():
-        if condition.event == given:
+        if condition.nodes is None and condition.event == given:
             return condition
     raise InputError(
         f"the event {given!r} is not materialized in {db.path}: "
@@ -164,9 +255,24 @@ def _check_complete(condition: Condition, group: InputGroup) -> None:
     ]
     if missing:
         raise InputError(
-            f"the condition {condition.name!r} is not computed for {len(missing):,} of the "
+            f"{condition.name!r} is not computed for {len(missing):,} of the "
             f"{len(group):,} inputs, such as {missing[0]!r}: materialize it for them (the same "
             "call goes on; one with another where= needs another name)"
+        )
+
+
+def _check_defined(db: View, condition: Condition, group: InputGroup) -> None:
+    """Refuse inputs without rows, which are no zeros."""
+    undefined = db.sql(
+        f"SELECT key, reason FROM {condition.name}_inputs JOIN inputs USING (input_id) "
+        "WHERE status <> 'defined' ORDER BY key",
+        inputs=group.ids.tolist(),
+    ).fetchall()
+    if undefined:
+        key, reason = undefined[0]
+        raise InputError(
+            f"{condition.name!r} is undefined for {len(undefined):,} of the {len(group):,} inputs, "
+            f"such as {key!r}: {reason}; leave them out by where"
         )
 
 
@@ -176,10 +282,10 @@ def _conditioned(
     condition: Condition,
     weights: npt.NDArray[np.float64],
     per_input: bool,
-    pruned: bool,
 ) -> Source:
     """Rows of a condition, which a store holds divided by R(condition)."""
     name = condition.name
+    limits = pruning.stored(db.meta, db.topology) if condition.nodes is None else {}
     facts = db.sql(
         f"SELECT relevance, amplification, status = 'defined' AS defined FROM {name}_inputs "
         "ORDER BY input_id",
@@ -204,7 +310,8 @@ def _conditioned(
             {},
             undefined,
             float(facts["amplification"].to_numpy()[defined].max()),
-            pruned,
+            limits,
+            condition.nodes,
             name,
             facts["relevance"].to_numpy().astype(np.float64)[defined],
         )
@@ -239,7 +346,8 @@ def _conditioned(
         joint_tables,
         undefined,
         amplification,
-        pruned,
+        limits,
+        condition.nodes,
         name,
         np.where(defined, value, 1.0),
     )
@@ -258,13 +366,16 @@ def _joint(
     R(A & B) need not vanish where R(B) does: without these inputs a ratio of means would be
     wrong.  Fills in what their R(condition) is and of how much it is made.
     """
-    form, edges, nodes = stored_form(db), [EDGES.empty_table()], [NODES.empty_table()]
+    event = condition.event
+    assert event is not None
+    form = stored_form(db) if condition.nodes is None else _reduced_form(db, condition.nodes, group)
+    edges, nodes = [EDGES.empty_table()], [NODES.empty_table()]
     thresholds = [_THRESHOLDS.empty_table()]
     pairs = [(group.dst, group.src) for group in db.topology.groups]
     for place in np.flatnonzero(undefined).tolist():
         m = measure(db, int(group.ids[place]))
-        *tables, kept = form.tables(m, condition.event)
-        value[place], size[place] = m.extent(condition.event)
+        *tables, kept = form.tables(m, event)
+        value[place], size[place] = m.extent(event)
         for rows, table, schema in zip((nodes, edges), tables, (NODES, EDGES), strict=True):
             identity: Any = pa.array(np.full(len(table), group.ids[place], np.int64))
             rows.append(table.add_column(0, schema.field(0), identity).cast(schema))
@@ -274,3 +385,9 @@ def _joint(
             arrays = [ids, dst, src, np.array(kept.bounds(pairs))]
             thresholds.append(pa.table(arrays, _THRESHOLDS.names).cast(_THRESHOLDS))
     return pa.concat_tables(edges), pa.concat_tables(nodes), pa.concat_tables(thresholds)
+
+
+def _reduced_form(db: View, nodes: RecordedNodes, group: InputGroup) -> ReducedForm:
+    from nrm_graph.store.reduced_tables import reduced_form
+
+    return reduced_form(db, nodes, group.ids.tolist())

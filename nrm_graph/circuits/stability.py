@@ -12,20 +12,20 @@ from nrm_graph._optional import stats_library
 from nrm_graph.circuits.absent import absent
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.circuits.edge_graph import with_names
-from nrm_graph.circuits.edges import blocks, by_size, edge_values, known_partials, nullable
+from nrm_graph.circuits.edges import blocks, by_size, known_partials, nullable, weighted_values
 from nrm_graph.circuits.engines import EDGE
-from nrm_graph.circuits.source import source
+from nrm_graph.circuits.source import single
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.largest import check_top, largest
 from nrm_graph.store.input_group import InputGroup, group
-from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
+    from nrm_graph.circuits.source import Source
     from nrm_graph.network.targets import Sought
     from nrm_graph.store.view import View
 
@@ -130,6 +130,7 @@ def stability(
     level: float = 0.95,
     seed: int = 0,
     exact: bool = False,
+    tables: str | None = None,
 ) -> Stability:
     r"""Tell how a circuit's edges hold in halves and resamples of its keys.
 
@@ -159,6 +160,9 @@ def stability(
         Of a store that leaves edges out: compute the chosen edges for every input from the stored
         program, where an input has no row of one as well, instead of leaving edges out.
         An interrupted call goes on where it stopped when it is made again of the same ``Database``.
+    tables : str, optional
+        Reduced tables that ``db.materialize(name=..., watch=...)`` made, by their name, in place of
+        the store's own; with an event, the inputs' conditional relevances, defined of all.
 
     Returns
     -------
@@ -201,7 +205,8 @@ def stability(
     halves = _halves(rng, splits, len(keys))
     resamples = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), draws)
     key_weights = np.concatenate([np.ones((1, len(keys))), halves, 1 - halves, resamples])
-    edges, means, certified, unknown = _means(db, chosen, weight, top, key_weights, counts, exact)
+    rows = single(db, chosen, weight, tables)
+    edges, means, certified, unknown = _means(db, rows, top, key_weights, counts, exact)
     tops = [_top(row, top) for row in means]
     circuit, first, second = tops[0], tops[1 : 1 + splits], tops[1 + splits : 1 + 2 * splits]
     again = means[1 + 2 * splits :][:, circuit]
@@ -239,8 +244,7 @@ def _halves(rng: np.random.Generator, splits: int, n: int) -> NDArray[np.float64
 
 def _means(
     db: View,
-    chosen: InputGroup,
-    weight: str,
+    rows: Source,
     top: int,
     weights: NDArray[np.float64],
     counts: NDArray[np.int64],
@@ -259,22 +263,22 @@ def _means(
     unknown : int
         Edges of pruned pairs that are left out.
     """
-    partials, unknown = known_partials(db, chosen, weight, exact)
+    partials, unknown = known_partials(db, rows, exact)
     size = np.sqrt(partials["squares"].to_numpy())
     order = by_size(partials, size, len(size))
     names, size = partials.select(EDGE).take(pa.array(order)), size[order]
     others, fixed = size, False
-    if exact and pruning.stored(db.meta, db.topology):
-        others, fixed = _others(db, chosen, weight, partials.take(pa.array(order))), True
+    if exact and rows.pruned:
+        others, fixed = _others(db, rows, partials.take(pa.array(order))), True
     total = weights @ counts
     largest = np.sqrt(weights**2 @ counts) / total
     most = max(top, MEANS_BYTES // (8 * len(weights)))
     covered, count = 0, min(len(names), most, max(4 * top, 1000))
     parts = [np.zeros((len(weights), 0))]
     while True:
-        for _, block in blocks(names.slice(covered, count - covered), len(chosen)):
-            values = edge_values(db, chosen, block, weight, exact=exact)
-            _, sums, _ = key_sums(chosen.keys, values)
+        for _, block in blocks(names.slice(covered, count - covered), len(rows.group)):
+            values = weighted_values(db, rows, block, exact)
+            _, sums, _ = key_sums(rows.group.keys, values)
             parts.append(weights @ sums / total[:, None])
         covered = count
         parts = [np.concatenate(parts, axis=1)]
@@ -289,17 +293,17 @@ def _means(
         count = min(len(names), most, 2 * covered)
 
 
-def _others(db: View, chosen: InputGroup, weight: str, edges: pa.Table) -> NDArray[np.float64]:
+def _others(db: View, rows: Source, edges: pa.Table) -> NDArray[np.float64]:
     """Root of the largest sum of squares that edges may have, and one more that none has a row of.
 
     Infinite where nothing bounds what is absent.
     """
-    bounds = absent(db, source(db, chosen, weight))
+    bounds = absent(db, rows)
     if bounds is None:
         return np.full(len(edges) + 1, np.inf)
-    rows = edges["n"].to_numpy()
-    squares = edges["squares"].to_numpy() + bounds.errors(edges, rows, squares=True)
-    unseen = bounds.squares[bounds.unseen(edges, rows, None) > 0, -1].max(initial=0.0)
+    count = edges["n"].to_numpy()
+    squares = edges["squares"].to_numpy() + bounds.errors(edges, count, squares=True)
+    unseen = bounds.squares[bounds.unseen(edges, count, None) > 0, -1].max(initial=0.0)
     others: NDArray[np.float64] = np.sqrt(np.append(squares, unseen))
     return others
 
