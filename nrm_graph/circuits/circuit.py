@@ -21,7 +21,6 @@ from nrm_graph.graphs.subgraph import graph_of
 from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER
 from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import facts_of, group
-from nrm_graph.tables import pruning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +50,7 @@ def circuit(
     engine: str | Engine = "local",
     exact: bool = False,
     connected: bool = True,
+    tables: str | None = None,
 ) -> nx.DiGraph:
     r"""Return a connected graph of a group's strong edges, with statistics.
 
@@ -94,6 +94,10 @@ def circuit(
         Share the edges over the layers, so that every node is reached from the target (or from the
         topmost of ``layers``) and leads on to an end; see :mod:`nrm_graph.graphs.connected`.
         Otherwise those of the largest \|mean\|, wherever they stand.
+    tables : str, optional
+        Reduced tables that ``db.materialize(name=..., watch=...)`` made, by their name, in place of
+        the store's own: steps between nodes, and ends.  With an event they are conditioned, as by
+        ``given``.
 
     Returns
     -------
@@ -107,7 +111,7 @@ def circuit(
         (of the sum of \|mean\| over all stored edges, that the graph keeps), ``share_strongest``
         (that the strongest ``top`` edges would keep) and, as means, ``bias``, ``stabilizer``,
         ``remainder``, their sum ``absorbed``, and ``pruned``; with ``given`` further ``undefined``,
-        the number of inputs whose conditional is.
+        the number of inputs whose conditional is; with ``tables`` their name.
 
         Of an edge in a pair of layers that the store prunes, of which an input has no row,
         ``missing`` says how many have none; its mean is that of what is stored, and
@@ -141,8 +145,8 @@ def circuit(
             "nrm_graph.circuits.sums.edge_partials gives the sums of all edges as a table"
         )
     inside = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
-    pairs = _layers(db, layers)
-    rows = source(db, inside, weight, given, per_input)
+    rows = source(db, inside, weight, given, per_input, tables)
+    pairs = _layers(db, layers, rows.pairs(db))
     with Progress("circuit", 2) as meter:
         chosen = chosen_edges(db, rows, top, pairs, query_engine, connected)
         meter.advance()
@@ -154,7 +158,7 @@ def circuit(
         db.topology,
         nodes,
         edges.append_column("conditional", pa.nulls(len(edges), pa.float64())).take(by_size),
-        resolutions=db.resolutions,
+        resolutions=rows.resolutions(db),
         cut=chosen.cut,
     )
     _annotate(graph, db, rows, nodes, edges)
@@ -170,7 +174,7 @@ def circuit(
         "weight": weight,
         "top": top,
     }
-    graph.graph |= facts_of(db, rows.group, weight, given is not None)
+    graph.graph |= facts_of(db, rows.group, weight, rows.divisor is not None)
     graph.graph |= _certainty(graph, chosen, edges, top, exact)
     choice = {
         "target": rows.group.target,
@@ -178,9 +182,10 @@ def circuit(
         "layers": None if layers is None else tuple(layers),
     }
     graph.graph |= {name: value for name, value in choice.items() if value is not None}
-    if given is not None:
+    if rows.condition is not None:
+        graph.graph |= {"given" if rows.nodes_of is None else "tables": rows.condition}
+    if rows.divisor is not None:
         graph.graph |= {
-            "given": rows.condition,
             "per_input": per_input,
             "undefined": rows.undefined,
             "condition_relevance": float(rows.base.mean()),
@@ -208,17 +213,19 @@ def engine_of(engine: str | Engine) -> Engine:
     raise InputError(f"engine must be 'local' or 'ray', found {engine!r}")
 
 
-def _layers(db: View, names: Sequence[str] | None) -> list[int] | None:
+def _layers(
+    db: View, names: Sequence[str] | None, pairs: Sequence[tuple[int, int]]
+) -> list[int] | None:
     """Ids of layers that have edges between them."""
     if names is None:
         return None
     topology = db.topology
     ids = sorted({topology.layer(name).layer_id for name in checked_layers(names)})
-    if not any(group.dst in ids and group.src in ids for group in topology.groups):
+    if not any(dst in ids and src in ids for dst, src in pairs):
         reads = [
-            f"{topology.layers[g.dst].name} reads {topology.layers[g.src].name}"
-            for g in topology.groups
-            if g.dst in ids or g.src in ids
+            f"{topology.layers[dst].name} reads {topology.layers[src].name}"
+            for dst, src in pairs
+            if dst in ids or src in ids
         ]
         raise InputError(
             f"there are no edges between the layers {', '.join(map(repr, names))}: "
@@ -333,7 +340,6 @@ def _scattered(rows: Source, sums: pa.Table) -> pa.Table:
 def _annotate(graph: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges: pa.Table) -> None:
     """Add statistics to the nodes and edges of a graph."""
     names = [layer.name for layer in db.topology.layers]
-    limits = pruning.stored(db.meta, db.topology)
     extent = abs(float(rows.base.sum()))
     for row in nodes.to_pylist():
         data = graph.nodes[(names[row["layer_id"]], row["unit"])]
@@ -342,7 +348,7 @@ def _annotate(graph: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges:
         src, dst = ((names[row[f"{end}_layer"]], row[f"{end}_unit"]) for end in ("src", "dst"))
         missing = len(rows.group) - row["n"]
         lacking = row.get("lacking", math.inf) / extent
-        if missing and lacking and (row["dst_layer"], row["src_layer"]) in limits:
+        if missing and lacking and (row["dst_layer"], row["src_layer"]) in rows.limits:
             # What is not stored here is unknown, so only what is stored can be said.
             graph.edges[src, dst]["missing"] = missing
             if math.isfinite(lacking):

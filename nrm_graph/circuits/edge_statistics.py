@@ -206,7 +206,7 @@ def chosen_edges(
     if connected:
         dst_layer, dst_unit, src_layer, src_unit = ends
         joined = Ends(dst_layer, dst_unit, src_layer, src_unit, size)
-        choice = connected_edges(joined, _read(db, pairs), top)
+        choice = connected_edges(joined, _read(rows.pairs(db), pairs), top)
         places, cut = choice.places, choice.cut
     columns = scan.sums(places)
     total, squares, n = (columns[name] for name in ("total", "squares", "n"))
@@ -242,9 +242,8 @@ def chosen_edges(
     return Chosen(edges, float(size.sum()), strongest, cut, limits, bounds, others)
 
 
-def _read(db: View, layers: list[int] | None) -> list[tuple[int, int]]:
+def _read(every: list[tuple[int, int]], layers: list[int] | None) -> list[tuple[int, int]]:
     """Layers that read each other, dst and src, of those that are asked for."""
-    every = [(group.dst, group.src) for group in db.topology.groups]
     return [pair for pair in every if layers is None or set(pair) <= set(layers)]
 
 
