@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.progress import Progress
 from nrm_graph.store.format.files import local_path
@@ -82,6 +84,9 @@ def verify(
     checked = check_conditions(path, meta, entries, findings)
 
     def content(nodes: Rows, edges: Rows, where: Place) -> None:
+        if len(nodes["unit"]):
+            sizes = np.bincount(nodes["layer_id"], np.abs(nodes["relevance"]))
+            facts.variations[int(nodes["input_id"][0])] = float(sizes.max())
         try:
             for layer, problem in conservation.check(facts, nodes, edges):
                 findings.error(problem, **where, layer=None if layer is None else facts.name(layer))
@@ -96,7 +101,7 @@ def verify(
         for manifest in manifests:
             check_tables(path / "shards", manifest, facts, findings, content, meter.advance)
         for condition in checked:
-            check_condition(condition, meta, meter.advance)
+            check_condition(condition, facts, meter.advance)
     recomputed = 0
     if sample and entries:
         from nrm_graph.store.verify.recompute import recompute

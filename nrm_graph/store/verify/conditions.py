@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from nrm_graph.errors import StoreError
-from nrm_graph.network.topology import PRUNED
+from nrm_graph.network.topology import PRUNED, UNWATCHED
+from nrm_graph.store.format.settings import layers_of
 from nrm_graph.store.read import conditions
-from nrm_graph.store.verify import conservation
+from nrm_graph.store.read.reduced import StoredReduced, recorded
+from nrm_graph.store.verify import conservation, reduced
 from nrm_graph.store.verify.files import (
     BROKEN,
     check_identities,
@@ -20,6 +22,7 @@ from nrm_graph.store.verify.files import (
     note_left_over,
     read_shards,
 )
+from nrm_graph.store.verify.reduced import ReducedFacts
 from nrm_graph.store.verify.report import pair_of
 from nrm_graph.store.verify.tables import StoreFacts, check_tables
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nrm_graph.store.format.manifest import Entry, Manifest
+    from nrm_graph.store.format.recorded_nodes import LayerNodes
     from nrm_graph.store.verify.report import Findings, Place
     from nrm_graph.store.verify.tables import Rows
 
@@ -40,11 +44,12 @@ STRAY = "deleted while the condition was computed? readers ignore it"
 
 @dataclass(frozen=True)
 class CheckedCondition:
-    """A condition whose ``condition.json`` is as it should be."""
+    """A condition whose ``condition.json`` is as it should be, and nodes of reduced tables."""
 
     folder: Path
     findings: Findings
     manifests: list[Manifest]
+    watched: tuple[LayerNodes, ...] | None
 
 
 def check_conditions(
@@ -65,7 +70,7 @@ def check_conditions(
         place = f"{conditions.FOLDER}/{folder.name}"
         file = f"{place}/{conditions.FILE}"
         try:
-            conditions.read_content(folder, meta)
+            stored = conditions.read_content(folder, meta)
             check_seal(
                 folder / conditions.FILE, conditions.MAX_CONDITION_BYTES, findings, file=file
             )
@@ -74,6 +79,14 @@ def check_conditions(
                 findings.error(str(error), file=file)
             continue
         others = {*folder.iterdir()} - {folder / conditions.FILE, folder / "shards"}
+        watched = None
+        if isinstance(stored, StoredReduced):
+            others -= {folder / stored.file.name}
+            try:
+                watched = recorded(folder, stored, layers_of(meta)).labels
+            except StoreError as error:
+                findings.error(str(error), file=f"{place}/{stored.file.name}")
+                continue
         note_left_over(others, findings.within(place))
         inside = findings.within(f"{place}/shards")
         manifests = read_shards(folder, inside)
@@ -83,7 +96,7 @@ def check_conditions(
             if problem:
                 inside.error(problem, shard=manifest.name)
             _check_entries(manifest, entries, inside)
-        checked.append(CheckedCondition(folder, inside, manifests))
+        checked.append(CheckedCondition(folder, inside, manifests, watched))
     return checked
 
 
@@ -101,10 +114,13 @@ def _check_entries(manifest: Manifest, entries: Mapping[int, Entry], findings: F
 
 
 def check_condition(
-    condition: CheckedCondition, meta: Mapping[str, Any], advance: Callable[[], object]
+    condition: CheckedCondition, of_store: StoreFacts, advance: Callable[[], object]
 ) -> None:
     """Check the shards of a condition: bytes, rows, and conservation."""
-    facts = StoreFacts(meta, conditioned=True)
+    variations = of_store.variations
+    facts = StoreFacts(of_store.meta, conditioned=True)
+    if condition.watched is not None:
+        facts = ReducedFacts(of_store.meta, True, variations=variations, watched=condition.watched)
     for manifest in condition.manifests:
         content = functools.partial(
             _check_content, facts, _facts(condition.folder, manifest), condition.findings
@@ -150,14 +166,21 @@ def _check_content(
         findings.error(f"its status is {status!r}, with the numbers {numbers}", **where)
         return
     try:
-        for layer, problem in conservation.check(facts, nodes, edges, amplification):
+        if isinstance(facts, ReducedFacts):
+            variation = facts.variations.get(row["input_id"], 0.0)
+            problems = reduced.check(facts, nodes, edges, amplification, variation)
+        else:
+            variation = 0.0
+            problems = conservation.check(facts, nodes, edges, amplification)
+        for layer, problem in problems:
             findings.error(problem, **where, layer=None if layer is None else facts.name(layer))
     except MemoryError:  # a stranger's store.json may describe any number of units
         findings.error("not checked: its units do not fit in memory", **where)
         return
-    absorbing = (nodes["unit"] < 0) & (nodes["unit"] != PRUNED)
+    absorbing = (nodes["unit"] < 0) & ~np.isin(nodes["unit"], (PRUNED, UNWATCHED))
     values = nodes["relevance"].astype(np.float64)
-    limit = conservation.ROUNDINGS * conservation.EPS * amplification * np.abs(values).sum()
+    size = max(np.abs(values).sum(), variation)
+    limit = conservation.ROUNDINGS * conservation.EPS * amplification * size
     total = float(values[absorbing].sum())
     if abs(total - row["absorbed"]) > limit:
         findings.error(

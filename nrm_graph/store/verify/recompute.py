@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    import pyarrow as pa
+
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.units import Partition
@@ -85,13 +87,20 @@ def _recompute_condition(
     """Compare a sample of a condition's inputs."""
     snapshot = condition.snapshot
     inside = findings.within(f"{FOLDER}/{condition.name.lower()}/shards")
+    form = None
+    if condition.nodes is not None:
+        from nrm_graph.store.verify.recompute_reduced import Recomputed
+
+        form = Recomputed(condition.nodes)
     for identity, where in sample:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told where the store's own tables are compared
                 m = measure(db, identity)
             facts = snapshot.facts(identity)
-            nodes = snapshot.rows(identity, "nodes")
+            stored = {
+                table: columns(snapshot.rows(identity, table)) for table in ("nodes", "edges")
+            }
         except NotRegistered as error:
             inside.note(f"could not be recomputed: {error}", **where)
             continue
@@ -100,8 +109,9 @@ def _recompute_condition(
             continue
         before, rounding = facts["relevance"], facts.get("amplification")
         try:
-            after = float(m(condition.event))
-            conditional = m.given(condition.event)
+            event = condition.event
+            after = 1.0 if event is None else float(m(event))
+            conditional = m if event is None else m.given(event)
         except UndefinedConditional:
             conditional = None
         except (NrmError, MemoryError, *PROBLEMS) as error:
@@ -116,8 +126,10 @@ def _recompute_condition(
             inside.note(f"recomputed, it is {now}: near the limit of rounding", **where)
         if conditional is None or rounding is None:
             continue
-        columns = {name: nodes[name].to_numpy() for name in nodes.column_names}
-        _compare_nodes(conditional, columns, inside, where, max(1.0, rounding))
+        if form is None:
+            _compare_nodes(conditional, stored["nodes"], inside, where, max(1.0, rounding))
+        else:
+            form.compare(conditional, stored, inside, where, TOLERANCE * max(1.0, rounding))
 
 
 def _recompute_input(db: View, identity: int, where: Place, findings: Findings) -> bool:
@@ -148,10 +160,15 @@ def _recompute_input(db: View, identity: int, where: Place, findings: Findings) 
         findings.error(f"cannot be recomputed: {kind}{error}", **where)
         return False
     _compare_prediction(m, predicted, findings, where)
-    columns = {name: nodes[name].to_numpy() for name in nodes.column_names}
-    _compare_nodes(m, columns, findings, where)
-    _compare_activations(m, columns, findings, where)
+    stored = columns(nodes)
+    _compare_nodes(m, stored, findings, where)
+    _compare_activations(m, stored, findings, where)
     return True
+
+
+def columns(table: pa.Table) -> Rows:
+    """Return the columns of a table as arrays."""
+    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def _same_units(db: View, m: Measure, findings: Findings) -> bool:

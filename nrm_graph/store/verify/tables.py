@@ -48,13 +48,14 @@ class StoreFacts:
     """What ``store.json`` says about layers, and whether the tables are those of a condition.
 
     ``labels`` collects shard and label of the keys that were seen, ``thresholds`` those of inputs,
-    by input_id.
+    by input_id, and ``variations`` the largest sum of |R| of a layer of theirs.
     """
 
     meta: Mapping[str, Any]
     conditioned: bool = False
     labels: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
     thresholds: dict[int, object] = dataclasses.field(default_factory=dict)
+    variations: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def name(self, layer_id: int) -> str:
         """Name of a layer, or its number where there is none."""
@@ -106,6 +107,10 @@ class StoreFacts:
         for dst, src, *_ in pairs:
             matrix[dst, src] = True
         return matrix
+
+    def problems(self, rows: Rows, table: str) -> Iterator[tuple[Any, str]]:
+        """Rows that refer to what the store has not, by the problem."""
+        yield from _node_problems(rows, self) if table == "nodes" else _edge_problems(rows, self)
 
     @property
     def bits(self) -> int | None:
@@ -282,8 +287,7 @@ def check_rows(
             **where,
         )
         return False
-    check = _node_problems if table == "nodes" else _edge_problems
-    for wrong, problem in check(rows, facts):
+    for wrong, problem in facts.problems(rows, table):
         at = np.flatnonzero(wrong)
         if len(at):
             shown, layer = _shown(rows, table, int(at[0]), facts)
