@@ -34,6 +34,7 @@ from nrm_graph.evaluate.held_out import (
     trained_on,
     unablated,
 )
+from nrm_graph.evaluate.node_units import partitions_of
 from nrm_graph.evaluate.scores import Scorer
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.progress import Progress
@@ -81,7 +82,7 @@ def faithfulness(
     db : Database
         The store that the circuit was computed from, with its input tensors.
     circuit : networkx.DiGraph
-        As ``db.circuit(...)`` returns it.
+        As ``db.circuit(...)`` returns it; of reduced tables its units alone can be ablated.
     where : str, optional
         SQL condition over ``inputs`` that chooses the held-out inputs; by default all whose keys
         are not the circuit's.  Of those, the circuit's target counts alone; where its targets are
@@ -163,7 +164,8 @@ def faithfulness(
         raise InputError("reference says what a mean is over: pass baseline='mean' with it")
     trained, other = trained_on(db, circuit), held_out(db, circuit, where)
     net = network_for(db, trained, device)
-    topology, partitions, outputs = net.layout.topology, db.partitions, outputs_of(net.program)
+    partitions = partitions_of(db, circuit, by)
+    topology, outputs = net.layout.topology, outputs_of(net.program)
     order, sequence = ranking.circuit_order(parts_of(circuit, topology, partitions, by, layers))
     spent = budgets(sequence, fractions)
     below = {key[-1] for key in order}

@@ -187,6 +187,11 @@ def randomization(
             "the circuit is conditioned: randomize one without given=, for a condition on the "
             "network's own units means something else in another network"
         )
+    if "tables" in circuit.graph:
+        raise InputError(
+            "the circuit is one of reduced tables, whose nodes were chosen in this network: "
+            "randomize one of the store's own tables"
+        )
     check_count("draws", draws, 1)
     check_count("batch_size", batch_size, 1)
     check_count("seed", seed, 0)

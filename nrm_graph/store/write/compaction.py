@@ -22,7 +22,7 @@ from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES
 from nrm_graph.store.format.metadata import MAX_FIELDS, joined
 from nrm_graph.store.format.schema import GROUPS_PER_FILE, ORDER, TABLES
 from nrm_graph.store.format.words import counted
-from nrm_graph.store.read.conditions import condition_folders, dropped_folders
+from nrm_graph.store.read.conditions import FILE, condition_folders, dropped_folders
 from nrm_graph.store.write.rewrite import replace_all, shards_of
 
 if TYPE_CHECKING:
@@ -43,8 +43,10 @@ AT_WORK = "another compaction or deletion"
 
 _DATA = re.compile(rf"([0-9A-Za-z][0-9A-Za-z_-]*)\.({'|'.join(TABLES)})\.parquet(\.tmp)?")
 _MANIFEST = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]*\.json\.tmp")
+_LABELS = re.compile(r"nodes-([0-9a-f]{16})\.safetensors")
 _SINGLE = re.compile(
-    r"(program|store|condition|weights|units)\.(json|safetensors)\.[0-9a-f]{16}\.tmp"
+    rf"((program|store|condition|weights|units)\.(json|safetensors)|{_LABELS.pattern})"
+    r"\.[0-9a-f]{16}\.tmp"
 )
 
 
@@ -339,6 +341,7 @@ def _swept(folder: Path, older_than: float) -> Iterator[int]:
             for file in sorted(folder.iterdir())
             if _SINGLE.fullmatch(file.name)
         ]
+        unfinished += [(file, unlocked, None) for file in _unnamed_labels(folder)]
         for file, least_age, shard in unfinished:
             if _age(file, now) >= least_age:
                 size = remove_abandoned(file, None if shard is None else shards / f"{shard}.json")
@@ -349,6 +352,14 @@ def _swept(folder: Path, older_than: float) -> Iterator[int]:
             f"cannot delete old files in {shards}: {error.strerror or error}; what is in the store "
             "is not affected: see its permissions and run the same command again"
         ) from error
+
+
+def _unnamed_labels(folder: Path) -> list[Path]:
+    """Labels of nodes that no ``condition.json`` names: of one that was dropped or never made."""
+    files = [file for file in sorted(folder.iterdir()) if _LABELS.fullmatch(file.name)]
+    condition = folder / FILE
+    text = condition.read_text("utf-8", "replace") if files and condition.is_file() else ""
+    return [file for file in files if file.name[6:22] not in text]
 
 
 def _clock(folder: Path) -> float:
