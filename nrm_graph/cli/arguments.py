@@ -103,6 +103,35 @@ def resolution(text: str) -> str | dict[str, str]:
     return chosen
 
 
+def nodes(text: str) -> int | dict[str, int] | None:
+    """Read numbers of nodes: one, ``all``, or one by layer."""
+    if text == "all":
+        return None
+    chosen = resolution(text)
+    if isinstance(chosen, str):
+        return _whole(chosen, 1)
+    return {name: _whole(number, 1) for name, number in chosen.items()}
+
+
+def watched(texts: Sequence[str]) -> list[Any]:
+    """Read what is watched: names and patterns, and neuron sets, which have brackets.
+
+    Raises
+    ------
+    EventError
+        If one is neither.
+    """
+    from nrm_graph.events.sets import NeuronSet
+
+    parts: list[Any] = []
+    for text in texts:
+        part = event(text) if "[" in text or text.startswith("@") else text
+        if not isinstance(part, str | NeuronSet):
+            raise EventError(f"expected layers or neurons of one layer to watch, found {text!r}")
+        parts.append(part)
+    return parts
+
+
 def lines(path: str) -> list[str]:
     """Read the lines of a text file that are not empty.
 

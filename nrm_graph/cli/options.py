@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nrm_graph.cli.arguments import positive
+from nrm_graph.cli.arguments import nodes, positive, resolution
 from nrm_graph.cli.output import TABLE_FORMATS
 
 Function = Callable[..., Any]
@@ -144,6 +144,34 @@ def form(text: str) -> Decorator:
     """Let a command write a table in a format; ``text`` is its help."""
     return click.option("--format", "form", type=click.Choice(TABLE_FORMATS), help=text)
 
+
+reduction = _together(
+    click.option(
+        "--watch",
+        multiple=True,
+        metavar="LAYER",
+        help='layers to watch, by name or pattern ("layer?.?", * crosses dots), or neurons '
+        '("conv2[3]"); several times for several',
+    ),
+    click.option(
+        "--by",
+        type=resolution,
+        default="unit",
+        metavar="HOW",
+        help="what neurons of a layer are one node: unit, neuron, channel, feature, token, head, "
+        "layer; or LAYER=HOW,...",
+    ),
+    click.option(
+        "--nodes",
+        type=nodes,
+        default="200",
+        metavar="N",
+        help="how many units are watched, the strongest: a number, all, or LAYER=N,...",
+    ),
+)
+tables = click.option(
+    "--tables", metavar="NAME", help="reduced tables that were materialized, by their name"
+)
 
 FILE = AnyPath()
 store = click.argument("store", type=FILE)

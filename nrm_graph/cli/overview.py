@@ -114,7 +114,7 @@ def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
     target = facts.get("target")
     shown = {"inputs": f"{facts['inputs']:,}", "target": "several"}
     shown |= {} if target is None else {"target": db.outputs.text(target, db.meta["classes"])}
-    shown |= {name: facts[name] for name in ("where", "given") if name in facts}
+    shown |= {name: facts[name] for name in ("where", "given", "tables") if name in facts}
     if "undefined" in facts:
         shown |= {
             "mean" if facts["per_input"] else "ratio of means": "of every input's own conditional"
@@ -142,11 +142,19 @@ def circuit_edges(graph: nx.DiGraph) -> pa.Table:
 def conditions(db: Database) -> list[str]:
     """Return the conditions of a store in words, one each."""
     return [
-        f"{row['name']}: {_short(row['event'])}"
+        f"{row['name']}: {_condition(row)}"
         f"{'' if row['where'] is None else ' where ' + _short(row['where'])}, "
         f"{row['inputs']:,} inputs, {row['undefined']:,} undefined"
         for row in db.conditions().to_pylist()
     ]
+
+
+def _condition(row: Mapping[str, Any]) -> str:
+    """Say what the tables of a name are of."""
+    event = None if row["event"] is None else _short(row["event"])
+    if row["nodes"] is None:
+        return str(event)
+    return f"{row['nodes']:,} nodes{'' if event is None else f' given {event}'}"
 
 
 def paths(found: Sequence[Any], m: Measure, by: str) -> pa.Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nrm_graph._version import __version__
-from nrm_graph.cli.commands import extraction, many_inputs, one_input, store
+from nrm_graph.cli.commands import extraction, many_inputs, one_input, reduced, store
 from nrm_graph.cli.options import EXIT_CODES, Command
 
 COMPLETION = "_NRM_GRAPH_COMPLETE"
@@ -18,6 +18,7 @@ COMMANDS = (
     store.sql,
     one_input.relevance,
     one_input.paths,
+    reduced.reduce,
     many_inputs.materialize,
     one_input.subgraph,
     many_inputs.circuit,

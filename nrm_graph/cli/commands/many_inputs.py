@@ -17,8 +17,10 @@ from nrm_graph.cli.options import (
     exact,
     form,
     quiet,
+    reduction,
     store,
     table,
+    tables,
     top,
     weights,
     where,
@@ -39,36 +41,54 @@ if TYPE_CHECKING:
 
 @command(
     'nrm-graph materialize relevance.nrm --name given_b "features.28[12]"\n'
-    '  nrm-graph sql relevance.nrm "SELECT * FROM given_b_nodes"',
+    '  nrm-graph sql relevance.nrm "SELECT * FROM given_b_nodes"\n'
+    '  nrm-graph materialize relevance.nrm --name blocks --watch "layer?.?" --nodes 100',
     EXPRESSIONS,
 )
 @store
-@click.argument("expression", metavar="EXPR")
+@click.argument("expression", metavar="[EXPR]", required=False)
 @click.option("--name", required=True, metavar="NAME", help="of the tables: letters, digits and _")
 @where
+@reduction
 @click.option("--device", default="cpu", metavar="NAME", help="auto, cpu, cuda, ...")
 @weights
 @quiet
 def materialize(
     store: str,
-    expression: str,
+    expression: str | None,
     name: str,
     where: str | None,
+    watch: tuple[str, ...],
+    by: str | dict[str, str],
+    nodes: int | dict[str, int] | None,
     device: str,
     weights: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    """Store the tables of many inputs, conditioned on an event, for SQL.
+    """Store the tables of many inputs, conditioned on an event or reduced to nodes, for SQL.
 
     Tables NAME_nodes and NAME_edges hold R(node and event) / R(event), NAME_inputs holds R(event)
     by input, and why an input is undefined. The same command again goes on where it stopped.
+
+    With --watch they are reduced tables, with or without an event: exact steps between nodes that
+    are chosen once for all inputs, by mean |R|; NAME_layers lists the watched layers.
     """
-    event = arguments.event(expression)
+    event = None if expression is None else arguments.event(expression)
+    chosen = arguments.watched(watch) or None
 
     from nrm_graph import database
 
     with database.open(store, weights=weights or None) as db:
-        db.materialize(event, name=name, where=where, device=device, progress=not quiet)
+        db.materialize(
+            event,
+            name=name,
+            where=where,
+            watch=chosen,
+            by=by,
+            nodes=nodes,
+            device=device,
+            progress=not quiet,
+        )
         condition = {row["name"]: row for row in db.conditions().to_pylist()}[name]
         undefined = ""
         if condition["undefined"]:
@@ -93,6 +113,7 @@ def materialize(
     metavar="NAME|EXPR",
     help="a condition that was materialized, by its name or event: ratios of means",
 )
+@tables
 @click.option("--per-input", is_flag=True, help="with --given: the mean of single conditionals")
 @click.option("--layers", metavar="A,B,...", type=arguments.names, help="only edges between these")
 @averaging("unit")
@@ -163,6 +184,7 @@ def circuit(
 @click.option("--draws", type=arguments.positive, default=10_000, metavar="N", help="permutations")
 @click.option("--seed", type=arguments.count, default=0, metavar="N", help="of permutations")
 @averaging("logit")
+@tables
 @exact
 @weights
 @table

@@ -1,0 +1,103 @@
+"""The command about the reduced graph of one input: ``reduce``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nrm_graph.cli import arguments
+from nrm_graph.cli.options import (
+    EXPRESSIONS,
+    FILE,
+    GRAPH_FORMATS,
+    command,
+    given,
+    measured,
+    reduction,
+    store,
+    weights,
+)
+from nrm_graph.cli.output import print_notes, save_graph, write_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from nrm_graph.measures.reduced.reduced import Reduced
+
+SHOWN = 20
+"""Steps that are printed."""
+
+
+@command(
+    'nrm-graph reduce relevance.nrm --input cat.png --watch "layer?.?" --nodes 100',
+    EXPRESSIONS,
+    GRAPH_FORMATS,
+)
+@store
+@reduction
+@given
+@measured
+@weights
+@click.option("--output", type=FILE, metavar="FILE", help="write the graph here")
+def reduce(
+    store: str,
+    watch: tuple[str, ...],
+    by: str | dict[str, str],
+    nodes: int | dict[str, int] | None,
+    given: str | None,
+    key: str,
+    target: str | None,
+    weights: tuple[str, ...],
+    output: str | None,
+) -> None:
+    """Show exact steps between chosen neurons of one input, whatever lies between them.
+
+    Of every walk only its visits to the watched neurons count: a step holds the walks from one to
+    the next, and an end those that visit no further one. Without --watch the layers that people
+    think in are watched. The report says what every layer holds and keeps; below it stand the
+    strongest steps and ends.
+    """
+    from nrm_graph.graphs.formats import graph_path
+
+    path = None if output is None else graph_path(output)
+    condition = None if given is None else arguments.event(given)
+    chosen = arguments.watched(watch) or "auto"
+
+    from nrm_graph import database
+
+    with database.open(store, weights=weights or None) as db:
+        m = db.measure(key, target=arguments.which(target, db.meta["classes"], db.outputs))
+        if condition is not None:
+            m = m.given(condition)
+        reduced = m.reduced(chosen, by, nodes)
+        if path is not None:
+            save_graph(reduced.graph(), path)
+        write_table(reduced.report(), "table")
+        print()
+        write_table(_strongest(reduced), "table")
+        print_notes(m.flags)
+
+
+def _strongest(reduced: Reduced) -> pa.Table:
+    """Return the strongest steps and ends, their units by name."""
+    import pyarrow as pa
+
+    from nrm_graph.graphs.subgraph import largest
+    from nrm_graph.network.topology import PSEUDO_UNITS
+
+    rows = pa.concat_tables([reduced.edges, reduced.ends])
+    sizes = abs(rows["relevance"].to_numpy())
+    names = [layer.name for layer in reduced.topology.layers]
+    shown: list[dict[str, Any]] = [
+        {
+            "dst": f"{names[row['dst_layer']]}[{row['dst_unit']}]",
+            "src": f"{names[row['src_layer']]}[{row['src_unit']}]"
+            if row["src_unit"] >= 0
+            else f"({PSEUDO_UNITS[row['src_unit']]})",
+            "relevance": row["relevance"],
+            "conditional": row["conditional"],
+        }
+        for row in rows.take(largest(sizes, SHOWN)).to_pylist()
+    ]
+    return pa.Table.from_pylist(shown)
