@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import damaged, interrupted, materialized, resealed
+from helpers import damaged, interrupted, materialized, reduced, resealed
 from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
@@ -73,4 +73,16 @@ def two_shards(tmp_path_factory):
         own = {"0": np.arange(12) // 4}
         for rows in (damaged.images(2, (4,)), damaged.images(3, (4,))[2:]):
             ng.extract(damaged.dense(), rows, path, resolution=own, **damaged.OPTIONS).close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def reduced_store(tmp_path_factory):
+    """A store with reduced tables, ``steps`` and, under an event, ``given``, to read or copy."""
+    path = tmp_path_factory.mktemp("reduced") / "s.nrm"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        with reduced.extract(path) as db:
+            reduced.materialize(db)
+            reduced.materialize(db, "given", reduced.EVENT)
     return path

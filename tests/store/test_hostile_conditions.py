@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from helpers import interrupted
-from helpers.materialized import CHANNEL, COUNT, PIXEL, rows
+from helpers.materialized import (
+    CHANNEL,
+    COUNT,
+    PIXEL,
+    edit,
+    rewritten,
+    rows,
+    scaled,
+    strongest,
+)
 
 import nrm_graph as ng
-from nrm_graph.store.format.files import seal
 from nrm_graph.store.read import conditions
 from nrm_graph.store.verify import verify
 
@@ -28,15 +34,6 @@ def conditioned(tmp_path_factory):
 @pytest.fixture
 def damaged(conditioned, tmp_path):
     return shutil.copytree(conditioned, tmp_path / "d.nrm")
-
-
-def edit(path, change, resealed=True):
-    file = path / "conditions" / "b" / "condition.json"
-    raw = json.loads(file.read_text())
-    change(raw)
-    if resealed:
-        raw["seal"] = seal({k: v for k, v in raw.items() if k != "seal"})
-    file.write_text(json.dumps(raw))
 
 
 @pytest.mark.parametrize(
@@ -194,53 +191,6 @@ def test_a_sealed_condition_that_was_edited_is_found(damaged):
     edit(damaged, lambda raw: raw.update(where="target = 0"), resealed=False)
     report = verify(damaged, sample=0)
     assert ["sealed" in error.problem for error in report.errors] == [True]
-
-
-def rewritten(path, change, **facts):
-    """Shards of a condition written anew, all checksums right, from changed tables."""
-    from nrm_graph.store.format.schema import Record
-    from nrm_graph.store.write.writer import Writer
-
-    folder = path / "conditions" / "b"
-    with ng.open(path) as db:
-        snapshot = db._conditions["B"].snapshot
-        records = []
-        for identity, entry in snapshot.entries.items():
-            row = snapshot.facts(identity)
-            nodes, edges = (
-                snapshot.rows(identity, t).drop_columns(["input_id"]) for t in ("nodes", "edges")
-            )
-            names = ("relevance", "amplification", "absorbed", "status", "reason")
-            known = {name: row[name] for name in names}
-            if row["status"] == "defined":
-                nodes, edges = change(nodes, edges)
-                known |= facts
-            records.append(
-                Record(
-                    *(row[name] for name in ("key", "target", "label", "predicted", "logit")),
-                    known,
-                    entry.content,
-                    None,
-                    nodes,
-                    edges,
-                )
-            )
-    shutil.rmtree(folder / "shards")
-    (folder / "shards").mkdir()
-    with Writer(folder) as writer:
-        for record in records:
-            writer.add(record)
-
-
-def scaled(table, row, factor):
-    values = table["relevance"].to_numpy().copy()
-    values[row] *= factor
-    place = table.schema.get_field_index("relevance")
-    return table.set_column(place, table.schema.field(place), pa.array(values))
-
-
-def strongest(table):
-    return int(np.argmax(np.abs(table["relevance"].to_numpy())))
 
 
 @pytest.mark.parametrize(

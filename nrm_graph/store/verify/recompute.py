@@ -89,9 +89,13 @@ def _recompute_condition(
     inside = findings.within(f"{FOLDER}/{condition.name.lower()}/shards")
     form = None
     if condition.nodes is not None:
+        from nrm_graph.store.reduced_tables import ReducedForm
         from nrm_graph.store.verify.recompute_reduced import Recomputed
 
-        form = Recomputed(condition.nodes)
+        try:
+            form = Recomputed(condition.nodes.labels, ReducedForm(condition.nodes))
+        except StoreError:
+            return  # told by the check of its nodes
     for identity, where in sample:
         try:
             with warnings.catch_warnings():

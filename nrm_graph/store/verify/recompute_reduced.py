@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from nrm_graph.store.reduced_tables import ReducedForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nrm_graph.measures.measure import Measure
-    from nrm_graph.store.read.reduced import RecordedNodes
+    from nrm_graph.store.format.recorded_nodes import LayerNodes
+    from nrm_graph.store.reduced_tables import ReducedForm
     from nrm_graph.store.verify.report import Findings, Place
     from nrm_graph.store.verify.tables import Rows
 
@@ -35,16 +33,14 @@ class Recomputed:
 
     Attributes
     ----------
-    nodes : RecordedNodes
-        The nodes.
+    layers : tuple of LayerNodes
+        Watched layers.
+    form : ReducedForm
+        What makes tables of them.
     """
 
-    nodes: RecordedNodes
-
-    @cached_property
-    def form(self) -> ReducedForm:
-        """Make tables of these nodes."""
-        return ReducedForm(self.nodes)
+    layers: tuple[LayerNodes, ...]
+    form: ReducedForm
 
     def compare(
         self,
@@ -60,12 +56,10 @@ class Recomputed:
         at nodes that a pool may have left for another position it is a note.
         """
         nodes, edges, _ = self.form.tables(m)
-        sizes = {
-            i: float(m._relevance(m.topology.layers[i]).double().abs().sum())
-            for i in self.nodes.ids
-        }
-        coarse = {row.layer_id for row in self.nodes.layers if row.resolution in COARSE}
-        target = self.nodes.ids[0]
+        ids = [layer.info.layer_id for layer in self.layers]
+        sizes = {i: float(m._relevance(m.topology.layers[i]).double().abs().sum()) for i in ids}
+        coarse = {row.info.layer_id for row in self.layers if row.resolution in COARSE}
+        target = ids[0]
         flipped = 0
         for table, rows in (("nodes", nodes), ("edges", edges)):
             names = _KEYS[table]
