@@ -12,7 +12,7 @@ import nrm_graph as ng
 
 torch.set_num_threads(1)
 
-COUNT = 4
+COUNT = 3
 TARGETS = [0, 2]
 WATCH = ["stem", "block", "x"]
 BY = {"stem": "channel", "block": "channel"}
