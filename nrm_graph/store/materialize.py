@@ -138,15 +138,15 @@ def materialize(
         chosen = _chosen(db, where, inputs)
         if chosen:
             _check_first(db, chosen[0], device)
+        proposal = None
+        if watch is not None:
+            from nrm_graph.store.reduced_tables import proposed
+
+            everything = _chosen(db, where, None)
+            proposal = proposed(db, everything, event, watch, by, nodes, device, progress)
         meter = Progress(f"materialize {name}", len(chosen), "inputs", progress)
         with ending_in_order(), contextlib.ExitStack() as stack:
             stack.enter_context(undropped(db.path, name))
-            proposal = None
-            if watch is not None:
-                from nrm_graph.store.reduced_tables import proposed
-
-                everything = _chosen(db, where, None)
-                proposal = proposed(db, everything, event, watch, by, nodes, device, progress)
             folder = create(db.path, db.meta, name, event, where, proposal)
             form = _form(db, folder, chosen, proposal)
             writer = stack.enter_context(Writer(folder))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,10 +68,22 @@ def proposed(
     Raises
     ------
     InputError, EventError
-        If what is asked for is none of these.
+        If what is asked for are no nodes of the network.
     """
-    choose = partial(_choose, db, ids, event, watch, by, nodes, device, progress)
-    return Proposal(_asked(db.topology, watch, by, nodes), choose)
+    asked = _asked(db.topology, watch, by, nodes)
+    if not ids:
+        raise InputError(f"{db.path} holds no input to choose nodes by: extract some first")
+    m = measure(db, ids[0], device=device)
+    units = Layers(m.network, m.partitions).watched(_targets(db, ids), watch, by)
+    numbers_of_nodes(m.topology.layers, units[1:], nodes)
+
+    def choose() -> list[LayerNodes]:
+        sizes = _stored_sizes(db, ids, units[1:]) if event is None else None
+        if sizes is None:
+            sizes = _computed_sizes(db, ids, event, units[1:], device, progress)
+        return _chosen(m.topology, units, sizes, nodes)
+
+    return Proposal(asked, choose)
 
 
 def _asked(topology: Topology, watch: Watch, by: By, nodes: Budget) -> dict[str, Any]:
@@ -110,35 +122,18 @@ def _custom(labels: object) -> str:
     return f"custom {content_hash(units.astype(np.int64))}"
 
 
-def _choose(
-    db: View,
-    ids: Sequence[int],
-    event: Event | None,
-    watch: Watch,
-    by: By,
-    nodes: Budget,
-    device: str | torch.device,
-    progress: bool,
+def _chosen(
+    topology: Topology, units: Sequence[WatchedLayer], sizes: Sizes, nodes: Budget
 ) -> list[LayerNodes]:
-    """Choose nodes by mean |R| over inputs; those of the target are all that any explains."""
-    if not ids:
-        raise InputError(f"{db.path} holds no input to choose nodes by: extract some first")
-    m = measure(db, ids[0], device=device)
-    target = _targets(db, ids)
-    first, *candidates = Layers(m.network, m.partitions).watched(target, watch, by)
-    numbers_of_nodes(m.topology.layers, candidates, nodes)  # refused before anything is computed
-    sizes = _stored_sizes(db, ids, candidates) if event is None else None
-    if sizes is None:
-        sizes = _computed_sizes(db, ids, event, candidates, device, progress)
-    chosen = chosen_nodes(m.topology.layers, candidates, sizes, nodes)
-    whole = {layer.layer_id: size for layer, size in zip(candidates, sizes, strict=True)}
-    units = {layer.layer_id: layer.units for layer in candidates}
-    rows = [_nodes(m.topology, first, 1.0)]
-    for layer in chosen:
-        size, kept = whole[layer.layer_id], np.isin(units[layer.layer_id], layer.units)
+    """Choose nodes by their sizes; those of the target are all that any input explains."""
+    first, *candidates = units
+    whole = {layer.layer_id: (layer, size) for layer, size in zip(candidates, sizes, strict=True)}
+    rows = [_nodes(topology, first, 1.0)]
+    for layer in chosen_nodes(topology.layers, candidates, sizes, nodes):
+        every, size = whole[layer.layer_id]
         total = float(size.sum())
-        share = min(1.0, float(size[kept].sum()) / total) if total else 1.0
-        rows.append(_nodes(m.topology, layer, share))
+        held = float(size[np.isin(every.units, layer.units)].sum())
+        rows.append(_nodes(topology, layer, min(1.0, held / total) if total else 1.0))
     return rows
 
 

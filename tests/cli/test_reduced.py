@@ -122,8 +122,8 @@ def test_reduced_tables(store: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(out.splitlines()) > 5
     _, told = run(capsys, "materialize", path, "--name", "steps", "--watch", "stem", code=6)
     assert "was made with another watch" in told
-    _, told = run(capsys, "materialize", path, "--name", "more", code=3)
-    assert "expected an event to condition on, or watch=" in told
+    _, told = run(capsys, "materialize", path, "--name", "more", code=2)
+    assert "expected EXPR, --watch, or both" in told
     out, _ = run(capsys, "verify", path)
     assert "2 conditions, 3 recomputed: sound" in out
     out, _ = run(capsys, "drop", path, "steps")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @command(
     'nrm-graph materialize relevance.nrm --name given_b "features.28[12]"\n'
     '  nrm-graph sql relevance.nrm "SELECT * FROM given_b_nodes"\n'
-    '  nrm-graph materialize relevance.nrm --name blocks --watch "layer?.?" --nodes 100',
+    '  nrm-graph materialize relevance.nrm --name blocks --watch "layer?.?"',
     EXPRESSIONS,
 )
 @store
@@ -73,6 +73,8 @@ def materialize(
     With --watch they are reduced tables, with or without an event: exact steps between nodes that
     are chosen once for all inputs, by mean |R|; NAME_layers lists the watched layers.
     """
+    if expression is None and not watch:
+        raise click.UsageError("expected EXPR, --watch, or both: found neither")
     event = None if expression is None else arguments.event(expression)
     chosen = arguments.watched(watch) or None
 
