@@ -44,7 +44,8 @@ class Database(View):
 
     SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges``, ``failures`` (inputs that
     failed and were not stored later) and the view ``flows``, and for every condition that was
-    materialized ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``.
+    materialized ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``, with ``<name>_layers`` of
+    reduced tables.
 
     Parameters
     ----------

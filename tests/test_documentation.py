@@ -249,7 +249,7 @@ def test_the_readme_asks_and_its_numbers_are_right(capsys):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """A dress of the demo, with the condition of the page on SQL."""
+    """A dress of the demo, with the tables of the page on SQL."""
     import nrm_graph as ng
     from nrm_graph.cli.demo.fashion_cnn import load_demo
 
@@ -258,6 +258,7 @@ def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("documented") / "demo.nrm"
     with ng.extract(model, [dress], path, progress=False) as db:
         db.materialize(ng.Layer("features.6")[3], name="given_b", progress=False)
+        db.materialize(name="blocks", watch="features.?", by="channel", nodes=9, progress=False)
         yield db
 
 

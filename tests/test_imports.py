@@ -34,6 +34,7 @@ HEAVY = {
     "measures",
     "store.named_weights",
     "store.program_files",
+    "store.reduced_tables",
     "store.stored_edges",
     "store.stored_measure",
     "store.verify.recompute",

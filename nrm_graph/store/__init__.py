@@ -9,8 +9,9 @@ A store is a folder::
     shards/<name>.json             manifest of one shard: the commit point
     shards/<name>.inputs.parquet   shards/<name>.nodes.parquet
     shards/<name>.edges.parquet    shards/<name>.tensors.parquet
-    conditions/<name>/             OPTIONAL: tables of measures conditioned on an event
-        condition.json             the event; its presence makes the condition
+    conditions/<name>/             OPTIONAL: tables of measures conditioned on an event, or reduced
+        condition.json             the event, or what is watched; its presence makes the condition
+        nodes-<hash>.safetensors   of reduced tables: the node of every watched neuron
         shards/                    as above
 
 The words MUST, MUST NOT, SHOULD and MAY below are used as in RFC 2119.
@@ -163,31 +164,61 @@ threshold).
 **Conditions.** ``conditions`` MAY hold folders, each of one condition; a reader that does not know
 them MUST ignore it. A folder without ``condition.json`` is none. ``condition.json`` MUST be created
 exclusively, after the folder ``shards`` beside it, and never changed: a JSON object of at most 64
-MiB with exactly ``format_version`` (1, in stores of format 2 too), ``name``, ``event`` (as
-:mod:`nrm_graph.events.serialization` describes), ``where`` (SQL over ``inputs`` that chose the
-inputs, or null), ``program_hash`` and ``store`` (those of the store: ``store`` is the SHA-256 of
-``store.json`` without its seal, computed as a seal is) and ``seal``. ``name`` MUST be 1 to 60 ASCII
-letters, digits and underscores, a letter first, and no name of a table of the store; the folder
-bears it in lower case. A reader MUST refuse another program or store, and a writer another event or
-``where`` under a name that is taken. Its shards are as those of a store, with these differences:
-``input_id``, ``key``, ``target`` and ``content`` are those of inputs of the store (of others, which
-a writer may leave that a deletion overtook, readers SHOULD NOT see the rows, and who replaces MAY
-drop them); no tensors are stored; and ``metadata`` has the fields ``relevance`` (R(event)),
-``error`` (a bound of its error; shards of before it was stated lack the field, and readers MUST
-give null), ``amplification`` (sum of abs(R) of what the event is made of, over abs(R(event))),
-``absorbed`` (share of the conditioned measure that biases, stabilizers and remainders hold), all
-float, ``status`` and ``reason`` (string), of any of which the type is null where a shard holds no
-value, ``weights`` (string) where a shard holds weighted targets, and ``kept`` and ``thresholds`` in
-bounded stores, whose table SQL sees as ``<name>_thresholds``. ``status`` is ``defined`` or
-``undefined``; an undefined input has no nodes and edges, no error, amplification and absorbed, and
-a reason. Relevances are R(node and event) / R(event) and R(step and event) / R(event);
-``conditional`` is q under the event, or null where walks of the event do not go on independently of
-where they came from. Units, ``pruned`` pairs, ``max_edges`` and mantissa bits are those of the
-store. A writer MUST hold a shared lock of the condition's folder, where the disk has locks, from
-before it makes or reads ``condition.json`` until its last manifest is in place. Who drops a
-condition MUST hold the exclusive locks of the store's folder ``shards`` and of the condition's
-folder; it puts a manifest in place that holds nothing and replaces all others, and then removes
-``condition.json``. The name MAY be used again, and what was replaced is deleted as above.
+MiB with exactly ``format_version`` (1, in stores of format 2 too; 2 of reduced tables, see there),
+``name``, ``event`` (as :mod:`nrm_graph.events.serialization` describes), ``where`` (SQL over
+``inputs`` that chose the inputs, or null), ``program_hash`` and ``store`` (those of the store:
+``store`` is the SHA-256 of ``store.json`` without its seal, computed as a seal is) and ``seal``.
+``name`` MUST be 1 to 60 ASCII letters, digits and underscores, a letter first, and no name of a
+table of the store; the folder bears it in lower case. A reader MUST refuse another program or
+store, and a writer another event or ``where`` under a name that is taken. Its shards are as those
+of a store, with these differences: ``input_id``, ``key``, ``target`` and ``content`` are those of
+inputs of the store (of others, which a writer may leave that a deletion overtook, readers SHOULD
+NOT see the rows, and who replaces MAY drop them); no tensors are stored; and ``metadata`` has the
+fields ``relevance`` (R(event)), ``error`` (a bound of its error; shards of before it was stated
+lack the field, and readers MUST give null), ``amplification`` (sum of abs(R) of what the event is
+made of, over abs(R(event))), ``absorbed`` (share of the conditioned measure that biases,
+stabilizers and remainders hold), all float, ``status`` and ``reason`` (string), of any of which the
+type is null where a shard holds no value, ``weights`` (string) where a shard holds weighted
+targets, and ``kept`` and ``thresholds`` in bounded stores, whose table SQL sees as
+``<name>_thresholds``. ``status`` is ``defined`` or ``undefined``; an undefined input has no nodes
+and edges, no error, amplification and absorbed, and a reason. Relevances are R(node and event) /
+R(event) and R(step and event) / R(event); ``conditional`` is q under the event, or null where walks
+of the event do not go on independently of where they came from. Units, ``pruned`` pairs,
+``max_edges`` and mantissa bits are those of the store. A writer MUST hold a shared lock of the
+condition's folder, where the disk has locks, from before it makes or reads ``condition.json`` until
+its last manifest is in place. Who drops a condition MUST hold the exclusive locks of the store's
+folder ``shards`` and of the condition's folder; it puts a manifest in place that holds nothing and
+replaces all others, and then removes ``condition.json``. The name MAY be used again, and what was
+replaced is deleted as above.
+
+**Reduced tables.** A condition whose ``condition.json`` has ``format_version`` 2 holds reduced
+graphs of its inputs (see :mod:`nrm_graph.measures.reduced.steps`), of the same nodes for all. All
+that is said of conditions holds, with these differences. ``condition.json`` MUST hold exactly
+``format_version``, ``name``, ``event`` (null for none), ``where``, ``program_hash``, ``store``,
+``asked``, ``layers``, ``file`` and ``seal``. ``asked`` holds ``watch`` (names or patterns, as text,
+and neuron sets, as events are written), ``by`` (text, or an object of layer name to text: a
+resolution, ``unit``, ``layer``, or ``custom`` and the SHA-256 of an array's content) and ``nodes``
+(an integer, an object of layer name to integer, or null for all); it is compared, and a writer MUST
+refuse another under a name that is taken. ``layers`` lists the watched layers by descending
+``layer_id``, the last layer of the store first: objects of exactly ``layer_id``, ``resolution`` (as
+in ``store.json``, or ``layer`` where all of it is one unit), ``nodes`` (their number, at least 1)
+and ``share`` (from 0 to 1: of the sum over units of mean abs(R) over the inputs by which nodes were
+chosen, that they hold). ``file`` is an object of exactly ``size`` and ``sha256``, of the file
+``nodes-<first 16 digits of sha256>.safetensors`` of the same folder, which MUST be there before
+``condition.json``; other files of such names are no part of the store, and MAY be deleted by age.
+It MUST hold exactly one tensor for each entry of ``layers``, named by its ``layer_id`` in decimal
+digits: int32, of the layer's shape or of length 1 along axes on which labels repeat, the unit of
+every neuron under ``resolution``, -1 where it is not watched; distinct labels of at least 0 are the
+nodes. Readers MUST check sizes, the hash, types, shapes and ranges before they use it. ``nodes``
+has rows of these units alone, and of the pseudo-units -1, -2, -4 and -5 (an input that is not
+watched), which hold what ends below the nodes of their layer. A row of ``edges`` with dst_layer
+over src_layer is a direct step between nodes; one with src_layer = dst_layer and a pseudo-unit as
+src_unit what ends below dst without another visit. Steps into a node sum to its relevance but at
+the target (the last layer), steps out of it with its ends do so but at inputs, and relevances of
+the target sum to 1. Without an event ``relevance`` and ``amplification`` are 1 and ``error`` 0. The
+target's nodes MUST be all outputs that the inputs by which nodes were chosen explain; a writer MUST
+refuse an input that explains another. Rows are neither pruned nor rounded, whatever the store's own
+are, and ``<name>_layers`` is what SQL sees of ``layers``.
 
 **Encoding.** Readers MUST accept any Parquet encoding.  Writers SHOULD use DELTA_BINARY_PACKED for
 integers, BYTE_STREAM_SPLIT for floats, no dictionary, zstd level 1, pages of 131,072 rows and page

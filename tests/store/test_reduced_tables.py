@@ -215,7 +215,11 @@ def _sizes_of_none(db, ids, event, watched, device, progress):
     ("options", "error", "message"),
     [
         ({"nodes": 8}, ng.StoreError, "made with another nodes: it has 9, asked for is 8"),
-        ({"watch": ["stem"], "by": "unit"}, ng.StoreError, "another watch: it has \\['stem', 'block', 'x'\\]"),
+        (
+            {"watch": ["stem"], "by": "unit"},
+            ng.StoreError,
+            "another watch: it has \\['stem', 'block', 'x'\\]",
+        ),
         ({"by": "unit"}, ng.StoreError, "another by: it has .*'channel'.*, asked for is 'unit'"),
         ({"where": "target = 0"}, ng.StoreError, "another where: it has None"),
         ({"event": reduced.EVENT}, ng.StoreError, "another event: it has None"),
