@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,10 +11,12 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from helpers import reduced
+from helpers.commit_steps import Steps
 from helpers.materialized import rows
 
 import nrm_graph as ng
 from nrm_graph.network.topology import UNWATCHED
+from nrm_graph.store.verify import verify
 from nrm_graph.store.write.compaction import compact
 from nrm_graph.store.write.deletion import delete
 
@@ -365,3 +368,31 @@ def test_an_input_of_which_nothing_is_defined(path):
             assert "below rounding" in listed[identity][6]
             assert not rows(db, "pixel", inputs=[identity])["nodes"]
         assert db.verify(sample=8).sound
+
+
+def failed():
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_fault_at_steps_of_the_commits(reduced_store, tmp_path, step):
+    """At each of them the disk is full; the same call completes what is there."""
+    with ng.open(reduced_store) as db:
+        ids = list(db._snapshot.entries)[:2]
+    k = 1
+    while True:
+        path = shutil.copytree(reduced_store, tmp_path / f"{k}.nrm")
+        with ng.open(path) as db:
+            with pytest.MonkeyPatch.context() as patch:
+                steps = Steps(patch, k, failed)
+                with contextlib.suppress(ng.StoreError):
+                    reduced.materialize(db, "more", nodes=5, inputs=ids)
+            if steps.count < k:
+                break
+            assert verify(path, sample=0).sound
+            reduced.materialize(db, "more", nodes=5, inputs=ids)
+            assert {row[0] for row in rows(db, "more")["inputs"]} == set(ids)
+        assert verify(path, sample=2).sound
+        shutil.rmtree(path)
+        k += step
+    assert k > 14
