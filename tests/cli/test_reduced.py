@@ -55,7 +55,7 @@ def test_reduce(
     condition = ("--given", "block[0]") if given else ()
     out, _ = run(capsys, "reduce", str(made), *KEY, *NODES, *condition, "--output", str(file))
     r = expected(made, given)
-    first, *lines = out.splitlines()
+    first, _, *lines = out.splitlines()
     assert first == f"{file}: {len(r.graph())} nodes, {len(r.edges) + len(r.ends)} edges"
     assert lines[0].split()[:4] == ["layer", "nodes", "share", "relevance"]
     assert [line.split()[:2] for line in lines[2:5]] == [["head", "1"], ["stem", "2"], ["x", "3"]]

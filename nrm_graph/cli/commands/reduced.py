@@ -83,7 +83,7 @@ def _strongest(reduced: Reduced) -> pa.Table:
     """Return the strongest steps and ends, their units by name."""
     import pyarrow as pa
 
-    from nrm_graph.graphs.subgraph import largest
+    from nrm_graph.graphs.largest import largest
     from nrm_graph.network.topology import PSEUDO_UNITS
 
     rows = pa.concat_tables([reduced.edges, reduced.ends])
