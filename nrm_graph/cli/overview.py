@@ -247,6 +247,8 @@ def _composite(meta: Mapping[str, Any]) -> str:
     except (KeyError, TypeError, ValueError):  # of another writer: exact queries will refuse it
         rules = []
     name = str(composite.get("name") or "custom")
+    if composite.get("bias", "absorbed") != "absorbed":
+        rules.append("biases ignored")
     return f"{name} ({', '.join(rules)})" if rules else name
 
 

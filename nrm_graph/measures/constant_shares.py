@@ -63,6 +63,8 @@ def shares(state: State, name: str) -> dict[str, Tensor]:
     """``q(bias|j)`` of a layer by the name of what holds it, laid out as its value is."""
     op, kernel = state.network.layout.weighings[name], kernel_of(state, name)
     by_name: dict[str, Tensor] = {}
+    if state.network.composite.bias == "ignored":
+        return by_name
     for share in kernel.shares:
         if share.bias is not None:
             accumulate(by_name, bias_name(state, name), share.bias * share.factor)

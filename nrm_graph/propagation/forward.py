@@ -10,6 +10,7 @@ from nrm_graph.errors import InputError
 from nrm_graph.network.ir.input_spec import fitting
 from nrm_graph.network.ir.interpreter import exact, resolve
 from nrm_graph.network.ir.operations import MAX_POOL, function
+from nrm_graph.propagation.constant_neurons import mark
 from nrm_graph.propagation.routed_constants import track
 from nrm_graph.propagation.state import State
 
@@ -47,6 +48,8 @@ def forward(net: Network, x: Inputs, decided: State | None = None) -> State:
     for node in net.program.nodes:
         state.values[node.name] = _evaluated(node, state, n)
         track(node, state, n)
+        if net.composite.bias == "ignored":
+            mark(node, state)
     if "output" in net.layout.weighings:
         state.values["output"] = state.values[net.program.output]
     if not torch.isfinite(state.output).all():

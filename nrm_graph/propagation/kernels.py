@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nrm_graph.errors import CompositeError
 from nrm_graph.network.maps.linear import Moving
 from nrm_graph.propagation.state import copied
+from nrm_graph.propagation.tensor_sums import total
 from nrm_graph.rules.base import Decisions, Kernel, Signs, evaluated
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from nrm_graph.network.maps.linear import Weighing
     from nrm_graph.propagation.state import State
+    from nrm_graph.rules.base import Group, Rule
 
 
 def kernel_of(state: State, name: str) -> Kernel:
@@ -33,21 +38,28 @@ def _computed(state: State, name: str) -> Kernel:
     op, rule = net.layout.weighings[name], net.rules[net.layout.layer_of[name]]
     assert rule is not None
     known = net.non_negative[state.positive]
-    at = Signs(tuple(operand in known for operand in op.operands), name in net.silent)
-    z = state.values[name]
+    ignoring = net.composite.bias == "ignored"
+    # Where biases are left out, a positive output may be a negative sum of what is left.
+    silent = name in net.silent and not ignoring
+    at = Signs(tuple(operand in known for operand in op.operands), silent, ignoring)
     with torch.no_grad():
-        xs = [bounded(state, operand) for operand in op.operands]
         whole = resolved(state, name) if op.moving else None
+        xs, left = operands_left(state, name)
+        z = output_left(state, name, xs, whole)
         groups = net.groups.get((name, at))
         if groups is None:
             whole = resolved(state, name) if whole is None else whole
-            groups = rule.groups(whole, at)
+            groups = rule.groups(replace(whole, bias=None) if ignoring else whole, at)
+            _check_ignored(rule, groups, ignoring)
             if not op.moving:  # weights that depend on the input are made for every batch
                 net.groups[name, at] = groups
         decisions = _decisions(state, name)
         unplaced = rule.unplaced(z if decisions is None else decisions.z.to(z.dtype), at)
         unplaced = _unplaced(state, name, unplaced)
-        kernel = evaluated(groups, op, xs, z, unplaced, decisions)
+        kernel = evaluated(groups, op, xs, z, unplaced, decisions, left)
+        if ignoring:
+            lost = rule.remainder(op if whole is None else whole, xs, z)
+            return kernel._replace(remainder=lost)
         lost = rule.remainder(op if whole is None else whole, xs, z)
         return kernel._replace(held=_share_held(state, op, kernel), remainder=lost)
 
@@ -58,7 +70,48 @@ def _decisions(state: State, name: str) -> Decisions | None:
         return None
     device = state.values[name].device
     denominators = tuple(share.d.to(device) for share in kernel_of(state.decided, name).shares)
-    return Decisions(state.decided.values[name].to(device), denominators)
+    decided = state.decided
+    moving = state.network.layout.weighings[name].moving
+    xs, _ = operands_left(decided, name)
+    z = output_left(decided, name, xs, resolved(decided, name) if moving else None)
+    return Decisions(z.to(device), denominators)
+
+
+def _check_ignored(rule: Rule, groups: tuple[Group, ...], ignoring: bool) -> None:
+    """Refuse a rule that gives to a bias what the composite leaves out."""
+    if ignoring and any(g.bias is not None or g.following_bias is not None for g in groups):
+        raise CompositeError(
+            f"the rule {type(rule).__name__} gives a share to a bias, which a composite with "
+            "bias='ignored' leaves out: expected no bias where signs.ignoring is true"
+        )
+
+
+def operands_left(state: State, name: str) -> tuple[list[Tensor], list[Tensor | None] | None]:
+    """Operands of a layer, and where they count: constants may be left out."""
+    op = state.network.layout.weighings[name]
+    xs = [bounded(state, operand) for operand in op.operands]
+    if state.network.composite.bias == "absorbed":
+        return xs, None
+    marks = [state.constant.get(operand) for operand in op.operands]
+    left = [None if m is None else (m == 0).to(x.dtype) for m, x in zip(marks, xs, strict=True)]
+    return [x if t is None else x * t for x, t in zip(xs, left, strict=True)], left
+
+
+def output_left(state: State, name: str, xs: Sequence[Tensor], whole: Weighing | None) -> Tensor:
+    """Output of a layer; without its bias and constants, where those are left out."""
+    z: Tensor = state.values[name]
+    op = state.network.layout.weighings[name]
+    constants = any(operand in state.constant for operand in op.operands)
+    if state.network.composite.bias == "absorbed" or not (constants or op.bias is not None):
+        return z
+    if op.kind == "softmax":  # no sum of what it reads
+        return z
+    whole = resolved(state, name) if whole is None else whole
+    parts = [kind.apply(x, w) for kind, x, w in zip(op.maps, xs, whole.tensors, strict=True)]
+    rest = total(parts).expand_as(z)
+    if name in state.network.unbounded:  # a mask that is added hides
+        return torch.where(z.isinf(), z, rest)
+    return rest
 
 
 def _kernel_of_copies(state: State, name: str) -> Kernel:

@@ -38,6 +38,8 @@ class Network:
         Groups of every layer's rule, made at first use (see :mod:`nrm_graph.rules`).
     others : dict of dtype to Network
         The same network in other precisions, made when asked for.
+    connected : set of str
+        Layers every neuron of which is known to read something.
     """
 
     program: Program
@@ -47,6 +49,7 @@ class Network:
     silent: frozenset[str] = frozenset()
     groups: dict[tuple[str, Signs], tuple[Group, ...]] = field(default_factory=dict, repr=False)
     others: dict[torch.dtype, Network] = field(default_factory=dict, repr=False)
+    connected: set[str] = field(default_factory=set, repr=False)
 
     @functools.cached_property
     def non_negative(self) -> tuple[frozenset[str], frozenset[str]]:

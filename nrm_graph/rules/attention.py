@@ -44,7 +44,8 @@ class Uniform(Rule):
         like = op.tensors[0]
         share = torch.full((), 1 / len(op.maps), dtype=like.dtype, device=like.device)
         parts = tuple(Part(k, torch.ones_like, share) for k in range(len(op.maps)))
-        return (Group(parts, None, 0.0, unit=True),)
+        # Where constants are left out, what is left shares all.
+        return (Group(parts, None, 0.0, unit=not signs.ignoring),)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Hold(Checked):
         free = 1 - self.operand
         # Of z = x w / 2 + w x / 2 the free factor's half is all there is.
         part = Part(free, same, 2 * op.tensors[free])
-        return (Group((part,), op.shift, self.epsilon, plain=True),)
+        # Left-out constants are in only one of the halves.
+        return (Group((part,), op.shift, self.epsilon, plain=not signs.ignoring),)
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,14 @@ class Signs:
         For every operand, whether no neuron of it is ever negative.
     silent : bool
         Whether relevance vanishes wherever the output is not positive (only ReLUs read it).
+    ignoring : bool
+        Whether biases and constants are left out: the operation has no shift, its output is the
+        sum of what is left, and constants among its operands count nothing.
     """
 
     non_negative: tuple[bool, ...]
     silent: bool = False
+    ignoring: bool = False
 
 
 class Part(NamedTuple):
@@ -211,7 +215,11 @@ class Rule:
     proportional: ClassVar[bool] = True
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
-        """Parts and denominators of ``op``, whose weights are :attr:`Weighing.tensors`."""
+        """Parts and denominators of ``op``, whose weights are :attr:`Weighing.tensors`.
+
+        Under a composite that ignores biases (``signs.ignoring``) ``op.shift`` is None, and no
+        group may have a bias.
+        """
         raise NotImplementedError
 
     def unplaced(self, z: Tensor, signs: Signs) -> Tensor | None:
@@ -262,8 +270,12 @@ def evaluated(
     z: Tensor,
     unplaced: Tensor | None = None,
     decisions: Decisions | None = None,
+    left: Sequence[Tensor | None] | None = None,
 ) -> Kernel:
     """Evaluate groups at the operands ``xs`` and the output ``z`` of one batch.
+
+    ``left`` has for every operand where it is no constant, if constants are left out (None: it
+    has none).
 
     With ``decisions`` the signs are those, so that rounding alone tells both precisions apart; but
     a denominator beyond half its stabilizer keeps its own.
@@ -271,7 +283,7 @@ def evaluated(
     shares: list[Share] = []
     decisive = z if decisions is None else decisions.z
     for group in groups:
-        terms = _terms(group.parts, xs)
+        terms = _terms(group.parts, xs, left)
         if not terms:
             continue
         if group.unit:
@@ -280,7 +292,7 @@ def evaluated(
             continue
         other = None if decisions is None else decisions.denominators[len(shares)].to(z.dtype)
         if group.following:
-            pair, lost = _of_both_signs(group, op, xs, z, decisive, other)
+            pair, lost = _of_both_signs(group, op, xs, z, decisive, other, left)
             shares += pair
             unplaced = _total([unplaced, lost])
             continue
@@ -305,8 +317,17 @@ def evaluated(
     return Kernel(tuple(shares), unplaced)
 
 
-def _terms(parts: Sequence[Part], xs: Sequence[Tensor]) -> tuple[Term, ...]:
-    return tuple(Term(p.operand, p.transform(xs[p.operand]), p.weight) for p in parts)
+def _terms(
+    parts: Sequence[Part], xs: Sequence[Tensor], left: Sequence[Tensor | None] | None
+) -> tuple[Term, ...]:
+    terms = []
+    for part in parts:
+        x = part.transform(xs[part.operand])
+        there = None if left is None else left[part.operand]
+        if there is not None and x is not xs[part.operand]:  # 1 of a constant is 0 too
+            x = x * there
+        terms.append(Term(part.operand, x, part.weight))
+    return tuple(terms)
 
 
 def _stabilised(d: Tensor, eps: float, other: Tensor | None) -> Tensor:
@@ -328,9 +349,10 @@ def _of_both_signs(
     z: Tensor,
     decisive: Tensor,
     other: Tensor | None,
+    left: Sequence[Tensor | None] | None,
 ) -> tuple[tuple[Share, Share], Tensor | None]:
     """Evaluate a group some parts of which take the sign of z, and what it cannot place."""
-    terms, following = _terms(group.parts, xs), _terms(group.following, xs)
+    terms, following = _terms(group.parts, xs, left), _terms(group.following, xs, left)
     side = z if decisive is z else decisive.sign().to(z.dtype)
     added = _denominator(op, following, group.following_bias)
     if group.plain and side is z:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import CompositeError, StoreError
@@ -41,6 +41,10 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+READINGS = ("absorbed", "ignored")
+"""What may become of the share that biases and constants have in a neuron."""
+
+
 @dataclass(frozen=True)
 class Composite:
     """A choice of rules, tried in this order: layer name pattern, first layer, kind.
@@ -56,12 +60,28 @@ class Composite:
         Rule per kind for layers that read an input directly.
     layers : tuple of (str, Rule)
         Rule per layer name pattern (as in :mod:`fnmatch`).
+    bias : str
+        ``absorbed``: biases and constants take their share of a neuron's relevance.  ``ignored``:
+        they are left out of the denominators, and neurons carry the whole.
     """
 
     name: str
     kinds: tuple[tuple[str, Rule], ...]
     first: tuple[tuple[str, Rule], ...] = ()
     layers: tuple[tuple[str, Rule], ...] = ()
+    bias: str = "absorbed"
+
+    def __post_init__(self) -> None:
+        """Refuse a reading that is none."""
+        if self.bias not in READINGS:
+            raise CompositeError(
+                f"composite {self.name}: bias must be 'absorbed' or 'ignored', found {self.bias!r}"
+            )
+
+    @property
+    def title(self) -> str:
+        """Name, and what it does with biases where that is not the usual."""
+        return self.name if self.bias == READINGS[0] else f"{self.name}, biases ignored"
 
     def rule(self, layer: LayerInfo, first: bool) -> Rule:
         """Rule of a layer.
@@ -117,6 +137,8 @@ class Composite:
                 part: [[key, rule.to_json()] for key, rule in getattr(self, part)]
                 for part in ("kinds", "first", "layers")
             },
+            # Stores of before know no other reading than the first.
+            **({} if self.bias == READINGS[0] else {"bias": self.bias}),
         }
 
 
@@ -147,8 +169,8 @@ def from_json(data: Mapping[str, Any]) -> Composite:
             part: tuple((str(key), registry.from_json(rule)) for key, rule in data[part])
             for part in ("kinds", "first", "layers")
         }
-        return Composite(str(data["name"]), **parts)
-    except (KeyError, TypeError, ValueError) as error:
+        return Composite(str(data["name"]), **parts, bias=data.get("bias", READINGS[0]))
+    except (KeyError, TypeError, ValueError, CompositeError) as error:
         raise StoreError(f"the stored composite cannot be read: {error}") from None
 
 
@@ -172,6 +194,7 @@ def composite(
     *,
     first: Mapping[str, Rule] | None = None,
     layers: Mapping[str, Rule] | None = None,
+    bias: str = "absorbed",
 ) -> Composite:
     """Build a composite from rules per kind of layer, of layers that read an input, and per name.
 
@@ -209,71 +232,81 @@ def composite(
         tuple((_BASE | dict(kinds)).items()),
         tuple((first or {}).items()),
         tuple((layers or {}).items()),
+        bias,
     )
 
 
-def epsilon(epsilon: float = 1e-6) -> Composite:
+def epsilon(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     """Epsilon everywhere."""
-    return composite("epsilon", {"convolution": Epsilon(epsilon), "dense": Epsilon(epsilon)})
+    return composite(
+        "epsilon", {"convolution": Epsilon(epsilon), "dense": Epsilon(epsilon)}, bias=bias
+    )
 
 
-def epsilon_gamma(epsilon: float = 1e-6, gamma: float = 0.25) -> Composite:
+def epsilon_gamma(
+    epsilon: float = 1e-6, gamma: float = 0.25, *, bias: str = "absorbed"
+) -> Composite:
     """Gamma on convolutions, Epsilon on dense layers: the default."""
     kinds = {"convolution": Gamma(gamma), "dense": Epsilon(epsilon)}
-    return composite("epsilon_gamma", kinds)
+    return composite("epsilon_gamma", kinds, bias=bias)
 
 
 def epsilon_gamma_box(
-    low: float = 0.0, high: float = 1.0, epsilon: float = 1e-6, gamma: float = 0.25
+    low: float = 0.0,
+    high: float = 1.0,
+    epsilon: float = 1e-6,
+    gamma: float = 0.25,
+    *,
+    bias: str = "absorbed",
 ) -> Composite:
     """As epsilon_gamma, with ZBox on a convolution that reads the input."""
     kinds = {"convolution": Gamma(gamma), "dense": Epsilon(epsilon)}
-    return composite("epsilon_gamma_box", kinds, first={"convolution": ZBox(low, high)})
+    return composite("epsilon_gamma_box", kinds, first={"convolution": ZBox(low, high)}, bias=bias)
 
 
-def epsilon_plus(epsilon: float = 1e-6) -> Composite:
+def epsilon_plus(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     """ZPlus on convolutions, Epsilon on dense layers."""
-    return composite("epsilon_plus", {"convolution": ZPlus(), "dense": Epsilon(epsilon)})
+    return composite("epsilon_plus", {"convolution": ZPlus(), "dense": Epsilon(epsilon)}, bias=bias)
 
 
-def epsilon_plus_flat(epsilon: float = 1e-6) -> Composite:
+def epsilon_plus_flat(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     """As epsilon_plus, with Flat on the first layer."""
     kinds = {"convolution": ZPlus(), "dense": Epsilon(epsilon)}
     first = {"convolution": Flat(), "dense": Flat()}
-    return composite("epsilon_plus_flat", kinds, first=first)
+    return composite("epsilon_plus_flat", kinds, first=first, bias=bias)
 
 
-def epsilon_alpha2_beta1(epsilon: float = 1e-6) -> Composite:
+def epsilon_alpha2_beta1(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     """AlphaBeta(2, 1) on convolutions, Epsilon on dense layers."""
     kinds = {"convolution": AlphaBeta(), "dense": Epsilon(epsilon)}
-    return composite("epsilon_alpha2_beta1", kinds)
+    return composite("epsilon_alpha2_beta1", kinds, bias=bias)
 
 
-def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6) -> Composite:
+def epsilon_alpha2_beta1_flat(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     """As epsilon_alpha2_beta1, with Flat on the first layer."""
     kinds = {"convolution": AlphaBeta(), "dense": Epsilon(epsilon)}
     first = {"convolution": Flat(), "dense": Flat()}
-    return composite("epsilon_alpha2_beta1_flat", kinds, first=first)
+    return composite("epsilon_alpha2_beta1_flat", kinds, first=first, bias=bias)
 
 
 def excitation_backprop() -> Composite:
     """ZPlus without biases everywhere, sums included (Zhang et al. 2016)."""
     plus = ZPlus(zero_params="bias")
     kinds = ("convolution", "dense", "sum", "average", "batch_norm")
-    return composite("excitation_backprop", dict.fromkeys(kinds, plus))
+    return composite("excitation_backprop", dict.fromkeys(kinds, plus), bias="ignored")
 
 
-def attn_lrp(epsilon: float = 1e-6) -> Composite:
+def attn_lrp(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     """AttnLRP for transformers (Achtibat et al. 2024).
 
     Epsilon on everything that is linear; the products of attention share half and half, the
     softmax by its Taylor expansion (what that loses is the ``remainder``), gates half and half;
     LayerNorm with its standard deviation constant, RMSNorm and activations as identities.
     """
-    return composite("attn_lrp", _attention(epsilon))
+    return composite("attn_lrp", _attention(epsilon), bias=bias)
 
 
-def cp_lrp(epsilon: float = 1e-6) -> Composite:
+def cp_lrp(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     """CP-LRP for transformers (Ali et al. 2022).
 
     As attn_lrp, but attention weights and gates are held constant: all relevance of a mix goes to
@@ -281,7 +314,7 @@ def cp_lrp(epsilon: float = 1e-6) -> Composite:
     as a gate (``multiplication``) is still shared half and half.
     """
     held = {"attention": Hold(0, epsilon), "gate": Hold(1, epsilon)}
-    return composite("cp_lrp", _attention(epsilon) | held)
+    return composite("cp_lrp", _attention(epsilon) | held, bias=bias)
 
 
 def _attention(epsilon: float) -> dict[str, Rule]:
@@ -291,7 +324,7 @@ def _attention(epsilon: float) -> dict[str, Rule]:
     return rules_ | {"softmax": Softmax()}
 
 
-NAMED: dict[str, Callable[[], Composite]] = {
+NAMED: dict[str, Callable[..., Composite]] = {
     function.__name__: function
     for function in (
         epsilon,
@@ -308,18 +341,25 @@ NAMED: dict[str, Callable[[], Composite]] = {
 }
 
 
-def get(choice: str | Composite) -> Composite:
-    """Return a composite by name, or as given.
+def get(choice: str | Composite, bias: str | None = None) -> Composite:
+    """Return a composite by name, or as given; ``bias`` says what becomes of biases.
 
     Raises
     ------
     CompositeError
-        If the name is unknown.
+        If the name is unknown, or the composite has no such reading.
     """
-    if isinstance(choice, Composite):
+    if not isinstance(choice, Composite):
+        if not isinstance(choice, str) or choice not in NAMED:
+            raise CompositeError(
+                f"unknown composite {choice!r}: expected one of {', '.join(NAMED)}, or a Composite"
+            )
+        choice = NAMED[choice]()
+    if bias is None or bias == choice.bias:
         return choice
-    if not isinstance(choice, str) or choice not in NAMED:
+    if choice.name == "excitation_backprop":
         raise CompositeError(
-            f"unknown composite {choice!r}: expected one of {', '.join(NAMED)}, or a Composite"
+            f"excitation_backprop ignores biases by its definition, found bias={bias!r}: leave it "
+            "out, or take epsilon_plus"
         )
-    return NAMED[choice]()
+    return replace(choice, bias=bias)

@@ -42,6 +42,12 @@ A large network in little space:
 )
 @click.option("--composite", metavar="NAME", help="rules (epsilon_gamma)")
 @click.option(
+    "--bias",
+    type=click.Choice(["absorbed", "ignored"]),
+    help="whether biases and constants take their share (absorbed), or are left out and neurons "
+    "carry the whole",
+)
+@click.option(
     "--target",
     type=arguments.target,
     default="predicted",
@@ -156,6 +162,12 @@ def extract(
     given again, and are refused where they differ. With --on-error skip, inputs that fail are kept
     in the table failures, which info shows, and the exit code is 0.
     """
+    bias = options.pop("bias")
+    if bias is not None:
+        from nrm_graph.extraction.options import COMPOSITE
+        from nrm_graph.rules import composites
+
+        options["composite"] = composites.get(options["composite"] or COMPOSITE, bias)
     names = _checked(store, model, inputs, classes, options)
     made = (Path(store).expanduser() / "store.json").exists()
 
