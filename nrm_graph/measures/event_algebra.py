@@ -111,7 +111,9 @@ class Algebra:
     def meaning(self) -> str:
         """What a positive number of this measure speaks for, in words."""
         given = None if self.condition is None else self.condition_relevance
-        return meaning(self.logit, scaled=self.scale != 1.0, condition=given)
+        text = meaning(self.logit, scaled=self.scale != 1.0, condition=given)
+        ignored = self.network.composite.bias == "ignored"
+        return f"{text}; biases and constants are left out" if ignored else text
 
     def __call__(self, event: Event, given: Event | None = None) -> float:
         """Relevance of an event, or conditional relevance R(event | given).

@@ -78,11 +78,6 @@ class Composite:
                 f"composite {self.name}: bias must be 'absorbed' or 'ignored', found {self.bias!r}"
             )
 
-    @property
-    def title(self) -> str:
-        """Name, and what it does with biases where that is not the usual."""
-        return self.name if self.bias == READINGS[0] else f"{self.name}, biases ignored"
-
     def rule(self, layer: LayerInfo, first: bool) -> Rule:
         """Rule of a layer.
 

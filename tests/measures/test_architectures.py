@@ -246,3 +246,14 @@ def test_reduced_graphs_keep_both_laws(case):
         close((row["into"] or 0.0, row["out_of"] or 0.0), 0.0, scale, row["layer"])
     ends = [rows[0][kind] for kind in ("bias", "stabilizer", "remainder", "input")]
     close(rows[0]["steps_out"] + sum(ends), 1.0, scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "rules"), CASES)
+def test_neurons_carry_the_whole_where_biases_are_ignored(name, rules):
+    m = measure(name, ng.composites.get(rules, "ignored"))
+    rows, scale = m.report().to_pylist(), size(m)
+    assert not any(row["bias"] for row in rows)
+    for layer in m.topology.layers:
+        close(m.cut(layer.name).total, 1.0, scale, layer.name)
+    edges_sum_to_nodes(m, scale)

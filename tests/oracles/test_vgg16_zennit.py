@@ -8,7 +8,12 @@ import torch
 from helpers.real_vgg16 import photographs, vgg16
 from torch import nn
 from zennit.attribution import Gradient
-from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus
+from zennit.composites import (
+    EpsilonAlpha2Beta1,
+    EpsilonGammaBox,
+    EpsilonPlus,
+    ExcitationBackprop,
+)
 
 import nrm_graph as ng
 
@@ -99,3 +104,19 @@ def test_stored_nodes_equal_zennit(network, images, tmp_path, name):
         variation = max(row["total_variation"] for row in m.report().to_pylist())
         for layer in m.topology.layers:
             assert m.cut(layer.name).total == pytest.approx(1.0, abs=64 * 2**-23 * variation)
+
+
+@pytest.mark.parametrize("name", ["epsilon_plus", "epsilon_alpha2_beta1", "excitation_backprop"])
+def test_ignored_biases_equal_zennit_without_them(network, images, name):
+    x = images["cat"][None]
+    m = ng.measure(network, x, composite=ng.composites.get(name, "ignored"), resolution="auto")
+    oracle = {
+        "epsilon_plus": EpsilonPlus,
+        "epsilon_alpha2_beta1": EpsilonAlpha2Beta1,
+        "excitation_backprop": ExcitationBackprop,
+    }[name](zero_params="bias")
+    for layer, wanted in zennit_channels(network, x, oracle, m.target).items():
+        found = np.asarray(m.marginal(layer), np.float64)
+        # A denominator that the bias held up may be small: rounding is relative to what cancels.
+        scale = max(1.0, np.abs(wanted).sum())
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * scale, err_msg=layer)

@@ -68,6 +68,7 @@ def test_dense_matrices_without_biases(rule):
     chosen = RULES[rule]
     m = ng.measure(program(), x, target=1, composite=composite(chosen), resolution="neuron")
     lawful(m)
+    assert m.meaning.endswith("biases and constants are left out")
     names = [layer.name for layer in m.topology.layers]
     assert names == ["input", "0", "2", "5", "7"]
     fused = copy.deepcopy(net)

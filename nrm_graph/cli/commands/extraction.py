@@ -164,7 +164,7 @@ def extract(
     """
     bias = options.pop("bias")
     if bias is not None:
-        from nrm_graph.extraction.options import COMPOSITE
+        from nrm_graph.extraction.store_options import COMPOSITE
         from nrm_graph.rules import composites
 
         options["composite"] = composites.get(options["composite"] or COMPOSITE, bias)
