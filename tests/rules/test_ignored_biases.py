@@ -179,3 +179,33 @@ def test_the_reading_is_on_record():
     assert ng.composites.from_json(ng.composites.epsilon().to_json()).bias == "absorbed"
     with pytest.raises(ng.CompositeError, match="bias must be 'absorbed' or 'ignored'"):
         ng.composites.epsilon(bias="left out")
+
+
+def test_another_reading_is_another_store(tmp_path):
+    x = torch.randn(2, 1, 4, 4, dtype=torch.float32)
+    path, rows = tmp_path / "r.nrm", [{"input": t, "key": str(i)} for i, t in enumerate(x)]
+    net, rules = convolutional().float(), ng.composites.epsilon_gamma(bias="ignored")
+    with ng.extract(net, rows[:1], path, composite=rules, progress=False) as db:
+        assert db.meta["composite"]["bias"] == "ignored"
+        assert not db.sql("SELECT * FROM nodes WHERE unit = -1").fetchall()
+        m = db.measure("0")
+        found = dict(db.sql("SELECT unit, relevance FROM nodes WHERE layer_id = 0").fetchall())
+        expected = m.marginal("input")
+        scale = max(row["total_variation"] for row in m.report().to_pylist())
+        for unit, relevance in found.items():
+            assert relevance == pytest.approx(expected[unit], abs=1e-5 * scale)
+    with pytest.raises(ng.NrmError, match="composite"):
+        ng.extract(net, rows, path, composite="epsilon_gamma", progress=False)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_the_reading(tmp_path, capsys):
+    from nrm_graph.cli.main import main
+
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((1, 3, 32, 32), np.float32))
+    model = "torchvision:squeezenet1_1@random:0"
+    store = str(tmp_path / "r.nrm")
+    words = ["extract", model, str(tmp_path / "x.npy"), "--store", store, "--bias", "ignored"]
+    assert main([*words, "--quiet"]) == 0
+    assert main(["info", store]) == 0
+    assert "biases ignored" in capsys.readouterr().out
