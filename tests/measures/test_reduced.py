@@ -327,6 +327,17 @@ def test_nodes_are_shared_out_by_the_share_that_layers_keep():
     assert len(m.reduced(["0", "1"], nodes={"0": 3, "1": 2}).nodes) == 6
 
 
+def test_a_network_without_hidden_layers_has_its_target_alone():
+    m = ng.measure(torch.nn.Linear(3, 2), torch.rand(1, 3), target=1, dtype="float64")
+    r = m.reduced()
+    assert (len(r.nodes), len(r.edges)) == (1, 0)
+    assert r.ends["relevance"].to_numpy().sum() == pytest.approx(1.0)
+    assert [path.units for path in r.paths()] == [((m.topology.output.name, 1),)]
+    assert r.graph(5).number_of_nodes() >= 2
+    with pytest.raises(ng.EventError, match="watch takes"):
+        m.reduced([])
+
+
 def test_a_view_of_a_layer_is_one_node_with_it():
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Unflatten(1, (2, 2)))
     m = ng.measure(net, torch.rand(1, 3), target=1, dtype="float64")

@@ -134,9 +134,7 @@ class Layers:
                 f"found {watch!r}"
             )
         names = [part for part in asked if isinstance(part, str)]
-        ids = automatic(topology) if names == [AUTOMATIC] else ()
-        if names and not ids:
-            ids = matching(topology, names)
+        ids = automatic(topology) if names == [AUTOMATIC] else matching(topology, names)
         whole = [(i, np.ones(topology.layers[i].shape, bool)) for i in ids]
         for part in asked:
             if isinstance(part, NeuronSet):
@@ -211,7 +209,7 @@ def chosen_nodes(
     A unit is chosen before another if the stronger units of its layer hold a smaller share of the
     layer's sum; of equals, that of the higher layer, then that of the smaller number.
     """
-    if nodes is None:
+    if nodes is None or not watched:
         return tuple(watched)
     numbers = numbers_of_nodes(layers, watched, nodes)
     before, owners, units = [], [], []
