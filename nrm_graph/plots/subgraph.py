@@ -10,7 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
-from nrm_graph.network.topology import PSEUDO_UNITS, REMAINDER
+from nrm_graph.network.topology import PSEUDO_UNITS, REMAINDER, UNWATCHED
 from nrm_graph.plots.common import (
     CHARACTER,
     HALO,
@@ -262,7 +262,8 @@ def _draw_nodes(
         x, y = places[node]
         unit = int(graph.nodes[node]["unit"])
         if unit < 0:
-            text = graph.nodes[node].get("text", PSEUDO_UNITS.get(unit, str(unit)))
+            usual = "inputs" if unit == UNWATCHED else PSEUDO_UNITS.get(unit, str(unit))
+            text = graph.nodes[node].get("text", usual)
             offset = (2.0, -9.0)
         elif columns[x] <= max(readable, 8.0):
             text = unit_text(graph.nodes[node])
@@ -366,7 +367,7 @@ def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], map
 
 def _note(ax: Axes, graph: nx.DiGraph, columns: list[str], maps: bool) -> str:
     """Write what stands below the axes."""
-    kind = "steps" if graph.graph.get("reduced") else "edges"
+    kind = "steps" if _reduced(graph) else "edges"
     note = f"input → output; {graph.number_of_edges():,} {kind}"
     if "share" in graph.graph:
         mean = "mean " if "inputs" in graph.graph else ""
@@ -384,7 +385,14 @@ def _note(ax: Axes, graph: nx.DiGraph, columns: list[str], maps: bool) -> str:
         note += f"\nnames of layers without {left_out}"
     if maps:
         note += "\nneurons: channel: row,column; below, at their rows and columns"
-    return f"{note}\n{wrapped(graph_notes(graph.graph), size_in_points(ax)[0], 7.0)}".strip()
+    width = size_in_points(ax)[0]
+    lines = [wrapped(line, width, 7.0) for line in (*note.split("\n"), graph_notes(graph.graph))]
+    return "\n".join(lines).strip()
+
+
+def _reduced(graph: nx.DiGraph) -> bool:
+    """Whether edges are steps between chosen neurons."""
+    return bool(graph.graph.get("reduced") or graph.graph.get("tables"))
 
 
 def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note: str) -> None:
@@ -419,8 +427,8 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note
         data = [graph.nodes[node] for node in graph]
         rest = any(node["unit"] == REMAINDER or "text" in node for node in data)
         listed = "bias, stabiliser or remainder" if rest else "bias or stabiliser"
-        reduced = "ends: input not watched, " if graph.graph.get("reduced") else "absorbed by "
-        kinds.append((reduced + listed, NEUTRAL, "s"))
+        ends = "ends: input not watched, " if _reduced(graph) else "absorbed by "
+        kinds.append((ends + listed, NEUTRAL, "s"))
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
         for text, colour, marker in kinds
