@@ -57,11 +57,9 @@ def _computed(state: State, name: str) -> Kernel:
         unplaced = rule.unplaced(z if decisions is None else decisions.z.to(z.dtype), at)
         unplaced = _unplaced(state, name, unplaced)
         kernel = evaluated(groups, op, xs, z, unplaced, decisions, left)
-        if ignoring:
-            lost = rule.remainder(op if whole is None else whole, xs, z)
-            return kernel._replace(remainder=lost)
+        held = None if ignoring else _share_held(state, op, kernel)
         lost = rule.remainder(op if whole is None else whole, xs, z)
-        return kernel._replace(held=_share_held(state, op, kernel), remainder=lost)
+        return kernel._replace(held=held, remainder=lost)
 
 
 def _decisions(state: State, name: str) -> Decisions | None:
@@ -70,10 +68,8 @@ def _decisions(state: State, name: str) -> Decisions | None:
         return None
     device = state.values[name].device
     denominators = tuple(share.d.to(device) for share in kernel_of(state.decided, name).shares)
-    decided = state.decided
-    moving = state.network.layout.weighings[name].moving
-    xs, _ = operands_left(decided, name)
-    z = output_left(decided, name, xs, resolved(decided, name) if moving else None)
+    xs, _ = operands_left(state.decided, name)
+    z = output_left(state.decided, name, xs, None)
     return Decisions(z.to(device), denominators)
 
 
