@@ -25,6 +25,9 @@ watched one: the last are inputs that are not watched)."""
 ENDS = ("input", "embedding")
 """Kinds of layers at which walks end."""
 
+END_UNITS = (BIAS, STABILIZER, REMAINDER, UNWATCHED)
+"""Pseudo-units in which walks of a reduced graph end that visit no further node."""
+
 PSEUDO_UNITS = {
     BIAS: "bias",
     STABILIZER: "stabilizer",

@@ -10,22 +10,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.errors import EventError, InputError, StoreError, UndefinedConditional
+from nrm_graph.errors import InputError, StoreError, UndefinedConditional
 from nrm_graph.events.serialization import to_json
-from nrm_graph.events.sets import NeuronSet
 from nrm_graph.measures.joint import NeuronGroups
 from nrm_graph.measures.reduced.nodes import (
     Layers,
     WatchedLayer,
     chosen_nodes,
+    listed,
     node_sizes,
     numbers_of_nodes,
+    shares_held,
 )
 from nrm_graph.measures.reduced.reduced import of_watched
+from nrm_graph.measures.reduced.tables import with_ends
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.progress import Progress
 from nrm_graph.store.format.recorded_nodes import LayerNodes, without_repetition
-from nrm_graph.store.format.schema import NODES, content_hash
+from nrm_graph.store.format.schema import content_hash
 from nrm_graph.store.measure import measure
 from nrm_graph.store.read.reduced import Proposal
 
@@ -88,12 +90,7 @@ def proposed(
 
 def _asked(topology: Topology, watch: Watch, by: By, nodes: Budget) -> dict[str, Any]:
     """Write what is asked for as JSON that is equal where it is."""
-    listed = [watch] if isinstance(watch, str | NeuronSet) else watch
-    if not isinstance(listed, Sequence) or not all(isinstance(p, str | NeuronSet) for p in listed):
-        raise EventError(
-            "watch takes 'auto', layer names, patterns such as 'layer?.?', or neuron sets; found "
-            f"{watch!r}"
-        )
+    watched = listed(watch)
     whole = by if isinstance(by, Mapping) else {"": by}
     units = {
         name and topology.layer(name).name: choice if isinstance(choice, str) else _custom(choice)
@@ -103,7 +100,7 @@ def _asked(topology: Topology, watch: Watch, by: By, nodes: Budget) -> dict[str,
     if isinstance(nodes, Mapping):
         numbers = {topology.layer(name).name: int(count) for name, count in nodes.items()}
     return {
-        "watch": [part if isinstance(part, str) else to_json(part) for part in listed],
+        "watch": [part if isinstance(part, str) else to_json(part) for part in watched],
         "by": units if isinstance(by, Mapping) else units[""],
         "nodes": numbers if numbers is None or isinstance(numbers, dict) else int(numbers),  # type: ignore[arg-type]
     }
@@ -127,14 +124,10 @@ def _chosen(
 ) -> list[LayerNodes]:
     """Choose nodes by their sizes; those of the target are all that any input explains."""
     first, *candidates = units
-    whole = {layer.layer_id: (layer, size) for layer, size in zip(candidates, sizes, strict=True)}
-    rows = [_nodes(topology, first, 1.0)]
-    for layer in chosen_nodes(topology.layers, candidates, sizes, nodes):
-        every, size = whole[layer.layer_id]
-        total = float(size.sum())
-        held = float(size[np.isin(every.units, layer.units)].sum())
-        rows.append(_nodes(topology, layer, min(1.0, held / total) if total else 1.0))
-    return rows
+    watched = chosen_nodes(topology.layers, candidates, sizes, nodes)
+    shares = shares_held(candidates, sizes, watched)
+    rows = zip((first, *watched), (1.0, *shares), strict=True)
+    return [_nodes(topology, layer, share) for layer, share in rows]
 
 
 def _targets(db: View, ids: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -249,17 +242,7 @@ class ReducedForm:
             m = replace(m, terms=m._joint_terms(event))
         shares = tuple(layer.share for layer in self.recorded.layers)
         r = of_watched(m, self.watched, shares)
-        ended = r.ends.group_by(["dst_layer", "src_unit"]).aggregate([("relevance", "sum")])
-        pseudo = pa.table(
-            {
-                "layer_id": ended["dst_layer"],
-                "unit": ended["src_unit"],
-                "relevance": ended["relevance_sum"],
-                "activation": pa.nulls(len(ended), pa.float64()),
-            }
-        )
-        nodes = pa.concat_tables([r.nodes.select(NODES.names[1:]), pseudo])
-        return nodes, pa.concat_tables([r.edges, r.ends]), None
+        return with_ends(r.nodes, r.ends), pa.concat_tables([r.edges, r.ends]), None
 
 
 def _watched(layer: LayerNodes) -> WatchedLayer:

@@ -285,6 +285,7 @@ WRONG = {
     "an unknown layer": (lambda m: m.reduced("1?"), "no layer"),
     "nothing": (lambda m: m.reduced([]), "watch takes"),
     "no name": (lambda m: m.reduced([3]), "watch takes"),
+    "a number": (lambda m: m.reduced(3), "watch takes"),
     "no nodes": (lambda m: m.reduced("0", nodes=0), "at least 1"),
     "fewer than layers": (lambda m: m.reduced(["0", "2"], nodes=1), "less than one"),
     "numbers of others": (lambda m: m.reduced("0", nodes={"2": 1}), "every watched layer"),

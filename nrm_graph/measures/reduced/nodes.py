@@ -62,6 +62,25 @@ class WatchedLayer:
         return WatchedLayer(groups, self.units[nodes], self.resolution)
 
 
+def listed(watch: Watch) -> list[str | NeuronSet]:
+    """Return what is watched, as a list.
+
+    Raises
+    ------
+    EventError
+        If it is neither names nor neuron sets.
+    """
+    parts = [watch] if isinstance(watch, str | NeuronSet) else watch
+    if isinstance(parts, Sequence) and parts:
+        asked = list(parts)
+        if all(isinstance(part, str | NeuronSet) for part in asked):
+            return asked
+    raise EventError(
+        "watch takes 'auto', layer names, patterns such as 'layer?.?', or neuron sets; found "
+        f"{watch!r}"
+    )
+
+
 def watched_layers(
     measure: Algebra, watch: Watch = AUTOMATIC, by: By = "unit"
 ) -> tuple[WatchedLayer, ...]:
@@ -127,12 +146,7 @@ class Layers:
     def _asked(self, watch: Watch) -> list[tuple[int, npt.NDArray[np.bool_]]]:
         """Layers and masks of what is asked for."""
         topology = self.topology
-        asked = [watch] if isinstance(watch, str | NeuronSet) else list(watch)
-        if not asked or not all(isinstance(part, str | NeuronSet) for part in asked):
-            raise EventError(
-                "watch takes 'auto', layer names, patterns such as 'layer?.?', or neuron sets; "
-                f"found {watch!r}"
-            )
+        asked = listed(watch)
         names = [part for part in asked if isinstance(part, str)]
         ids = automatic(topology) if names == [AUTOMATIC] else matching(topology, names)
         whole = [(i, np.ones(topology.layers[i].shape, bool)) for i in ids]
@@ -170,25 +184,6 @@ def _divided(layer_id: int, mask: npt.NDArray[np.bool_], part: Partition) -> Wat
     return WatchedLayer(groups, units.astype(np.int32), part.resolution)
 
 
-def strongest_nodes(
-    measure: Algebra, watched: Sequence[WatchedLayer], nodes: Budget
-) -> tuple[WatchedLayer, ...]:
-    """Watch the strongest units alone, apart from the target's.
-
-    Parameters
-    ----------
-    measure : Measure
-        Whose |R| decides.
-    watched : sequence of WatchedLayer
-        All that may be nodes, the target's first.
-    nodes : int, mapping of layer name to int, or None
-        How many, shared out over the layers so that each keeps the same share of its sum of |R|;
-        how many of each layer; or all.
-    """
-    sizes = node_sizes(measure, watched[1:])
-    return (watched[0], *chosen_nodes(measure.topology.layers, watched[1:], sizes, nodes))
-
-
 def node_sizes(measure: Algebra, watched: Sequence[WatchedLayer]) -> list[npt.NDArray[np.float64]]:
     """Give the |R| of every node, layer by layer."""
     sizes = []
@@ -204,8 +199,22 @@ def chosen_nodes(
     sizes: Sequence[npt.NDArray[np.float64]],
     nodes: Budget,
 ) -> tuple[WatchedLayer, ...]:
-    """Choose nodes by the sizes of all units, see :func:`strongest_nodes`.
+    """Choose nodes by the sizes of all units.
 
+    Parameters
+    ----------
+    layers : sequence of LayerInfo
+        Of the network.
+    watched : sequence of WatchedLayer
+        All that may be nodes, without the target's.
+    sizes : sequence of ndarray, (nodes,)
+        |R| of the units of each.
+    nodes : int, mapping of layer name to int, or None
+        How many, shared out over the layers so that each keeps the same share of its sum of |R|;
+        how many of each layer; or all.
+
+    Notes
+    -----
     A unit is chosen before another if the stronger units of its layer hold a smaller share of the
     layer's sum; of equals, that of the higher layer, then that of the smaller number.
     """
@@ -232,6 +241,22 @@ def chosen_nodes(
     for rank in ranks.tolist():
         masks[all_owners[rank]][all_units[rank]] = True
     return tuple(layer.only(mask) for layer, mask in zip(watched, masks, strict=True) if mask.any())
+
+
+def shares_held(
+    candidates: Sequence[WatchedLayer],
+    sizes: Sequence[npt.NDArray[np.float64]],
+    watched: Sequence[WatchedLayer],
+) -> list[float]:
+    """Share of the sum of |R| over all units of a layer that the chosen ones hold."""
+    whole = {layer.layer_id: (layer, size) for layer, size in zip(candidates, sizes, strict=True)}
+    shares = []
+    for layer in watched:
+        every, size = whole[layer.layer_id]
+        total = float(size.sum())
+        held = float(size[np.isin(every.units, layer.units)].sum())
+        shares.append(min(1.0, held / total) if total else 1.0)
+    return shares
 
 
 def numbers_of_nodes(

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.measures.reduced.nodes import AUTOMATIC, strongest_nodes, watched_layers
+from nrm_graph.measures.reduced.nodes import (
+    AUTOMATIC,
+    chosen_nodes,
+    node_sizes,
+    shares_held,
+    watched_layers,
+)
 from nrm_graph.measures.reduced.products import strongest_products
-from nrm_graph.measures.reduced.steps import KINDS, direct_steps, passes
-from nrm_graph.measures.reduced.tables import Tables, tables
+from nrm_graph.measures.reduced.steps import direct_steps, passes
+from nrm_graph.measures.reduced.tables import Tables, tables, with_ends
 from nrm_graph.measures.reduced.unit_maps import unit_maps
-from nrm_graph.network.topology import PSEUDO_UNITS, EdgeGroup
+from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS, EdgeGroup
 from nrm_graph.progress import Progress
 from nrm_graph.tables.unit_sums import activations
 
@@ -32,7 +38,6 @@ if TYPE_CHECKING:
     from nrm_graph.propagation.state import State
 
 PAIR = ("dst_layer", "src_layer")
-ENDED = ["layer_id", "unit", "relevance", "activation"]
 
 SHOWN = 8
 """Layers that a graph names where it is printed."""
@@ -107,7 +112,7 @@ class Reduced:
         watched = replace(self.topology, groups=tuple(EdgeGroup(dst, src, 0) for dst, src in pairs))
         graph = subgraph(
             watched,
-            pa.concat_tables([self.nodes.select(ENDED), _ended(self.ends)]),
+            with_ends(self.nodes, self.ends),
             rows,
             max(len(rows), 1) if top is None else top,
             resolutions=self.resolutions,
@@ -208,9 +213,11 @@ def reduced(
     A pass for every node, from the side that costs less, in the measure's dtype.  Between groups
     of neurons steps are exact, and their products are not: see docs/concepts.md.
     """
-    candidates = watched_layers(measure, watch, by)
-    watched = strongest_nodes(measure, candidates, nodes)
-    return of_watched(measure, watched, _carried(measure, candidates, watched))
+    target, *candidates = watched_layers(measure, watch, by)
+    sizes = node_sizes(measure, candidates)
+    watched = chosen_nodes(measure.topology.layers, candidates, sizes, nodes)
+    carried = shares_held(candidates, sizes, watched)
+    return of_watched(measure, (target, *watched), (1.0, *carried))
 
 
 def of_watched(
@@ -220,13 +227,6 @@ def of_watched(
     steps = _steps(measure, watched)
     means = [_activation(measure.state, layer) for layer in watched]
     return Reduced(*tables(watched, steps, means, measure.scale), measure, tuple(watched), carried)
-
-
-def _ended(ends: pa.Table) -> pa.Table:
-    """Sum what ends below the nodes of every layer, as rows of pseudo-units of a node table."""
-    sums = ends.group_by(["dst_layer", "src_unit"]).aggregate([("relevance", "sum")])
-    columns = [*(sums[name] for name in ("dst_layer", "src_unit", "relevance_sum"))]
-    return pa.table([*columns, pa.nulls(len(sums), pa.float64())], names=ENDED)
 
 
 def _steps(measure: Algebra, watched: Sequence[WatchedLayer]) -> Steps:
@@ -250,21 +250,6 @@ def _activation(state: State, layer: WatchedLayer) -> npt.NDArray[np.float64]:
     return sums / layer.groups.sizes()
 
 
-def _carried(
-    measure: Algebra, candidates: Sequence[WatchedLayer], watched: Sequence[WatchedLayer]
-) -> tuple[float, ...]:
-    """Share of the sum of |R| over all units of a layer that the watched ones hold."""
-
-    def size(layer: WatchedLayer) -> float:
-        info = measure.topology.layers[layer.layer_id]
-        return float(layer.groups.sums(measure._relevance(info)[None].double()).abs().sum())
-
-    whole = {layer.layer_id: size(layer) for layer in candidates}
-    return tuple(
-        size(layer) / whole[layer.layer_id] if whole[layer.layer_id] else 1.0 for layer in watched
-    )
-
-
 def _report(reduced: Reduced) -> pa.Table:
     sums = {
         name: _sums(rows, layer, unit)
@@ -286,7 +271,9 @@ def _report(reduced: Reduced) -> pa.Table:
         kind = reduced.ends["src_unit"].to_numpy()
         there = reduced.ends["dst_layer"].to_numpy() == layer_id
         ended = reduced.ends["relevance"].to_numpy()
-        by_kind = {PSEUDO_UNITS[unit]: float(ended[there & (kind == unit)].sum()) for unit in KINDS}
+        by_kind = {
+            PSEUDO_UNITS[unit]: float(ended[there & (kind == unit)].sum()) for unit in END_UNITS
+        }
         rows.append(
             {
                 "layer": reduced.topology.layers[layer_id].name,

@@ -28,7 +28,7 @@ import torch
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.measures.event_passes import per_pass
 from nrm_graph.network.ir.interpreter import exact
-from nrm_graph.network.topology import BIAS, REMAINDER, STABILIZER, UNWATCHED
+from nrm_graph.network.topology import END_UNITS
 from nrm_graph.progress import uncounted
 from nrm_graph.propagation.adjoint_pass import reach
 from nrm_graph.propagation.relevance_pass import relevance_pass
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-KINDS = (BIAS, STABILIZER, REMAINDER, UNWATCHED)
-"""Where walks end that visit no further node, in the order of the columns of ends."""
-
 COPIES = 4
 """Passes that go together on a CPU: more of them gain nothing there."""
 
@@ -65,8 +62,8 @@ class Steps:
     steps : dict of (int, int) to ndarray, (nodes above, nodes below)
         R of the direct steps from one watched layer to another, by their places in the sequence.
         Layers between which there are none are not there.
-    ends : tuple of ndarray, (nodes, len(KINDS))
-        R of the walks that end below every node without another visit, by kind.
+    ends : tuple of ndarray, (nodes, len(END_UNITS))
+        R of the walks that end below every node without another visit, by pseudo-unit.
     conditional, ended : as steps and ends
         Of nodes that are single neurons the share of its walks that do so, which is there where R
         vanishes, too; NaN of other nodes, and of events that are no single conjunction.
@@ -162,8 +159,6 @@ class _Chain:
         See :func:`direct_steps`.
     masks : list of Tensor of bool, the layer's shape
         Watched neurons.
-    arriving : list of Tensor, (1, *shape)
-        Relevance of what arrives at every watched layer under the literals down to it.
     ahead : list of Tensor, (1, *shape), or float
         What is still to come from there under those of the layer and below.
     seeds : list of Tensor, (1, *shape)
@@ -179,7 +174,6 @@ class _Chain:
     memory: int
     advance: Callable[[int], object]
     masks: list[Tensor]
-    arriving: list[Tensor]
     ahead: list[Tensor | float]
     seeds: list[Tensor]
     factors: list[Floats]
@@ -221,8 +215,8 @@ class _Chain:
         """Find what ends below every node without another visit, ``(nodes, kinds)``."""
         place = {group.layer_id: i for i, group in enumerate(self.watched)}
         inputs = {layer.layer_id for layer in self.state.network.layout.topology.inputs}
-        ended = [np.zeros((group.count, len(KINDS))) for group in self.watched]
-        for column, kind in enumerate(KINDS):
+        ended = [np.zeros((group.count, len(END_UNITS))) for group in self.watched]
+        for column, kind in enumerate(END_UNITS):
 
             def stop(layer_id: int, onward: Tensor, column: int = column) -> Tensor | None:
                 i = place.get(layer_id)
@@ -326,4 +320,4 @@ def _chain(
         seeds.append(torch.where(alone[labels], 1.0, relevance))
         sums = group.sums(relevance)[0].cpu().double().numpy()
         factors.append(np.where(group.sizes() == 1, sums, 1.0))
-    return _Chain(state, clause, watched, memory, advance, masks, arriving, ahead, seeds, factors)
+    return _Chain(state, clause, watched, memory, advance, masks, ahead, seeds, factors)

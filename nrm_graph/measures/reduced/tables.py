@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.measures.reduced.steps import KINDS
+from nrm_graph.network.topology import END_UNITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ def tables(
         units, ids = layer.units, np.full(len(layer.units), layer.layer_id)
         nodes.append((ids, units, steps.relevance[i] * scale, activations[i], layer.groups.sizes()))
         at, kind = np.nonzero((steps.ends[i] != 0) | (np.nan_to_num(steps.ended[i]) != 0))
-        pseudo = np.array(KINDS)[kind]
+        pseudo = np.array(END_UNITS)[kind]
         values = (steps.ends[i][at, kind] * scale, steps.ended[i][at, kind])
         ends.append((ids[at], units[at], ids[at], pseudo, *values))
     edges: list[Sequence[Any]] = []
@@ -76,6 +76,15 @@ def tables(
         _table(EDGES, edges, keys),
         _table(EDGES, ends, keys),
     )
+
+
+def with_ends(nodes: pa.Table, ends: pa.Table) -> pa.Table:
+    """Rows of a node table, with what ends below the nodes of every layer as its pseudo-units."""
+    sums = ends.group_by(["dst_layer", "src_unit"]).aggregate([("relevance", "sum")])
+    columns = [sums[name] for name in ("dst_layer", "src_unit", "relevance_sum")]
+    names = ["layer_id", "unit", "relevance", "activation"]
+    pseudo = pa.table([*columns, pa.nulls(len(sums), pa.float64())], names=names)
+    return pa.concat_tables([nodes.select(names), pseudo])
 
 
 def _table(schema: pa.Schema, parts: Sequence[Sequence[Any]], keys: Sequence[str]) -> pa.Table:

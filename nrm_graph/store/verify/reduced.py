@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.network.topology import BIAS, PSEUDO_UNITS, REMAINDER, STABILIZER, UNWATCHED
+from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS
 from nrm_graph.store.verify.conservation import EPS, ROUNDINGS
 from nrm_graph.store.verify.tables import StoreFacts
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     Numbers = npt.NDArray[np.float64]
     Places = npt.NDArray[np.int64]
-
-KINDS = (BIAS, STABILIZER, REMAINDER, UNWATCHED)
 
 # Both sides of a law are sums of float32 numbers out of passes of their own, in which what cancels
 # between watched layers does not show in the tables: tolerances are ROUNDINGS epsilons of the
@@ -83,7 +81,7 @@ class ReducedFacts(StoreFacts):
     def _nodes(self, rows: Rows) -> Iterator[tuple[Any, str]]:
         layer, unit = rows["layer_id"], rows["unit"]
         yield ~np.isin(layer, list(self.by_layer)), "a layer that is not watched"
-        pseudo = np.isin(unit, KINDS)
+        pseudo = np.isin(unit, END_UNITS)
         yield ~pseudo & (self.places(layer, unit) < 0), "a unit that is no node"
         yield pseudo != np.isnan(rows["activation"]), "an activation is null, or a pseudo-unit's"
 
@@ -95,7 +93,7 @@ class ReducedFacts(StoreFacts):
         above = self.places(dst, rows["dst_unit"])
         yield above < 0, "a unit that is no node"
         ends = dst == src
-        yield ends & ~np.isin(rows["src_unit"], KINDS), "no end below a node, in its own layer"
+        yield ends & ~np.isin(rows["src_unit"], END_UNITS), "no end below a node, in its own layer"
         yield ~ends & (self.places(src, rows["src_unit"]) < 0), "a unit that is no node"
         shared = ~np.isnan(rows["conditional"])
         yield shared & (self.neurons[above] > 1), "a conditional relevance of several neurons"
@@ -160,7 +158,7 @@ class _Sums:
         """Check that ends below the nodes of a layer sum to what its pseudo-units hold."""
         ended = self.below < 0
         for layer in self.facts.by_layer:
-            for kind in KINDS:
+            for kind in END_UNITS:
                 mine = ended & (self.edges["dst_layer"] == layer) & (self.edges["src_unit"] == kind)
                 held = (self.nodes["layer_id"] == layer) & (self.nodes["unit"] == kind)
                 sums = float(self.relevance[mine].sum())
