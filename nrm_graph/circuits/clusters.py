@@ -114,7 +114,8 @@ class Clusters:
         members = np.isin(np.array(self.group.keys, object), keys)
         logits = self.group.logits[members].tolist()
         graph.graph |= {
-            "meaning": flags.group_meaning(logits, "unit"),
+            "meaning": flags.reading(flags.group_meaning(logits, "unit"), self.group.bias),
+            "bias": self.group.bias,
             "flags": flags.group_notes(logits, (), "unit"),
         }
         choice = {"target": self.group.target, "where": self.group.where}

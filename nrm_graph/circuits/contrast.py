@@ -23,6 +23,7 @@ from nrm_graph.circuits.nodes import absorbed_share, node_sums
 from nrm_graph.circuits.source import single
 from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import order
+from nrm_graph.propagation.flags import reading
 from nrm_graph.store.input_group import InputGroup, group, notes_of
 
 if TYPE_CHECKING:
@@ -98,11 +99,12 @@ class Contrast:
     def meaning(self) -> str:
         """What a positive difference speaks for, in words."""
         logits = [*self.a.logits.tolist(), *self.b.logits.tolist()]
+        sense = "a positive difference is of shares, whose sign turns with that of an input's logit"
         if self.weight == "logit" or min(logits) >= 0:
-            return "a positive difference speaks more for the target in the first group"
-        if max(logits) < 0:
-            return "a positive difference speaks more against the target in the first group"
-        return "a positive difference is of shares, whose sign turns with that of an input's logit"
+            sense = "a positive difference speaks more for the target in the first group"
+        elif max(logits) < 0:
+            sense = "a positive difference speaks more against the target in the first group"
+        return reading(sense, self.a.bias)
 
     def graph(self, top: int = 50) -> nx.DiGraph:
         r"""Graph of the strongest differences.
@@ -138,6 +140,7 @@ class Contrast:
             "absorbed_b": self.absorbed[1],
             "meaning": self.meaning,
             "flags": self.notes,
+            "bias": self.a.bias,
         }
         if self.a.target is not None and self.a.target == self.b.target:
             graph.graph["target"] = self.a.target

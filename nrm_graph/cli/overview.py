@@ -57,7 +57,7 @@ def facts(db: Database) -> dict[str, str]:
         "flags": flagged(db),
         "network": f"{len(meta['layers'])} layers, program {meta['program_hash'][:12]}",
         **_ends(db),
-        "composite": _composite(meta),
+        "composite": composite(meta),
         "resolution": _resolution(meta),
         "pruning": _pruning(meta),
         **_kept(db),
@@ -238,16 +238,17 @@ def _ends(db: Database) -> dict[str, str]:
     return found
 
 
-def _composite(meta: Mapping[str, Any]) -> str:
-    composite, kinds = meta["composite"], {row["kind"] for row in meta["layers"]}
+def composite(meta: Mapping[str, Any]) -> str:
+    """Name the rules of a store and which kinds of layers they are for."""
+    stored, kinds = meta["composite"], {row["kind"] for row in meta["layers"]}
     try:
-        rules = [f"{kind} {rule['rule']}" for kind, rule in composite["kinds"] if kind in kinds]
-        rules += [f"first {kind} {rule['rule']}" for kind, rule in composite["first"]]
-        rules += [f"{layer} {rule['rule']}" for layer, rule in composite["layers"]]
+        rules = [f"{kind} {rule['rule']}" for kind, rule in stored["kinds"] if kind in kinds]
+        rules += [f"first {kind} {rule['rule']}" for kind, rule in stored["first"]]
+        rules += [f"{layer} {rule['rule']}" for layer, rule in stored["layers"]]
     except (KeyError, TypeError, ValueError):  # of another writer: exact queries will refuse it
         rules = []
-    name = str(composite.get("name") or "custom")
-    if composite.get("bias", "absorbed") != "absorbed":
+    name = str(stored.get("name") or "custom")
+    if stored.get("bias", "absorbed") != "absorbed":
         rules.append("biases ignored")
     return f"{name} ({', '.join(rules)})" if rules else name
 

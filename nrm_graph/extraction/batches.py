@@ -26,7 +26,7 @@ from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_scale import added_up
 from nrm_graph.propagation.output_weights import initial_relevance, output_weights
 from nrm_graph.store.format.schema import Record
-from nrm_graph.tables.arrow import absorbed
+from nrm_graph.tables.arrow import absorbed, unplaced
 from nrm_graph.tables.builder import sample_tables
 from nrm_graph.tables.rounding import rounded
 
@@ -264,7 +264,14 @@ class Extraction:
         added = added_up(state, weights).tolist()
         predicted = state.output.argmax(1).tolist()
         for i, (sample, aim, stored) in enumerate(zip(batch, aims, tables, strict=True)):
-            flags = flags_of(logits[i], added[i], stored.variation, absorbed(stored.nodes))
+            flags = flags_of(
+                logits[i],
+                added[i],
+                stored.variation,
+                absorbed(stored.nodes),
+                bias=state.network.composite.bias,
+                unplaced=unplaced(stored.nodes),
+            )
             edges = stored.edges
             self.writer.add(
                 Record(

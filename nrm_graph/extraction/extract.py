@@ -54,6 +54,7 @@ def extract(
     path: str | os.PathLike[str],
     *,
     composite: str | Composite | None = None,
+    bias: str | None = None,
     target: str | int | tuple[Any, ...] | Mapping[Any, float] | Sequence[Any] = "predicted",
     resolution: str | Mapping[str, Any] | None = None,
     max_edges: str | int = "auto",
@@ -97,6 +98,11 @@ def extract(
         where they are not given, and refused where they are given and differ.
     composite : str or Composite, optional
         Rules, as in :func:`nrm_graph.measure`: as the store was made, else ``epsilon_gamma``.
+        ``auto`` is as the store was made, else ``attn_lrp`` of a network with attention, and
+        ``epsilon_gamma`` of all others.
+    bias : "absorbed" or "ignored", optional
+        What becomes of biases and constants: as the store was made, else as the composite says
+        (``absorbed``, of most); see :class:`nrm_graph.rules.composites.Composite`.
     resolution : str or mapping, optional
         Units, as in :func:`nrm_graph.measure`: as the store was made, else ``auto``.
     target : "predicted", "label", class index, place, mapping, or a sequence of those
@@ -189,6 +195,7 @@ def extract(
     """
     options = StoreOptions(
         composite,
+        bias,
         resolution,
         max_edges,
         coverage,
@@ -203,7 +210,6 @@ def extract(
     check_engine(engine, workers, inputs)
     requested = asked_for(target)
     store = _store(local_path(path), options)
-    rules = store.composite
     where = device_of(device)
     entries = items(inputs)
     first = first_readable(entries, on_error)
@@ -218,7 +224,7 @@ def extract(
     targets = outputs.targets(requested)
     first_sample = sample_of(first.fields, first.name) if on_error == "stop" else None
     check_range(targets, outputs, first_sample, names)
-    net = prepared_network.network(program, rules, kind, where)
+    net = prepared_network.network(program, store.composite(program), kind, where)
     check_registered(net.rules)
     state = None
     if store.meta is None:  # else it was said when the store was made

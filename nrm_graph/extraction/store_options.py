@@ -9,6 +9,7 @@ from nrm_graph.errors import InputError, StoreError
 from nrm_graph.network import units
 from nrm_graph.network.ir.input_spec import input_spec
 from nrm_graph.network.ir.program import Program
+from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.torch_modules import plain
 from nrm_graph.rules import composites
 from nrm_graph.store.format import settings
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from nrm_graph.rules.composites import Composite
     from nrm_graph.tables.plan import Plan
 
-COMPOSITE, RESOLUTION = "epsilon_gamma", "auto"
+RESOLUTION = "auto"
 """Of a new store, where nothing else is asked for."""
 
 
@@ -42,6 +43,7 @@ class StoreOptions:
     """What was asked for, as in :func:`nrm_graph.extract`; None is as the store was made."""
 
     composite: str | Composite | None
+    bias: str | None
     resolution: str | Mapping[str, Resolution] | None
     max_edges: str | int
     coverage: float | None
@@ -63,8 +65,8 @@ class StoreOptions:
         check_bits(self.mantissa_bits)
         if self.weights not in (None, "copy", "named"):
             raise InputError(f"weights must be 'copy' or 'named', found {self.weights!r}")
-        if self.composite is not None:
-            composites.get(self.composite)
+        chosen = None if self.composite == "auto" else self.composite
+        composites.get(composites.DEFAULT if chosen is None else chosen, self.bias)
         if self.resolution is not None:
             units.check(self.resolution)
 
@@ -75,8 +77,11 @@ class StoreOptions:
         return {
             name: value
             for name, value in values.items()
-            if value is not None and (name, value) != ("max_edges", "auto")
+            if value is not None and (name, value) not in _AS_IT_IS
         }
+
+
+_AS_IT_IS = (("max_edges", "auto"), ("composite", "auto"))
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,26 @@ class Store:
     meta: Mapping[str, Any] | None
     options: StoreOptions
 
-    @property
-    def composite(self) -> Composite:
-        """Rules: those that were asked for, or the store's."""
-        if self.options.composite is None and self.meta is not None:
-            return composites.from_json(self.meta["composite"])
-        return composites.get(self.options.composite or COMPOSITE)
+    def composite(self, program: Program) -> Composite:
+        """Rules: those that were asked for, or the store's, or those that fit the network.
+
+        Raises
+        ------
+        StoreError
+            If another reading of biases is asked for than that of the store.
+        """
+        asked, bias = self.options.composite, self.options.bias
+        if self.meta is not None and asked in (None, "auto"):
+            stored = composites.from_json(self.meta["composite"])
+            if bias not in (None, stored.bias):
+                raise StoreError(
+                    f"biases are {stored.bias} in the store, found bias={bias!r}: leave it out to "
+                    "go on so, or use another folder"
+                )
+            return stored
+        if asked == "auto":
+            asked = composites.fitting(layout(program).topology)
+        return composites.get(composites.DEFAULT if asked is None else asked, bias)
 
     def option(self, name: str) -> Any:
         """Return what was asked for, or else the store's."""

@@ -44,7 +44,8 @@ def measure(
     x: Inputs,
     *,
     target: Target = "predicted",
-    composite: str | Composite = "epsilon_gamma",
+    composite: str | Composite = composites.DEFAULT,
+    bias: str | None = None,
     resolution: str | Mapping[str, Resolution] = "auto",
     dtype: str | None = None,
     device: str | torch.device = "cpu",
@@ -73,6 +74,9 @@ def measure(
         with the name of one: ``("logits", -1, 464)``.
     composite : str or Composite
         Rules, by name or built with :mod:`nrm_graph.rules.composites`.
+    bias : "absorbed" or "ignored", optional
+        Whether biases and constants take their share of relevance, or are left out so that neurons
+        carry the whole; the composite's own by default (``absorbed``, of most).
     resolution : str or mapping
         Units of the tables, see :func:`nrm_graph.network.units.resolve`.  Events do not depend on
         it.
@@ -108,7 +112,7 @@ def measure(
     named_outputs(target)
     if tokens is not None:
         check_texts(tokens)
-    rules = composites.get(composite)
+    rules = composites.get(composite, bias)
     units.check(resolution)
     place = device_of(device)
     program, xs = program_of(model, x, output)

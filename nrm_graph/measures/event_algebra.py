@@ -20,7 +20,7 @@ from nrm_graph.measures import event_passes, rounding_errors
 from nrm_graph.measures.results import Conditional, Estimate
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.progress import Progress
-from nrm_graph.propagation.flags import SHORT, flags_of, meaning
+from nrm_graph.propagation.flags import SHORT, flags_of, meaning, reading
 from nrm_graph.propagation.output_scale import added_up
 
 if TYPE_CHECKING:
@@ -66,7 +66,14 @@ class Algebra:
         given = "" if self.condition is None else f" given {self.condition!r}"
         layers = len(self.topology.layers)
         flagged = "".join(f"{', ' if i else '; '}{SHORT[f.name]}" for i, f in enumerate(self.flags))
-        return f"<Measure of {target}{given}, logit {self.logit:.4g}: {layers} layers{flagged}>"
+        without = "" if self.bias == "absorbed" else ", biases ignored"
+        head = f"<Measure of {target}{given}, logit {self.logit:.4g}{without}: {layers} layers"
+        return f"{head}{flagged}>"
+
+    @property
+    def bias(self) -> str:
+        """Reading of the measure: biases and constants take their share, or are left out."""
+        return self.network.composite.bias
 
     @property
     def outputs(self) -> Outputs:
@@ -90,6 +97,12 @@ class Algebra:
         return sum(float(part.double().sum()) for part in self._nodes()[1].values())
 
     @property
+    def _unplaced(self) -> float:
+        """Sum over layers of the absolute share that their stabilizers hold."""
+        held = self._nodes()[1].items()
+        return sum(abs(float(r.double().sum())) for (_, kind), r in held if kind == "stabilizer")
+
+    @property
     def flags(self) -> tuple[Flag, ...]:
         """What a reader must know before trusting signs and sizes: sentences with a ``name``."""
         if "flags" not in self._cache:
@@ -100,6 +113,8 @@ class Algebra:
                 float(added_up(self.state, self.weights)),
                 sizes[largest],
                 self.absorbed,
+                bias=self.bias,
+                unplaced=self._unplaced,
                 scaled=self.scale != 1.0,
                 layer=f"layer {self.topology.layers[largest].name}",
                 condition=None if self.condition is None else self.condition_relevance,
@@ -112,8 +127,13 @@ class Algebra:
         """What a positive number of this measure speaks for, in words."""
         given = None if self.condition is None else self.condition_relevance
         text = meaning(self.logit, scaled=self.scale != 1.0, condition=given)
-        ignored = self.network.composite.bias == "ignored"
-        return f"{text}; biases and constants are left out" if ignored else text
+        return reading(text, self.bias)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a graph or table of this measure says of itself: meaning, flags and reading."""
+        flags = tuple(map(str, self.flags))
+        return {"meaning": self.meaning, "flags": flags, "bias": self.bias}
 
     def __call__(self, event: Event, given: Event | None = None) -> float:
         """Relevance of an event, or conditional relevance R(event | given).

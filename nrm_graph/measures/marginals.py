@@ -87,7 +87,8 @@ def report(measure: Algebra) -> pa.Table:
     """Conservation report, one row per layer from the output to the input.
 
     Columns: layer, kind, sum, bias, stabilizer, pruned, remainder (what the layer's
-    pseudo-neurons hold), total_variation (sum of |R|).
+    pseudo-neurons hold), total_variation (sum of |R|).  The schema's metadata says which reading
+    they come from: ``bias`` is ``absorbed`` or ``ignored``.
     """
     _, absorbed = measure._nodes()
 
@@ -110,7 +111,7 @@ def report(measure: Algebra) -> pa.Table:
                 "total_variation": float(values.abs().sum()) * abs(measure.scale),
             }
         )
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(rows, metadata={"bias": measure.bias})
 
 
 def constants(measure: Algebra) -> pa.Table:

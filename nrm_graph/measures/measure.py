@@ -89,7 +89,7 @@ class Measure(Algebra):
             self.tokens,
             connected=connected,
         )
-        graph.graph |= {"meaning": self.meaning, "flags": tuple(map(str, self.flags))}
+        graph.graph |= self.facts
         return graph
 
     def heatmap(self, ax: Axes | None = None, **options: Any) -> Axes:

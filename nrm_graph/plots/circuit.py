@@ -20,6 +20,7 @@ from nrm_graph.plots.common import (
     hide_frame,
     new_figure,
     percent,
+    without_biases,
     wrapped,
 )
 from nrm_graph.plots.graph_parts import (
@@ -271,7 +272,7 @@ def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
         text += f", target {classes[target]!r}" if classes and named else f", target {target}"
     if facts.get("given") is not None:
         text += f", given {textwrap.shorten(str(facts['given']), 60, placeholder=' ...')}"
-    return text
+    return text + without_biases(facts.get("bias", "absorbed"))
 
 
 def _note(graph: nx.DiGraph) -> str:

@@ -135,10 +135,15 @@ def add_legend(ax: Axes, handles: Sequence[Artist], below: float) -> None:
 
 def heading(m: MeasureLike, shown: str) -> str:
     """Title of a measure's picture: what is shown, of which target, under which condition."""
-    text = f"{shown}, {m.target_text()}"
+    text = f"{shown}, {m.target_text()}{without_biases(m.bias)}"
     if m.condition is not None:
         text += f", given {textwrap.shorten(repr(m.condition), 120, placeholder=' ...')}"
     return text
+
+
+def without_biases(bias: str) -> str:
+    """Say in a title that biases and constants are left out."""
+    return "" if bias == "absorbed" else ", biases ignored"
 
 
 def notes(m: MeasureLike) -> str:

@@ -71,6 +71,10 @@ class MeasureLike(Protocol):
         """How far rounding may have been amplified."""
 
     @property
+    def bias(self) -> str:
+        """Reading of the measure: biases ``absorbed`` or ``ignored``."""
+
+    @property
     def meaning(self) -> str:
         """What a positive number speaks for, in words."""
 

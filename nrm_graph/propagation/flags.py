@@ -22,6 +22,9 @@ than the thousandth part of it, and of float32's seven digits three or four are 
 MOSTLY = 0.5
 """Share of a measure."""
 
+UNPLACED = 0.01
+"""Share of a measure without biases that rules could not place among neurons."""
+
 AMPLIFIED = 100.0
 """Sum of |R| of what a condition is made of, over |R(condition)|."""
 
@@ -31,6 +34,7 @@ SHORT = {
     "small_logit": "small logit",
     "total_variation": "extreme total variation",
     "absorbed": "mostly absorbed",
+    "unplaced": "over 1 % in the stabilizer",
     "amplified": "amplified rounding",
 }
 """Words for the names of flags, which stores hold."""
@@ -64,6 +68,8 @@ def flags_of(
     variation: float,
     absorbed: float,
     *,
+    bias: str = "absorbed",
+    unplaced: float = 0.0,
     scaled: bool = False,
     layer: str = "a layer",
     condition: float | None = None,
@@ -81,6 +87,10 @@ def flags_of(
         The largest sum of |R| over a layer, on the unit scale.
     absorbed : float
         Share of the measure that biases, stabilizers and remainders hold.
+    bias : "absorbed" or "ignored"
+        Reading of the measure, see :class:`nrm_graph.rules.composites.Composite`.
+    unplaced : float
+        Sum over layers of the absolute share that their stabilizers hold.
     scaled : bool
         Whether relevances are multiplied by the logit.
     layer : str
@@ -127,8 +137,14 @@ def flags_of(
     if abs(absorbed) > MOSTLY:
         flag(
             "absorbed",
-            f"biases, stabilizer and remainder hold {_percent(absorbed)} of the measure, and "
+            f"{holders(bias)} hold {_percent(absorbed)} of the measure, and "
             f"inputs {_percent(1 - absorbed)}",
+        )
+    if bias == "ignored" and unplaced > UNPLACED:
+        flag(
+            "unplaced",
+            f"stabilizers of all layers hold {_percent(unplaced)} of the measure without sign: "
+            "what rules could not place among neurons, or denominators near 0",
         )
     if amplification > AMPLIFIED:
         flag(
@@ -147,13 +163,16 @@ def _percent(share: float) -> str:
     return f"{_number(100 * share)} %"
 
 
-def stored(logit: float, absorbed: float, names: Sequence[str] | None) -> tuple[str, ...]:
+def stored(
+    logit: float, absorbed: float, names: Sequence[str] | None, bias: str = "absorbed"
+) -> tuple[str, ...]:
     """Write what a store knows of an input's flags: in short where it holds the name alone.
 
     >>> stored(2.0, 0.75, ["absorbed", "small_logit"])[1:]
     ('small logit',)
     """
-    whole = [f for f in flags_of(logit, abs(logit), 0.0, absorbed) if f.name != "small_logit"]
+    whole = flags_of(logit, abs(logit), 0.0, absorbed, bias=bias)
+    whole = tuple(flag for flag in whole if flag.name != "small_logit")
     known = {flag.name for flag in whole}
     rest = [SHORT.get(name, name) for name in names or () if name not in known]
     return (*map(str, whole), *rest)
@@ -162,6 +181,24 @@ def stored(logit: float, absorbed: float, names: Sequence[str] | None) -> tuple[
 def vanished(logit: float, added: float) -> bool:
     """Whether nothing of a target is left to explain."""
     return logit == 0 or abs(logit) < VANISHED * added
+
+
+def holders(bias: str = "absorbed") -> str:
+    """Name what absorbs relevance under a reading.
+
+    >>> holders(), holders("ignored")
+    ('biases, stabilizer and remainder', 'stabilizer and remainder')
+    """
+    return "biases, stabilizer and remainder" if bias == "absorbed" else "stabilizer and remainder"
+
+
+def reading(sense: str, bias: str) -> str:
+    """Add to what a number says that it comes from the reading without biases.
+
+    >>> reading("positive relevance speaks for the target", "ignored")
+    'positive relevance speaks for the target; biases and constants are left out'
+    """
+    return sense if bias == "absorbed" else f"{sense}; biases and constants are left out"
 
 
 def meaning(logit: float, *, scaled: bool = False, condition: float | None = None) -> str:

@@ -336,6 +336,22 @@ NAMED: dict[str, Callable[..., Composite]] = {
 }
 
 
+DEFAULT = "epsilon_gamma"
+"""Composite where nothing else is asked for."""
+
+
+def fitting(topology: Topology) -> str:
+    """Name the composite of a network of which nothing is said.
+
+    Returns
+    -------
+    str
+        ``epsilon_gamma``, or ``attn_lrp`` where a layer is attention, for which that has no rule.
+    """
+    kinds = {layer.kind for layer in topology.layers}
+    return "attn_lrp" if kinds & _ATTENTION else DEFAULT
+
+
 def get(choice: str | Composite, bias: str | None = None) -> Composite:
     """Return a composite by name, or as given; ``bias`` says what becomes of biases.
 
@@ -350,6 +366,8 @@ def get(choice: str | Composite, bias: str | None = None) -> Composite:
                 f"unknown composite {choice!r}: expected one of {', '.join(NAMED)}, or a Composite"
             )
         choice = NAMED[choice]()
+    if bias not in (None, *READINGS):
+        raise CompositeError(f"bias must be 'absorbed' or 'ignored', found {bias!r}")
     if bias is None or bias == choice.bias:
         return choice
     if choice.name == "excitation_backprop":

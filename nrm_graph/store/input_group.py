@@ -45,6 +45,8 @@ class InputGroup:
     weighted : tuple of str or None
         Weights of the explained outputs, as :mod:`nrm_graph.network.weighted_targets` writes them;
         empty where no input has any.
+    bias : "absorbed" or "ignored"
+        Reading of their measures, see :class:`nrm_graph.rules.composites.Composite`.
     """
 
     where: str | None
@@ -54,6 +56,7 @@ class InputGroup:
     targets: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float64]
     weighted: tuple[str | None, ...] = ()
+    bias: str = "absorbed"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -164,6 +167,7 @@ def group(
         rows["target"].fill_null(-1).to_numpy().astype(np.int64),
         rows["logit"].to_numpy().astype(np.float64),
         tuple(weights) if any(weights) else (),
+        db.bias,
     )
     if target is not None:
         chosen = chosen.take(np.flatnonzero(chosen.explains(db.outputs.sought(target))))
@@ -195,7 +199,11 @@ def facts_of(
     sense = flags.group_meaning(chosen.logits.tolist(), weight)
     if conditioned:
         sense = "positive relevance has the sign of the condition's own"
-    return {"meaning": sense, "flags": notes_of(db, chosen, weight)}
+    return {
+        "meaning": flags.reading(sense, chosen.bias),
+        "flags": notes_of(db, chosen, weight),
+        "bias": chosen.bias,
+    }
 
 
 def _chosen(where: str | None, inputs: object, target: object) -> str:

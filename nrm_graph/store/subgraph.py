@@ -71,7 +71,8 @@ def subgraph(
         db.topology, nodes, edges, top, resolutions=db.resolutions, connected=connected
     )
     logit = float(db._snapshot.facts(identity)["logit"])
-    noted = flags.stored(logit, absorbed(nodes), entry.flags)
-    graph.graph |= {"meaning": flags.meaning(logit), "flags": noted}
+    noted = flags.stored(logit, absorbed(nodes), entry.flags, db.bias)
+    sense = flags.reading(flags.meaning(logit), db.bias)
+    graph.graph |= {"meaning": sense, "flags": noted, "bias": db.bias}
     graph.graph |= {"kept": entry.kept} if is_bounded else {}
     return graph

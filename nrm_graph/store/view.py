@@ -46,6 +46,11 @@ class View:
         self._begin()
         self._see(Snapshot(self.path))
 
+    @property
+    def bias(self) -> str:
+        """Reading of all its measures: biases and constants ``absorbed`` or ``ignored``."""
+        return str(self.meta["composite"].get("bias", "absorbed"))
+
     def _begin(self) -> None:
         """Begin without what only one process can use, or can compute again."""
         self._program: Program | None = None

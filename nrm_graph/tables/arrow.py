@@ -138,3 +138,9 @@ def absorbed(nodes: pa.Table) -> float:
     """Share of a measure that biases, stabilizers and remainders hold, from its node table."""
     lost = np.isin(nodes["unit"].to_numpy(), (BIAS, STABILIZER, REMAINDER))
     return float(nodes["relevance"].to_numpy()[lost].sum(dtype=np.float64))
+
+
+def unplaced(nodes: pa.Table) -> float:
+    """Sum over layers of the absolute share that their stabilizers hold, from a node table."""
+    held = nodes["relevance"].to_numpy()[nodes["unit"].to_numpy() == STABILIZER]
+    return float(np.abs(held).sum(dtype=np.float64))

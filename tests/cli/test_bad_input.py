@@ -212,7 +212,7 @@ def test_options_in_the_library(tmp_path):
 def test_a_composite_that_does_not_fit(place, capsys):
     message = "composite epsilon_gamma does not fit the network"
     argv = ["extract", f"{MODULE}:vit", place / "photos", "--store", place / "new.nrm", "--quiet"]
-    said(capsys, argv, 4, message)
+    said(capsys, [*argv, "--composite", "epsilon_gamma"], 4, message)
     assert not (place / "new.nrm").exists()
     unchanged(place, capsys, extract(place, model="vit"), 6, "another program")
     with pytest.raises(ng.CompositeError, match=message):

@@ -40,7 +40,12 @@ A large network in little space:
 @click.option(
     "--store", type=FILE, required=True, metavar="STORE", help="store to write or continue"
 )
-@click.option("--composite", metavar="NAME", help="rules (epsilon_gamma)")
+@click.option(
+    "--composite",
+    metavar="NAME",
+    default="auto",
+    help="rules (auto: attn_lrp of networks with attention, else epsilon_gamma)",
+)
 @click.option(
     "--bias",
     type=click.Choice(["absorbed", "ignored"]),
@@ -162,12 +167,6 @@ def extract(
     given again, and are refused where they differ. With --on-error skip, inputs that fail are kept
     in the table failures, which info shows, and the exit code is 0.
     """
-    bias = options.pop("bias")
-    if bias is not None:
-        from nrm_graph.extraction.store_options import COMPOSITE
-        from nrm_graph.rules import composites
-
-        options["composite"] = composites.get(options["composite"] or COMPOSITE, bias)
     names = _checked(store, model, inputs, classes, options)
     made = (Path(store).expanduser() / "store.json").exists()
 
@@ -192,6 +191,8 @@ def extract(
         ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
         failures = f", {failed:,} failed" if failed else ""
         print(f"{store} holds {len(db):,} inputs{failures}; next: nrm-graph info {store}")
+        if options["composite"] == "auto" and not made:
+            print(f"rules: {overview.composite(db.meta)}; --composite takes others")
         stated = db.meta["preprocessing"]
         if preprocessing is None and stated != dataset.preprocessing:
             stated = "in a way that is not known" if stated is None else f"thus: {stated}"
@@ -230,8 +231,8 @@ def _checked(
     from nrm_graph.network.device import device_of
     from nrm_graph.rules import composites
 
-    if options["composite"] is not None:
-        composites.get(options["composite"])
+    if options["composite"] != "auto":
+        composites.get(options["composite"], options["bias"])
     device_of(options["device"])
     models.check_model(model)
     sources.located(inputs)

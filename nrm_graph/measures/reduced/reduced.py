@@ -119,8 +119,7 @@ class Reduced:
             tokens=self.measure.tokens,
             connected=top is not None,
         )
-        flags = tuple(map(str, self.measure.flags))
-        graph.graph |= {"meaning": self.measure.meaning, "flags": flags, "reduced": True}
+        graph.graph |= {**self.measure.facts, "reduced": True}
         return graph
 
     def paths(self, k: int = 10) -> Paths:
