@@ -111,7 +111,8 @@ def circuit(
         (of the sum of \|mean\| over all stored edges, that the graph keeps), ``share_strongest``
         (that the strongest ``top`` edges would keep) and, as means, ``bias``, ``stabilizer``,
         ``remainder``, their sum ``absorbed``, and ``pruned``; with ``given`` further ``undefined``,
-        the number of inputs whose conditional is; with ``tables`` their name.
+        the number of inputs whose conditional is; with ``tables`` their name.  ``reading`` says
+        whether biases are ``absorbed`` or ``ignored``.
 
         Of an edge in a pair of layers that the store prunes, of which an input has no row,
         ``missing`` says how many have none; its mean is that of what is stored, and

@@ -115,7 +115,7 @@ class Clusters:
         logits = self.group.logits[members].tolist()
         graph.graph |= {
             "meaning": flags.reading(flags.group_meaning(logits, "unit"), self.group.bias),
-            "bias": self.group.bias,
+            "reading": self.group.bias,
             "flags": flags.group_notes(logits, (), "unit"),
         }
         choice = {"target": self.group.target, "where": self.group.where}

@@ -140,7 +140,7 @@ class Contrast:
             "absorbed_b": self.absorbed[1],
             "meaning": self.meaning,
             "flags": self.notes,
-            "bias": self.a.bias,
+            "reading": self.a.bias,
         }
         if self.a.target is not None and self.a.target == self.b.target:
             graph.graph["target"] = self.a.target

@@ -133,7 +133,7 @@ class Algebra:
     def facts(self) -> dict[str, Any]:
         """What a graph or table of this measure says of itself: meaning, flags and reading."""
         flags = tuple(map(str, self.flags))
-        return {"meaning": self.meaning, "flags": flags, "bias": self.bias}
+        return {"meaning": self.meaning, "flags": flags, "reading": self.bias}
 
     def __call__(self, event: Event, given: Event | None = None) -> float:
         """Relevance of an event, or conditional relevance R(event | given).

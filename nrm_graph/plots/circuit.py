@@ -272,7 +272,7 @@ def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
         text += f", target {classes[target]!r}" if classes and named else f", target {target}"
     if facts.get("given") is not None:
         text += f", given {textwrap.shorten(str(facts['given']), 60, placeholder=' ...')}"
-    return text + without_biases(facts.get("bias", "absorbed"))
+    return text + without_biases(facts.get("reading", "absorbed"))
 
 
 def _note(graph: nx.DiGraph) -> str:

@@ -202,7 +202,7 @@ def facts_of(
     return {
         "meaning": flags.reading(sense, chosen.bias),
         "flags": notes_of(db, chosen, weight),
-        "bias": chosen.bias,
+        "reading": chosen.bias,
     }
 
 

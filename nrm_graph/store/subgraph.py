@@ -73,6 +73,6 @@ def subgraph(
     logit = float(db._snapshot.facts(identity)["logit"])
     noted = flags.stored(logit, absorbed(nodes), entry.flags, db.bias)
     sense = flags.reading(flags.meaning(logit), db.bias)
-    graph.graph |= {"meaning": sense, "flags": noted, "bias": db.bias}
+    graph.graph |= {"meaning": sense, "flags": noted, "reading": db.bias}
     graph.graph |= {"kept": entry.kept} if is_bounded else {}
     return graph

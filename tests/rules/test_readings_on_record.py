@@ -51,10 +51,11 @@ def test_graphs_reports_and_pictures_say_it(db):
         db.circuit(top=20),
         db.contrast("label = 'a'", "label = 'b'").graph(20),
     ]
+    assert isinstance(graphs[3].graph["bias"], float)  # what biases hold, a mean
     for graph in graphs:
-        assert graph.graph["bias"] == bias
+        assert graph.graph["reading"] == bias
         assert (SENSE in graph.graph["meaning"]) is (bias == "ignored")
-        assert f'"bias": "{bias}"' in to_arrow(graph)[1].schema.metadata[b"graph"].decode()
+        assert f'"reading": "{bias}"' in to_arrow(graph)[1].schema.metadata[b"graph"].decode()
     assert graphs[0].graph["flags"] == graphs[1].graph["flags"]
     titles = [
         plot_heatmap(m).get_title(),
