@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.circuits.source import Source
+    from nrm_graph.network.grouped_units import GroupedUnits
     from nrm_graph.store.view import View
 
 
@@ -43,6 +44,8 @@ class Absent:
         Edges that a pair has at most.
     index : ndarray of int64, (layers, layers)
         Place of a pair.
+    units : GroupedUnits or None
+        Units that edges join, where those are summed.
     """
 
     pairs: NDArray[np.int64]
@@ -51,6 +54,12 @@ class Absent:
     largest: NDArray[np.float64]
     sizes: NDArray[np.int64]
     index: NDArray[np.int64]
+    units: GroupedUnits | None = None
+
+    @property
+    def summed(self) -> bool:
+        """Whether an edge may be the sum of several, each of which may be absent."""
+        return self.units is not None
 
     def places(self, edges: pa.Table) -> NDArray[np.int64]:
         """Place of the pair of every edge, (E,)."""
@@ -61,10 +70,25 @@ class Absent:
     def errors(
         self, edges: pa.Table, rows: NDArray[np.int64], squares: bool = False
     ) -> NDArray[np.float64]:
-        """Bounds of what sums over inputs lack, (E,), of edges with so many rows."""
+        """Bounds of what sums over inputs lack, (E,), of edges with so many rows.
+
+        Of edges that are summed, of which all is known in so many inputs; squares have none.
+        """
         bounds = self.squares if squares else self.most
         errors: NDArray[np.float64] = bounds[self.places(edges), bounds.shape[1] - 1 - rows]
-        return errors
+        if self.units is None:
+            return errors
+        return np.full(len(edges), np.inf) if squares else errors * self._parts(edges, self.units)
+
+    def _parts(self, edges: pa.Table, units: GroupedUnits) -> NDArray[np.int64]:
+        """Of how many edges, at most, each is the sum, (E,)."""
+        parts = np.ones(len(edges), np.int64)
+        for end in ("dst", "src"):
+            layer, unit = (edges[f"{end}_{name}"].to_numpy() for name in ("layer", "unit"))
+            for layer_id in np.unique(layer).tolist():
+                here = (layer == layer_id) & (unit >= 0)
+                parts[here] *= units.sizes(layer_id)[unit[here]]
+        return parts
 
     def unseen(
         self, edges: pa.Table, rows: NDArray[np.int64], layers: Sequence[int] | None
@@ -117,6 +141,7 @@ def absent(db: View, rows: Source, layers: Sequence[int] | None = None) -> Absen
         thresholds[inside].max(0, initial=0.0),
         np.array([*_sizes(db, rows), 0], np.int64),
         index,
+        rows.units,
     )
 
 

@@ -14,7 +14,7 @@ from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.exact import exact_sums
 from nrm_graph.circuits.nodes import ends_of
 from nrm_graph.circuits.source import source
-from nrm_graph.circuits.sums import NODE
+from nrm_graph.circuits.sums import NODE, WHOLE
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.largest import check_top, largest
 from nrm_graph.graphs.subgraph import graph_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
     from nrm_graph.events.sets import Event
+    from nrm_graph.network.grouped_units import By
     from nrm_graph.network.targets import Sought
     from nrm_graph.store.view import View
 
@@ -51,6 +52,7 @@ def circuit(
     exact: bool = False,
     connected: bool = True,
     tables: str | None = None,
+    by: By | None = None,
 ) -> nx.DiGraph:
     r"""Return a connected graph of a group's strong edges, with statistics.
 
@@ -98,6 +100,13 @@ def circuit(
         Reduced tables that ``db.materialize(name=..., watch=...)`` made, by their name, in place of
         the store's own: steps between nodes, and ends.  With an event they are conditioned, as by
         ``given``.
+    by : str or mapping of layer name to str or array, optional
+        Sum the store's units to coarser ones: ``channel``, ``feature``, ``token`` or ``head`` in
+        layers of that kind, or what each layer that is named is divided into; see
+        :func:`nrm_graph.network.grouped_units.asked_units`.
+        Relevances are sums, exactly, and activations of what is summed are not known.  In a pair
+        of layers that the store bounds a sum is of what is stored, and has ``missing`` as single
+        edges do; ``exact`` computes it.
 
     Returns
     -------
@@ -146,7 +155,7 @@ def circuit(
             "nrm_graph.circuits.sums.edge_partials gives the sums of all edges as a table"
         )
     inside = group(db, where, inputs=inputs, target=target, mixed_targets=mixed_targets)
-    rows = source(db, inside, weight, given, per_input, tables)
+    rows = source(db, inside, weight, given, per_input, tables, by)
     pairs = _layers(db, layers, rows.pairs(db))
     with Progress("circuit", 2) as meter:
         chosen = chosen_edges(db, rows, top, pairs, query_engine, connected)
@@ -175,6 +184,8 @@ def circuit(
         "weight": weight,
         "top": top,
     }
+    if rows.units is not None:
+        graph.graph["by"] = dict(rows.units.names)
     graph.graph |= facts_of(db, rows.group, weight, rows.divisor is not None)
     graph.graph |= _certainty(graph, chosen, edges, top, exact)
     choice = {
@@ -268,7 +279,7 @@ def _node_statistics(
     tables = {**rows.tables, "weights": rows.weights, "chosen": _placed(chosen)}
     totals = engine(db, _TOTALS.format(**names), rows.group.ids.tolist(), tables, NODE)
     sums = {
-        (layer, unit): (total, activation or 0.0)
+        (layer, unit): (total, math.nan if activation is None else activation)
         for layer, unit, total, activation in zip(
             *(totals[name].to_pylist() for name in totals.column_names), strict=True
         )
@@ -278,7 +289,8 @@ def _node_statistics(
     total, activation = both.reshape(-1, 2).T
     chosen = chosen.append_column("mean", [total / rows.base.sum()])
     summed = _sums(db, rows, _NODES.format(sums=_SUMS, **names), chosen, engine)
-    mean = pa.array(activation / len(rows.group), mask=chosen["unit"].to_numpy() < 0)
+    unknown = np.isnan(activation) | (chosen["unit"].to_numpy() < 0)
+    mean = pa.array(activation / len(rows.group), mask=unknown)
     return _scattered(rows, summed).append_column("activation", mean), _absorbed(db, rows, sums)
 
 
@@ -347,7 +359,7 @@ def _annotate(graph: nx.DiGraph, db: View, rows: Source, nodes: pa.Table, edges:
         data |= _statistics(rows, row)
     for row in edges.to_pylist():
         src, dst = ((names[row[f"{end}_layer"]], row[f"{end}_unit"]) for end in ("src", "dst"))
-        missing = len(rows.group) - row["n"]
+        missing = len(rows.group) - row.get(WHOLE, row["n"])
         lacking = row.get("lacking", math.inf) / extent
         if missing and lacking and (row["dst_layer"], row["src_layer"]) in rows.limits:
             # What is not stored here is unknown, so only what is stored can be said.

@@ -27,12 +27,13 @@ from nrm_graph.propagation.flags import reading
 from nrm_graph.store.input_group import InputGroup, group, notes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import networkx as nx
     from numpy.typing import NDArray
 
     from nrm_graph.circuits.source import Source
+    from nrm_graph.network.grouped_units import By
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.weighted_targets import Aim
@@ -73,6 +74,8 @@ class Contrast:
         them: there an absent row is no zero.
     notes : tuple of str
         What to know before reading the numbers.
+    by : mapping of str to str
+        What the units are of layers whose units were summed to coarser ones.
     """
 
     a: InputGroup
@@ -89,6 +92,7 @@ class Contrast:
     notes: tuple[str, ...]
     topology: Topology = field(repr=False)
     resolutions: tuple[str, ...] = field(repr=False)
+    by: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def targets(self) -> tuple[tuple[Aim, ...], tuple[Aim, ...]]:
@@ -142,6 +146,8 @@ class Contrast:
             "flags": self.notes,
             "reading": self.a.bias,
         }
+        if self.by:
+            graph.graph["by"] = dict(self.by)
         if self.a.target is not None and self.a.target == self.b.target:
             graph.graph["target"] = self.a.target
         return graph
@@ -195,6 +201,7 @@ def contrast(
     seed: int = 0,
     exact: bool = False,
     tables: str | None = None,
+    by: By | None = None,
 ) -> Contrast:
     """Compare two groups of inputs, edge by edge.
 
@@ -232,6 +239,8 @@ def contrast(
     tables : str, optional
         Reduced tables that ``db.materialize(name=..., watch=...)`` made, by their name, in place of
         the store's own; with an event, the inputs' conditional relevances, defined of all.
+    by : str or mapping of layer name to str or array, optional
+        Sum the store's units to coarser ones, as in :meth:`nrm_graph.database.Database.circuit`.
 
     Returns
     -------
@@ -269,9 +278,9 @@ def contrast(
         group(db, where, target=target, mixed_targets=mixed_targets) for where in (a, b)
     )
     is_paired = _design(first, second)
-    pooled = single(db, _pooled(first, second), weight, tables)
+    pooled = single(db, _pooled(first, second), weight, tables, by)
     chosen, unknown = choose_edges(db, pooled, edges, "rms", exact)
-    both = single(db, first, weight, tables), single(db, second, weight, tables)
+    both = single(db, first, weight, tables, by), single(db, second, weight, tables, by)
     columns, enumerated = _tests(db, both, chosen, is_paired, draws, seed, exact)
     for test in ("welch", "permutation"):
         columns[f"{test}_q"] = statistics.q_values(columns[f"{test}_p"], pair_codes(chosen), adjust)
@@ -292,11 +301,12 @@ def contrast(
         adjust,
         draws,
         enumerated,
-        (absorbed_share(db, first, pooled.nodes), absorbed_share(db, second, pooled.nodes)),
+        (absorbed_share(db, both[0]), absorbed_share(db, both[1])),
         unknown,
         (*_notes(db, first, second, sizes, unknown), *_flagged(db, first, second, weight)),
         db.topology,
         pooled.resolutions(db),
+        {} if pooled.units is None else pooled.units.names,
     )
 
 
@@ -325,6 +335,7 @@ def _pooled(a: InputGroup, b: InputGroup) -> InputGroup:
         np.concatenate([a.targets, new.targets]),
         np.concatenate([a.logits, new.logits]),
         sum((g.weighted or (None,) * len(g) for g in (a, new)), ()) if weighted else (),
+        a.bias,
     )
     return both.take(np.argsort(both.ids))
 
@@ -368,7 +379,7 @@ def _node_differences(db: View, a: Source, b: Source, edges: pa.Table) -> pa.Tab
     """Difference of the means, over keys, of the nodes at the ends of edges."""
     ids = np.concatenate([a.group.ids, b.group.ids])
     shares = [key_shares(a.group.keys) * a.weight, -key_shares(b.group.keys) * b.weight]
-    return node_sums(db, edges, ids, np.concatenate(shares), a.nodes)
+    return node_sums(db, edges, ids, np.concatenate(shares), a.nodes, a.tables)
 
 
 def _flagged(db: View, a: InputGroup, b: InputGroup, weight: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nrm_graph.circuits.absent import absent, rivals
 from nrm_graph.circuits.engines import EDGE
-from nrm_graph.circuits.sums import SUMS, edge_filter, edge_sums
+from nrm_graph.circuits.sums import SUMS, WHOLE, edge_filter, edge_sums
 from nrm_graph.graphs.connected import Ends
 from nrm_graph.graphs.connected import connected as connected_edges
 from nrm_graph.graphs.largest import largest
@@ -104,7 +104,7 @@ class Scan:
         mine = np.flatnonzero(at[self.row_edge] >= 0)
         part = self.table.take(self.rows[mine])
         sums = {}
-        for name in (name for name in SUMS if name in self.table.column_names):
+        for name in (name for name in (*SUMS, WHOLE) if name in self.table.column_names):
             values = self.table[name].take(places).to_numpy().copy()
             values[np.isin(places, self.rows[mine])] = 0  # added below, as all rows above are
             np.add.at(values, at[self.row_edge[mine]], part[name].to_numpy())
@@ -232,10 +232,11 @@ def chosen_edges(
             columns[name][at] = again[name]
     bounds, others = absent(db, rows, pairs), None
     if bounds is not None:
-        columns["lacking"] = bounds.errors(edges, n)
-        if (limits < bounds.largest).any():  # what is absent may be among an input's strongest
+        columns["lacking"] = bounds.errors(edges, columns.get(WHOLE, n))
+        # What is absent may be among an input's strongest.
+        if rows.incomplete or (limits < bounds.largest).any():
             columns["strong"] = np.full(len(n), -1)
-        if not connected:
+        if not connected and not rows.incomplete:
             others = rivals(bounds, scan.table, size, scan.counts(), places, top, pairs)
     for name, values in columns.items():
         edges = edges.append_column(name, [values])
@@ -350,6 +351,11 @@ def _limits(
     return np.array([limits[i] for i in ids])
 
 
+def _kind(rows: Source) -> type[np.floating[Any]]:
+    """Type of relevance: that of the tables, or of their sums."""
+    return np.float32 if rows.units is None else np.float64
+
+
 def _again(
     db: View,
     rows: Source,
@@ -363,7 +369,7 @@ def _again(
         **rows.tables,
         "weights": rows.weights,
         "chosen": edges.append_column("place", [np.arange(len(edges))]),
-        "limits": pa.table({"input_id": ids, "least": limits.astype(np.float32)}),
+        "limits": pa.table({"input_id": ids, "least": limits.astype(_kind(rows))}),
     }
     query = _AGAIN.format(edges=rows.edges, keys=", ".join(EDGE))
     sums = engine(db, query, ids.tolist(), tables, ("place",))

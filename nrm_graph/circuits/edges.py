@@ -11,7 +11,7 @@ import pyarrow as pa
 from nrm_graph.circuits.engines import EDGE, local
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.statistics import key_sums
-from nrm_graph.circuits.sums import SUMS, edge_sums
+from nrm_graph.circuits.sums import SUMS, WHOLE, edge_sums
 from nrm_graph.graphs.largest import largest
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.source import Source
     from nrm_graph.events.sets import Event
+    from nrm_graph.network.grouped_units import By
     from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
@@ -43,7 +44,8 @@ def known_partials(db: View, rows: Source, exact: bool = False) -> tuple[pa.Tabl
     partials = edge_sums(db, rows, local, tuple(SUMS), None)
     if exact:
         return partials, 0
-    unknown = _pruned(rows, partials) & (partials["n"].to_numpy() < len(rows.group))
+    known = partials[WHOLE if rows.incomplete else "n"].to_numpy()
+    unknown = _pruned(rows, partials) & (known < len(rows.group))
     return partials.filter(pa.array(~unknown)), int(unknown.sum())
 
 
@@ -120,6 +122,7 @@ def edge_values(
     given: str | Event | None = None,
     exact: bool = False,
     tables: str | None = None,
+    by: By | None = None,
 ) -> NDArray[np.float64]:
     """Relevance of edges for every input of a group.
 
@@ -139,6 +142,8 @@ def edge_values(
         Compute what the store may leave out, see :mod:`nrm_graph.store.stored_edges`.
     tables : str, optional
         Reduced tables, by their name; with an event as ``given`` is.
+    by : str or mapping, optional
+        Coarser units, of which the edges are, as of :meth:`nrm_graph.database.Database.circuit`.
 
     Returns
     -------
@@ -146,7 +151,8 @@ def edge_values(
         An edge without a row has 0, which it is in a complete store; in a pair of layers that the
         store prunes it is unknown without ``exact``: see :func:`nrm_graph.tables.pruning.stored`.
     """
-    return weighted_values(db, source(db, group, weight, given, tables=tables), edges, exact)
+    rows = source(db, group, weight, given, tables=tables, by=by)
+    return weighted_values(db, rows, edges, exact)
 
 
 def weighted_values(
@@ -189,7 +195,7 @@ def computed_values(
 
     names = {name: edges[name].to_numpy()[pruned].astype(np.int64) for name in EDGE}
     event = None if rows.condition is None else db._conditions[rows.condition].event
-    relevance = computed_edges(db, rows.group, names, event)
+    relevance = computed_edges(db, rows.group, names, event, rows.partitions(db))
     if rows.divisor is not None:
         relevance = relevance / rows.divisor[:, None]
     values = stored.copy()

@@ -70,5 +70,6 @@ def _strong(
     surely = (stored >= np.maximum(limits, largest)) & (stored > 0)
     unstored = (stored == 0) & (size > 0) & (size >= limits * (1 - ROUNDING))
     perhaps = (stored >= limits) & (stored > 0) | unstored
-    count: NDArray[np.int64] = np.where((surely == perhaps).all(0), surely.sum(0), -1)
+    certain = (surely == perhaps).all(0) & (bounds is None or not bounds.summed)
+    count: NDArray[np.int64] = np.where(certain, surely.sum(0), -1)
     return count

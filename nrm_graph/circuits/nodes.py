@@ -8,9 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
-    from nrm_graph.store.input_group import InputGroup
+    from nrm_graph.circuits.source import Source
     from nrm_graph.store.view import View
 
 
@@ -30,6 +32,7 @@ def node_sums(
     ids: NDArray[np.int64],
     weights: NDArray[np.float64],
     nodes: str = "nodes",
+    tables: Mapping[str, pa.Table] | None = None,
 ) -> pa.Table:
     """Weighted sums over inputs of the nodes at the ends of edges.
 
@@ -44,7 +47,9 @@ def node_sums(
     weights : ndarray of float64, (N,)
         What the relevance of each input is multiplied by.
     nodes : str
-        The table.
+        What SQL reads them from.
+    tables : mapping of str to pyarrow.Table, optional
+        Further tables that ``nodes`` names.
 
     Returns
     -------
@@ -59,17 +64,18 @@ def node_sums(
         "GROUP BY layer_id, unit ORDER BY layer_id, unit",
         inputs=np.unique(ids).tolist(),
         tables={
+            **(tables or {}),
             "weights": pa.table({"input_id": ids, "weight": weights}),
             "chosen": ends_of(edges),
         },
     ).to_arrow_table()
 
 
-def absorbed_share(db: View, group: InputGroup, nodes: str = "nodes") -> float:
+def absorbed_share(db: View, rows: Source) -> float:
     """Mean share of the measure that biases, stabilizers and remainders hold."""
     query = (
-        f"SELECT coalesce(sum(CAST(relevance AS DOUBLE)), 0) FROM {nodes} "
+        f"SELECT coalesce(sum(CAST(relevance AS DOUBLE)), 0) FROM {rows.nodes} "
         "WHERE unit IN (-1, -2, -4)"
     )
-    ((total,),) = db.sql(query, inputs=group.ids.tolist()).fetchall()
-    return float(total) / len(group)
+    ((total,),) = db.sql(query, inputs=rows.group.ids.tolist(), tables=rows.tables).fetchall()
+    return float(total) / len(rows.group)

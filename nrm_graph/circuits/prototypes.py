@@ -79,7 +79,7 @@ def prototypes(
         raise InputError("the circuit has no edges: expected a graph as db.circuit() returns it")
     chosen = group(db, where, target=target, mixed_targets=True)
     edges, means = _edges(db, circuit)
-    given, tables, weight = map(circuit.graph.get, ("given", "tables", "weight"))
+    given, tables, weight, by = map(circuit.graph.get, ("given", "tables", "weight", "by"))
     if circuit.graph.get("per_input"):
         raise InputError(
             "the circuit holds means of ratios (per_input=True), which inputs are not compared "
@@ -90,7 +90,7 @@ def prototypes(
     means = means * circuit.graph.get("condition_relevance", 1.0)
     along, squares = np.zeros((2, len(chosen)))
     for part, block in blocks(edges, len(chosen)):
-        flows = edge_values(db, chosen, block, weight or "unit", given, tables=tables)
+        flows = edge_values(db, chosen, block, weight or "unit", given, tables=tables, by=by)
         along += flows @ means[part]
         squares += np.einsum("ne,ne->n", flows, flows)
     length = np.sqrt(squares) * np.linalg.norm(means)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events.sets import Event
+from nrm_graph.network.grouped_units import grouped_units
 from nrm_graph.store.format.schema import EDGES, NODES
+from nrm_graph.store.grouped_tables import REGROUPED, grouped_edges, grouped_nodes, regrouped
 from nrm_graph.store.measure import measure
 from nrm_graph.store.table_form import stored_form
 from nrm_graph.tables import pruning
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from nrm_graph.network.grouped_units import By, GroupedUnits
+    from nrm_graph.network.units import Partition
     from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.read.conditions import Condition
     from nrm_graph.store.read.reduced import RecordedNodes
@@ -72,6 +76,8 @@ class Source:
         Name of the condition, or of the reduced tables.
     divisor : ndarray of float64, (N,), or None
         What rows are divided by: R(condition), and 1 where it is undefined; None without one.
+    units : GroupedUnits or None
+        Coarser units that the store's are summed to.
     """
 
     group: InputGroup
@@ -87,6 +93,7 @@ class Source:
     nodes_of: RecordedNodes | None = None
     condition: str | None = None
     divisor: npt.NDArray[np.float64] | None = None
+    units: GroupedUnits | None = None
 
     @property
     def pruned(self) -> bool:
@@ -101,8 +108,17 @@ class Source:
 
     def resolutions(self, db: View) -> tuple[str, ...]:
         """Return what the units of every layer are."""
-        usual = db.resolutions
+        usual = tuple(part.resolution for part in self.partitions(db))
         return usual if self.nodes_of is None else self.nodes_of.resolutions(usual)
+
+    def partitions(self, db: View) -> tuple[Partition, ...]:
+        """Return the units of every layer, but for nodes of reduced tables."""
+        return db.partitions if self.units is None else self.units.partitions
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a row may be the sum of some of what it stands for."""
+        return self.units is not None and self.pruned
 
     @property
     def weighted(self) -> bool:
@@ -123,6 +139,7 @@ def source(
     given: str | Event | None = None,
     per_input: bool = False,
     tables: str | None = None,
+    by: By | None = None,
 ) -> Source:
     """Choose the rows of a group.
 
@@ -141,6 +158,8 @@ def source(
         defined.  By default the ratio of means, in which an input counts by its R(condition).
     tables : str, optional
         Reduced tables that were materialized, by their name; with an event they are conditioned.
+    by : str or mapping, optional
+        Coarser units, see :func:`nrm_graph.network.grouped_units.grouped_units`.
 
     Raises
     ------
@@ -149,6 +168,35 @@ def source(
     UndefinedConditional
         If the group's R(condition) is below rounding, or no input's is above.
     """
+    rows = _stored(db, group, weight, given, per_input, tables)
+    if by is None:
+        return rows
+    if tables is not None:
+        raise InputError(
+            "give by= or tables=: nodes of reduced tables are not summed; "
+            "db.materialize(name=..., watch=..., by=...) chooses their units"
+        )
+    units = grouped_units(db.topology, db.partitions, by)
+    if units is None:
+        return rows
+    return replace(
+        rows,
+        edges=grouped_edges(rows.edges),
+        nodes=grouped_nodes(rows.nodes),
+        tables={**rows.tables, REGROUPED: regrouped(units)},
+        units=units,
+    )
+
+
+def _stored(
+    db: View,
+    group: InputGroup,
+    weight: str,
+    given: str | Event | None,
+    per_input: bool,
+    tables: str | None,
+) -> Source:
+    """Choose rows of the store's own units."""
     weights = group.weights(weight)
     if given is not None and tables is not None:
         raise InputError("give given= or tables=: reduced tables have their own condition")
@@ -187,7 +235,9 @@ def source(
     )
 
 
-def single(db: View, group: InputGroup, weight: str, tables: str | None = None) -> Source:
+def single(
+    db: View, group: InputGroup, weight: str, tables: str | None = None, by: By | None = None
+) -> Source:
     """Choose the rows of a group whose inputs are compared with each other.
 
     Of conditioned tables each input has its own conditional relevances.
@@ -202,7 +252,7 @@ def single(db: View, group: InputGroup, weight: str, tables: str | None = None) 
         condition = reduced_tables(db, str(tables))
         _check_complete(condition, group)
         _check_defined(db, condition, group)
-    return source(db, group, weight, tables=tables, per_input=conditioned)
+    return source(db, group, weight, tables=tables, per_input=conditioned, by=by)
 
 
 def reduced_tables(db: View, name: object) -> Condition:

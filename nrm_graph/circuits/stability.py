@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from nrm_graph.circuits.source import Source
+    from nrm_graph.network.grouped_units import By
     from nrm_graph.network.targets import Sought
     from nrm_graph.store.view import View
 
@@ -131,6 +132,7 @@ def stability(
     seed: int = 0,
     exact: bool = False,
     tables: str | None = None,
+    by: By | None = None,
 ) -> Stability:
     r"""Tell how a circuit's edges hold in halves and resamples of its keys.
 
@@ -163,6 +165,8 @@ def stability(
     tables : str, optional
         Reduced tables that ``db.materialize(name=..., watch=...)`` made, by their name, in place of
         the store's own; with an event, the inputs' conditional relevances, defined of all.
+    by : str or mapping of layer name to str or array, optional
+        Sum the store's units to coarser ones, as in :meth:`nrm_graph.database.Database.circuit`.
 
     Returns
     -------
@@ -205,7 +209,7 @@ def stability(
     halves = _halves(rng, splits, len(keys))
     resamples = rng.multinomial(len(keys), np.full(len(keys), 1 / len(keys)), draws)
     key_weights = np.concatenate([np.ones((1, len(keys))), halves, 1 - halves, resamples])
-    rows = single(db, chosen, weight, tables)
+    rows = single(db, chosen, weight, tables, by)
     edges, means, certified, unknown = _means(db, rows, top, key_weights, counts, exact)
     tops = [_top(row, top) for row in means]
     circuit, first, second = tops[0], tops[1 : 1 + splits], tops[1 + splits : 1 + 2 * splits]
@@ -299,7 +303,7 @@ def _others(db: View, rows: Source, edges: pa.Table) -> NDArray[np.float64]:
     Infinite where nothing bounds what is absent.
     """
     bounds = absent(db, rows)
-    if bounds is None:
+    if bounds is None or bounds.summed:
         return np.full(len(edges) + 1, np.inf)
     count = edges["n"].to_numpy()
     squares = edges["squares"].to_numpy() + bounds.errors(edges, count, squares=True)

@@ -41,6 +41,9 @@ SUMS: Mapping[str, str] = {
 A sum of doubles counts exactly, and in half the time of FILTER.
 """
 
+WHOLE = "whole"
+"""Rows that are the sum of all that they stand for, of units that are summed."""
+
 
 def partials_query(
     sums: Sequence[str] = tuple(SUMS),
@@ -51,6 +54,7 @@ def partials_query(
     pruned: bool = False,
     floor: float | None = None,
     nonzero: bool = False,
+    incomplete: bool = False,
 ) -> str:
     """Write the SQL of mergeable sums by edge.
 
@@ -70,6 +74,8 @@ def partials_query(
         Rows of at least this abs(relevance) are not summed: each stands on its own.
     nonzero : bool
         Skip rows of relevance 0.
+    incomplete : bool
+        Count the rows that are :data:`WHOLE`.
 
     Returns
     -------
@@ -83,6 +89,9 @@ def partials_query(
     keys = ", ".join(EDGE)
     columns = ", ".join(f"{SUMS[name]} AS {name}" for name in sums)
     values = f"{keys}, {value} AS v"
+    if incomplete:
+        values += f", {WHOLE}"
+        columns += f", CAST(sum(CAST({WHOLE} AS DOUBLE)) AS BIGINT) AS {WHOLE}"
     if floor is not None:
         least = f"CAST({np.float32(floor):.17e} AS FLOAT)"
         values += f", CASE WHEN abs(relevance) >= {least} THEN input_id ELSE -1 END AS above"
@@ -125,6 +134,7 @@ def edge_sums(
         pruned=rows.pruned,
         floor=floor,
         nonzero=nonzero,
+        incomplete=rows.incomplete,
     )
     tables = {**rows.tables, "weights": rows.weights} if rows.weighted else rows.tables
     keys = EDGE if floor is None else (*EDGE, "above")

@@ -169,6 +169,13 @@ reduction = _together(
         help="how many units are watched, the strongest: a number, all, or LAYER=N,...",
     ),
 )
+units = click.option(
+    "--by",
+    type=resolution,
+    metavar="HOW",
+    help="sum units when asked: channel, feature, token, head or neuron in layers of that kind, or "
+    "LAYER=HOW,...",
+)
 tables = click.option(
     "--tables", metavar="NAME", help="reduced tables that were materialized, by their name"
 )

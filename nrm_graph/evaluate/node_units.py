@@ -8,6 +8,7 @@ import numpy as np
 
 from nrm_graph.circuits.source import reduced_tables
 from nrm_graph.errors import InputError
+from nrm_graph.network.grouped_units import asked_units
 from nrm_graph.network.units import RESOLUTIONS, Partition, partition
 
 if TYPE_CHECKING:
@@ -23,11 +24,12 @@ def partitions_of(db: View, circuit: nx.DiGraph, by: str) -> tuple[Partition, ..
     Raises
     ------
     InputError
-        If the nodes of its reduced tables are no whole units, or its steps are to be ablated.
+        If the nodes of its reduced tables are no whole units, or its steps are to be ablated; or
+        its units were summed by an array, which a graph does not hold.
     """
     name = circuit.graph.get("tables")
     if name is None:
-        return db.partitions
+        return asked_units(db.topology, db.partitions, circuit.graph.get("by", {}))
     if by == "edges":
         raise InputError(
             "a step of reduced tables stands for all that lies between its nodes: ablate units of "

@@ -18,6 +18,7 @@ import torch
 from nrm_graph.circuits.checks import check_circuit, check_count
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate.held_out import batches, logits_of, network_for, seeds, trained_on
+from nrm_graph.evaluate.node_units import partitions_of
 from nrm_graph.evaluate.ranking import by_unit
 from nrm_graph.network.ir.program import Weight
 from nrm_graph.propagation import prepared_network
@@ -196,7 +197,7 @@ def randomization(
     check_count("batch_size", batch_size, 1)
     check_count("seed", seed, 0)
     chosen = trained_on(db, circuit)
-    net, partitions = network_for(db, chosen, device), db.partitions
+    net, partitions = network_for(db, chosen, device), partitions_of(db, circuit, "units")
     xs = list(batches(db, net, chosen, batch_size))
     weight = circuit.graph.get("weight", "unit")
     circuit_units = _units(circuit, net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,13 +12,17 @@ from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.sets import Event, NeuronSet
 from nrm_graph.measures import event_passes
 from nrm_graph.measures.neuron_edges import Between, neuron_batches, neuron_table
+from nrm_graph.network.grouped_units import asked_units
+from nrm_graph.network.topology import PRUNED
 from nrm_graph.tables.plan import plan
 from nrm_graph.tables.pruning import check
 
 if TYPE_CHECKING:
     from nrm_graph.measures.event_algebra import Algebra
+    from nrm_graph.network.grouped_units import By
     from nrm_graph.network.topology import LayerInfo
     from nrm_graph.tables.bounded import Kept
+    from nrm_graph.tables.pruning import Limit
 
 
 def tables(measure: Algebra, event: Event | None = None) -> tuple[pa.Table, pa.Table]:
@@ -58,7 +63,7 @@ def edges(
     upper: str,
     lower: str,
     /,
-    by: str = "unit",
+    by: By = "unit",
     *,
     dst: NeuronSet | None = None,
     src: NeuronSet | None = None,
@@ -75,21 +80,23 @@ def edges(
         Conditioned or not.
     upper, lower : str
         Layer nearer the output, and the one that it reads.
-    by : "unit" or "neuron"
+    by : "unit", "neuron", or units as :func:`nrm_graph.network.grouped_units.asked_units` takes
         Units of the measure's resolution; or single neurons, numbered by flat index, computed
-        now from the network's program, however large the complete table would be.
+        now from the network's program, however large the complete table would be; or other units,
+        finer or coarser, computed as well.
     dst, src : NeuronSet, optional
         With ``by="neuron"``: only edges from a set of the upper layer, to a set of the lower.
     coverage : float
-        With ``by="neuron"``: keep the fewest edges that hold this share of the sum of
-        |relevance|; what is left out stands in rows of the pseudo-unit -3.
+        Keep the fewest edges that hold this share of the sum of |relevance|.
     top : int, optional
-        With ``by="neuron"``: keep at most so many edges, the strongest.
+        Keep at most so many edges, the strongest.
 
     Returns
     -------
     pyarrow.Table
-        dst_layer, dst_unit, src_layer, src_unit, relevance, conditional; sorted by units.
+        dst_layer, dst_unit, src_layer, src_unit, relevance, conditional; sorted by units.  With
+        ``top`` or ``coverage`` the strongest first, and what is left out stands in the schema's
+        metadata: ``left_out``, the sum of its relevance.
 
     Raises
     ------
@@ -98,15 +105,14 @@ def edges(
     InputError
         If there are too many neuron-level edges for one table: see :meth:`edge_batches`.
     """
+    limit = check(coverage, top)
     if isinstance(by, str) and by == "neuron":
         asked = _between(measure, upper, lower, dst, src)
-        return neuron_table(asked, check(coverage, top), measure.scale)
-    if not isinstance(by, str) or by != "unit":
-        raise InputError(f"edges: expected by='unit' or by='neuron', found {by!r}")
-    if dst is not None or src is not None or top is not None or coverage != 1.0:
-        raise InputError("dst, src, coverage and top go with by='neuron'")
+        return _strongest(neuron_table(asked, limit, measure.scale), limit)
+    if dst is not None or src is not None:
+        raise InputError("dst and src go with by='neuron'")
     above, below = _pair(measure, upper, lower)
-    _, rows = tables(measure)
+    _, rows = tables(in_units(measure, None if isinstance(by, str) and by == "unit" else by))
     keep = (rows["dst_layer"].to_numpy() == above.layer_id) & (
         rows["src_layer"].to_numpy() == below.layer_id
     )
@@ -114,7 +120,33 @@ def edges(
     if measure.scale != 1.0:
         scaled = between["relevance"].to_numpy() * measure.scale
         between = between.set_column(4, "relevance", pa.array(scaled))
-    return between
+    return _strongest(between, limit)
+
+
+def in_units(measure: Algebra, by: By | None) -> Algebra:
+    """Return the measure with other units in its tables; its events stay what they are."""
+    if by is None:
+        return measure
+    units = asked_units(measure.topology, measure.partitions, by)
+    # Mean activations are remembered by unit.
+    return replace(measure, partitions=units, state=replace(measure.state, means={}), _cache={})
+
+
+def _strongest(edges: pa.Table, limit: Limit) -> pa.Table:
+    """Keep the edges that a limit asks for, the strongest first; say what is left out."""
+    if limit.complete:
+        return edges
+    relevance = edges["relevance"].to_numpy().astype(np.float64)
+    size = np.abs(relevance)
+    is_edge = (edges["dst_unit"].to_numpy() != PRUNED) & (edges["src_unit"].to_numpy() != PRUNED)
+    places = np.flatnonzero(is_edge)
+    places = places[np.argsort(-size[places], kind="stable")]
+    if is_edge.all():  # of all edges: those of neurons were chosen before they became a table
+        held = np.cumsum(size[places])
+        enough = int(np.searchsorted(held, limit.coverage * held[-1] * (1 - 1e-12))) + 1
+        places = places[: min(enough, limit.top or enough)]
+    left = float(relevance.sum() - relevance[places].sum())
+    return edges.take(places).replace_schema_metadata({"left_out": repr(left)})
 
 
 def edge_batches(

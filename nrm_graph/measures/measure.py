@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import networkx as nx
     from matplotlib.axes import Axes
 
+    from nrm_graph.network.grouped_units import By
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Measure(Algebra):
@@ -66,19 +68,23 @@ class Measure(Algebra):
     paths = search.paths
     reduced = reduced.reduced
 
-    def subgraph(self, top: int = 200, *, connected: bool = True) -> nx.DiGraph:
+    def subgraph(
+        self, top: int = 200, *, connected: bool = True, by: By | None = None
+    ) -> nx.DiGraph:
         """Return ``top`` edges, at most; see :func:`nrm_graph.graphs.subgraph.subgraph`.
 
         Every node is reached from the target and leads on to an end; with ``connected=False`` they
-        are the strongest edges, wherever they stand.
+        are the strongest edges, wherever they stand.  ``by`` chooses other units than the
+        measure's, finer or coarser: see :func:`nrm_graph.network.grouped_units.asked_units`.
 
         ``graph["meaning"]`` says what a positive number speaks for, and ``graph["flags"]`` what
         else to know (:attr:`flags`).
         """
         from nrm_graph.graphs.subgraph import subgraph
 
-        nodes, edges = self.tables()
-        kinds = [part.resolution for part in self.partitions]
+        measure = edge_tables.in_units(self, by)
+        nodes, edges = edge_tables.tables(measure)
+        kinds = [part.resolution for part in measure.partitions]
         graph = subgraph(
             self.topology,
             nodes,
@@ -90,6 +96,11 @@ class Measure(Algebra):
             connected=connected,
         )
         graph.graph |= self.facts
+        if by is not None:
+            changed = zip(self.topology.layers, kinds, self.partitions, strict=True)
+            graph.graph["by"] = {
+                layer.name: kind for layer, kind, part in changed if kind != part.resolution
+            }
         return graph
 
     def heatmap(self, ax: Axes | None = None, **options: Any) -> Axes:

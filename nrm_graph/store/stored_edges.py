@@ -18,6 +18,7 @@ import torch
 from nrm_graph.errors import InputError
 from nrm_graph.events import serialization
 from nrm_graph.events.conjunctions import expand
+from nrm_graph.network.units import compact
 from nrm_graph.progress import Progress
 from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_weights import initial_relevance
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.events.conjunctions import Clause
     from nrm_graph.events.sets import Event
+    from nrm_graph.network.units import Partition
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
@@ -51,6 +53,7 @@ def computed_edges(
     chosen: InputGroup,
     edges: Mapping[str, npt.NDArray[np.int64]],
     event: Event | None = None,
+    partitions: tuple[Partition, ...] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Relevance of edges for every input of a group, whether they are stored or not.
 
@@ -64,6 +67,8 @@ def computed_edges(
         ``dst_layer``, ``dst_unit``, ``src_layer``, ``src_unit``; no pseudo-units.
     event : Event, optional
         Give R(edge & event).
+    partitions : tuple of Partition, optional
+        Units that edges join; those of the store by default.
 
     Returns
     -------
@@ -77,12 +82,12 @@ def computed_edges(
     StoreError
         If the store is damaged.
     """
-    known = _remembered(db, edges, event)
+    known = _remembered(db, edges, event, partitions)
     missing = chosen.take(np.flatnonzero([i not in known for i in chosen.ids.tolist()]))
     if len(missing):
         net, kind = _network(db, missing)
         columns = (edges[name] for name in ("dst_layer", "dst_unit", "src_layer", "src_unit"))
-        units = replace(plan(net, db.partitions), picks=picks(*columns))
+        units = replace(plan(net, partitions or db.partitions), picks=picks(*columns))
         terms: list[tuple[int, Clause]] = [(1, {})]
         if event is not None:
             terms = expand(event, db.topology, db.partitions)
@@ -98,13 +103,18 @@ def computed_edges(
 
 
 def _remembered(
-    db: View, edges: Mapping[str, npt.NDArray[np.int64]], event: Event | None
+    db: View,
+    edges: Mapping[str, npt.NDArray[np.int64]],
+    event: Event | None,
+    partitions: tuple[Partition, ...] | None,
 ) -> dict[int, npt.NDArray[np.float64]]:
     """Numbers of the same edges that were computed before, by input; the earliest go first."""
     asked = None if event is None else serialization.to_json(event)
     digest = hashlib.sha256(json.dumps(asked).encode())
     for name in sorted(edges):
         digest.update(edges[name].astype("<i8").tobytes())
+    for part in partitions or ():
+        digest.update(compact(part.labels).astype("<i4").tobytes())
     name = digest.hexdigest()
     known = db._exact.pop(name, {})
     held = [sum(map(len, rows.values())) for rows in db._exact.values()]

@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from nrm_graph.graphs import subgraph as graphs
+from nrm_graph.network.grouped_units import grouped_units
 from nrm_graph.network.topology import PRUNED
 from nrm_graph.propagation import flags
+from nrm_graph.store.grouped_tables import REGROUPED, grouped_edges, grouped_nodes, regrouped
 from nrm_graph.store.lookups import pair
 from nrm_graph.tables.arrow import absorbed
 
 if TYPE_CHECKING:
     import networkx as nx
+    import pyarrow as pa
 
+    from nrm_graph.network.grouped_units import By, GroupedUnits
     from nrm_graph.network.targets import Sought
     from nrm_graph.store.view import View
+
+
+SUMMED = (
+    "the store leaves edges out: of units that are summed, edges are sums of what is stored; "
+    "db.measure(key).subgraph(by=...) computes them"
+)
+"""Said of a graph whose edges may lack what is not stored."""
 
 
 def subgraph(
@@ -26,6 +37,7 @@ def subgraph(
     *,
     top: int = 200,
     connected: bool = True,
+    by: By | None = None,
 ) -> nx.DiGraph:
     """Return strong stored edges of one input as a graph.
 
@@ -45,6 +57,9 @@ def subgraph(
     connected : bool
         Whether every node is reached from the target and leads on to an end; otherwise the
         strongest edges, wherever they stand.
+    by : str or mapping of layer name to str or array, optional
+        Sum the store's units to coarser ones, as in :meth:`nrm_graph.database.Database.circuit`;
+        in a pair of layers that the store bounds, what is stored of them, which a flag says.
 
     Returns
     -------
@@ -63,16 +78,38 @@ def subgraph(
         If the store is damaged.
     """
     identity = pair(db, key, target)
-    nodes, edges = (db._snapshot.rows(identity, table) for table in ("nodes", "edges"))
+    units = grouped_units(db.topology, db.partitions, by)
+    nodes, edges = _rows(db, identity, units)
     entry, is_bounded = db._snapshot.entries[identity], db.meta.get("max_edges") is not None
     if is_bounded:  # a row of what a whole pair leaves out is no edge
         edges = edges.filter(pc.not_equal(edges["dst_unit"], PRUNED))
     graph = graphs.subgraph(
-        db.topology, nodes, edges, top, resolutions=db.resolutions, connected=connected
+        db.topology,
+        nodes,
+        edges,
+        top,
+        resolutions=[part.resolution for part in (units.partitions if units else db.partitions)],
+        connected=connected,
     )
     logit = float(db._snapshot.facts(identity)["logit"])
     noted = flags.stored(logit, absorbed(nodes), entry.flags, db.bias)
     sense = flags.reading(flags.meaning(logit), db.bias)
     graph.graph |= {"meaning": sense, "flags": noted, "reading": db.bias}
     graph.graph |= {"kept": entry.kept} if is_bounded else {}
+    if units is not None:
+        graph.graph["by"] = dict(units.names)
+        if db.meta.get("pruned") or is_bounded:
+            graph.graph["flags"] += (SUMMED,)
     return graph
+
+
+def _rows(db: View, identity: int, units: GroupedUnits | None) -> tuple[pa.Table, pa.Table]:
+    """Nodes and edges of one input, in units that are asked for."""
+    if units is None:
+        return db._snapshot.rows(identity, "nodes"), db._snapshot.rows(identity, "edges")
+    tables = {REGROUPED: regrouped(units)}
+    nodes, edges = (
+        db.sql(f"SELECT * FROM {rows} ORDER BY ALL", inputs=[identity], tables=tables)
+        for rows in (grouped_nodes(), grouped_edges())
+    )
+    return nodes.to_arrow_table(), edges.to_arrow_table()

@@ -224,7 +224,7 @@ def test_the_logit_scales_what_is_not_conditioned():
         (lambda m: m.many([ng.Layer("stem")[0], "x"]), "expected an event"),
         (lambda m: m.many(ng.Layer("stem")[0]), "a list of events"),
         (lambda m: m.interaction(ng.Layer("stem")[0], "x"), "expected an event"),
-        (lambda m: m.edges("left", "stem", by=np.zeros(3)), "by='unit' or by='neuron'"),
+        (lambda m: m.edges("left", "stem", by=np.zeros(3)), "by must be one of"),
         (lambda m: m.joint("stem", 3), "a layer's name or a neuron set"),
         (lambda m: m.joint(ng.Layer("stem")[0] & ng.Layer("left")[0], "left"), "neuron set"),
         (lambda m: m.joint("stem", "nowhere"), "nowhere"),

@@ -22,6 +22,7 @@ from nrm_graph.cli.options import (
     table,
     tables,
     top,
+    units,
     weights,
     where,
 )
@@ -116,6 +117,7 @@ def materialize(
     help="a condition that was materialized, by its name or event: ratios of means",
 )
 @tables
+@units
 @click.option("--per-input", is_flag=True, help="with --given: the mean of single conditionals")
 @click.option("--layers", metavar="A,B,...", type=arguments.names, help="only edges between these")
 @averaging("unit")
@@ -187,6 +189,7 @@ def circuit(
 @click.option("--seed", type=arguments.count, default=0, metavar="N", help="of permutations")
 @averaging("logit")
 @tables
+@units
 @exact
 @weights
 @table

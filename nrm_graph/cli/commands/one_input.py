@@ -19,6 +19,7 @@ from nrm_graph.cli.options import (
     store,
     table,
     top,
+    units,
     weights,
 )
 from nrm_graph.cli.output import (
@@ -181,6 +182,7 @@ def paths(
 @weights
 @top
 @connected
+@units
 @click.option("--output", type=FILE, required=True, metavar="FILE", help="write the graph here")
 def subgraph(
     store: str,
@@ -190,6 +192,7 @@ def subgraph(
     weights: tuple[str, ...],
     top: int,
     connected: bool,
+    by: str | dict[str, str] | None,
     output: str,
 ) -> None:
     """Write strong edges of one input as a graph or picture."""
@@ -204,6 +207,6 @@ def subgraph(
         m = _measure(db, key, target)
         if condition is not None:
             m = m.given(condition)
-        graph = m.subgraph(top, connected=connected)
+        graph = m.subgraph(top, connected=connected, by=by)
         save_graph(graph, path)
         print_notes(m.flags)

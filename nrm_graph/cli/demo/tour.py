@@ -101,7 +101,8 @@ def run(
         _title("Per class: the hidden neuron with the largest mean relevance (SQL)")
         print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
 
-        graph = m.subgraph(top=SHOWN)
+        convolutions = [layer.name for layer in m.topology.layers if layer.kind == "convolution"]
+        graph = m.subgraph(top=SHOWN, by=dict.fromkeys(convolutions, "channel"))
         graph.graph["title"] = f"Strong relevance flows of {key}, target {target!r}"
         write_graph(graph, picture, image=inputs[0]["input"][0].numpy())
 
@@ -120,7 +121,7 @@ def _next_commands(store: str, key: str) -> tuple[str, ...]:
         f'nrm-graph sql {store} "SELECT label, count(*) AS n, '
         'count(*) FILTER (target = predicted) AS as_predicted FROM inputs GROUP BY label"',
         f'nrm-graph relevance {store} --input {key} "features.6[3] & features.0[:, 14:, :]"',
-        f"nrm-graph subgraph {store} --input {key} --top 60 --output subgraph.graphml",
+        f"nrm-graph subgraph {store} --input {key} --by channel --top 60 --output subgraph.graphml",
     )
 
 
