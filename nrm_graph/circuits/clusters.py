@@ -12,7 +12,7 @@ from nrm_graph._optional import stats_library
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.circuits.clustering import choose, divide, normalized, rotated, standardized
 from nrm_graph.circuits.edge_graph import edge_graph, with_names
-from nrm_graph.circuits.edges import blocks, choose_edges, key_means, key_shares, nullable
+from nrm_graph.circuits.edges import blocks, key_means, key_shares, nullable, varying_edges
 from nrm_graph.circuits.nodes import node_sums
 from nrm_graph.circuits.source import single
 from nrm_graph.errors import InputError
@@ -228,7 +228,7 @@ def clusters(
         check_count("k", k)
     chosen = group(db, where, target=target, mixed_targets=mixed_targets)
     rows = single(db, chosen, "unit", tables)
-    names, unknown = choose_edges(db, rows, edges, "std", exact)
+    names, unknown = varying_edges(db, rows, edges, exact)
     keys, flows = _flows(db, rows, names, exact)
     flowing = np.flatnonzero(np.abs(flows).sum(1))
     standard = standardized(flows[flowing])

@@ -10,36 +10,34 @@ import pyarrow as pa
 
 from nrm_graph.circuits import statistics
 from nrm_graph.circuits.checks import check_count
-from nrm_graph.circuits.edge_graph import edge_graph, with_names
-from nrm_graph.circuits.edges import (
-    blocks,
-    choose_edges,
-    key_means,
-    key_shares,
-    nullable,
-    pair_codes,
+from nrm_graph.circuits.compared_groups import (
+    aims_of,
+    comparability,
+    differences,
+    flagged,
+    pairing,
+    same_inputs,
+    second_store,
 )
-from nrm_graph.circuits.nodes import absorbed_share, node_sums
+from nrm_graph.circuits.edge_graph import edge_graph, with_names
+from nrm_graph.circuits.edges import nullable, pair_codes
+from nrm_graph.circuits.nodes import absorbed_share, ends_of
+from nrm_graph.circuits.sides import STATISTICS, choose_edges, edge_tests, node_tests, two_sides
 from nrm_graph.circuits.source import single
-from nrm_graph.errors import InputError
-from nrm_graph.network.weighted_targets import order
 from nrm_graph.propagation.flags import reading
-from nrm_graph.store.input_group import InputGroup, group, notes_of
+from nrm_graph.store.input_group import InputGroup, group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import networkx as nx
     from numpy.typing import NDArray
 
-    from nrm_graph.circuits.source import Source
     from nrm_graph.network.grouped_units import By
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
     from nrm_graph.network.weighted_targets import Aim
     from nrm_graph.store.view import View
-
-_STATISTICS = ("mean_a", "mean_b", "stderr", "welch_p", "welch_q", "permutation_p", "permutation_q")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,8 +55,8 @@ class Contrast:
         (with ``paired``, of the paired t-test), ``permutation_p`` and ``permutation_q``, ``n_a``
         and ``n_b``, the numbers of keys.  What is undefined is null.
     nodes : pyarrow.Table
-        Difference of the means of the nodes at the edges' ends: ``layer_id``, ``unit``,
-        ``relevance``.
+        One row per node at the edges' ends: ``layer_id``, ``unit``, ``layer`` (its name),
+        ``relevance`` (the difference of the means), and columns as those of edges.
     paired : bool
         Whether every key is in both groups.
     weight, adjust : str
@@ -76,6 +74,8 @@ class Contrast:
         What to know before reading the numbers.
     by : mapping of str to str
         What the units are of layers whose units were summed to coarser ones.
+    stores : tuple of str
+        Names of the two stores that the groups are of; empty where that is one.
     """
 
     a: InputGroup
@@ -93,11 +93,12 @@ class Contrast:
     topology: Topology = field(repr=False)
     resolutions: tuple[str, ...] = field(repr=False)
     by: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stores: tuple[str, ...] = ()
 
     @property
     def targets(self) -> tuple[tuple[Aim, ...], tuple[Aim, ...]]:
         """Targets that each group explains, or the texts of their weights."""
-        return _aims(self.a), _aims(self.b)
+        return aims_of(self.a), aims_of(self.b)
 
     @property
     def meaning(self) -> str:
@@ -132,14 +133,14 @@ class Contrast:
             self.table,
             "difference",
             top,
-            _STATISTICS,
+            STATISTICS,
         )
         keys = {*self.a.keys, *self.b.keys}
         graph.graph |= {
             "inputs": len({*self.a.ids.tolist(), *self.b.ids.tolist()}),
             "keys": tuple(sorted(keys)),
             "weight": self.weight,
-            "where": f"({_where(self.a)}) minus ({_where(self.b)})",
+            "where": " minus ".join(f"({name})" for name in self._names),
             "absorbed_a": self.absorbed[0],
             "absorbed_b": self.absorbed[1],
             "meaning": self.meaning,
@@ -148,16 +149,30 @@ class Contrast:
         }
         if self.by:
             graph.graph["by"] = dict(self.by)
+        names = {layer.layer_id: layer.name for layer in self.topology.layers}
+        for row in self.nodes.to_pylist():
+            node = (names[row["layer_id"]], row["unit"])
+            if node in graph:
+                statistics = {name: row[name] for name in STATISTICS if row[name] is not None}
+                graph.nodes[node].update(statistics)
         if self.a.target is not None and self.a.target == self.b.target:
             graph.graph["target"] = self.a.target
         return graph
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What each group is of."""
+        groups = tuple("all" if g.where is None else g.where for g in (self.a, self.b))
+        if not self.stores:
+            return groups
+        return tuple(f"{g} of {s}" for g, s in zip(groups, self.stores, strict=True))
 
     def __repr__(self) -> str:
         n_a, n_b = (len(set(g.keys)) for g in (self.a, self.b))
         quantity = "R x logit" if self.weight == "logit" else "R"
         lines = [
-            f"<Contrast of {quantity}: {n_a:,} keys ({_where(self.a)}) minus {n_b:,} "
-            f"({_where(self.b)}){', paired' if self.paired else ''}",
+            f"<Contrast of {quantity}: {n_a:,} keys ({self._names[0]}) minus {n_b:,} "
+            f"({self._names[1]}){', paired' if self.paired else ''}",
             f"  {len(self.table):,} edges; {self.adjust.upper()} q < 0.05: "
             f"{_below(self.table['welch_q'])} ({'paired t' if self.paired else 'Welch'}), "
             f"{_below(self.table['permutation_q'])} (permutations"
@@ -175,14 +190,6 @@ class Contrast:
         return "\n".join(lines) + ">"
 
 
-def _aims(g: InputGroup) -> tuple[Aim, ...]:
-    return tuple(sorted(set(g.aims), key=order))
-
-
-def _where(g: InputGroup) -> str:
-    return "all" if g.where is None else g.where
-
-
 def _below(q: pa.ChunkedArray) -> int:
     return sum(value is not None and value < 0.05 for value in q.to_pylist())
 
@@ -190,8 +197,9 @@ def _below(q: pa.ChunkedArray) -> int:
 def contrast(
     db: View,
     a: str | None,
-    b: str | None,
+    b: str | None = None,
     *,
+    other: View | None = None,
     edges: int = 1000,
     weight: str = "logit",
     target: Sought | None = None,
@@ -203,17 +211,23 @@ def contrast(
     tables: str | None = None,
     by: By | None = None,
 ) -> Contrast:
-    """Compare two groups of inputs, edge by edge.
+    """Compare two groups of inputs, edge by edge and node by node; or one group in two stores.
 
     The unit of replication is the key: several targets of a key in one group are averaged first.
     Keys that are all in both groups are pairs (a paired t-test, and permutations within keys).
+    With ``other`` the same keys and targets are pairs: of checkpoints, of a fine-tuned network and
+    its base, of clean and attacked inputs.
 
     Parameters
     ----------
     db : Database
         The store.
     a, b : str or None
-        SQL conditions over ``inputs`` that choose the groups; None is all.
+        SQL conditions over ``inputs`` that choose the groups; None is all, of ``a`` alone.
+    other : Database, optional
+        In place of ``b``: the same inputs in another store, chosen by ``a`` there as well.  Keys
+        that are in one alone, or of which another target is explained there, are counted in a note
+        and left out, as are layers that the other network has none like.
     edges : int
         Number of edges to compare: those of the largest root mean square over both groups
         together, so that the choice knows nothing of the labels that are tested.
@@ -250,8 +264,9 @@ def contrast(
     Raises
     ------
     InputError
-        If a group is empty or has mixed targets, some keys but not all are in both groups, or
-        scipy is not installed (``nrm-graph[stats]``).
+        If a group is empty or has mixed targets, some keys but not all are in both groups, two
+        stores share no key and target or no layers, or scipy is not installed
+        (``nrm-graph[stats]``).
     QueryError
         If ``a`` or ``b`` is not one SQL condition over ``inputs``.
 
@@ -274,137 +289,66 @@ def contrast(
     check_count("edges", edges)
     check_count("draws", draws)
     check_count("seed", seed, 0)
-    first, second = (
-        group(db, where, target=target, mixed_targets=mixed_targets) for where in (a, b)
-    )
-    is_paired = _design(first, second)
-    pooled = single(db, _pooled(first, second), weight, tables, by)
-    chosen, unknown = choose_edges(db, pooled, edges, "rms", exact)
-    both = single(db, first, weight, tables, by), single(db, second, weight, tables, by)
-    columns, enumerated = _tests(db, both, chosen, is_paired, draws, seed, exact)
-    for test in ("welch", "permutation"):
-        columns[f"{test}_q"] = statistics.q_values(columns[f"{test}_p"], pair_codes(chosen), adjust)
+    second_db = second_store(db, b, other, tables)
+    first = group(db, a, target=target, mixed_targets=mixed_targets)
+    second = group(second_db, b if other is None else a, target=target, mixed_targets=mixed_targets)
+    notes: list[str] = []
+    if other is None:
+        is_paired = pairing(first, second)
+    else:
+        (first, second), is_paired = same_inputs(first, second, notes), True
+    rows = single(db, first, weight, tables, by)
+    *both, apart = two_sides(db, rows, second_db, single(second_db, second, weight, tables, by))
+    notes += differences(db, second_db, apart)
+    chosen, unknown = choose_edges(both, edges, exact)
+    columns, enumerated = edge_tests(both, chosen, is_paired, draws, seed, exact)
     table = with_names(db.topology, chosen)
-    for name in ("mean_a", "mean_b", "difference", *_STATISTICS[2:]):
-        table = table.append_column(name, nullable(columns[name]))
     sizes = [len(set(g.keys)) for g in (first, second)]
+    table = _with_tests(table, columns, pair_codes(chosen), adjust, "difference")
     for name, size in zip(("n_a", "n_b"), sizes, strict=True):
         table = table.append_column(name, pa.array(np.full(len(table), size)))
     order = np.argsort(-np.abs(columns["difference"]), kind="stable")
+    nodes = ends_of(chosen)
+    layers = nodes["layer_id"].to_numpy()
+    names = np.array([layer.name for layer in db.topology.layers], object)
+    tests = node_tests(both, nodes, is_paired, draws, seed)
+    nodes = nodes.append_column("layer", pa.array(names[layers], pa.string()))
+    nodes = nodes.append_column("activation", pa.nulls(len(nodes), pa.float64()))
     return Contrast(
         first,
         second,
         table.take(pa.array(order)),
-        _node_differences(db, *both, chosen),
+        _with_tests(nodes, tests, layers.astype(np.int64), adjust, "relevance"),
         is_paired,
         weight,
         adjust,
         draws,
         enumerated,
-        (absorbed_share(db, both[0]), absorbed_share(db, both[1])),
+        (absorbed_share(db, rows), absorbed_share(second_db, both[1].rows)),
         unknown,
-        (*_notes(db, first, second, sizes, unknown), *_flagged(db, first, second, weight)),
+        (
+            *notes,
+            *comparability(db, first, second, sizes, unknown),
+            *flagged((db, second_db), (first, second), weight),
+        ),
         db.topology,
-        pooled.resolutions(db),
-        {} if pooled.units is None else pooled.units.names,
+        rows.resolutions(db),
+        {} if rows.units is None else rows.units.names,
+        () if other is None else (db.path.name, second_db.path.name),
     )
 
 
-def _design(a: InputGroup, b: InputGroup) -> bool:
-    """Whether the groups are of the same keys; anything between that and none is refused."""
-    ours, theirs = set(a.keys), set(b.keys)
-    both = ours & theirs
-    if both and ours != theirs:
-        raise InputError(
-            f"{len(both):,} of {len(ours | theirs):,} keys are in both groups, such as "
-            f"{min(both)!r}: expected none (separate groups) or all of them (pairs); let the "
-            "conditions exclude each other"
-        )
-    return bool(both)
-
-
-def _pooled(a: InputGroup, b: InputGroup) -> InputGroup:
-    """Both groups together, each pair once."""
-    new = b.take(np.flatnonzero(~np.isin(b.ids, a.ids)))
-    weighted = a.weighted or new.weighted
-    both = InputGroup(
-        None,
-        np.concatenate([a.ids, new.ids]),
-        a.keys + new.keys,
-        a.labels + new.labels,
-        np.concatenate([a.targets, new.targets]),
-        np.concatenate([a.logits, new.logits]),
-        sum((g.weighted or (None,) * len(g) for g in (a, new)), ()) if weighted else (),
-        a.bias,
-    )
-    return both.take(np.argsort(both.ids))
-
-
-def _tests(
-    db: View,
-    both: tuple[Source, Source],
-    edges: pa.Table,
-    is_paired: bool,
-    draws: int,
-    seed: int,
-    computed: bool,
-) -> tuple[dict[str, NDArray[np.float64]], bool]:
-    """Statistics of every edge, and whether permutations were enumerated."""
-    names = ("mean_a", "mean_b", "difference", "stderr", "welch_p", "permutation_p")
-    columns = {name: np.zeros(len(edges)) for name in names}
-    exact = False
-    for part, block in blocks(edges, sum(len(rows.group) for rows in both)):
-        keys: list[str] = []
-        means = []
-        for rows in both:
-            group_keys, mean = key_means(db, rows, block, computed)
-            keys += group_keys
-            means.append(mean)
-        columns["mean_a"][part], columns["mean_b"][part] = (m.mean(0) for m in means)
-        if is_paired:
-            within = means[0] - means[1]
-            columns["stderr"][part], columns["welch_p"][part] = statistics.paired(within)
-            p, exact = statistics.sign_flips(within, draws, seed)
-        else:
-            columns["stderr"][part], columns["welch_p"][part] = statistics.welch(*means)
-            order = np.array(sorted(range(len(keys)), key=keys.__getitem__))
-            values = np.concatenate(means)[order]
-            p, exact = statistics.label_permutations(values, order < len(means[0]), draws, seed)
-        columns["permutation_p"][part] = p
-    columns["difference"] = columns["mean_a"] - columns["mean_b"]
-    return columns, exact
-
-
-def _node_differences(db: View, a: Source, b: Source, edges: pa.Table) -> pa.Table:
-    """Difference of the means, over keys, of the nodes at the ends of edges."""
-    ids = np.concatenate([a.group.ids, b.group.ids])
-    shares = [key_shares(a.group.keys) * a.weight, -key_shares(b.group.keys) * b.weight]
-    return node_sums(db, edges, ids, np.concatenate(shares), a.nodes, a.tables)
-
-
-def _flagged(db: View, a: InputGroup, b: InputGroup, weight: str) -> Iterator[str]:
-    """Say how many inputs of each group are flagged."""
-    for g, name in ((a, "first"), (b, "second")):
-        yield from notes_of(db, g, weight, f"inputs of the {name} group")
-
-
-def _notes(db: View, a: InputGroup, b: InputGroup, sizes: list[int], unknown: int) -> list[str]:
-    """Say what to know before reading the numbers."""
-    notes = []
-    if a.target is None or a.target != b.target:
-        outputs = [", ".join(map(db.outputs.text, _aims(g)[:5])) for g in (a, b)]
-        notes.append(
-            f"the groups explain different outputs, {outputs[0]} and {outputs[1]}: a difference "
-            "may be one of the questions; target= fixes one for both"
-        )
-    if min(sizes) < 2:
-        notes.append(
-            f"no p-values: the groups have {sizes[0]:,} and {sizes[1]:,} keys, and a test needs "
-            "at least 2 in each"
-        )
-    if unknown:
-        notes.append(
-            f"{unknown:,} edges are left out: the store prunes their pair of layers, and some "
-            "input has no row of them, which is unknown and not zero; exact=True computes them"
-        )
-    return notes
+def _with_tests(
+    table: pa.Table,
+    columns: dict[str, NDArray[np.float64]],
+    families: NDArray[np.int64],
+    adjust: str,
+    difference: str,
+) -> pa.Table:
+    """Append statistics, and q-values within families."""
+    for test in ("welch", "permutation"):
+        columns[f"{test}_q"] = statistics.q_values(columns[f"{test}_p"], families, adjust)
+    for name in ("mean_a", "mean_b", "difference", *STATISTICS[2:]):
+        column = nullable(columns[name])
+        table = table.append_column(difference if name == "difference" else name, column)
+    return table

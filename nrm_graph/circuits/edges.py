@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +45,7 @@ def known_partials(db: View, rows: Source, exact: bool = False) -> tuple[pa.Tabl
     if exact:
         return partials, 0
     known = partials[WHOLE if rows.incomplete else "n"].to_numpy()
-    unknown = _pruned(rows, partials) & (known < len(rows.group))
+    unknown = pruned_edges(rows, partials) & (known < len(rows.group))
     return partials.filter(pa.array(~unknown)), int(unknown.sum())
 
 
@@ -62,14 +62,8 @@ def by_size(partials: pa.Table, size: NDArray[np.float64], count: int) -> NDArra
     return order[size[order] > 0]
 
 
-def choose_edges(
-    db: View,
-    rows: Source,
-    count: int,
-    by: Literal["rms", "std"],
-    exact: bool = False,
-) -> tuple[pa.Table, int]:
-    """Choose the edges of the largest root mean square, or standard deviation, over a group.
+def varying_edges(db: View, rows: Source, count: int, exact: bool = False) -> tuple[pa.Table, int]:
+    """Choose the edges of the largest standard deviation over a group.
 
     Returns
     -------
@@ -79,12 +73,10 @@ def choose_edges(
         As of :func:`known_partials`.
     """
     partials, unknown = known_partials(db, rows, exact)
-    size = partials["squares"].to_numpy() / len(rows.group)
-    if by == "std":
-        # A variance of rounding is none: an edge that is alike in all inputs tells nothing.
-        variance = size - (partials["total"].to_numpy() / len(rows.group)) ** 2
-        size = np.where(variance > 1e-12 * size, variance, 0.0)
-    order = by_size(partials, size, count)
+    squares = partials["squares"].to_numpy() / len(rows.group)
+    variance = squares - (partials["total"].to_numpy() / len(rows.group)) ** 2
+    # A variance of rounding is none: an edge that is alike in all inputs tells nothing.
+    order = by_size(partials, np.where(variance > 1e-12 * squares, variance, 0.0), count)
     return partials.select(EDGE).take(pa.array(order)), unknown
 
 
@@ -188,7 +180,7 @@ def computed_values(
 
     ``stored`` is what :func:`row_values` gives.
     """
-    pruned = np.flatnonzero(_pruned(rows, edges))
+    pruned = np.flatnonzero(pruned_edges(rows, edges))
     if not len(pruned):
         return stored
     from nrm_graph.store.stored_edges import computed_edges
@@ -203,6 +195,6 @@ def computed_values(
     return values
 
 
-def _pruned(rows: Source, edges: pa.Table) -> NDArray[np.bool_]:
+def pruned_edges(rows: Source, edges: pa.Table) -> NDArray[np.bool_]:
     """Whether the store may leave edges out of the pair of layers of each, (E,)."""
     return np.isin(pair_codes(edges), [(d << 16) + s for d, s in rows.limits])

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.circuits.statistics import key_sums
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -69,6 +71,27 @@ def node_sums(
             "chosen": ends_of(edges),
         },
     ).to_arrow_table()
+
+
+def node_means(
+    db: View, rows: Source, nodes: pa.Table
+) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+    """Keys of a group in order, and the mean over targets of each key's nodes, (K, M).
+
+    Relevance times weight; a node without a row has 0, which it is.
+    """
+    chosen = nodes.select(("layer_id", "unit")).append_column("place", [np.arange(len(nodes))])
+    relevances = db.sql(
+        f"SELECT input_id, place, CAST(relevance AS DOUBLE) AS v FROM {rows.nodes} "
+        "JOIN chosen USING (layer_id, unit)",
+        inputs=rows.group.ids.tolist(),
+        tables={**rows.tables, "chosen": chosen},
+    ).to_arrow_table()
+    values = np.zeros((len(rows.group), len(nodes)))
+    row = np.searchsorted(rows.group.ids, relevances["input_id"].to_numpy())
+    values[row, relevances["place"].to_numpy()] = relevances["v"].to_numpy()
+    keys, sums, counts = key_sums(rows.group.keys, values * rows.weight[:, None])
+    return keys, sums / counts[:, None]
 
 
 def absorbed_share(db: View, rows: Source) -> float:

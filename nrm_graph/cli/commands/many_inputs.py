@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -175,10 +176,16 @@ def circuit(
         print_notes(graph.graph["flags"])
 
 
-@command("nrm-graph contrast relevance.nrm \"label = 'cat'\" \"label = 'dog'\" --target 3")
+@command(
+    "nrm-graph contrast relevance.nrm \"label = 'cat'\" \"label = 'dog'\" --target 3\n"
+    "  nrm-graph contrast base.nrm \"label = 'cat'\" --other finetuned.nrm"
+)
 @store
 @click.argument("a")
-@click.argument("b")
+@click.argument("b", required=False)
+@click.option(
+    "--other", type=FILE, metavar="STORE", help="in place of B: the same inputs in another store"
+)
 @click.option(
     "--edges", type=arguments.positive, default=1000, metavar="N", help="edges to compare"
 )
@@ -196,7 +203,8 @@ def circuit(
 def contrast(
     store: str,
     a: str,
-    b: str,
+    b: str | None,
+    other: str | None,
     target: str | None,
     weights: tuple[str, ...],
     form: str | None,
@@ -205,6 +213,9 @@ def contrast(
 ) -> None:
     """Where two groups of inputs differ: differences of edges, with p- and q-values over keys.
 
+    Or where two networks do, or two versions of the same inputs: with --other the keys of A in both
+    stores are pairs.
+
     A and B are SQL conditions over inputs. Without --output or --format the strongest are shown.
     It needs scipy: pip install 'nrm-graph[stats]'.
     """
@@ -212,8 +223,10 @@ def contrast(
 
     from nrm_graph import database
 
-    with database.open(store, weights=weights or None) as db:
-        comparison = db.contrast(a, b, target=_target(db, target), **options)
+    with contextlib.ExitStack() as opened:
+        db = opened.enter_context(database.open(store, weights=weights or None))
+        second = None if other is None else opened.enter_context(database.open(other))
+        comparison = db.contrast(a, b, other=second, target=_target(db, target), **options)
     if output is None and form is None:
         print("\n".join(printable(line) for line in str(comparison).split("\n")))
     else:
