@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nrm_graph.circuits import circuit, clusters, contrast, prototypes, references, stability
+from nrm_graph.circuits import (
+    circuit,
+    clusters,
+    concepts,
+    contrast,
+    mean_joint,
+    prototypes,
+    references,
+    stability,
+)
 from nrm_graph.store import materialize, measure, subgraph, verify
 from nrm_graph.store.view import View
 
@@ -83,3 +92,5 @@ class Database(View):
     clusters = clusters.clusters
     prototypes = prototypes.prototypes
     references = references.references
+    concepts = concepts.concepts
+    joint = mean_joint.joint

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.unit_names import unit_name
@@ -195,21 +196,12 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
         return f"{name} {PSEUDO_UNITS[unit]}"
     layer = m.topology.layer(name)
     part = m.partitions[layer.layer_id]
+    if by == "unit":
+        by = "neuron" if part.single else part.resolution
+    if by not in ("neuron", "channel", "feature", "token", "head"):
+        by = "custom"
     quoted = name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
-    if by in ("channel", "feature"):
-        return f"{quoted}[{unit}]" if by == "channel" else f"{quoted}[..., {unit}]"
-    if by in ("token", "head") and layer.shape:
-        axes = layer.shape[:-1] if by == "token" else ()
-        before = [":"] * max(0, len(layer.shape) - 3) if by == "head" else []
-        place = [str(int(i)) for i in np.unravel_index(unit, axes)] if axes else []
-        place = [*before, str(unit)] if by == "head" else place
-        return f"{quoted}[{', '.join(place) or ':'}]"
-    if by == "neuron" or part.single:
-        place = [str(int(i)) for i in np.unravel_index(unit, layer.shape)]
-        return f"{quoted}[{', '.join(place) or '()'}]"
-    if part.resolution == "channel":
-        return f"{quoted}[{unit}]"
-    return f"{quoted}.units([{unit}])"
+    return quoted + repr(unit_set(layer, by, unit)).removeprefix(layer.name)
 
 
 def _unit_name(m: Measure, name: str, unit: int, by: str) -> str:

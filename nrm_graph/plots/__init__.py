@@ -7,6 +7,7 @@ function takes axes or makes a figure of its own, and returns the axes:
 
 from nrm_graph.plots.circuit import plot_circuit, save_subgraph
 from nrm_graph.plots.common import NEGATIVE, NEUTRAL, POSITIVE, SIGNED
+from nrm_graph.plots.concepts import plot_concepts
 from nrm_graph.plots.faithfulness import plot_faithfulness
 from nrm_graph.plots.flow import plot_flow
 from nrm_graph.plots.gallery import plot_references
@@ -20,6 +21,7 @@ __all__ = [
     "POSITIVE",
     "SIGNED",
     "plot_circuit",
+    "plot_concepts",
     "plot_faithfulness",
     "plot_flow",
     "plot_heatmap",

@@ -113,7 +113,7 @@ def plot_references(
             figure.add_axes((at / width, y / height, _SIDE / width, _SIDE / height))
             for at in (x, x + _SIDE + _GAP)
         )
-        _draw(left, right, row, found.images[i], found.heatmaps[i], crop, limit)
+        draw_example(left, right, row, found.images[i], found.heatmaps[i], crop, limit)
         style: dict[str, Any] = {"ha": "center", "va": "top", "color": TEXT, "parse_math": False}
         middle = (x + _SIDE + _GAP / 2) / width
         figure.text(middle, (y - 0.07) / height, captions[i], fontsize=7, **style)
@@ -121,14 +121,14 @@ def plot_references(
     return figure
 
 
-def _draw(
+def draw_example(
     left: Axes,
     right: Axes,
     row: dict[str, Any],
     image: npt.NDArray[Any] | None,
     heat: npt.NDArray[np.float64] | None,
     crop: bool,
-    limit: float | None,
+    limit: float | None = None,
 ) -> None:
     """Draw one input, and beside it what its conditional relevance selects."""
     for ax in (left, right):
@@ -202,7 +202,7 @@ def _caption(i: int, row: dict[str, Any], sign: str, classes: Sequence[str] | No
     text = "weighted outputs" if target is None else text
     label = row["label"]
     if label is not None:
-        text = _words(label) if label == text else f"{label}, explained as {text}"
+        text = drawn_words(label) if label == text else f"{label}, explained as {text}"
     lines = [
         f"{i + 1}. {_short(row['key'], 26)}",
         _short(text, 34),
@@ -213,13 +213,13 @@ def _caption(i: int, row: dict[str, Any], sign: str, classes: Sequence[str] | No
     return "\n".join(lines)
 
 
-def _words(text: str) -> str:
+def drawn_words(text: str) -> str:
     """Text of strangers, word by word."""
     return " ".join(drawable(word) for word in text.split(" "))
 
 
 def _short(text: str, letters: int) -> str:
-    text = _words(text)
+    text = drawn_words(text)
     return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 

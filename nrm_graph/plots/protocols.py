@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
     import pyarrow as pa
@@ -136,6 +136,56 @@ class ReferencesLike(Protocol):
     @property
     def heatmaps(self) -> Sequence[npt.NDArray[Any] | None]:
         """Conditional relevance of each row's input."""
+
+
+class ConceptLike(Protocol):
+    """A unit that carries a class."""
+
+    @property
+    def name(self) -> str:
+        """Its name in words."""
+
+    @property
+    def relevance(self) -> float:
+        """Mean relevance."""
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the mean."""
+
+    @property
+    def share(self) -> float:
+        """Share of its layer."""
+
+    @property
+    def references(self) -> ReferencesLike:
+        """Inputs in which it is most relevant."""
+
+
+class ConceptsLike(Protocol):
+    """Units that carry a class, as :meth:`nrm_graph.database.Database.concepts` finds them."""
+
+    def __iter__(self) -> Iterator[ConceptLike]:
+        """Go through them, the strongest first."""
+
+    def __len__(self) -> int:
+        """Count them."""
+
+    @property
+    def layer(self) -> str:
+        """Their layer."""
+
+    @property
+    def where(self) -> str | None:
+        """SQL condition that chose the class."""
+
+    @property
+    def keys(self) -> int:
+        """Number of keys."""
+
+    @property
+    def weight(self) -> str:
+        """What relevance is multiplied by."""
 
 
 class CurvesLike(Protocol):

@@ -60,6 +60,7 @@ class View:
         self._running: set[Call] = set()  # queries, in any thread
         self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
         self._exact: dict[str, dict[int, Any]] = {}  # edges that were computed, by input
+        self._joints: dict[str, Any] = {}  # joint relevances that were averaged so far
 
     def __getstate__(self) -> dict[str, Any]:
         omitted = {
@@ -70,6 +71,7 @@ class View:
             "_running",
             "_limits",
             "_exact",
+            "_joints",
             "topology",
             "partitions",
         }
@@ -107,6 +109,7 @@ class View:
         self._conditions: dict[str, Condition] = conditions
         self._limits = {}
         self._exact = {}
+        self._joints = {}
         # Relations of before keep their own hold on the old reader.
         self._reader = None
 
