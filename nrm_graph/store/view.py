@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.read.interruptible import Call
     from nrm_graph.store.read.relation import Relation
     from nrm_graph.store.read.sql import SqlReader
+    from nrm_graph.store.read.table_queries import TableQueries
 
 
 class View:
@@ -200,19 +201,25 @@ class View:
         if self._reader is None or self._reader.process != os.getpid():
             from nrm_graph.store.read.sql import SqlReader
 
-            self._reader = SqlReader(
-                self._snapshot,
-                layers_table(self.meta["layers"]),
-                [(dst, src) for dst, src, _ in self.meta["groups"]],
-                {name: condition.snapshot for name, condition in self._conditions.items()},
-                self._running,
-                {
-                    f"{name}_layers": condition.nodes.table()
-                    for name, condition in self._conditions.items()
-                    if condition.nodes is not None
-                },
-            )
+            self._reader = SqlReader(self._tables(), self._running)
         return self._reader.query(query, params, ids, tables, timeout)
+
+    def _tables(self) -> TableQueries:
+        """Return the tables that SQL sees."""
+        from nrm_graph.store.read.table_queries import TableQueries
+
+        conditions = self._conditions.items()
+        return TableQueries(
+            self._snapshot,
+            layers_table(self.meta["layers"]),
+            [(dst, src) for dst, src, _ in self.meta["groups"]],
+            {name: condition.snapshot for name, condition in conditions},
+            {
+                f"{name}_layers": condition.nodes.table()
+                for name, condition in conditions
+                if condition.nodes is not None
+            },
+        )
 
     def cancel(self) -> None:
         """Stop every query that runs on this database now, in other threads.
