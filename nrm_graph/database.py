@@ -14,7 +14,7 @@ from nrm_graph.circuits import (
     references,
     stability,
 )
-from nrm_graph.store import materialize, measure, subgraph, verify
+from nrm_graph.store import materialize, measure, open_tables, subgraph, verify
 from nrm_graph.store.view import View
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ class Database(View):
     program : Program
         The traced network, which :func:`nrm_graph.extract` and :func:`nrm_graph.measure` take in
         place of a model.
+    inputs, layers : Relation
+        These tables.
+    keys : tuple of str
+        Keys of the inputs, each once.
 
     Raises
     ------
@@ -81,6 +85,11 @@ class Database(View):
 
     program = property(measure.program)
     measure = measure.measure
+    inputs = property(open_tables.inputs)
+    keys = property(open_tables.keys)
+    layers = property(open_tables.layers)
+    files = open_tables.files
+    connect = open_tables.connect
     subgraph = subgraph.subgraph
     verify = verify.verify
     conditions = materialize.conditions

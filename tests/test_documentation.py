@@ -269,6 +269,16 @@ def test_sql_runs(store):
         assert store.sql(query).fetchall()
 
 
+def test_the_lines_for_other_tools_run(store):
+    polars = pytest.importorskip("polars")
+    names = {"db": store, "polars": polars}
+    for _, code in blocks(ROOT / "docs" / "sql.md", "python"):
+        exec(compile(code, "docs/sql.md", "exec"), names)
+    names["con"].close()
+    rows = len(store.sql("FROM edges JOIN inputs USING (input_id) WHERE label = 'dress'"))
+    assert names["edges"].select(polars.len()).collect().item() == rows > 0
+
+
 @pytest.mark.slow
 def test_the_lines_on_a_photograph_run(tmp_path, monkeypatch, capsys):
     """With random weights, where torchvision looks before it downloads."""

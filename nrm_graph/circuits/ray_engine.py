@@ -14,6 +14,7 @@ from nrm_graph import _optional
 from nrm_graph.circuits.engines import merged
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
 from nrm_graph.store.read.sql import SqlReader
+from nrm_graph.store.read.table_queries import TableQueries
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -57,7 +58,7 @@ def partial_sums(part: InputShards, query: str, tables: Mapping[str, pa.Table]) 
         for name, shards in part.shards.items()
         if name is not None
     }
-    reader = SqlReader(snapshot, part.layers, (), conditions)
+    reader = SqlReader(TableQueries(snapshot, part.layers, (), conditions))
     try:
         sums: pa.Table = reader.query(query, None, part.ids, own_tables).to_arrow_table()
         return sums

@@ -16,7 +16,7 @@ from nrm_graph.store.read.interruptible import Cursor, check_timeout
 from nrm_graph.store.read.locked import load, lock
 from nrm_graph.store.read.relation import Relation
 from nrm_graph.store.read.sql_guard import EVERY, check_statement
-from nrm_graph.store.read.table_queries import FLOWS
+from nrm_graph.store.read.table_queries import FLOWS, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.read.interruptible import Call
     from nrm_graph.store.read.table_queries import TableQueries
 
+_NO_COLUMN = re.compile(r'(?:Referenced column|does not have a column named) "(.+?)"(?: |$)')
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 REMEMBERED = 20_000
@@ -145,10 +146,24 @@ class SqlReader:
             return con.sql(sql, params=params) if params is not None else con.sql(sql)
 
         cursor = Cursor(con, timeout, self._running)
-        relation = cursor.call(start)
+        try:
+            relation = cursor.call(start)
+        except QueryError as error:
+            raise _hinted(error, sql) from error.__cause__
         if relation is None:
             raise QueryError("the query has no result: expected a SELECT")
         return Relation(cursor, relation)
+
+
+def _hinted(error: QueryError, sql: str) -> QueryError:
+    """Say how text is written, where a name in double quotes is that of no column."""
+    unknown = _NO_COLUMN.search(str(error))
+    if unknown is None or quoted(unknown[1]) not in sql:
+        return error
+    return QueryError(
+        f"{error}; {quoted(unknown[1])} in double quotes names a column, text takes single quotes: "
+        f"{_text(unknown[1])}"
+    )
 
 
 def _files(paths: Sequence[str], schema: pa.Schema) -> str:  # files say their schema themselves

@@ -48,10 +48,10 @@ class TableQueries:
         The table ``layers``.
     pairs : sequence of (dst layer, src layer)
         What edges link, in the order of thresholds.
-    conditions : mapping of name to Snapshot
+    conditions : mapping of name to Snapshot, optional
         Shards of conditions, whose tables are ``<name>_inputs``, ``<name>_nodes`` and
         ``<name>_edges``.
-    tables : mapping of name to pyarrow.Table
+    tables : mapping of name to pyarrow.Table, optional
         Further tables of the store.
 
     Attributes
@@ -71,13 +71,14 @@ class TableQueries:
         snapshot: Snapshot,
         layers: pa.Table,
         pairs: Sequence[tuple[int, int]],
-        conditions: Mapping[str, Snapshot],
-        tables: Mapping[str, pa.Table],
+        conditions: Mapping[str, Snapshot] | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
     ) -> None:
+        conditions = conditions or {}
         self._snapshot, self._pairs = snapshot, pairs
         self.snapshots = (snapshot, *conditions.values())
         self.loaded = {"layers": layers, "failures": snapshot.failures}
-        self.loaded |= {name.lower(): table for name, table in tables.items()}
+        self.loaded |= {name.lower(): table for name, table in (tables or {}).items()}
         kinds = ("inputs", "nodes", "edges", "thresholds")
         self.of_files = {kind: (snapshot, kind) for kind in kinds} | {
             f"{name.lower()}_{kind}": (shards, kind)

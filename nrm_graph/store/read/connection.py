@@ -1,0 +1,88 @@
+"""A DuckDB connection of one's own over a snapshot: Arrow data sets, and no file at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
+
+from nrm_graph.errors import StoreError
+from nrm_graph.store.read.forks import connect
+from nrm_graph.store.read.locked import load, lock
+from nrm_graph.store.read.snapshot import damage
+from nrm_graph.store.read.table_queries import FLOWS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nrm_graph.store.read.table_queries import TableQueries
+
+STORED = "stored"
+"""Schema of the data sets, which the tables read: ``SHOW TABLES`` names the tables alone."""
+
+_OF_ARROW = {"__filename", "__fragment_index", "__batch_index", "__last_in_fragment"}
+"""Columns that Arrow adds to every data set: a file with one of its own cannot be part of any."""
+
+
+def open_connection(queries: TableQueries) -> duckdb.DuckDBPyConnection:
+    """Open a connection to the tables of a snapshot; all of its cursors see them.
+
+    DuckDB is given no file and may open none, so that it cannot write one either: Arrow reads, of
+    the columns and row groups that a query asks for.
+
+    Raises
+    ------
+    StoreError
+        If DuckDB cannot be set up, or a file is gone or damaged.
+    """
+    con = connect()
+    sets = _Sets(con)
+    try:
+        load(con, queries.loaded)
+        con.execute(f"CREATE SCHEMA {STORED}")
+        for name in queries.of_files:
+            con.execute(f"CREATE VIEW {name} AS {queries.query(name, sets.add)}")
+        con.execute(f"CREATE VIEW flows AS {FLOWS}")
+        # Zones are looked up when times are first shown, which is a setting to DuckDB.
+        lock(con, "TimeZone = 'UTC'", "allow_persistent_secrets = false")
+    except (duckdb.Error, StoreError) as error:
+        con.close()
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"the store's tables cannot be opened: {error}") from None
+    return con
+
+
+class _Sets:
+    """Data sets of a connection, each made once."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+        self._con = con
+        self._names: dict[tuple[str, ...], str] = {}
+
+    def add(self, paths: Sequence[str], schema: pa.Schema) -> str:
+        """Name what reads files of one schema."""
+        files = tuple(paths)
+        if files not in self._names:
+            name = f"files{len(self._names)}"
+            self._con.execute(f"USE {STORED}")
+            self._con.from_arrow(_data(files, schema)).create_view(name)
+            self._con.execute("USE main")
+            self._names[files] = f"{STORED}.{name}"
+        return self._names[files]
+
+
+def _data(paths: Sequence[str], schema: pa.Schema) -> ds.Dataset | pa.Table:
+    if _OF_ARROW.isdisjoint(schema.names):
+        form, local = ds.ParquetFileFormat(), LocalFileSystem()
+        return ds.FileSystemDataset.from_paths(paths, schema=schema, format=form, filesystem=local)
+    tables = []
+    for path in paths:  # of inputs, a row each
+        with damage(Path(path)), pq.ParquetFile(path) as file:
+            tables.append(file.read(schema.names).cast(schema))
+    return pa.concat_tables(tables)
