@@ -1,4 +1,4 @@
-"""Optional extras, imported where they are used: Ray, scipy and scikit-learn."""
+"""Libraries that may be absent, imported where they are used: Ray, scipy, scikit-learn, pandas."""
 
 from __future__ import annotations
 
@@ -121,4 +121,21 @@ def stats_library(name: str) -> Any:
         raise InputError(
             f"statistics over circuits need {name.partition('.')[0]}, which is not installed "
             f"({error}): pip install 'nrm-graph[stats]'"
+        ) from None
+
+
+def data_frames() -> Any:
+    """Import pandas.
+
+    Raises
+    ------
+    InputError
+        If it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module("pandas")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"data frames need pandas, which is not installed ({error}): pip install pandas, or "
+            "take to_arrow()"
         ) from None

@@ -16,6 +16,7 @@ from nrm_graph.circuits.edges import blocks, key_means, key_shares, nullable, va
 from nrm_graph.circuits.nodes import node_sums
 from nrm_graph.circuits.source import single
 from nrm_graph.errors import InputError
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.propagation import flags
 from nrm_graph.store.input_group import InputGroup, group
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Clusters:
+class Clusters(Tabular):
     """Keys of a group, divided by how relevance flows.
 
     Attributes
@@ -122,34 +123,51 @@ class Clusters:
         graph.graph |= {name: value for name, value in choice.items() if value is not None}
         return graph
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         chosen = "all inputs" if self.group.where is None else self.group.where
-        lines = [f"<{self.k} clusters of {len(self.assignment):,} keys ({chosen})"]
+        lines, notes = [f"{self.k} clusters of {len(self.assignment):,} keys ({chosen})"], []
         if self.silhouette is not None:
             lines[0] += f", silhouette {self.silhouette:.3f}"
         if self.reference is not None:
             best = max(self.choice["silhouette"].to_pylist(), default=None)
             best_text = "none" if best is None else f"{best:.3f}"
             lines.append(
-                f"  k was chosen: the best silhouette is {best_text}, that of structureless data "
+                f"k was chosen: the best silhouette is {best_text}, that of structureless data "
                 f"up to {self.reference:.3f}"
             )
-        for row in self.clusters.to_pylist():
-            cluster_edges = self.edges.filter(np.asarray(self.edges["cluster"]) == row["cluster"])
-            names = ", ".join(
-                f"{e['dst']}[{e['dst_unit']}] <- {e['src']}[{e['src_unit']}]"
-                for e in cluster_edges.slice(0, 3).to_pylist()
-            )
-            lines.append(f"  {row['cluster']}: {row['size']:,} keys, told by {names or 'no edge'}")
+        rows = (
+            f"{row['cluster']}: {row['size']:,} keys, told by {self._told_by(row['cluster'])}"
+            for row in self.clusters.to_pylist()
+        )
         if not self.k:
-            lines.append("  no edge's relevance differs between the keys: there are no clusters")
+            notes.append("no edge's relevance differs between the keys: there are no clusters")
         elif missing := self.assignment["cluster"].null_count:
-            lines.append(f"  {missing:,} keys have no relevance on the chosen edges")
+            notes.append(f"{missing:,} keys have no relevance on the chosen edges")
         if self.unknown:
-            lines.append(
-                f"  {self.unknown:,} edges of pruned pairs are left out; exact=True computes them"
+            notes.append(
+                f"{self.unknown:,} edges of pruned pairs are left out; exact=True computes them"
             )
-        return "\n".join(lines) + ">"
+        return Description(lines[0], tuple(lines[1:]), tuple(rows), tuple(notes))
+
+    def _told_by(self, cluster: int) -> str:
+        """Name the edges that tell a cluster from the others best."""
+        rows = self.edges.filter(np.asarray(self.edges["cluster"]) == cluster).slice(0, 3)
+        names = (
+            f"{row['dst']}[{row['dst_unit']}] <- {row['src']}[{row['src_unit']}]"
+            for row in rows.to_pylist()
+        )
+        return ", ".join(names) or "no edge"
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        told = pa.array(map(self._told_by, self.clusters["cluster"].to_pylist()), pa.string())
+        return (
+            table_of(self.clusters.append_column("told by", told)),
+            table_of(self.assignment, caption="Its keys"),
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """Return :attr:`assignment`."""
+        return self.assignment
 
 
 def clusters(

@@ -24,6 +24,7 @@ from nrm_graph.circuits.edges import nullable, pair_codes
 from nrm_graph.circuits.nodes import absorbed_share, ends_of
 from nrm_graph.circuits.sides import STATISTICS, choose_edges, edge_tests, node_tests, two_sides
 from nrm_graph.circuits.source import single
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.propagation.flags import reading
 from nrm_graph.store.input_group import InputGroup, group
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Contrast:
+class Contrast(Tabular):
     r"""Difference of the means of two groups of inputs, edge by edge.
 
     Attributes
@@ -167,27 +168,36 @@ class Contrast:
             return groups
         return tuple(f"{g} of {s}" for g, s in zip(groups, self.stores, strict=True))
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         n_a, n_b = (len(set(g.keys)) for g in (self.a, self.b))
         quantity = "R x logit" if self.weight == "logit" else "R"
-        lines = [
-            f"<Contrast of {quantity}: {n_a:,} keys ({self._names[0]}) minus {n_b:,} "
-            f"({self._names[1]}){', paired' if self.paired else ''}",
-            f"  {len(self.table):,} edges; {self.adjust.upper()} q < 0.05: "
+        title = (
+            f"Contrast of {quantity}: {n_a:,} keys ({self._names[0]}) minus {n_b:,} "
+            f"({self._names[1]}){', paired' if self.paired else ''}"
+        )
+        lines = (
+            f"{len(self.table):,} edges; {self.adjust.upper()} q < 0.05: "
             f"{_below(self.table['welch_q'])} ({'paired t' if self.paired else 'Welch'}), "
             f"{_below(self.table['permutation_q'])} (permutations"
             f"{', all' if self.exact else f', {self.draws:,} drawn'})",
-            f"  absorbed: {self.absorbed[0]:.3f} and {self.absorbed[1]:.3f}",
-            *(
-                f"  {row['dst']}[{row['dst_unit']}] <- {row['src']}[{row['src_unit']}]: "
-                f"{row['difference']:.4g}"
-                + ("" if row["stderr"] is None else f" +- {row['stderr']:.2g}")
-                for row in self.table.slice(0, 5).to_pylist()
-            ),
-            f"  {self.meaning}",
-            *(f"  note: {note}" for note in self.notes),
-        ]
-        return "\n".join(lines) + ">"
+            f"absorbed: {self.absorbed[0]:.3f} and {self.absorbed[1]:.3f}",
+        )
+        strongest = (
+            f"{row['dst']}[{row['dst_unit']}] <- {row['src']}[{row['src_unit']}]: "
+            f"{row['difference']:.4g}"
+            + ("" if row["stderr"] is None else f" +- {row['stderr']:.2g}")
+            for row in self.table.slice(0, 5).to_pylist()
+        )
+        notes = (self.meaning, *(f"note: {note}" for note in self.notes))
+        return Description(title, lines, tuple(strongest), notes)
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        columns = ("dst", "dst_unit", "src", "src_unit", "difference", *STATISTICS)
+        return (table_of(self.table, columns, caption="Its edges, the largest difference first"),)
+
+    def to_arrow(self) -> pa.Table:
+        """Return :attr:`table`."""
+        return self.table
 
 
 def _below(q: pa.ChunkedArray) -> int:

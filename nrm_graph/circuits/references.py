@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nrm_graph.errors import EventError, InputError, UndefinedConditional
 from nrm_graph.events.sets import NeuronSet
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import WEIGHTS, group
 from nrm_graph.store.measure import measure
@@ -42,7 +43,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class References:
+class References(Tabular):
     r"""The inputs for which a set of neurons is most relevant, or most active.
 
     Attributes
@@ -87,8 +88,15 @@ class References:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __repr__(self) -> str:
-        return f"<{len(self)} of {self.inputs:,} inputs by {self.by} of {self.event!r}>"
+    def _description(self) -> Description:
+        return Description(f"{len(self)} of {self.inputs:,} inputs by {self.by} of {self.event!r}")
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        return (table_of(self.table, [n for n in self.table.column_names if n != "input_id"]),)
+
+    def to_arrow(self) -> pa.Table:
+        """Return :attr:`table`."""
+        return self.table
 
 
 def references(

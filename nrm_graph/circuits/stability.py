@@ -18,6 +18,7 @@ from nrm_graph.circuits.source import single
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.largest import check_top, largest
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.store.input_group import InputGroup, group
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ MEANS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stability:
+class Stability(Tabular):
     r"""Agreement of a circuit between halves of its keys, and between resamples of them.
 
     Attributes
@@ -96,26 +97,32 @@ class Stability:
         values = self.splits["rank_correlation"].drop_null().to_numpy()
         return float(values.mean()) if len(values) else None
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         ranks = self.rank_correlation
         always = (self.edges["frequency"].to_numpy() >= self.level).sum()
         chosen = "all inputs" if self.group.where is None else self.group.where
+        title = f"Stability of the top {self.top:,} edges over {self.n_keys:,} keys ({chosen})"
         lines = [
-            f"<Stability of the top {self.top:,} edges over {self.n_keys:,} keys ({chosen})",
-            f"  {len(self.splits):,} split halves: Jaccard {self.jaccard:.3f}, overlap "
+            f"{len(self.splits):,} split halves: Jaccard {self.jaccard:.3f}, overlap "
             f"{self.overlap:.3f}, rank correlation {'none' if ranks is None else f'{ranks:.3f}'}",
-            f"  {self.draws:,} resamples: {always:,} of {len(self.edges):,} edges are among the "
+            f"{self.draws:,} resamples: {always:,} of {len(self.edges):,} edges are among the "
             f"top in at least {self.level:.0%}",
         ]
         if not self.certified:
-            lines.append(
-                f"  not certified: only the {self.candidates:,} largest edges were compared"
-            )
+            lines.append(f"not certified: only the {self.candidates:,} largest edges were compared")
         if self.unknown:
             lines.append(
-                f"  {self.unknown:,} edges of pruned pairs are left out; exact=True computes them"
+                f"{self.unknown:,} edges of pruned pairs are left out; exact=True computes them"
             )
-        return "\n".join(lines) + ">"
+        return Description(title, tuple(lines))
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        columns = ("dst", "dst_unit", "src", "src_unit", "mean", "low", "high", "frequency")
+        return (table_of(self.edges, columns, caption="Its edges, the largest mean first"),)
+
+    def to_arrow(self) -> pa.Table:
+        """Return :attr:`edges`."""
+        return self.edges
 
 
 def stability(

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.errors import InputError
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Curves:
+class Curves(Tabular):
     """What held-out inputs keep of their targets, by method and step.
 
     Attributes
@@ -171,7 +172,10 @@ class Curves:
                 rows.append((method, score, *(_number(c) for c in columns), p))
         return _table(rows, _AREA)
 
-    def __repr__(self) -> str:
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        return (table_of(self.areas(), caption="Areas under its curves"),)
+
+    def _description(self) -> Description:
         """Say what was done, and the areas of the logit."""
         target = "mixed targets" if self.target is None else f"target {self.target}"
         does = {"remove": "removed", "keep": "kept"}[self.mode]
@@ -180,11 +184,11 @@ class Curves:
             f"{method} {float(self._area(self.mean(method, score, normalized=True))):.3g}"
             for method in self.methods
         )
-        return (
-            f"<Curves of {target}: up to {int(self.ablated[-1])} {self.by} in {len(self.counts)} "
+        return Description(
+            f"Curves of {target}: up to {int(self.ablated[-1])} {self.by} in {len(self.counts)} "
             f"{'layers' if self.by == 'units' else 'pairs of layers'} {does} ({self.baseline}), "
             f"{len(self.keys)} held-out inputs, {self.trained} of the circuit; "
-            f"area of the {score}: {areas}>"
+            f"area of the {score}: {areas}"
         )
 
     def _of(self, method: str, score: str) -> npt.NDArray[np.float64]:

@@ -20,6 +20,7 @@ from nrm_graph.errors import InputError
 from nrm_graph.evaluate.held_out import batches, logits_of, network_for, seeds, trained_on
 from nrm_graph.evaluate.node_units import partitions_of
 from nrm_graph.evaluate.ranking import by_unit
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.network.ir.program import Weight
 from nrm_graph.propagation import prepared_network
 from nrm_graph.propagation.forward import forward
@@ -41,7 +42,7 @@ Means = Mapping[int, "npt.NDArray[np.float64]"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Randomization:
+class Randomization(Tabular):
     """How alike circuits are before and after weights were drawn anew.
 
     Attributes
@@ -103,13 +104,16 @@ class Randomization:
         """Return :meth:`table`."""
         return self.table()
 
-    def __repr__(self) -> str:
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        return (table_of(self.table(), caption="By stage and layer"),)
+
+    def _description(self) -> Description:
         """Say what was compared, and the last stage's numbers."""
         last = self.table().to_pylist()[-len(self.layers) :]
         overlaps = ", ".join(f"{r['layer']} {r['overlap']:.2f} ({r['chance']:.2f})" for r in last)
-        return (
-            f"<Randomization of {self.inputs} inputs in {len(self.stages)} stages, "
-            f"{len(self.overlap)} draws; overlap after the last (by chance): {overlaps}>"
+        return Description(
+            f"Randomization of {self.inputs} inputs in {len(self.stages)} stages, "
+            f"{len(self.overlap)} draws; overlap after the last (by chance): {overlaps}"
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
+from nrm_graph.html_tables import Description, Displayed
 from nrm_graph.measures import event_passes, rounding_errors
 from nrm_graph.measures.results import Conditional, Estimate
 from nrm_graph.network.targets import outputs_of
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Algebra:
+class Algebra(Displayed):
     """What a measure is made of, and what it says of events; see :class:`Measure`."""
 
     network: Network
@@ -61,14 +62,14 @@ class Algebra:
     tokens: tuple[str, ...] | None = None
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         target = self.target_text()
         given = "" if self.condition is None else f" given {self.condition!r}"
         layers = len(self.topology.layers)
         flagged = "".join(f"{', ' if i else '; '}{SHORT[f.name]}" for i, f in enumerate(self.flags))
         without = "" if self.bias == "absorbed" else ", biases ignored"
-        head = f"<Measure of {target}{given}, logit {self.logit:.4g}{without}: {layers} layers"
-        return f"{head}{flagged}>"
+        head = f"Measure of {target}{given}, logit {self.logit:.4g}{without}: {layers} layers"
+        return Description(head + flagged)
 
     @property
     def bias(self) -> str:

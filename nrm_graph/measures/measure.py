@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph.html_tables import HtmlTable, pairs_of, table_of
 from nrm_graph.measures import edge_tables, joint_matrix, marginals
 from nrm_graph.measures.event_algebra import Algebra
 from nrm_graph.measures.paths import search
@@ -67,6 +68,26 @@ class Measure(Algebra):
     edge_batches = edge_tables.edge_batches
     paths = search.paths
     reduced = reduced.reduced
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        inputs = self.topology.inputs
+        given = self.condition is not None
+        facts = pairs_of(
+            [
+                ("input", ", ".join(f"{info.name} {info.shape}" for info in inputs)),
+                ("target", self.target_text()),
+                ("logit", self.logit),
+                ("predicted", self.outputs.text(self.predicted)),
+                ("given", repr(self.condition) if given else None),
+                ("R(given)", self.condition_relevance if given else None),
+                ("its error", self.condition_error if given else None),
+                ("amplification", self.amplification if given else None),
+                ("absorbed", self.absorbed),
+                ("meaning", self.meaning),
+                *(("flag", str(flag)) for flag in self.flags),
+            ]
+        )
+        return facts, table_of(self.report(), caption="Its layers, from the output")
 
     def subgraph(
         self, top: int = 200, *, connected: bool = True, by: By | None = None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
+from nrm_graph._optional import data_frames
+from nrm_graph.html_tables import COLUMNS, ROWS, Description, Displayed, HtmlTable, Tabular
 from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
@@ -96,6 +98,16 @@ class Cut:
     def __float__(self) -> float:
         return self.total
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (self.layer, "passes through it", self.relevance),
+            *((name, "arrives there next", share) for name, share in self.bypass.items()),
+            *((name, "absorbed there", share) for name, share in self.absorbed.items()),
+        ]
+        table = HtmlTable(("layer", "walks", "relevance"), tuple(rows[:ROWS]), len(rows))
+        title = f"Cut through {self.layer}, {self.total:.6g} in all"
+        return Description(title).html(table)
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -117,7 +129,7 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Matrix:
+class Matrix(Displayed):
     """Joint relevance of the units of two layers.
 
     Attributes
@@ -135,8 +147,21 @@ class Matrix:
     columns: Side
     error: float = 0.0
 
-    def __repr__(self) -> str:
-        return f"<joint relevance of {self.rows.layer} x {self.columns.layer}, {self.values.shape}>"
+    def _description(self) -> Description:
+        return Description(
+            f"joint relevance of {self.rows.layer} x {self.columns.layer}, {self.values.shape}"
+        )
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        values, shown = self.values[:ROWS, : COLUMNS - 1], self.columns.units[: COLUMNS - 1]
+        rows = tuple(
+            (str(unit), *row)
+            for unit, row in zip(self.rows.units[:ROWS].tolist(), values.tolist(), strict=True)
+        )
+        corner = f"{self.rows.layer} \\ {self.columns.layer}"
+        left_out = len(self.columns) - len(shown)
+        columns = (corner, *map(str, shown.tolist()))
+        return (HtmlTable(columns, rows, len(self.rows), left_out=left_out),)
 
     def __array__(
         self, dtype: npt.DTypeLike | None = None, copy: bool | None = None
@@ -144,9 +169,14 @@ class Matrix:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a data frame with the units as index and columns; needs pandas."""
-        import pandas as pd
+        """Return a data frame with the units as index and columns.
 
+        Raises
+        ------
+        InputError
+            If pandas is not installed.
+        """
+        pd = data_frames()
         return pd.DataFrame(
             self.values,
             index=pd.Index(self.rows.units, name=self.rows.layer),
@@ -181,7 +211,7 @@ class Path:
 
 
 @dataclass(frozen=True, repr=False)
-class Paths(Sequence[Path]):
+class Paths(Tabular, Sequence[Path]):
     """The strongest paths, as a list, and what those that are not listed can hold.
 
     Attributes
@@ -219,15 +249,24 @@ class Paths(Sequence[Path]):
 
     def __repr__(self) -> str:
         lines = [f"{path.relevance:>12.5g}  {path._steps()}" for path in self.paths]
+        return "\n".join([*lines, self._bounds()])
+
+    def _description(self) -> Description:
+        title = f"{len(self.paths):,} strongest {'paths' if self.layers else 'walks'}"
+        return Description(title, notes=(self._bounds(),))
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        rows = tuple((path.relevance, path._steps()) for path in self.paths[:ROWS])
+        return (HtmlTable(("relevance", "path"), rows, len(self.paths)),)
+
+    def _bounds(self) -> str:
+        """Say what paths that are not listed can hold."""
         weakest = min((abs(path.relevance) for path in self.paths), default=0.0)
         rest = "" if self.mass is None else f", the others together {self.mass:.4g}"
         certified = "certified" if self.certified else "not certified"
         if self.certified and self.bound > weakest:
             certified += ", each sign by itself"
-        lines.append(
-            f"weakest |R| {weakest:.4g}; any other at most {self.bound:.4g}{rest}: {certified}"
-        )
-        return "\n".join(lines)
+        return f"weakest |R| {weakest:.4g}; any other at most {self.bound:.4g}{rest}: {certified}"
 
     def to_arrow(self) -> pa.Table:
         """One row per step: path, relevance (of the path), step, layer, unit."""

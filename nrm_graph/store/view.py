@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from nrm_graph.errors import InputError, QueryError, StoreError
+from nrm_graph.html_tables import Description, Displayed, HtmlTable, pairs_of, table_of
 from nrm_graph.network.targets import stored_outputs
 from nrm_graph.network.topology import EdgeGroup, Topology
 from nrm_graph.network.units import resolve
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.files import local_path
+from nrm_graph.store.format.schema import LAYERS
 from nrm_graph.store.format.words import no_such_input
 from nrm_graph.store.read.conditions import read_conditions
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from nrm_graph.store.read.table_queries import TableQueries
 
 
-class View:
+class View(Displayed):
     """A snapshot of a store: what :class:`nrm_graph.database.Database` binds its questions to."""
 
     def __init__(self, path: str | os.PathLike[str], weights: Given = None) -> None:
@@ -135,8 +137,25 @@ class View:
         """Count the (key, target) pairs."""
         return len(self._snapshot.entries)
 
-    def __repr__(self) -> str:
-        return f"<nrm_graph store {self.path}: {len(self)} inputs>"
+    def _description(self) -> Description:
+        return Description(f"nrm_graph store {self.path}: {len(self)} inputs")
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        try:
+            labels = self.sql(
+                "SELECT label, count(*) AS inputs, count(DISTINCT key) AS keys "
+                "FROM inputs GROUP BY label ORDER BY inputs DESC, label"
+            ).html_table("By label")
+        except QueryError as error:  # files may be gone, what else is known is not
+            labels = pairs_of([("labels", str(error))])
+        failures = self._snapshot.failures.num_rows
+        further = [
+            ("conditions", ", ".join(sorted(self._conditions)) or None),
+            ("failures", failures or None),
+        ]
+        columns = [name for name in LAYERS.names if name != "depth"]
+        layers = table_of(layers_table(self.meta["layers"]), columns, caption="By layer")
+        return *(t for t in (pairs_of(further), labels) if t.rows), layers
 
     @cached_property
     def topology(self) -> Topology:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from nrm_graph.html_tables import ROWS, Description, HtmlTable, Tabular, table_of
 from nrm_graph.measures.reduced.nodes import (
     AUTOMATIC,
     chosen_nodes,
@@ -41,10 +43,11 @@ PAIR = ("dst_layer", "src_layer")
 
 SHOWN = 8
 """Layers that a graph names where it is printed."""
+_SHOWN = ("dst", "dst_unit", "src", "src_unit", "relevance", "conditional")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Reduced:
+class Reduced(Tabular):
     r"""Exact steps between chosen neurons of one input, and where walks end that leave them.
 
     Attributes
@@ -88,13 +91,30 @@ class Reduced:
             kinds[layer.layer_id] = layer.resolution
         return tuple(kinds)
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         names = [self.topology.layers[layer.layer_id].name for layer in self.watched]
         shown = names if len(names) <= SHOWN else [*names[: SHOWN // 2], "...", *names[-2:]]
-        return (
-            f"<reduced graph: {len(self.nodes):,} nodes in {len(names)} layers "
-            f"({', '.join(shown)}), {len(self.edges):,} steps>"
+        return Description(
+            f"reduced graph: {len(self.nodes):,} nodes in {len(names)} layers "
+            f"({', '.join(shown)}), {len(self.edges):,} steps"
         )
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        rows = self.to_arrow()
+        sizes = pc.abs(rows["relevance"])
+        strongest = rows.take(pc.sort_indices(sizes, [("", "descending")])[:ROWS])
+        return (
+            table_of(self.report(), caption="Its layers, from the output"),
+            table_of(strongest, _SHOWN, caption="Its strongest steps and ends", total=len(rows)),
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """Return steps and ends in one table, with the layers' names ``dst`` and ``src``."""
+        rows = pa.concat_tables([self.edges, self.ends])
+        names = pa.array([layer.name for layer in self.topology.layers])
+        for end in ("dst", "src"):
+            rows = rows.append_column(end, names.take(rows[f"{end}_layer"]))
+        return rows
 
     def graph(self, top: int | None = None) -> nx.DiGraph:
         """Return nodes, steps and ends as a graph, see :meth:`Measure.subgraph`.

@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import duckdb
 
+from nrm_graph._optional import data_frames
 from nrm_graph.errors import QueryError
+from nrm_graph.html_tables import Description, HtmlTable, table_of
 from nrm_graph.store.read.forks import unended_in_children
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nrm_graph.store.read.interruptible import Cursor
+
+
+COUNTED = 1000
+"""Rows at most that are counted to say how many a notebook leaves out."""
 
 
 class Relation:
@@ -19,6 +27,7 @@ class Relation:
 
     Everything of ``duckdb.DuckDBPyRelation`` is there: ``fetchall``, ``fetchmany``, ``df``,
     ``to_arrow_table``, ``columns``, ``limit`` and so on; ``relation`` is the relation itself.
+    Notebooks show its first rows.
     It belongs to the process that made it.
     """
 
@@ -72,3 +81,24 @@ class Relation:
 
     def __str__(self) -> str:
         return repr(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows as a data frame.
+
+        Raises
+        ------
+        InputError
+            If pandas is not installed.
+        QueryError
+            If the query fails.
+        """
+        data_frames()
+        return self.df()
+
+    def html_table(self, caption: str = "") -> HtmlTable:
+        """Return its first rows; of a long one the rest is not counted."""
+        rows = self.limit(COUNTED + 1).to_arrow_table()
+        return table_of(rows, caption=caption, total=-1 if len(rows) <= COUNTED else None)
+
+    def _repr_html_(self) -> str:
+        return Description(f"Relation of {len(self.columns)} columns").html(self.html_table())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
+from nrm_graph.html_tables import Description, table_of
 from nrm_graph.store.format.words import counted
 
 if TYPE_CHECKING:
@@ -119,6 +120,13 @@ class Report:
             f"{self.path}: {counted(self.inputs, 'input')} in {counted(self.shards, 'shard')}"
             f"{conditions}, {self.recomputed:,} recomputed: {state}{notes}"
         )
+
+    def _repr_html_(self) -> str:
+        if not self.findings:
+            return Description(str(self)).html()
+        table = self.to_table()
+        columns = [n for n in table.column_names if table[n].null_count < len(table)]
+        return Description(str(self)).html(table_of(table, columns))
 
     def to_table(self) -> pa.Table:
         """Arrow table of the findings, one column per attribute."""
