@@ -50,14 +50,14 @@ class HtmlTable:
 
     def html(self) -> str:
         """Return the table as HTML; whatever it holds is text there."""
-        head = "".join(f"<th>{_cell(name)}</th>" for name in self.columns)
-        head = f"<thead><tr>{head}</tr></thead>" if any(self.columns) else ""
-        rows = "".join(
-            f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in self.rows
-        )
+        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.columns)
+        sides = [_side(values) for values in columns]
+        head = _row("th", self.columns, sides) if any(self.columns) else ""
+        rows = "".join(_row("td", row, sides) for row in self.rows)
         caption = f"<div>{_cell(self.caption)}</div>" if self.caption else ""
         rest = f"<div><i>{_cell(self._rest())}</i></div>" if self._rest() else ""
-        return f"{caption}<table>{head}<tbody>{rows}</tbody></table>{rest}"
+        table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+        return f'<div style="margin-top:0.5em">{caption}{table}{rest}</div>'
 
     def _rest(self) -> str:
         """Say what is left out."""
@@ -68,7 +68,8 @@ class HtmlTable:
             left = self.total - len(self.rows)
             parts.append(f"the first {len(self.rows):,} of {self.total:,} rows, {left:,} left out")
         if self.left_out:
-            parts.append(f"{self.left_out:,} columns left out")
+            columns = "column" if self.left_out == 1 else "columns"
+            parts.append(f"{self.left_out:,} {columns} left out")
         return "; ".join(parts)
 
 
@@ -174,6 +175,20 @@ class Tabular(Displayed):
         """
         data_frames()
         return self.to_arrow().to_pandas()
+
+
+def _side(values: Sequence[object]) -> str:
+    """Side to which a column is set: numbers stand right, so that their places agree."""
+    text = any(not isinstance(value, int | float) for value in values if value is not None)
+    return "left" if text else "right"
+
+
+def _row(tag: str, values: Sequence[object], sides: Sequence[str]) -> str:
+    cells = (
+        f'<{tag} style="text-align:{side}">{_cell(value)}</{tag}>'
+        for value, side in zip(values, sides, strict=True)
+    )
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def _cell(value: object) -> str:

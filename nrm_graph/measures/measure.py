@@ -75,7 +75,7 @@ class Measure(Algebra):
         facts = pairs_of(
             [
                 ("input", ", ".join(f"{info.name} {info.shape}" for info in inputs)),
-                ("target", self.target_text()),
+                ("target", self.target_text().removeprefix("target ")),
                 ("logit", self.logit),
                 ("predicted", self.outputs.text(self.predicted)),
                 ("given", repr(self.condition) if given else None),
@@ -87,7 +87,8 @@ class Measure(Algebra):
                 *(("flag", str(flag)) for flag in self.flags),
             ]
         )
-        return facts, table_of(self.report(), caption="Its layers, from the output")
+        columns = ("layer", "kind", "sum", "total_variation", "bias", "stabilizer", "remainder")
+        return facts, table_of(self.report(), columns, caption="Its layers, from the output")
 
     def subgraph(
         self, top: int = 200, *, connected: bool = True, by: By | None = None

@@ -153,7 +153,7 @@ class Matrix(Displayed):
         )
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
-        values, shown = self.values[:ROWS, : COLUMNS - 1], self.columns.units[: COLUMNS - 1]
+        values, shown = self.values[:ROWS, :COLUMNS], self.columns.units[:COLUMNS]
         rows = tuple(
             (str(unit), *row)
             for unit, row in zip(self.rows.units[:ROWS].tolist(), values.tolist(), strict=True)

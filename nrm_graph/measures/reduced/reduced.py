@@ -44,6 +44,11 @@ PAIR = ("dst_layer", "src_layer")
 SHOWN = 8
 """Layers that a graph names where it is printed."""
 _SHOWN = ("dst", "dst_unit", "src", "src_unit", "relevance", "conditional")
+_ENDS = (
+    "Its strongest steps and ends (of src_unit "
+    + ", ".join(f"{unit} {PSEUDO_UNITS[unit]}" for unit in END_UNITS)
+    + ")"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,7 +110,7 @@ class Reduced(Tabular):
         strongest = rows.take(pc.sort_indices(sizes, [("", "descending")])[:ROWS])
         return (
             table_of(self.report(), caption="Its layers, from the output"),
-            table_of(strongest, _SHOWN, caption="Its strongest steps and ends", total=len(rows)),
+            table_of(strongest, _SHOWN, caption=_ENDS, total=len(rows)),
         )
 
     def to_arrow(self) -> pa.Table:

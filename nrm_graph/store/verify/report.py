@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
-from nrm_graph.html_tables import Description, table_of
+from nrm_graph.html_tables import ROWS, Description, HtmlTable
 from nrm_graph.store.format.words import counted
 
 if TYPE_CHECKING:
@@ -124,9 +124,14 @@ class Report:
     def _repr_html_(self) -> str:
         if not self.findings:
             return Description(str(self)).html()
-        table = self.to_table()
-        columns = [n for n in table.column_names if table[n].null_count < len(table)]
-        return Description(str(self)).html(table_of(table, columns))
+        columns = [
+            field.name
+            for field in fields(Finding)
+            if any(getattr(finding, field.name) is not None for finding in self.findings)
+        ]
+        rows = [tuple(getattr(finding, n) for n in columns) for finding in self.findings[:ROWS]]
+        table = HtmlTable(tuple(columns), tuple(rows), len(self.findings))
+        return Description(str(self)).html(table)
 
     def to_table(self) -> pa.Table:
         """Arrow table of the findings, one column per attribute."""
