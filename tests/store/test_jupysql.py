@@ -44,6 +44,8 @@ def test_magics(shell, tmp_path):
         assert len(ask("PIVOT inputs ON label USING count(*) GROUP BY target")) == 1
         assert len(ask("DESCRIBE nodes")) == 5
         assert len(ask("SUMMARIZE edges")) == 7
+        for answer in (db, db.inputs):
+            assert "<table>" in shell.display_formatter.format(answer)[0]["text/html"]
         before = sorted(path.rglob("*"))
         file = db.files("edges")[0]
         for statement in (f"COPY nodes TO '{file}'", f"SELECT * FROM read_parquet('{file}')"):

@@ -15,7 +15,7 @@ from nrm_graph.errors import StoreError
 from nrm_graph.store.read.forks import connect
 from nrm_graph.store.read.locked import load, lock
 from nrm_graph.store.read.snapshot import damage
-from nrm_graph.store.read.table_queries import FLOWS
+from nrm_graph.store.read.table_queries import FLOWS, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,18 +71,29 @@ class _Sets:
         if files not in self._names:
             name = f"files{len(self._names)}"
             self._con.execute(f"USE {STORED}")
-            self._con.from_arrow(_data(files, schema)).create_view(name)
+            if _OF_ARROW.isdisjoint(schema.names):
+                self._con.from_arrow(_data_set(files, schema)).create_view(name)
+            else:
+                numbered = _rows(files, schema).rename_columns(
+                    [f"c{i}" for i in range(len(schema))]
+                )
+                self._con.from_arrow(numbered).create_view(f"{name}_rows")
+                columns = ", ".join(map(quoted, schema.names))
+                self._con.execute(f"CREATE VIEW {name} ({columns}) AS SELECT * FROM {name}_rows")
             self._con.execute("USE main")
             self._names[files] = f"{STORED}.{name}"
         return self._names[files]
 
 
-def _data(paths: Sequence[str], schema: pa.Schema) -> ds.Dataset | pa.Table:
-    if _OF_ARROW.isdisjoint(schema.names):
-        form, local = ds.ParquetFileFormat(), LocalFileSystem()
-        return ds.FileSystemDataset.from_paths(paths, schema=schema, format=form, filesystem=local)
+def _data_set(paths: Sequence[str], schema: pa.Schema) -> ds.Dataset:
+    form, local = ds.ParquetFileFormat(), LocalFileSystem()
+    return ds.FileSystemDataset.from_paths(paths, schema=schema, format=form, filesystem=local)
+
+
+def _rows(paths: Sequence[str], schema: pa.Schema) -> pa.Table:
+    """Read what can be part of no data set: of ``inputs``, where one has a row."""
     tables = []
-    for path in paths:  # of inputs, a row each
+    for path in paths:
         with damage(Path(path)), pq.ParquetFile(path) as file:
             tables.append(file.read(schema.names).cast(schema))
     return pa.concat_tables(tables)
