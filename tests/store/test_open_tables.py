@@ -7,6 +7,7 @@ import shutil
 import duckdb
 import pandas as pd
 import polars
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 from helpers.compacted import condition_of, twice
@@ -99,7 +100,7 @@ def test_what_the_connection_can_do_beyond_sql(con):
     con.execute("CREATE TABLE own AS SELECT * FROM nodes")
     con.execute("PREPARE asked AS SELECT count(*) FROM own WHERE unit = ?")
     assert con.execute("EXECUTE asked(0)").fetchone()[0] > 0
-    con.register("frame", pd.DataFrame({"key": ["input0"]}))
+    con.register("frame", pa.table({"key": ["input0"]}))
     assert con.execute("SELECT count(*) FROM inputs JOIN frame USING (key)").fetchone() == (1,)
 
 
