@@ -44,7 +44,7 @@ class Relation:
         self._cursor.cancel()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith(("__", "_repr_", "_ipython_")):  # what notebooks ask for first
             raise AttributeError(name)
         self._cursor.check()
         if isinstance(getattr(type(self.relation), name, None), property):
