@@ -99,7 +99,7 @@ def connect(db: View) -> duckdb.DuckDBPyConnection:
     duckdb.DuckDBPyConnection
         In memory.  It is yours: its errors are DuckDB's, ``close()`` or a ``with`` block ends it
         with all that was made in it, and closing the database does not.  It keeps to this
-        snapshot.
+        snapshot.  A process that is forked opens one of its own.
 
     Raises
     ------
