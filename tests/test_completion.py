@@ -66,7 +66,7 @@ def test_relations_complete(tmp_path):
         assert {"sql", "measure", "circuit", "conditions"} <= set(dir(db))
         relation = db.sql("SELECT key FROM inputs")
         names = {name for name in dir(relation) if not name.startswith("_")}
-        assert names - {"relation", "cancel"} == {
+        assert names - {"relation", "cancel", "to_pandas"} == {
             n for n in dir(relation.relation) if not n.startswith("_")
         }
         for name in ("fetchall", "to_arrow_table", "df", "columns", "limit", "filter"):

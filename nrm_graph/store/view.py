@@ -141,11 +141,14 @@ class View(Displayed):
         return Description(f"nrm_graph store {self.path}: {len(self)} inputs")
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
+        from nrm_graph.store.read.relation import first_rows
+
         try:
-            labels = self.sql(
+            by_label = self.sql(
                 "SELECT label, count(*) AS inputs, count(DISTINCT key) AS keys "
                 "FROM inputs GROUP BY label ORDER BY inputs DESC, label"
-            ).html_table("By label")
+            )
+            labels = first_rows(by_label, "By label")
         except QueryError as error:  # files may be gone, what else is known is not
             labels = pairs_of([("labels", str(error))])
         failures = self._snapshot.failures.num_rows

@@ -95,10 +95,11 @@ class Relation:
         data_frames()
         return self.df()
 
-    def html_table(self, caption: str = "") -> HtmlTable:
-        """Return its first rows; of a long one the rest is not counted."""
-        rows = self.limit(COUNTED + 1).to_arrow_table()
-        return table_of(rows, caption=caption, total=-1 if len(rows) <= COUNTED else None)
-
     def _repr_html_(self) -> str:
-        return Description(f"Relation of {len(self.columns)} columns").html(self.html_table())
+        return Description(f"Relation of {len(self.columns)} columns").html(first_rows(self))
+
+
+def first_rows(relation: Relation, caption: str = "") -> HtmlTable:
+    """Return the first rows of a relation for a notebook; of a long one the rest is not counted."""
+    rows = relation.limit(COUNTED + 1).to_arrow_table()
+    return table_of(rows, caption=caption, total=-1 if len(rows) <= COUNTED else None)
