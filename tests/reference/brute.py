@@ -22,11 +22,28 @@ if TYPE_CHECKING:
 LAYERS = {"input", "dense", "conv2d", "conv_bn", "avgpool", "add"}
 BIAS, STABILIZER = -1, -2
 
-COMPOSITES = {
-    "epsilon": {"conv": "Epsilon"},
-    "epsilon_gamma": {"conv": "Gamma"},
-    "epsilon_plus": {"conv": "ZPlus"},
+KINDS = {
+    "dense": "dense",
+    "conv2d": "convolution",
+    "conv_bn": "convolution",
+    "avgpool": "average",
+    "add": "sum",
 }
+_PLAIN = {"convolution": "Epsilon", "dense": "Epsilon", "average": "Norm", "sum": "Norm"}
+_FLAT = {"convolution": "Flat", "dense": "Flat"}
+# Rules by kind, and those of layers that read the input.
+COMPOSITES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "epsilon": (_PLAIN, {}),
+    "epsilon_gamma": (_PLAIN | {"convolution": "Gamma"}, {}),
+    "epsilon_gamma_box": (_PLAIN | {"convolution": "Gamma"}, {"convolution": "ZBox"}),
+    "epsilon_plus": (_PLAIN | {"convolution": "ZPlus"}, {}),
+    "epsilon_plus_flat": (_PLAIN | {"convolution": "ZPlus"}, _FLAT),
+    "epsilon_alpha2_beta1": (_PLAIN | {"convolution": "AlphaBeta"}, {}),
+    "epsilon_alpha2_beta1_flat": (_PLAIN | {"convolution": "AlphaBeta"}, _FLAT),
+    "wsquare": (_PLAIN | {"convolution": "WSquare", "dense": "WSquare"}, {}),
+    "excitation_backprop": (dict.fromkeys(_PLAIN, "ZPlus"), {}),
+}
+PARAMETERS: dict[str, dict[str, Any]] = {"ZBox": {"low": 0.0, "high": 1.0}}
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Node:
     """One operation; ``args`` are names of earlier nodes.
 
     ``name`` of a node of kind dense, conv2d and avgpool is its module path; sums must be named
-    ``add``, ``add_1``, ... in the order of the list.
+    ``add``, ``add_1``, ... in the order of the list.  A ``constant`` is a parameter of a shape.
     """
 
     name: str
@@ -54,6 +71,11 @@ class Net(nn.Module):
         value: dict[str, torch.Tensor] = {}
         for node in nodes:
             args = [value[a] for a in node.args]
+            if node.op == "constant":
+                drawn = torch.randn(
+                    (1, *node.params["shape"]), generator=generator, dtype=torch.float64
+                )
+                self.register_parameter(node.name, nn.Parameter(drawn, requires_grad=False))
             module = self._build(node, args)
             if module is not None:
                 module = module.double()
@@ -107,8 +129,14 @@ class Net(nn.Module):
     def run(self, node: Node, args: list[torch.Tensor]) -> torch.Tensor:
         if node.op == "add":
             return args[0] + args[1]
+        if node.op == "constant":
+            return getattr(self, node.name)
         if node.op == "concat":
-            return torch.cat(args, 1)
+            count = max(args, key=lambda a: not isinstance(a, nn.Parameter)).shape[0]
+            alike = [
+                a.expand(count, *a.shape[1:]) if isinstance(a, nn.Parameter) else a for a in args
+            ]
+            return torch.cat(alike, 1)
         if node.op == "relu" and node.params.get("functional"):
             return F.relu(args[0])
         if node.op == "flatten" and node.params.get("functional"):
@@ -143,6 +171,34 @@ def _pool_selection(x: np.ndarray, p: dict[str, Any]) -> np.ndarray:
     return np.stack(rows)
 
 
+def _stacked(parts: list[tuple[dict[str, np.ndarray], int]]) -> dict[str, np.ndarray]:
+    """0/1 matrices of several values under one another, by layer."""
+    rows = sum(size for _, size in parts)
+    stacked: dict[str, np.ndarray] = {}
+    start = 0
+    for matrices, size in parts:
+        for layer, s in matrices.items():
+            whole = stacked.setdefault(layer, np.zeros((rows, s.shape[1])))
+            whole[start : start + size] = s
+        start += size
+    return stacked
+
+
+def _matrix(net: Net, node: Node, value: dict[str, torch.Tensor]) -> dense_rules.Linear:
+    """Matrix of a layer, its operands side by side."""
+    if node.op == "add":
+        n = value[node.name].numel()
+        eye = np.hstack([np.eye(n)] * len(node.args))
+        return dense_rules.Linear(eye, np.zeros(n), eye != 0)
+    op = dense_rules.linear(getattr(net, node.name), tuple(value[node.args[0]].shape[1:]))
+    if node.op != "conv_bn":
+        return op
+    out = tuple(value[node.name].shape[1:])
+    bn = dense_rules.linear(getattr(net, node.name + "_bn"), out)
+    scale = np.diag(bn.weight)
+    return dense_rules.Linear(scale[:, None] * op.weight, scale * op.bias + bn.bias, op.structure)
+
+
 @dataclass
 class Step:
     """All that a layer's neurons can step to: ``q[src][j, i]`` and the pseudo-neurons."""
@@ -150,11 +206,15 @@ class Step:
     q: dict[str, np.ndarray]
     bias: np.ndarray
     stabilizer: np.ndarray
+    constant: np.ndarray  # neurons that read no input, by any way
 
 
-def kernels(net: Net, x: torch.Tensor, composite: str) -> dict[str, Step]:
-    """Kernel between layers at one input (without batch axis or with one of size 1)."""
-    rules = COMPOSITES[composite]
+def kernels(net: Net, x: torch.Tensor, composite: str, bias: str = "absorbed") -> dict[str, Step]:
+    """Kernel between layers at one input (without batch axis or with one of size 1).
+
+    Where biases are ``ignored``, the matrices have neither a bias nor the columns of what no walk
+    can bring to an input: parameters, and neurons that are connected to nothing else.
+    """
     value = {"x": x.reshape(1, *net.shape)}
     select: dict[str, dict[str, np.ndarray]] = {}  # node -> layer -> 0/1 matrix
     steps: dict[str, Step] = {}
@@ -163,49 +223,35 @@ def kernels(net: Net, x: torch.Tensor, composite: str) -> dict[str, Step]:
             with torch.no_grad():
                 value[node.name] = net.run(node, [value[a] for a in node.args])
         n = value[node.name].numel()
-        flat = [value[a].reshape(-1).numpy() for a in node.args]
-        if node.op in LAYERS:
+        if node.op == "input":
             select[node.name] = {node.name: np.eye(n)}
-        if node.op in ("relu", "flatten"):
+        elif node.op == "constant":
+            select[node.name] = {}
+        elif node.op in ("relu", "flatten"):
             select[node.name] = select[node.args[0]]
         elif node.op == "maxpool":
             pick = _pool_selection(value[node.args[0]][0].numpy(), node.params)
             select[node.name] = {layer: pick @ s for layer, s in select[node.args[0]].items()}
         elif node.op == "concat":
-            merged: dict[str, np.ndarray] = {}
-            start = 0
-            for a in node.args:
-                size = value[a].numel()
-                for layer, s in select[a].items():
-                    rows = merged.setdefault(layer, np.zeros((n, s.shape[1])))
-                    rows[start : start + size] += s
-                start += size
-            select[node.name] = merged
-        elif node.op in LAYERS and node.op != "input":
-            if node.op == "add":
-                eye = np.hstack([np.eye(n)] * len(flat))
-                op, rule = dense_rules.Linear(eye, np.zeros(n), eye != 0), "Norm"
-            else:
-                shape = tuple(value[node.args[0]].shape[1:])
-                op = dense_rules.linear(getattr(net, node.name), shape)
-                rule = {"dense": "Epsilon", "avgpool": "Norm"}.get(node.op, rules["conv"])
-                if node.op == "conv_bn":
-                    out = tuple(value[node.name].shape[1:])
-                    bn = dense_rules.linear(getattr(net, node.name + "_bn"), out)
-                    scale = np.diag(bn.weight)
-                    op = dense_rules.Linear(
-                        scale[:, None] * op.weight, scale * op.bias + bn.bias, op.structure
-                    )
-            k = dense_rules.kernel(op, np.concatenate(flat), rule)
-            q: dict[str, np.ndarray] = {}
-            start = 0
-            for a in node.args:
-                size = value[a].numel()
-                for layer, s in select[a].items():
-                    part = k.q[:, start : start + size] @ s
-                    q[layer] = q[layer] + part if layer in q else part
-                start += size
-            steps[node.name] = Step(q, k.bias, k.stabilizer)
+            select[node.name] = _stacked([(select[a], value[a].numel()) for a in node.args])
+        else:
+            flat = np.concatenate([value[a].reshape(-1).numpy() for a in node.args])
+            read = _stacked([(select[a], value[a].numel()) for a in node.args])
+            neurons = sum((s.sum(1) for s in read.values()), np.zeros(len(flat))) > 0
+            op, (kinds, first) = _matrix(net, node, value), COMPOSITES[composite]
+            rule = (first if "x" in read else {}).get(KINDS[node.op]) or kinds[KINDS[node.op]]
+            constant = ~((op.weight != 0) & neurons).any(1)
+            if bias == "ignored":
+                op = dense_rules.Linear(
+                    op.weight * neurons, np.zeros_like(op.bias), op.structure & neurons
+                )
+            k = dense_rules.kernel(op, flat, rule, **PARAMETERS.get(rule, {}))
+            q = {layer: k.q @ s for layer, s in read.items()}
+            held = k.bias + k.q[:, ~neurons].sum(1)
+            steps[node.name] = Step(q, held, k.stabilizer, constant)
+            # Where they are left out, constant neurons are nobody's: no walk steps to them.
+            own = np.diag((~constant).astype(float)) if bias == "ignored" else np.eye(n)
+            select[node.name] = {node.name: own}
     return steps
 
 
@@ -224,10 +270,16 @@ class Walks:
     """
 
     def __init__(
-        self, net: Net, x: torch.Tensor, target: int, composite: str, limit: int = 60_000
+        self,
+        net: Net,
+        x: torch.Tensor,
+        target: int,
+        composite: str,
+        limit: int = 60_000,
+        bias: str = "absorbed",
     ) -> None:
         self.net, self.target = net, target
-        self.steps = kernels(net, x, composite)
+        self.steps = kernels(net, x, composite, bias)
         self.layers = [node.name for node in net.nodes if node.op in LAYERS]
         self.shapes = {name: net.shapes[name] for name in self.layers}
         found: list[tuple[float, list[tuple[str, int]]]] = []

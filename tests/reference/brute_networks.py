@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
 import nrm_graph as ng
-from reference.brute import Net, Node, Walks
+from reference.brute import COMPOSITES, Net, Node, Walks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TOLERANCE = 1e-10
 
@@ -136,6 +140,39 @@ NETS = {
             Node("fc", "dense", ("flat",), {"out": 2}),
         ],
     ),
+    "tokens": (  # a class token with a position, and what layers make of it alone
+        (2, 3),
+        [
+            Node("x", "input"),
+            Node("token", "constant", (), {"shape": (1, 3)}),
+            Node("cat", "concat", ("token", "x")),
+            Node("position", "constant", (), {"shape": (3, 3)}),
+            Node("add", "add", ("cat", "position")),
+            Node("fc1", "dense", ("add",), {"out": 3}),
+            Node("relu1", "relu", ("fc1",)),
+            Node("fc2", "dense", ("relu1",), {"out": 3}),
+            Node("add_1", "add", ("add", "fc2")),
+            Node("flat", "flatten", ("add_1",)),
+            Node("fc3", "dense", ("flat",), {"out": 3}),
+        ],
+    ),
+    "channels": (  # a channel that is constant through a convolution and both pools
+        (1, 4, 4),
+        [
+            Node("x", "input"),
+            Node("mask", "constant", (), {"shape": (1, 4, 4)}),
+            Node("cat", "concat", ("x", "mask")),
+            Node("conv1", "conv2d", ("cat",), {"out": 2, "kernel": 2, "groups": 2}),
+            Node("relu1", "relu", ("conv1",)),
+            Node("pool", "maxpool", ("relu1",), {"kernel_size": 2, "stride": 1}),
+            Node("avg", "avgpool", ("relu1",), {"kernel_size": 2, "stride": 1}),
+            Node("cat_1", "concat", ("pool", "avg")),
+            Node("conv2", "conv2d", ("cat_1",), {"out": 2, "kernel": 1}),
+            Node("relu2", "relu", ("conv2",)),
+            Node("flat", "flatten", ("relu2",)),
+            Node("fc", "dense", ("flat",), {"out": 2}),
+        ],
+    ),
 }
 
 
@@ -238,19 +275,32 @@ def _used(nodes: list[Node]) -> list[Node]:
     ]
 
 
-CASES = [(name, c) for name in NETS for c in ("epsilon", "epsilon_gamma")]
+ROUTED = ("tokens", "channels")
+CASES = [(name, c) for name in NETS if name not in ROUTED for c in ("epsilon", "epsilon_gamma")]
 CASES += [("pooled", "epsilon_plus"), ("resnet", "epsilon_plus"), ("inception", "epsilon_plus")]
 # Seeds whose random network has at least five layers and a hundred walks.
 CASES += [(f"vector{i}", "epsilon") for i in (6, 17, 27, 29, 35, 39, 44)]
 CASES += [(f"image{i}", "epsilon") for i in (13, 20, 32, 39)]
 CASES += [(f"image{i}", "epsilon_gamma") for i in (7, 29, 42, 55)]
 
+# Biases left out: every rule where constants are routed in; elsewhere biases alone are.
+READINGS = [(name, c, "ignored") for name in ROUTED for c in COMPOSITES]
+READINGS += [(*case, "ignored") for case in CASES]
+READINGS += [(name, c, "absorbed") for name in ROUTED for c in ("epsilon_gamma", "wsquare")]
+QUICK = (("tokens", "epsilon", "ignored"), ("channels", "epsilon_gamma", "ignored"))
 
-def sampled(cases: list[tuple[str, str]] = CASES) -> list[object]:
-    """Cases as parameters: of the random networks all but three are slow, as they take long."""
+
+def sampled(cases: Sequence[tuple[str, ...]] = (*CASES, *READINGS)) -> list[object]:
+    """Cases as parameters: all but three random networks are slow, as is most without biases."""
     first = (*NETS, "vector6", "image13", "image7")
     return [
-        pytest.param(case, marks=[] if case[0] in first else [pytest.mark.slow], id="-".join(case))
+        pytest.param(
+            case,
+            marks=[]
+            if case in QUICK or (len(case) == 2 and case[0] in first)
+            else [pytest.mark.slow],
+            id="-".join(case),
+        )
         for case in cases
     ]
 
@@ -272,9 +322,9 @@ def build(name: str) -> tuple[Net, torch.Tensor]:
 
 
 @functools.cache
-def walks(name: str, composite: str) -> Walks:
+def walks(name: str, composite: str, bias: str = "absorbed") -> Walks:
     net, x = build(name)
-    return Walks(net, x, 1, composite)
+    return Walks(net, x, 1, composite, bias=bias)
 
 
 @functools.cache
@@ -285,10 +335,15 @@ def program(name: str):
 
 
 @functools.cache
-def measure(name: str, composite: str):
+def measure(name: str, composite: str, bias: str = "absorbed"):
     _, x = build(name)
+    if composite == "wsquare":
+        kinds = dict.fromkeys(("convolution", "dense"), ng.rules.WSquare())
+        rules = ng.composites.composite("wsquare", kinds, bias=bias)
+    else:
+        rules = ng.composites.get(composite, bias)
     return ng.measure(
-        program(name), x[None], target=1, composite=composite, dtype="float64", resolution="neuron"
+        program(name), x[None], target=1, composite=rules, dtype="float64", resolution="neuron"
     )
 
 

@@ -32,16 +32,17 @@ def network(kind: str, seed: int):
 
 
 @functools.lru_cache(maxsize=64)
-def build(kind: str, seed: int, x_seed: int, spread: float, composite: str, target: int):
+def build(kind: str, seed: int, x_seed: int, spread: float, composite: str, target: int, bias: str):
     net, program = network(kind, seed)
     generator = torch.Generator().manual_seed(x_seed)
     x = torch.randn((1, *net.shape), generator=generator, dtype=torch.float64) * spread
     try:
-        walks = Walks(net, x, target, composite, LIMIT)
+        walks = Walks(net, x, target, composite, LIMIT, bias)
     except OverflowError:
         return None
+    rules = ng.composites.get(composite, bias)
     measure = ng.measure(
-        program, x, target=target, composite=composite, dtype="float64", resolution="neuron"
+        program, x, target=target, composite=rules, dtype="float64", resolution="neuron"
     )
     # Rounding is relative to what is summed: the walks, layer by layer.
     return Case(walks, measure, max(1.0, walks.variation()))
@@ -61,6 +62,7 @@ def cases(draw, kinds=tuple(KINDS)):
         draw(st.sampled_from([0.1, 1.0, 30.0])),
         draw(st.sampled_from(["epsilon", "epsilon_gamma", "epsilon_plus"])),
         draw(st.integers(0, 1)),
+        draw(st.sampled_from(["absorbed", "ignored"])),
     )
     assume(found is not None)
     return found

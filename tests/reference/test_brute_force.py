@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import nrm_graph as ng
-from reference.brute import BIAS, STABILIZER, Walks
+from reference.brute import BIAS, STABILIZER, Walks, kernels
 from reference.brute_networks import (
     CASES,
     NETS,
+    QUICK,
     TOLERANCE,
     build,
     close,
@@ -32,17 +33,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 @pytest.fixture(params=sampled())
 def case(request):
-    name, composite = request.param
-    return walks(name, composite), measure(name, composite)
+    return walks(*request.param), measure(*request.param)
 
 
 # The reference itself
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize(("name", "composite"), CASES)
-def test_walks_sum_to_one_and_marginals_are_chained_kernels(name, composite):
-    w = walks(name, composite)
+@pytest.mark.parametrize("chosen", [*CASES, *QUICK], ids="-".join)
+def test_walks_sum_to_one_and_marginals_are_chained_kernels(chosen):
+    w = walks(*chosen)
     scale = np.abs(w.value).sum()
     assert abs(w.total() - 1) < 1e-13 * max(1, scale)
     relevance = {layer: np.zeros(int(np.prod(w.shapes[layer]))) for layer in w.layers}
@@ -59,6 +59,24 @@ def test_the_reference_itself_runs_the_network():
         net, x = build(name)
         layers = [node.name for node in net.nodes]
         assert net(x[None]).shape[1:] == net.shapes[layers[-1]]
+
+
+@pytest.mark.parametrize("name", ["tokens", "channels", "inception", "twice"])
+def test_constant_neurons_are_those_that_no_input_changes(name):
+    net, x = build(name)
+    values: dict[str, list[np.ndarray]] = {}
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        value = {"x": 3 * torch.randn((1, *x.shape), generator=generator, dtype=torch.float64)}
+        for node in net.nodes[1:]:
+            with torch.no_grad():
+                value[node.name] = net.run(node, [value[a] for a in node.args])
+            values.setdefault(node.name, []).append(value[node.name].numpy().ravel())
+    steps, any_constant = kernels(net, x, "epsilon", "ignored"), False
+    for layer, step in steps.items():
+        np.testing.assert_array_equal(step.constant, np.ptp(values[layer], axis=0) == 0)
+        any_constant |= step.constant.any()
+    assert any_constant == (name in ("tokens", "channels"))
 
 
 # Single answers
