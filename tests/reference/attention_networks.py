@@ -248,6 +248,41 @@ class Mixed(nn.Module):
         return ref.module("head", "dense", y, self.head)
 
 
+class ClassToken(nn.Module):
+    """A class token with positions, a norm, a dense layer of it alone, attention, a gate of it."""
+
+    def __init__(self, rms: bool = False) -> None:
+        super().__init__()
+        self.token, self.place = (nn.Parameter(torch.randn(1, n, 3)) for n in (1, 3))
+        self.norm = nn.RMSNorm(3, eps=0.1) if rms else nn.LayerNorm(3)
+        self.q, self.k, self.v, self.o = (nn.Linear(3, 3) for _ in range(4))
+        self.gate, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.place
+        y = self.norm(x)
+        s = self.q(y) @ self.k(y).transpose(1, 2)
+        x = x + self.o(s.softmax(-1) @ self.v(y)) * torch.sigmoid(self.gate(y))
+        return self.head(x[:, 0])
+
+    def reference(self, ref, x):
+        token, place = (p.detach().numpy()[0] for p in (self.token, self.place))
+        x = ref.add("add", join([constant(token), x], 0), constant(place))
+        if isinstance(self.norm, nn.RMSNorm):
+            y = ref.rms_norm("norm", x, self.norm.weight.detach().numpy(), self.norm.eps)
+        else:
+            gamma, beta = (p.detach().numpy() for p in (self.norm.weight, self.norm.bias))
+            rows = np.arange(3)[:, None]
+            y = ref.layer_norm("norm", "layer_norm", x, rows, gamma, beta, self.norm.eps)
+        q, k = (ref.module(n, "dense", y, getattr(self, n)) for n in "qk")
+        s = ref.matmul("product", "product", q, k.to(np.transpose))
+        s, v = ref.softmax("attention_weights", s), ref.module("v", "dense", y, self.v)
+        o = ref.module("o", "dense", ref.matmul("attention", "attention", s, v), self.o)
+        g = ref.module("gate", "dense", y, self.gate).map(torch.sigmoid)
+        x = ref.add("add_1", x, ref.multiply("gated", "gate", o, g, held=ref.cp))
+        return ref.module("head", "dense", x.to(lambda a: a[0]), self.head)
+
+
 NORMS = {
     "layer": (lambda a: nn.LayerNorm(4, elementwise_affine=a), (3, 4)),
     "layer_of_two": (lambda a: nn.LayerNorm(2, elementwise_affine=a), (2, 2)),
@@ -280,6 +315,8 @@ CASES = {
     "excite": (lambda: Excite(False), (2, 3, 3)),
     "excite_gate_first": (lambda: Excite(True), (2, 3, 3)),
     "gated": (Gated, (3,)),
+    "class_token": (lambda: ClassToken(), (2, 3)),
+    "class_token_rms": (lambda: ClassToken(rms=True), (2, 3)),
     "mixed": (lambda: Mixed(False), (3, 2)),
     "mixed_sums": (lambda: Mixed(True), (3, 2)),
 }
@@ -327,9 +364,9 @@ def traced(name: str):
 
 
 @functools.cache
-def both(name: str, epsilon: float, cp: bool):
+def both(name: str, epsilon: float, cp: bool, bias: str = "absorbed"):
     net, x, program = traced(name)
-    ref = Reference(epsilon=epsilon, cp=cp)
+    ref = Reference(epsilon=epsilon, cp=cp, bias=bias)
     with torch.no_grad():
         out = net.reference(ref, ref.input("x", x[0].numpy()))
         np.testing.assert_allclose(out.value.ravel(), net(x)[0].numpy(), rtol=0, atol=1e-11)
@@ -338,7 +375,7 @@ def both(name: str, epsilon: float, cp: bool):
         program,
         x,
         target=TARGET,
-        composite=make(epsilon=epsilon),
+        composite=make(epsilon=epsilon, bias=bias),
         dtype="float64",
         resolution="neuron",
     )

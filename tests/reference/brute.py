@@ -206,7 +206,7 @@ class Step:
     q: dict[str, np.ndarray]
     bias: np.ndarray
     stabilizer: np.ndarray
-    constant: np.ndarray  # neurons that read no input, by any way
+    constant: np.ndarray | None = None  # neurons that read no input, by any way
 
 
 def kernels(net: Net, x: torch.Tensor, composite: str, bias: str = "absorbed") -> dict[str, Step]:

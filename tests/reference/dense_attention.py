@@ -8,6 +8,9 @@ to values and origins alike, and the kernel between layers falls out:
 * ``q[j, i]``: conditional relevance of all neurons of all layers, a strictly triangular matrix;
 * ``bias``, ``stabilizer``, ``remainder``: what the pseudo-neurons of j take, each by its own
   formula; ``check`` compares the sum of all with 1.
+
+Where biases are ``ignored``, neurons that are connected to no input are constants (origin -1), and
+constants and biases are no contributions.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ class Reference:
 
     epsilon: float = 1e-6
     cp: bool = False  # CP-LRP: attention weights and gates are constant
+    bias: str = "absorbed"
     names: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -85,7 +89,8 @@ class Reference:
         value = np.asarray(value, np.float64)
         return self._layer(name, "input", value, np.zeros((value.size, 0)), 0, 0, 0)
 
-    def _layer(self, name, kind, z, q, bias, stabilizer, remainder) -> Value:
+    def _layer(self, name, kind, z, q, bias, stabilizer, remainder, reads=True) -> Value:
+        """Add a layer; ``reads`` has where a neuron is connected to one that is no constant."""
         z, start = np.asarray(z, np.float64), self.offsets[-1]
         lost = np.stack([np.broadcast_to(b, z.size) for b in (bias, stabilizer, remainder)])
         if kind != "input":
@@ -100,7 +105,15 @@ class Reference:
         self.offsets.append(start + z.size)
         self.rows.append(q)
         self.lost.append(lost)
-        return Value(z, np.arange(start, start + z.size).reshape(z.shape))
+        origin = np.arange(start, start + z.size).reshape(z.shape)
+        if self.bias == "absorbed":
+            return Value(z, origin)
+        return Value(z, np.where(np.broadcast_to(reads, z.size).reshape(z.shape), origin, -1))
+
+    def _left(self, operand: Value) -> np.ndarray:
+        """Entries of an operand that count as contributions, flat."""
+        left: np.ndarray = (operand.origin.ravel() >= 0) | (self.bias == "absorbed")
+        return left
 
     def _spread(self, n: np.ndarray, operand: Value) -> tuple[np.ndarray, np.ndarray]:
         """Columns of an operand's entries as columns of neurons, and what constants hold."""
@@ -111,21 +124,29 @@ class Reference:
         return found, n[:, origin < 0].sum(1)
 
     def _quotient(self, name, kind, z, parts, bias, eps) -> Value:
-        """Contributions over their stabilised sum; ``z`` is the network's own number."""
-        d = sum(n.sum(1) for n, _ in parts) + bias
+        """Contributions over their stabilised sum; ``z`` is the network's own number.
+
+        A part is what the entries of an operand contribute and where they are connected.
+        """
+        d = sum(n.sum(1) for n, _, _ in parts) + bias
         # z comes by another order of summation, here and there with cancellation.
-        size = sum(np.abs(n).sum(1) for n, _ in parts) + np.abs(bias)
+        size = sum(np.abs(n).sum(1) for n, _, _ in parts) + np.abs(bias)
         assert (np.abs(d - z.ravel()) <= 1e-12 * np.maximum(1, size)).all(), name
+        if self.bias == "ignored":
+            bias, parts = 0.0, [(n * self._left(o), links, o) for n, links, o in parts]
+            d = sum(n.sum(1) for n, _, _ in parts)
         sign = np.where(d >= 0, 1.0, -1.0)
         stabilised = d + eps * sign
         q = np.zeros((z.size, self.offsets[-1]))
         held = np.broadcast_to(bias, d.shape).astype(np.float64)
-        for n, operand in parts:
+        reads = np.zeros(z.size, bool)
+        for n, links, operand in parts:
             spread, fixed = self._spread(n, operand)
             q += spread
             held = held + fixed
-        share = stabilised[:, None]
-        return self._layer(name, kind, z, q / share, held / stabilised, eps * sign / stabilised, 0)
+            reads |= (links & self._left(operand)).any(1)
+        share, lost = stabilised[:, None], eps * sign / stabilised
+        return self._layer(name, kind, z, q / share, held / stabilised, lost, 0, reads)
 
     def affine(self, name: str, kind: str, x: Value, op: Callable) -> Value:
         """Any affine operation of one operand: ``n = x w``, w from basis vectors."""
@@ -133,16 +154,15 @@ class Reference:
         with torch.no_grad():
             z = op(torch.from_numpy(x.value.copy())[None])[0].numpy()
         n = np.where(weight == 0, 0.0, weight * x.value.ravel())
-        return self._quotient(name, kind, z, [(n, x)], bias, self.epsilon)
+        return self._quotient(name, kind, z, [(n, weight != 0, x)], bias, self.epsilon)
 
     def module(self, name: str, kind: str, x: Value, module: torch.nn.Module):
         """A convolution or a dense layer."""
         op = dense_rules.linear(module, x.shape)
         with torch.no_grad():
             z = module(torch.from_numpy(x.value.copy())[None])[0].numpy()
-        return self._quotient(
-            name, kind, z, [(op.weight * x.value.ravel(), x)], op.bias, self.epsilon
-        )
+        part = (op.weight * x.value.ravel(), op.weight != 0, x)
+        return self._quotient(name, kind, z, [part], op.bias, self.epsilon)
 
     def add(self, name: str, *operands: Value) -> Value:
         """A sum with broadcasting; constants among its operands are biases."""
@@ -150,7 +170,7 @@ class Reference:
         parts = []
         for o in operands:
             full = o.to(lambda a: np.broadcast_to(a, z.shape))
-            parts.append((np.diag(full.value.ravel()), full))
+            parts.append((np.diag(full.value.ravel()), np.eye(z.size, dtype=bool), full))
         return self._quotient(name, "sum", z, parts, 0.0, self.epsilon)
 
     def layer_norm(
@@ -166,19 +186,25 @@ class Reference:
             for i in mine:
                 n[j, i] = v[i] * ((i == j) - 1 / len(mine)) * gamma[j] / std
             z[j] = (v[j] - v[mine].mean()) / std * gamma[j] + beta[j]
-        return self._quotient(name, kind, z.reshape(x.shape), [(n, x)], beta, self.epsilon)
+        part = (n, groups[:, None] == groups, x)
+        return self._quotient(name, kind, z.reshape(x.shape), [part], beta, self.epsilon)
 
     def rms_norm(self, name: str, x: Value, weight: Any, eps: float) -> Value:
         """The identity; over the last axis."""
         z = x.value / np.sqrt((x.value**2).mean(-1, keepdims=True) + eps) * weight
         q, held = self._spread(np.eye(z.size), x)
-        return self._layer(name, "rms_norm", z, q, held, 0, 0)
+        left = self._left(x)  # the spread, which is constant by the rule, reads the whole set
+        reads = np.broadcast_to(left.reshape(x.shape).any(-1, keepdims=True), x.shape).ravel()
+        if self.bias == "absorbed":
+            return self._layer(name, "rms_norm", z, q, held, 0, 0)
+        return self._layer(name, "rms_norm", z, q, 0, ~left, 0, reads)
 
     def softmax(self, name: str, x: Value, axis: int = -1) -> Value:
         """``q(i|j) = x_i (delta_ij - s_i)``; the remainder is ``1 - x_j + sum s_i x_i``."""
         s = torch.softmax(torch.from_numpy(x.value), axis).numpy()
         hidden = ~(x.value > np.finfo(np.float32).min)
-        v = np.where(hidden, 0.0, x.value)
+        v = np.where(hidden | ~self._left(x).reshape(x.shape), 0.0, x.value)
+        reads = np.zeros(v.size, bool)
         place = np.arange(v.size).reshape(v.shape)
         q, remainder = np.zeros((v.size, v.size)), np.zeros(v.size)
         for line in np.moveaxis(place, axis, -1).reshape(-1, v.shape[axis]):
@@ -186,8 +212,9 @@ class Reference:
                 for i in line:
                     q[j, i] = v.flat[i] * ((i == j) - s.flat[i])
                 remainder[j] = 1 - v.flat[j] + sum(s.flat[i] * v.flat[i] for i in line)
+                reads[j] = self._left(x)[line].any()
         q, held = self._spread(q, x)
-        return self._layer(name, "softmax", s, q, held, 0, remainder)
+        return self._layer(name, "softmax", s, q, held, 0, remainder, reads)
 
     def matmul(self, name: str, kind: str, a: Value, b: Value) -> Value:
         """``n = a b / 2`` to each operand, ``d = z``; CP-LRP gives all of attention to b."""
@@ -197,27 +224,32 @@ class Reference:
         half = [1 / 2, 1 / 2] if not (self.cp and kind == "attention") else [0, 1]
         at = [np.arange(o.value.size).reshape(o.shape) for o in wide]
         parts = [np.zeros((z.size, o.value.size)) for o in wide]
+        links = [np.zeros(part.shape, bool) for part in parts]
         for j, (*h, row, column) in enumerate(np.ndindex(z.shape)):
             for k in range(a.shape[-1]):
                 left, right = at[0][(*h, row, k)], at[1][(*h, k, column)]
                 product = wide[0].value.flat[left] * wide[1].value.flat[right]
                 parts[0][j, left] = product * half[0]
                 parts[1][j, right] = product * half[1]
-        return self._quotient(
-            name, kind, z, [(n, o) for n, o in zip(parts, wide, strict=True)], 0.0, self.epsilon
-        )
+                links[0][j, left] = links[1][j, right] = True
+        parts = list(zip(parts, links, wide, strict=True))
+        return self._quotient(name, kind, z, parts, 0.0, self.epsilon)
 
     def multiply(self, name: str, kind: str, a: Value, b: Value, held: bool = False) -> Value:
         """Half of the relevance to each operand; with ``held`` the second is a constant."""
         z = a.value * b.value
         wide = [o.to(lambda v: np.broadcast_to(v, z.shape)) for o in (a, b)]
+        eye = np.eye(z.size, dtype=bool)
         if held:
-            return self._quotient(name, kind, z, [(np.diag(z.ravel()), wide[0])], 0.0, self.epsilon)
+            parts = [(np.diag(z.ravel()), eye, wide[0]), (np.zeros(eye.shape), eye, wide[1])]
+            return self._quotient(name, kind, z, parts, 0.0, self.epsilon)
+        left = [self._left(o) for o in wide]
+        count = sum(t.astype(int) for t in left)  # those that share the whole
         q, lost = np.zeros((z.size, self.offsets[-1])), np.zeros(z.size)
-        for o in wide:
-            spread, fixed = self._spread(np.eye(z.size) / 2, o)
+        for o, there in zip(wide, left, strict=True):
+            spread, fixed = self._spread(np.diag(there / np.maximum(1, count)), o)
             q, lost = q + spread, lost + fixed
-        return self._layer(name, kind, z, q, lost, 0, 0)
+        return self._layer(name, kind, z, q, lost, count == 0, 0, count > 0)
 
     def output(self, x: Value) -> Value:
         """Selected outputs, read one to one."""

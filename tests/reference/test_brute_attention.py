@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import nrm_graph as ng
-from reference.attention_networks import heads
+from reference.attention_networks import ClassToken, heads
 from reference.brute_networks import close, random_event, random_mask, random_set
 from reference.dense_attention import REMAINDER, KernelWalks, Reference, table
 
@@ -115,11 +115,12 @@ NETS = {
     "gated": (Gated, (1, 3, 3)),
     "block": (lambda: Transformer(blocks=1), (3, 3)),
     "transformer": (Transformer, (3, 3)),
+    "tokens": (ClassToken, (2, 3)),
 }
 
 
 @functools.cache
-def both(name: str, cp: bool) -> tuple[KernelWalks, ng.Measure]:
+def both(name: str, cp: bool, bias: str = "absorbed") -> tuple[KernelWalks, ng.Measure]:
     make, shape = NETS[name]
     torch.manual_seed(1)
     net = make().double().eval()
@@ -127,9 +128,9 @@ def both(name: str, cp: bool) -> tuple[KernelWalks, ng.Measure]:
         for name_, parameter in net.named_parameters():
             parameter.normal_(0, 0.3 if name_.endswith("bias") else 1.2)
     x = torch.randn((1, *shape), dtype=torch.float64)
-    composite = (ng.composites.cp_lrp if cp else ng.composites.attn_lrp)(epsilon=1e-3)
+    composite = (ng.composites.cp_lrp if cp else ng.composites.attn_lrp)(epsilon=1e-3, bias=bias)
     m = ng.measure(ng.trace(net, x[0]), x, target=TARGET, composite=composite, resolution="neuron")
-    ref = Reference(epsilon=1e-3, cp=cp)
+    ref = Reference(epsilon=1e-3, cp=cp, bias=bias)
     with torch.no_grad():
         out = net.reference(ref, ref.input("x", x[0].numpy()))
         np.testing.assert_allclose(out.value.ravel(), net(x)[0].numpy(), rtol=0, atol=1e-12)
@@ -144,9 +145,13 @@ LARGE = [
     pytest.param(("transformer", False), marks=pytest.mark.slow),  # 2.7 million walks
     ("transformer", True),
 ]
+IGNORED = [
+    pytest.param((*chosen, "ignored"), marks=pytest.mark.slow)
+    for chosen in (*SMALL, ("tokens", False))
+]
 
 
-@pytest.fixture(params=[*SMALL, *LARGE], ids=str)
+@pytest.fixture(params=[*SMALL, *LARGE, ("tokens", True, "ignored"), *IGNORED], ids=str)
 def case(request):
     return both(*request.param)
 
