@@ -283,6 +283,24 @@ class ClassToken(nn.Module):
         return ref.module("head", "dense", x.to(lambda a: a[0]), self.head)
 
 
+class Joined(nn.Module):
+    """A constant feature in an RMSNorm, whose spread reads it with the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fill, self.norm = nn.Parameter(torch.randn(1, 2, 1)), nn.RMSNorm(4, eps=0.1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.cat([x, self.fill.expand(x.shape[0], -1, -1)], 2)
+        return self.head(self.norm(x).flatten(1))
+
+    def reference(self, ref, x):
+        x = join([x, constant(self.fill.detach().numpy()[0])], 1)
+        y = ref.rms_norm("norm", x, self.norm.weight.detach().numpy(), self.norm.eps)
+        return ref.module("head", "dense", y.to(np.ravel), self.head)
+
+
 NORMS = {
     "layer": (lambda a: nn.LayerNorm(4, elementwise_affine=a), (3, 4)),
     "layer_of_two": (lambda a: nn.LayerNorm(2, elementwise_affine=a), (2, 2)),
@@ -317,6 +335,7 @@ CASES = {
     "gated": (Gated, (3,)),
     "class_token": (lambda: ClassToken(), (2, 3)),
     "class_token_rms": (lambda: ClassToken(rms=True), (2, 3)),
+    "joined": (Joined, (2, 3)),
     "mixed": (lambda: Mixed(False), (3, 2)),
     "mixed_sums": (lambda: Mixed(True), (3, 2)),
 }

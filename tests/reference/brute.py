@@ -51,7 +51,8 @@ class Node:
     """One operation; ``args`` are names of earlier nodes.
 
     ``name`` of a node of kind dense, conv2d and avgpool is its module path; sums must be named
-    ``add``, ``add_1``, ... in the order of the list.  A ``constant`` is a parameter of a shape.
+    ``add``, ``add_1``, ... in the order of the list.  A ``constant`` is a parameter of a shape;
+    the first output of a ``cut`` layer has no weights.
     """
 
     name: str
@@ -85,6 +86,8 @@ class Net(nn.Module):
                             torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                             * node.params.get("std", 0.6)
                         )
+                    if node.params.get("cut"):
+                        module.weight[0] = 0
                     if node.op == "conv_bn":
                         bn = module[1]
                         bn.running_mean.normal_(generator=generator)
@@ -105,7 +108,7 @@ class Net(nn.Module):
 
     @staticmethod
     def _build(node: Node, args: list[torch.Tensor]) -> nn.Module | None:
-        p = {k: v for k, v in node.params.items() if k not in ("std", "functional")}
+        p = {k: v for k, v in node.params.items() if k not in ("std", "functional", "cut")}
         if node.params.get("functional"):
             return None
         if node.op == "dense":

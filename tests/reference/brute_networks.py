@@ -150,7 +150,7 @@ NETS = {
             Node("add", "add", ("cat", "position")),
             Node("fc1", "dense", ("add",), {"out": 3}),
             Node("relu1", "relu", ("fc1",)),
-            Node("fc2", "dense", ("relu1",), {"out": 3}),
+            Node("fc2", "dense", ("relu1",), {"out": 3, "cut": True}),
             Node("add_1", "add", ("add", "fc2")),
             Node("flat", "flatten", ("add_1",)),
             Node("fc3", "dense", ("flat",), {"out": 3}),

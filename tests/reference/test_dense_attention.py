@@ -35,7 +35,7 @@ def marked(name: str, *values: object, rare: bool = False):
 
 # A large stabiliser shows all of its shares; CP-LRP differs where two values are multiplied.
 # Biases left out are quick where constants are routed in, or added.
-QUICK = {"class_token", "bias", "mixed_sums"}
+QUICK = {"class_token", "joined", "mixed_sums"}
 RULES = [
     marked(
         name,
