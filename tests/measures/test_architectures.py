@@ -254,6 +254,12 @@ def test_neurons_carry_the_whole_where_biases_are_ignored(name, rules):
     m = measure(name, ng.composites.get(rules, "ignored"))
     rows, scale = m.report().to_pylist(), size(m)
     assert not any(row["bias"] for row in rows)
+    lost = {row["layer"]: (row["stabilizer"] or 0.0) + (row["remainder"] or 0.0) for row in rows}
+    ends = sum(m.marginal(layer.name).sum() for layer in m.topology.inputs)
+    close(ends + sum(lost.values()), 1.0, scale)
     for layer in m.topology.layers:
-        close(m.cut(layer.name).total, 1.0, scale, layer.name)
+        cut = m.cut(layer.name)
+        close(cut.total, 1.0, scale, layer.name)
+        for above, share in cut.absorbed.items():
+            close(share, lost[above], scale, f"{above} above {layer.name}")
     edges_sum_to_nodes(m, scale)

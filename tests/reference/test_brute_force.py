@@ -12,6 +12,7 @@ from reference.brute_networks import (
     CASES,
     NETS,
     QUICK,
+    READINGS,
     TOLERANCE,
     build,
     close,
@@ -31,7 +32,7 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 
 
-@pytest.fixture(params=sampled())
+@pytest.fixture(params=sampled([*CASES, *READINGS]))
 def case(request):
     return walks(*request.param), measure(*request.param)
 
