@@ -13,7 +13,11 @@ from zennit.composites import (
     EpsilonGammaBox,
     EpsilonPlus,
     ExcitationBackprop,
+    LayerMapComposite,
+    layer_map_base,
 )
+from zennit.rules import Epsilon, Gamma, NoMod
+from zennit.types import Convolution
 
 import nrm_graph as ng
 
@@ -106,17 +110,48 @@ def test_stored_nodes_equal_zennit(network, images, tmp_path, name):
             assert m.cut(layer.name).total == pytest.approx(1.0, abs=64 * 2**-23 * variation)
 
 
-@pytest.mark.parametrize("name", ["epsilon_plus", "epsilon_alpha2_beta1", "excitation_backprop"])
-def test_ignored_biases_equal_zennit_without_them(network, images, name):
-    x = images["cat"][None]
-    m = ng.measure(network, x, composite=ng.composites.get(name, "ignored"), resolution="auto")
-    oracle = {
-        "epsilon_plus": EpsilonPlus,
-        "epsilon_alpha2_beta1": EpsilonAlpha2Beta1,
-        "excitation_backprop": ExcitationBackprop,
-    }[name](zero_params="bias")
-    for layer, wanted in zennit_channels(network, x, oracle, m.target).items():
+def agree(m, expected):
+    for layer, wanted in expected.items():
         found = np.asarray(m.marginal(layer), np.float64)
         # A denominator that the bias held up may be small: rounding is relative to what cancels.
         scale = max(1.0, np.abs(wanted).sum())
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * scale, err_msg=layer)
+
+
+WITHOUT_BIASES = {
+    "epsilon_plus": EpsilonPlus,
+    "epsilon_alpha2_beta1": EpsilonAlpha2Beta1,
+    "excitation_backprop": ExcitationBackprop,
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_BIASES)
+def test_ignored_biases_equal_zennit_without_them(network, images, name):
+    x = images["cat"][None]
+    m = ng.measure(network, x, composite=ng.composites.get(name, "ignored"), resolution="auto")
+    oracle = WITHOUT_BIASES[name](zero_params="bias")
+    agree(m, zennit_channels(network, x, oracle, m.target))
+
+
+class GammaOfWhatIsLeft(Gamma):
+    """zennit's, but it decides by the sign of the output without its bias."""
+
+    def __init__(self) -> None:
+        super().__init__(zero_params="bias")
+        *modifiers, _ = self.param_modifiers
+        self.param_modifiers = [*modifiers, NoMod(zero_params="bias")]
+
+
+def test_gamma_decides_by_what_is_left(network, images):
+    """And zennit's own, which decides by the output with its bias, is another rule."""
+    x = images["cat"][None]
+    rules = ng.composites.epsilon_gamma(bias="ignored")
+    m = ng.measure(network, x, composite=rules, resolution="auto")
+    dense, theirs = (nn.Linear, Epsilon(zero_params="bias")), {}
+    for gamma in (GammaOfWhatIsLeft(), Gamma(zero_params="bias")):
+        oracle = LayerMapComposite([*layer_map_base(), (Convolution, gamma), dense])
+        theirs[type(gamma)] = zennit_channels(network, x, oracle, m.target)
+    agree(m, theirs[GammaOfWhatIsLeft])
+    # Relevance below the last convolution is the first that Gamma has shared.
+    assert np.abs(theirs[Gamma]["28"] - m.marginal("28")).max() < 1e-5
+    assert np.abs(theirs[Gamma]["input"] - m.marginal("input")).max() > 1
