@@ -171,6 +171,40 @@ def test_events_and_joint_relevance_agree_with_edges(rule):
     np.testing.assert_allclose(joint.sum(0), m.marginal("2"), rtol=0, atol=1e-10 * size)
 
 
+@dataclasses.dataclass(frozen=True)
+class Tithe(ng.rules.Rule):
+    """Give a tenth to a bias of its own; where biases are left out it may heed that."""
+
+    where: str
+    heeding: bool = False
+
+    def groups(self, op, signs):
+        (w,) = op.tensors
+        parts = (ng.rules.Part(0, torch.abs, w.abs()),)
+        share = None if self.heeding and signs.ignoring else w.new_full((len(w),), 0.1)
+        bias, following = (share, None) if self.where == "bias" else (None, share)
+        return (ng.rules.Group(parts, bias, 1e-9, following=parts, following_bias=following),)
+
+
+@pytest.mark.parametrize("where", ["bias", "following_bias"])
+def test_a_rule_that_gives_to_a_bias_all_the_same_is_refused(where):
+    x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+
+    def measure(bias: str, heeding: bool = False):
+        kinds = dict.fromkeys(("convolution", "dense"), Tithe(where, heeding))
+        mine = ng.composites.composite("mine", kinds, bias=bias)
+        return ng.measure(program(), x, target=0, composite=mine, resolution="neuron")
+
+    assert any(row["bias"] for row in measure("absorbed").report().to_pylist())
+    with pytest.raises(ng.CompositeError) as refused:
+        measure("ignored").report()
+    assert str(refused.value) == (
+        "the rule Tithe gives a share to a bias, which a composite with bias='ignored' leaves "
+        "out: expected no bias where signs.ignoring is true"
+    )
+    lawful(measure("ignored", heeding=True))  # as the message says
+
+
 def test_the_reading_is_on_record():
     rules = ng.composites.epsilon(bias="ignored")
     assert rules.to_json()["bias"] == "ignored"
