@@ -287,7 +287,7 @@ CASES += [(f"image{i}", "epsilon_gamma") for i in (7, 29, 42, 55)]
 READINGS = [(name, c, "ignored") for name in ROUTED for c in COMPOSITES]
 READINGS += [(*case, "ignored") for case in CASES]
 READINGS += [(name, c, "absorbed") for name in ROUTED for c in ("epsilon_gamma", "wsquare")]
-QUICK = (("tokens", "epsilon", "ignored"), ("channels", "epsilon_gamma", "ignored"))
+QUICK = (("tokens", "epsilon", "ignored"),)
 
 
 def sampled(cases: Sequence[tuple[str, ...]] = CASES) -> list[object]:

@@ -24,7 +24,7 @@ TOLERANCE = 1e-10
 
 RARE = {n for n in CASES if n.endswith("_plain") or "_True_" in n} | {"no_bias", "weights_axis"}
 RARE |= {"interleaved", "one_key_head", "fused_bias", "group_flat_norm", "instance1d_norm"}
-RARE |= {"excite_gate_first", "mixed", "layer_eps_norm", "group_one_norm"}
+RARE |= {"excite_gate_first", "mixed", "class_token_rms", "layer_eps_norm", "group_one_norm"}
 RARE |= {"linear_False_5", "bilinear_False_2x3", "bicubic_False_3x2"}
 
 
