@@ -209,10 +209,12 @@ def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
 class Rule:
     """Base of all rules: a frozen dataclass with plain parameters and one method.
 
-    ``proportional`` says that n_ij vanishes where x_i does.
+    ``proportional`` says that n_ij vanishes where x_i does, ``per_channel`` which parameters may be
+    tuples, of one number for every channel.
     """
 
     proportional: ClassVar[bool] = True
+    per_channel: ClassVar[tuple[str, ...]] = ()
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """Parts and denominators of ``op``, whose weights are :attr:`Weighing.tensors`.
@@ -245,7 +247,9 @@ class Rule:
 
     def to_json(self) -> dict[str, Any]:
         """Name and parameters as plain values."""
-        return {"rule": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+        parameters = asdict(self)  # type: ignore[call-overload]
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in parameters.items()}
+        return {"rule": type(self).__name__, **values}
 
 
 class Decisions(NamedTuple):

@@ -11,7 +11,7 @@ from nrm_graph.network.ir.operations import WEIGH
 from nrm_graph.rules import registry
 from nrm_graph.rules.attention import Hold, Pass, Softmax, Uniform
 from nrm_graph.rules.base import Rule
-from nrm_graph.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, Norm, ZBox, ZPlus
+from nrm_graph.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, Norm, ZBox, ZPlus, per_channel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -247,16 +247,20 @@ def epsilon_gamma(
 
 
 def epsilon_gamma_box(
-    low: float = 0.0,
-    high: float = 1.0,
+    low: float | Sequence[float] = 0.0,
+    high: float | Sequence[float] = 1.0,
     epsilon: float = 1e-6,
     gamma: float = 0.25,
     *,
     bias: str = "absorbed",
 ) -> Composite:
-    """As epsilon_gamma, with ZBox on a convolution that reads the input."""
+    """As epsilon_gamma, with ZBox on a convolution that reads the input.
+
+    ``low`` and ``high`` are bounds of all values, or one for each channel of the input.
+    """
     kinds = {"convolution": Gamma(gamma), "dense": Epsilon(epsilon)}
-    return composite("epsilon_gamma_box", kinds, first={"convolution": ZBox(low, high)}, bias=bias)
+    box = ZBox(per_channel("low", low), per_channel("high", high))
+    return composite("epsilon_gamma_box", kinds, first={"convolution": box}, bias=bias)
 
 
 def epsilon_plus(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:

@@ -6,14 +6,17 @@ x+ = max(x, 0), x- = min(x, 0), the same for weights w and biases b.
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 
 from nrm_graph.errors import CompositeError
-from nrm_graph.network.maps.linear import same
+from nrm_graph.network.maps.convolution import Convolution
+from nrm_graph.network.maps.linear import Dense, same
 from nrm_graph.rules.base import Group, Part, Rule, Signs, may_vanish
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from nrm_graph.network.maps.linear import Weighing
+
+    Bound = float | tuple[float, ...]
+    """A bound of inputs: one for all, or one for every channel."""
 
 
 def _bias(op: Weighing, zero_params: str | None = None) -> Tensor | None:
@@ -61,7 +67,8 @@ class Checked(Rule):
             if name == "zero_params":
                 fits, expected = value in (None, "bias"), "None or 'bias'"
             else:
-                fits = math.isfinite(value) and not (least and value < 0)
+                numbers = value if isinstance(value, tuple) else (value,)
+                fits = all(math.isfinite(v) and not (least and v < 0) for v in numbers)
                 expected = f"a finite number{least}"
             if not fits:
                 raise CompositeError(
@@ -198,13 +205,40 @@ class ZBox(Checked):
     """``n = x w - low w+ - high w-``, ``d = sum``: for inputs bounded by ``low`` and ``high``.
 
     The bias cancels.  Padding positions have no bounds and contribute nothing.
+
+    Attributes
+    ----------
+    low, high : float, or sequence of float
+        Bounds of all inputs, or one for each channel that a convolution reads (each feature of a
+        dense layer), the same at all positions; arrays such as zennit's of shape (1, 3, 1, 1) do.
     """
 
     proportional: ClassVar[bool] = False
+    per_channel: ClassVar[tuple[str, ...]] = ("low", "high")
 
-    low: float = 0.0
-    high: float = 1.0
+    low: Bound = 0.0
+    high: Bound = 1.0
     stabilizer: float = 1e-6
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that are none."""
+        for name in ("low", "high"):
+            object.__setattr__(self, name, per_channel(name, getattr(self, name)))
+        super().__post_init__()
+        lows, highs = np.atleast_1d(self.low), np.atleast_1d(self.high)
+        if isinstance(self.low, tuple) and isinstance(self.high, tuple) and len(lows) != len(highs):
+            raise CompositeError(
+                f"ZBox: low is of {len(lows)} channels and high of {len(highs)}: give as many of "
+                "both, or one number for all"
+            )
+        reversed_at = np.flatnonzero(lows > highs)
+        if len(reversed_at):
+            c = reversed_at[0]
+            low, high = (float(bounds[c % len(bounds)]) for bounds in (lows, highs))
+            where = f" in channel {c}" if max(len(lows), len(highs)) > 1 else ""
+            raise CompositeError(
+                f"ZBox: low must not be above high, found low={low:g} and high={high:g}{where}"
+            )
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """See :meth:`Rule.groups`."""
@@ -213,9 +247,58 @@ class ZBox(Checked):
             parts.append(Part(k, same, w))
             for bound, half in ((self.low, _plus), (self.high, _minus)):
                 if bound:  # a bound of 0 gives nothing
-                    fill = partial(torch.full_like, fill_value=bound)
+                    fill: Callable[[Tensor], Tensor]
+                    if isinstance(bound, tuple):
+                        fill = _of_channels(op, k, bound)
+                    else:
+                        fill = partial(torch.full_like, fill_value=bound)
                     parts.append(Part(k, fill, -half(w)))
         return (Group(tuple(parts), None, self.stabilizer),)
+
+
+def per_channel(name: str, bound: object) -> Bound:
+    """Return a bound of ZBox as a number, or as one number for every channel.
+
+    Raises
+    ------
+    CompositeError
+        If it is neither.
+    """
+    refusal = CompositeError(
+        f"ZBox: {name} must be a number, or one for every channel, found {reprlib.repr(bound)}"
+    )
+    try:
+        values = np.asarray(bound.detach().cpu() if isinstance(bound, torch.Tensor) else bound)
+        numeric = values.dtype.kind in "iuf"
+    except (TypeError, ValueError, RuntimeError):
+        raise refusal from None
+    if not numeric or not values.size or values.size != max(values.shape, default=1):
+        raise refusal
+    if not values.ndim:
+        return bound if isinstance(bound, int | float) else float(values)
+    return tuple(map(float, values.ravel()))
+
+
+def _of_channels(op: Weighing, k: int, bound: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    """Make of an operand its bounds, which differ by channel."""
+    if not isinstance(op.maps[k], Convolution | Dense):
+        raise CompositeError(
+            f"ZBox with bounds per channel needs a convolution or a dense layer, found a "
+            f"{op.kind}: give it one number for low and one for high"
+        )
+    inner = op.tensors[k].ndim - 2  # axes behind the channels: none of a dense layer
+
+    def filled(x: Tensor) -> Tensor:
+        channels = x.shape[-1 - inner]
+        if len(bound) != channels:
+            raise CompositeError(
+                f"ZBox: the layer reads {channels} channels, found bounds of {len(bound)}: "
+                f"give {channels}, or one number for all"
+            )
+        values = torch.tensor(bound, dtype=x.dtype, device=x.device)
+        return torch.empty_like(x).copy_(values.view(-1, *[1] * inner))
+
+    return filled
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def register(rule: type[Rule]) -> type[Rule]:
     Parameters
     ----------
     rule : type of Rule
-        A frozen dataclass whose parameters are numbers, None or text.
+        A frozen dataclass whose parameters are numbers, None or text; those that it names in
+        ``per_channel`` may be tuples of numbers.
 
     Raises
     ------
@@ -100,11 +101,24 @@ def from_json(data: Mapping[str, Any]) -> Rule:
             "registered (nrm_graph.rules.register) before the store is used"
         )
     for key, value in parameters.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = (value is None or isinstance(value, str)) if key == "zero_params" else number
-        if not fits or (number and not abs(value) <= MAX_PARAMETER):
+        if key == "zero_params":
+            fits = value is None or isinstance(value, str)
+        elif isinstance(value, list):
+            fits = key in RULES[name].per_channel and all(map(_is_number, value))
+        else:
+            fits = _is_number(value)
+        if not fits:
             raise StoreError(f"rule {name}: {key} cannot be {repr(value)[:100]}")
+        if isinstance(value, list):
+            parameters[key] = tuple(value)
     try:
         return RULES[name](**parameters)
     except (TypeError, CompositeError) as error:
         raise StoreError(f"rule {name}: {error}") from None
+
+
+def _is_number(value: object) -> bool:
+    """Whether a stored parameter is a number that no pass overflows with."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= MAX_PARAMETER

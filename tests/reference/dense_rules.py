@@ -98,8 +98,15 @@ def _neg(a: np.ndarray) -> np.ndarray:
     return np.minimum(a, 0)
 
 
+def _of_neurons(bound: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A bound of every input neuron: that of its channel, the first axis behind the batch."""
+    per_channel = np.reshape(bound, (-1, *[1] * (len(shape) - 2)))
+    return np.broadcast_to(per_channel, shape).reshape(-1)
+
+
 def kernel(op: Linear, x: np.ndarray, rule: str, **params: Any) -> Kernel:
     """Dense kernel of a rule; parameter names are those of the package."""
+    shape = np.shape(x)
     w, b, x = op.weight, op.bias, np.asarray(x, np.float64).reshape(-1)
     eps = params.get("stabilizer", 1e-6)
     zero = np.zeros(len(w))
@@ -132,7 +139,7 @@ def kernel(op: Linear, x: np.ndarray, rule: str, **params: Any) -> Kernel:
             alpha * pos.stabilizer - beta * neg.stabilizer,
         ).check()
     if rule == "ZBox":
-        low, high = params["low"], params["high"]
+        low, high = (_of_neurons(params[bound], shape) for bound in ("low", "high"))
         return _quotient(x * w - low * wp - high * wn, zero, eps).check()
     if rule == "WSquare":
         return _quotient(w * w, b * b, eps).check()
