@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from helpers import reduced
+from helpers.attribution_schema import valid
 
 import nrm_graph as ng
 from nrm_graph.cli import main
@@ -128,3 +129,14 @@ def test_reduced_tables(store: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "2 conditions, 3 recomputed: sound" in out
     out, _ = run(capsys, "drop", path, "steps")
     assert "dropped steps, which held 4 inputs" in out
+
+
+def test_reduce_writes_an_attribution_graph(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "g.attribution.json"
+    out, _ = run(capsys, "reduce", str(made), *KEY, *NODES, "--output", str(file))
+    data = json.loads(file.read_text())
+    valid(data)
+    nodes, edges = len(data["nodes"]), len(data["links"])
+    assert out.splitlines()[0] == f"{file}: {nodes} nodes, {edges} edges"
