@@ -135,11 +135,14 @@ class Ablation:
         Units of every layer.
     baselines : mapping of int to Tensor, or None
         What ablated neurons get, by layer, of the layer's shape; None for zero.
+    factor : float
+        What they keep of their difference from it.
     """
 
     net: Network
     partitions: tuple[Partition, ...]
     baselines: Baselines = None
+    factor: float = 0.0
 
     @torch.no_grad()
     def without_units(self, xs: Sequence[Tensor], units: UnitsByLayer) -> Tensor:
@@ -208,9 +211,13 @@ class Ablation:
         mask = mask.expand(value.shape)
         if name in self.net.unbounded:  # what a mask hides stays hidden
             mask = mask & value.isfinite()
-        if self.baselines is None:
+        if self.baselines is None and not self.factor:
             return batch.native(value.masked_fill(mask, 0))
-        base = self.baselines[layer_id].to(value.dtype)
+        base = torch.zeros((), dtype=value.dtype, device=value.device)
+        if self.baselines is not None:
+            base = self.baselines[layer_id].to(value.dtype)
+        if self.factor:
+            base = base + self.factor * (value - base)
         return batch.native(torch.where(mask, base, value))
 
     def _reader(self, dst: int, sources: Mapping[int, Mapping[int, frozenset[int]]]) -> Any:
