@@ -71,12 +71,13 @@ def held_out(db: View, circuit: nx.DiGraph, where: str | None) -> InputGroup:
             f"{(~free).sum()} of the {len(candidates)} inputs{kind} that {where!r} chooses are "
             f"among the circuit's own {len(trained_keys)} keys, {free.sum()} remain: a circuit is "
             "tested on inputs that it was not computed from; choose others, or compute it from "
-            "fewer"
+            "fewer, such as inputs=ng.evaluate.split(db).circuit"
         )
     if not free.any():
         raise InputError(
             f"there are no inputs{kind} beside the circuit's own {len(trained_keys)} keys to test "
-            "it on: compute it from a part of them, such as \"label = 'cat' AND input_id % 3 > 0\""
+            "it on: compute it from a part of them, db.circuit(where, "
+            "inputs=ng.evaluate.split(db).circuit)"
         )
     return candidates.take(np.flatnonzero(free))
 

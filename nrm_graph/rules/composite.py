@@ -183,6 +183,7 @@ def composite(
 
     Examples
     --------
+    >>> from nrm_graph.rules import ZPlus
     >>> c = composite("mine", {"convolution": ZPlus(), "dense": Epsilon()})
     >>> dict(c.kinds)["sum"]
     Norm(stabilizer=1e-06)
