@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError
+from nrm_graph.store.format.nearest_keys import nearest_keys
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,6 +23,8 @@ def counted(number: int, word: str) -> str:
 
 def no_such_input(key: str, keys: Collection[str], store: Path) -> InputError:
     """Error that names the keys of a store which are nearest to one that it does not hold."""
-    close = difflib.get_close_matches(key, keys, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else f"it holds {len(keys)} keys"
+    close = nearest_keys(key, keys)
+    example = f", such as {min(keys)}" if keys else ""
+    held = f"it holds {counted(len(keys), 'key')}{example}"
+    hint = f"did you mean {', '.join(close)}?" if close else held
     return InputError(f"there is no input {key!r} in {store}: {hint}")
