@@ -10,6 +10,7 @@ from nrm_graph.rules.attention import Hold, Softmax
 from nrm_graph.rules.composite import Composite, composite, from_json
 from nrm_graph.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, Norm, ZBox, ZPlus, per_channel
 from nrm_graph.rules.zennit_bridge import from_zennit
+from nrm_graph.rules.zennit_rules import described
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -174,6 +175,10 @@ def get(choice: str | Composite, bias: str | None = None) -> Composite:
         If the name is unknown, or the composite has no such reading.
     """
     if not isinstance(choice, Composite):
+        if type(choice).__module__.split(".")[0] == "zennit":
+            raise CompositeError(
+                f"found {described(choice)}: translate it with ng.composites.from_zennit(...)"
+            )
         if not isinstance(choice, str) or choice not in NAMED:
             raise CompositeError(
                 f"unknown composite {choice!r}: expected one of {', '.join(NAMED)}, or a Composite"

@@ -283,8 +283,8 @@ def _of_channels(op: Weighing, k: int, bound: tuple[float, ...]) -> Callable[[Te
     """Make of an operand its bounds, which differ by channel."""
     if not isinstance(op.maps[k], Convolution | Dense):
         raise CompositeError(
-            f"ZBox with bounds per channel needs a convolution or a dense layer, found a "
-            f"{op.kind}: give it one number for low and one for high"
+            "ZBox with bounds per channel needs a convolution or nn.Linear, found another "
+            f"operation ({op.kind}): give it one number for low and one for high"
         )
     inner = op.tensors[k].ndim - 2  # axes behind the channels: none of a dense layer
 

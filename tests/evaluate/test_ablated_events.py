@@ -103,6 +103,13 @@ def test_sets_of_several_layers_at_once():
     assert found.neurons == {"0": 4, "4": 2}
 
 
+def test_sets_of_one_layer_are_one_set():
+    joined = ablate(measure(), (EVENT | ng.Layer("0")[2]) - ng.Layer("0")[:, 0])
+    at = ablate(measure(), ng.Layer("0")[1:, 1:])
+    np.testing.assert_array_equal(joined.ablated_outputs, at.ablated_outputs)
+    assert joined.neurons == {"0": 24}
+
+
 def test_inputs_outputs_and_units():
     m = measure(resolution={"0": "channel"})
     by_unit = ablate(m, ng.Layer("0").units([1]) & ng.Layer("4")[0])

@@ -330,6 +330,11 @@ def test_what_has_no_counterpart_is_refused(name):
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_not_translated_says_how():
+    with pytest.raises(ng.CompositeError, match=r"translate it with ng\.composites\.from_zennit"):
+        ng.composites.get(composites.EpsilonPlus())
+
+
 def test_canonizers_of_torchvision_are_left_aside():
     for canonizer in (zennit_torchvision.VGGCanonizer(), zennit_torchvision.ResNetCanonizer()):
         chosen = translated(composites.EpsilonPlus(canonizers=[canonizer]))
