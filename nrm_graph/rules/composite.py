@@ -125,14 +125,15 @@ def _unfit(name: str, layers: Sequence[LayerInfo]) -> CompositeError:
         for kind, names in kinds.items()
     )
     hint = "name one for the kind or the layer with ng.composites.composite(...)"
-    if kinds.keys() & _ATTENTION:
+    if kinds.keys() & ATTENTION:
         hint = f"for attention take attn_lrp or cp_lrp, or {hint}"
     return CompositeError(
         f"composite {name} does not fit the network: it has no rule for {listed}; {hint}"
     )
 
 
-_ATTENTION = {"softmax", "product", "attention"}
+ATTENTION = {"softmax", "product", "attention"}
+"""Kinds of layers that composites of convolutional networks have no rule for."""
 
 
 def from_json(data: Mapping[str, Any]) -> Composite:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nrm_graph.errors import CompositeError
 from nrm_graph.rules.attention import Hold, Softmax
-from nrm_graph.rules.composite import Composite, composite, from_json
+from nrm_graph.rules.composite import ATTENTION, READINGS, Composite, composite, from_json
 from nrm_graph.rules.linear import AlphaBeta, Epsilon, Flat, Gamma, Norm, ZBox, ZPlus, per_channel
 from nrm_graph.rules.zennit_bridge import from_zennit
 from nrm_graph.rules.zennit_rules import described
@@ -15,6 +15,7 @@ from nrm_graph.rules.zennit_rules import described
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nrm_graph.network.topology import Topology
     from nrm_graph.rules.base import Rule
 
 __all__ = [
@@ -163,7 +164,7 @@ def fitting(topology: Topology) -> str:
         ``epsilon_gamma``, or ``attn_lrp`` where a layer is attention, for which that has no rule.
     """
     kinds = {layer.kind for layer in topology.layers}
-    return "attn_lrp" if kinds & _ATTENTION else DEFAULT
+    return "attn_lrp" if kinds & ATTENTION else DEFAULT
 
 
 def get(choice: str | Composite, bias: str | None = None) -> Composite:

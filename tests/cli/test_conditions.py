@@ -310,4 +310,4 @@ def test_units_as_expressions(store: Path, tmp_path: Path) -> None:
         assert overview.unit_text(m, "features.6", 15) == "features.6[15]"
         assert overview.unit_text(m, "features.6", 743, "neuron") == "features.6[15, 1, 1]"
         assert overview.unit_text(m, "features.3", 4) == "features.3[0, 4]"
-        assert overview.unit_text(m, "features.0", 4) == "features.0.units([4])"
+        assert overview.unit_text(m, "features.0", 4) == "features.0[..., 4]"
