@@ -300,9 +300,10 @@ def _whereabouts(m: MeasureLike, layer_id: int) -> str:
     info = m.topology.layers[layer_id]
     if info.kind in ENDS:
         share = sum(row.absorbed for row in rows) / whole
-        kinds = "bias and stabilizer"
-        if any(row.absorbed_by["remainder"] for row in rows):
-            kinds = "bias, stabilizer and remainder"
+        parts = ["bias"] if m.bias == "absorbed" else []
+        parts += ["stabilizer"]
+        parts += ["remainder"] if any(row.absorbed_by["remainder"] for row in rows) else []
+        kinds = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
         start = f"{percent(share)} of it is absorbed by {kinds}"
         others = [row for row in rows if row.kind in ENDS and row.layer != info.name]
         if others:
