@@ -13,6 +13,7 @@ from nrm_graph.network.ir.operations import MAX_POOL, function
 from nrm_graph.propagation.constant_neurons import mark
 from nrm_graph.propagation.routed_constants import track
 from nrm_graph.propagation.state import State
+from nrm_graph.propagation.tensor_sums import total
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,10 +71,33 @@ def _evaluated(node: Node, state: State, n: int) -> Any:
         if node.op in MAX_POOL:
             value, state.winners[node.name] = max_pool(node.op, args)
             return value
+        without = _without_bias(node, state)
+        if without is not None:
+            rest, bias = without
+            state.left[node.name] = rest
+            return rest + bias
         return function(node.op)(*args, **kwargs)
     except Exception as error:  # a stored program can hold anything
         error.add_note(f"at the node {node.name} ({node.op})")
         raise
+
+
+def _without_bias(node: Node, state: State) -> tuple[Tensor, Tensor] | None:
+    """Output of a layer before its bias, and the bias, where a composite leaves that out.
+
+    Both are wanted then: what is left is the denominator, and its difference from the whole
+    would cancel where the bias is large.
+    """
+    op = state.network.layout.weighings.get(node.name)
+    if state.network.composite.bias == "absorbed" or op is None:
+        return None
+    if op.kind not in ("convolution", "dense") or not isinstance(op.bias, torch.Tensor):
+        return None
+    if op.moving or any(operand in state.constant for operand in op.operands):
+        return None
+    xs = [state.values[operand] for operand in op.operands]
+    parts = [kind.apply(x, w) for kind, x, w in zip(op.maps, xs, op.tensors, strict=True)]
+    return total(parts), op.bias
 
 
 def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:

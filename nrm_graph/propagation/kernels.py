@@ -102,6 +102,8 @@ def output_left(state: State, name: str, xs: Sequence[Tensor], whole: Weighing |
         return z
     if op.kind == "softmax":  # no sum of what it reads
         return z
+    if name in state.left:
+        return state.left[name]
     whole = resolved(state, name) if whole is None else whole
     parts = [kind.apply(x, w) for kind, x, w in zip(op.maps, xs, whole.tensors, strict=True)]
     rest = total(parts).expand_as(z)

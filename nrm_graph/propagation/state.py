@@ -32,6 +32,8 @@ class State:
         Kernels, filled at the first pass.
     positive : bool
         Whether no input of the batch is negative, whole numbers apart.
+    left : dict of str to Tensor
+        Where biases are left out, outputs of convolutions and dense layers without theirs.
     means : dict of str to ndarray
         Mean activations by unit, filled when tables are made.
     single : State or None
@@ -48,6 +50,7 @@ class State:
     constant: dict[str, Any] = field(default_factory=dict)
     constants: list[str] = field(default_factory=list)
     kernels: dict[str, Kernel] = field(default_factory=dict)
+    left: dict[str, Tensor] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     single: State | None = None
     decided: State | None = None
