@@ -11,7 +11,7 @@ import pyarrow as pa
 from nrm_graph.circuits.engines import EDGE, local
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.statistics import key_sums
-from nrm_graph.circuits.sums import SUMS, WHOLE, edge_sums
+from nrm_graph.circuits.sums import SUMS, WHOLE, edge_sums, values_by_input
 from nrm_graph.graphs.largest import largest
 
 if TYPE_CHECKING:
@@ -159,18 +159,7 @@ def weighted_values(
 
 def row_values(db: View, rows: Source, edges: pa.Table) -> NDArray[np.float64]:
     """Relevance of edges as the rows of a source have it, (N, E); see :func:`edge_values`."""
-    chosen = edges.select(EDGE).append_column("place", [np.arange(len(edges))])
-    keys = ", ".join(EDGE)
-    relevances = db.sql(
-        f"SELECT input_id, place, CAST(relevance AS DOUBLE) AS v FROM {rows.edges} "
-        f"JOIN chosen USING ({keys})",
-        inputs=rows.group.ids.tolist(),
-        tables={**rows.tables, "chosen": chosen},
-    ).to_arrow_table()
-    values = np.zeros((len(rows.group), len(edges)))
-    row = np.searchsorted(rows.group.ids, relevances["input_id"].to_numpy())
-    values[row, relevances["place"].to_numpy()] = relevances["v"].to_numpy()
-    return values
+    return values_by_input(db, rows, rows.edges, edges.select(EDGE))
 
 
 def computed_values(

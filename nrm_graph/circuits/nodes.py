@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.circuits.statistics import key_sums
+from nrm_graph.circuits.sums import NODE, values_by_input
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,16 +81,7 @@ def node_means(
 
     Relevance times weight; a node without a row has 0, which it is.
     """
-    chosen = nodes.select(("layer_id", "unit")).append_column("place", [np.arange(len(nodes))])
-    relevances = db.sql(
-        f"SELECT input_id, place, CAST(relevance AS DOUBLE) AS v FROM {rows.nodes} "
-        "JOIN chosen USING (layer_id, unit)",
-        inputs=rows.group.ids.tolist(),
-        tables={**rows.tables, "chosen": chosen},
-    ).to_arrow_table()
-    values = np.zeros((len(rows.group), len(nodes)))
-    row = np.searchsorted(rows.group.ids, relevances["input_id"].to_numpy())
-    values[row, relevances["place"].to_numpy()] = relevances["v"].to_numpy()
+    values = values_by_input(db, rows, rows.nodes, nodes.select(NODE))
     keys, sums, counts = key_sums(rows.group.keys, values * rows.weight[:, None])
     return keys, sums / counts[:, None]
 

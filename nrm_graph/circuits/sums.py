@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from nrm_graph.circuits.engines import Engine
     from nrm_graph.circuits.source import Source
@@ -139,6 +140,37 @@ def edge_sums(
     tables = {**rows.tables, "weights": rows.weights} if rows.weighted else rows.tables
     keys = EDGE if floor is None else (*EDGE, "above")
     return engine(db, query, rows.group.ids.tolist(), tables, keys)
+
+
+def values_by_input(db: View, rows: Source, relation: str, chosen: pa.Table) -> NDArray[np.float64]:
+    """Relevance of chosen edges or nodes for every input that rows are of, (N, M).
+
+    Parameters
+    ----------
+    db : Database
+        The store.
+    rows : Source
+        Whose inputs and further tables are read.
+    relation : str
+        ``rows.edges`` or ``rows.nodes``.
+    chosen : pyarrow.Table
+        Columns of :data:`EDGE` or :data:`NODE`, M rows.
+
+    Returns
+    -------
+    ndarray of float64, (N, M)
+        0 where an input has no row.
+    """
+    relevances = db.sql(
+        f"SELECT input_id, place, CAST(relevance AS DOUBLE) AS v FROM {relation} "
+        f"JOIN chosen USING ({', '.join(chosen.column_names)})",
+        inputs=rows.group.ids.tolist(),
+        tables={**rows.tables, "chosen": chosen.append_column("place", [np.arange(len(chosen))])},
+    ).to_arrow_table()
+    values = np.zeros((len(rows.group), len(chosen)))
+    row = np.searchsorted(rows.group.ids, relevances["input_id"].to_numpy())
+    values[row, relevances["place"].to_numpy()] = relevances["v"].to_numpy()
+    return values
 
 
 def edge_partials(
