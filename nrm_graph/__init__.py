@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.operations import register_operation
     from nrm_graph.network.tracing.trace import trace
     from nrm_graph.rules import composites
+    from nrm_graph.store.open_tables import join
     from nrm_graph.store.program_files import load_program, save_program
     from nrm_graph.store.write.compaction import compact
     from nrm_graph.store.write.deletion import delete
@@ -47,6 +48,7 @@ _LAZY = {
     "stay": ("nrm_graph.events.sets", "stay"),
     "extract": ("nrm_graph.extraction.extract", "extract"),
     "open": ("nrm_graph.database", "open"),
+    "join": ("nrm_graph.store.open_tables", "join"),
     "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
     "load_program": ("nrm_graph.store.program_files", "load_program"),
     "Measure": ("nrm_graph.measures.measure", "Measure"),
@@ -100,6 +102,7 @@ __all__ = [
     "event_from_json",
     "event_to_json",
     "extract",
+    "join",
     "load_program",
     "measure",
     "open",

@@ -23,7 +23,17 @@ def fresh(code: str) -> str:
 def test_public_names_and_nothing_else():
     names = fresh("import nrm_graph as ng; print(*dir(ng))").split()
     assert names == sorted(ng.__all__) == dir(ng)
-    for name in ("extract", "open", "measure", "trace", "Layer", "plots", "circuits", "stay"):
+    for name in (
+        "extract",
+        "open",
+        "join",
+        "measure",
+        "trace",
+        "Layer",
+        "plots",
+        "circuits",
+        "stay",
+    ):
         assert name in names
     assert not {"TYPE_CHECKING", "Any", "importlib", "annotations", "errors", "store"} & set(names)
     importlib.import_module("nrm_graph.store.read.sql")

@@ -269,12 +269,16 @@ def test_sql_runs(store):
         assert store.sql(query).fetchall()
 
 
-def test_the_lines_for_other_tools_run(store):
+def test_the_lines_for_other_tools_run(store, monkeypatch):
     polars = pytest.importorskip("polars")
-    names = {"db": store, "polars": polars}
+    import nrm_graph as ng
+
+    monkeypatch.setattr(ng, "open", lambda path: store)
+    names = {"db": store, "polars": polars, "ng": ng}
     for _, code in blocks(ROOT / "docs" / "sql.md", "python"):
         exec(compile(code, "docs/sql.md", "exec"), names)
-    names["con"].close()
+        if "con" in names:
+            names.pop("con").close()
     rows = len(store.sql("FROM edges JOIN inputs USING (input_id) WHERE label = 'dress'"))
     assert names["edges"].select(polars.len()).collect().item() == rows > 0
 

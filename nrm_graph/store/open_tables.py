@@ -1,11 +1,14 @@
-"""A store's tables for other tools: their files, a DuckDB connection, inputs, keys and layers."""
+"""Tables of stores for other tools: files, DuckDB connections, inputs, keys and layers."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from nrm_graph.errors import InputError
 from nrm_graph.store.format.schema import TABLES
+from nrm_graph.store.view import View
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,7 +16,10 @@ if TYPE_CHECKING:
     import duckdb
 
     from nrm_graph.store.read.relation import Relation
-    from nrm_graph.store.view import View
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_NO_NAMES = ("main", "memory", "stored", "system", "temp", "information_schema", "pg_catalog")
+"""What a connection of DuckDB has already."""
 
 
 def files(db: View, table: str, where: str | None = None) -> tuple[Path, ...]:
@@ -125,7 +131,60 @@ def connect(db: View) -> duckdb.DuckDBPyConnection:
     """
     from nrm_graph.store.read.connection import open_connection
 
-    return open_connection(db._tables())
+    return open_connection({"main": db._tables()})
+
+
+def join(databases: Mapping[str, View]) -> duckdb.DuckDBPyConnection:
+    """Open one DuckDB connection to the tables of several stores, for SQL over all of them.
+
+    Parameters
+    ----------
+    databases : mapping of str to Database
+        The stores by the names that their tables are to have: plain identifiers, the same in
+        upper and lower case.
+
+    Returns
+    -------
+    duckdb.DuckDBPyConnection
+        As :meth:`Database.connect` returns, with the tables of each store in a schema of its name:
+        ``a.edges``, ``a.inputs``, ``b.edges``, ...  Nothing stands in none; after ``USE a`` names
+        alone are those of ``a``.  ``SHOW ALL TABLES`` lists all of them.
+
+    Raises
+    ------
+    InputError
+        If there is no database, or a name is no plain identifier, taken or one of DuckDB's own.
+    StoreError
+        If the tables cannot be opened.
+
+    Notes
+    -----
+    The same input has the same ``key`` in both, and its own ``input_id`` in each: join on ``key``
+    and ``target``.  Layers of equal names may differ where the networks do.
+
+    Examples
+    --------
+    >>> con = ng.join({"base": db1, "tuned": db2})  # doctest: +SKIP
+    >>> con.sql(
+    ...     "SELECT key, tuned.inputs.logit - base.inputs.logit AS rise "
+    ...     "FROM base.inputs JOIN tuned.inputs USING (key, target)"
+    ... )  # doctest: +SKIP
+    """
+    from nrm_graph.store.read.connection import open_connection
+
+    if not isinstance(databases, Mapping) or not databases:
+        raise InputError(f"expected a mapping of name to Database, found {databases!r}")
+    taken = set(_NO_NAMES)
+    for name, db in databases.items():
+        if not isinstance(name, str) or not _NAME.match(name) or name.lower() in taken:
+            raise InputError(
+                f"{name!r} cannot name a store: expected letters, digits and _, not a digit first, "
+                f"each name once, and none of {', '.join(_NO_NAMES)}"
+            )
+        taken.add(name.lower())
+        if not isinstance(db, View):
+            raise InputError(f"{name!r} must be a Database, found {type(db).__name__}")
+    return open_connection({name: db._tables() for name, db in databases.items()})
 
 
 def inputs(db: View) -> Relation:

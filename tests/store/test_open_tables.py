@@ -47,6 +47,23 @@ def con(db):
         yield opened
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    path = make(tmp_path_factory.mktemp("other") / "s.nrm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        write(path, [record(n, label="fox") for n in (0, 3, 5)])
+    with ng.open(path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def joined(db, other):
+    """Statements of some tests leave tables in it."""
+    with ng.join({"a": db, "Other_1": other}) as opened:
+        yield opened
+
+
 def names(db):
     return [name for (name,) in db.sql("SHOW TABLES").fetchall()]
 
@@ -202,15 +219,73 @@ if duckdb.__version__ >= "2":  # before, DuckDB ends the process, having written
 
 
 @pytest.mark.parametrize("statement", HOSTILE)
-def test_no_statement_reaches_a_file_or_a_setting(mixed, db, con, statement):
+def test_no_statement_reaches_a_file_or_a_setting(mixed, db, con, joined, statement):
     mine = pd.DataFrame({"a": [1]})  # noqa: F841
     before = checksums(mixed)
     edges = db.files("edges")[0]
-    for cursor in (con, con.cursor()):
+    of_joined = joined.cursor()
+    of_joined.execute("USE a")  # what names alone are of
+    for cursor in (con, con.cursor(), joined, of_joined):
         with pytest.raises(duckdb.Error):
             cursor.execute(statement.format(edges=edges, folder=mixed)).fetchall()
     assert checksums(mixed) == before
     assert con.execute("SELECT count(*) FROM edges").fetchone() == (20,)
+    assert joined.execute("SELECT count(*) FROM a.edges").fetchall() == [(20,)]
+
+
+def test_several_stores_are_joined(db, other):
+    joined = ng.join({"a": db, "Other_1": other})
+    for cursor in (joined, joined.cursor()):
+        for schema, one in (("a", db), ("Other_1", other)):
+            for name in names(one):
+                here = cursor.sql(f"SELECT * FROM {schema}.{name} ORDER BY ALL")
+                there = one.sql(f"SELECT * FROM {name} ORDER BY ALL")
+                assert (here.columns, here.types) == (there.columns, there.types)
+                assert here.fetchall() == there.fetchall(), (schema, name)
+    query = (
+        "SELECT key, a.inputs.label, other_1.inputs.label FROM a.inputs "
+        "JOIN other_1.inputs USING (key, target) ORDER BY key"
+    )
+    assert joined.execute(query).fetchall() == [("input0", "cat", "fox"), ("input3", "dog", "fox")]
+    cursor = joined.cursor()
+    for schema, one in (("a", db), ("other_1", other)):
+        cursor.execute(f"USE {schema}")
+        assert cursor.execute("SHOW TABLES").fetchall() == [(name,) for name in names(one)]
+        assert cursor.execute("SELECT count(*) FROM flows").fetchone() == (
+            len(one.sql("FROM flows")),
+        )
+    assert joined.execute("SHOW TABLES").fetchall() == []
+    with pytest.raises(duckdb.CatalogException):
+        joined.execute("FROM edges")
+    joined.close()
+
+
+def test_a_joined_connection_outlives_its_databases(mixed):
+    with ng.open(mixed) as db:
+        con = ng.join({"select": db, "b": db})
+    assert con.execute('SELECT count(*) FROM "select".inputs, b.inputs').fetchone() == (16,)
+    con.close()
+    with pytest.raises(duckdb.ConnectionException):
+        con.execute("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "1a", "a b", 'a"; DROP', "a.b", "ä", "main", "Stored", "temp", "PG_CATALOG", 3, None],
+)
+def test_names_of_joined_stores(db, name):
+    with pytest.raises(ng.InputError, match=r"cannot name a store: expected letters"):
+        ng.join({name: db})
+
+
+def test_what_cannot_be_joined(db):
+    for databases in ({}, [db], db, None):
+        with pytest.raises(ng.InputError, match="expected a mapping of name to Database"):
+            ng.join(databases)
+    with pytest.raises(ng.InputError, match="'b' must be a Database, found str"):
+        ng.join({"a": db, "b": "store.nrm"})
+    with pytest.raises(ng.InputError, match=r"'A' cannot name a store: .* each name once"):
+        ng.join({"a": db, "A": db})
 
 
 def test_files_are_those_that_count(mixed, db):

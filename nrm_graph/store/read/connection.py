@@ -18,10 +18,12 @@ from nrm_graph.store.read.snapshot import damage
 from nrm_graph.store.read.table_queries import FLOWS, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nrm_graph.store.read.table_queries import TableQueries
 
+MAIN = "main"
+"""Schema of what is named without one."""
 STORED = "stored"
 """Schema of the data sets, which the tables read: ``SHOW TABLES`` names the tables alone."""
 
@@ -29,11 +31,16 @@ _OF_ARROW = {"__filename", "__fragment_index", "__batch_index", "__last_in_fragm
 """Columns that Arrow adds to every data set: a file with one of its own cannot be part of any."""
 
 
-def open_connection(queries: TableQueries) -> duckdb.DuckDBPyConnection:
-    """Open a connection to the tables of a snapshot; all of its cursors see them.
+def open_connection(stores: Mapping[str, TableQueries]) -> duckdb.DuckDBPyConnection:
+    """Open a connection to the tables of snapshots; all of its cursors see them.
 
     DuckDB is given no file and may open none, so that it cannot write one either: Arrow reads, of
     the columns and row groups that a query asks for.
+
+    Parameters
+    ----------
+    stores : mapping of str to TableQueries
+        The tables by the schema that they stand in; ``main`` is the one that needs no name.
 
     Raises
     ------
@@ -43,11 +50,12 @@ def open_connection(queries: TableQueries) -> duckdb.DuckDBPyConnection:
     con = connect()
     sets = _Sets(con)
     try:
-        load(con, queries.loaded)
         con.execute(f"CREATE SCHEMA {STORED}")
-        for name in queries.of_files:
-            con.execute(f"CREATE VIEW {name} AS {queries.query(name, sets.add)}")
-        con.execute(f"CREATE VIEW flows AS {FLOWS}")
+        for schema, queries in stores.items():
+            if schema != MAIN:
+                con.execute(f"CREATE SCHEMA {quoted(schema)}")
+            _create(con, schema, queries, sets)
+        con.execute(f"USE {MAIN}")
         # Zones are looked up when times are first shown, which is a setting to DuckDB.
         lock(con, "TimeZone = 'UTC'", "allow_persistent_secrets = false")
     except (duckdb.Error, StoreError) as error:
@@ -56,6 +64,18 @@ def open_connection(queries: TableQueries) -> duckdb.DuckDBPyConnection:
             raise
         raise StoreError(f"the store's tables cannot be opened: {error}") from None
     return con
+
+
+def _create(
+    con: duckdb.DuckDBPyConnection, schema: str, queries: TableQueries, sets: _Sets
+) -> None:
+    """Create the tables of one store in a schema."""
+    rows = {name: queries.query(name, sets.add) for name in queries.of_files}
+    con.execute(f"USE {quoted(schema)}")  # a view looks for tables where it stands
+    load(con, queries.loaded)
+    for name, query in rows.items():
+        con.execute(f"CREATE VIEW {name} AS {query}")
+    con.execute(f"CREATE VIEW flows AS {FLOWS}")
 
 
 class _Sets:
@@ -80,7 +100,6 @@ class _Sets:
                 self._con.from_arrow(numbered).create_view(f"{name}_rows")
                 columns = ", ".join(map(quoted, schema.names))
                 self._con.execute(f"CREATE VIEW {name} ({columns}) AS SELECT * FROM {name}_rows")
-            self._con.execute("USE main")
             self._names[files] = f"{STORED}.{name}"
         return self._names[files]
 
