@@ -11,7 +11,7 @@ import pyarrow as pa
 from nrm_graph._optional import stats_library
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.circuits.clustering import choose, divide, normalized, rotated, standardized
-from nrm_graph.circuits.edge_graph import edge_graph, with_names
+from nrm_graph.circuits.edge_graph import edge_graph, edge_text, with_names
 from nrm_graph.circuits.edges import blocks, key_means, key_shares, nullable, varying_edges
 from nrm_graph.circuits.nodes import node_sums
 from nrm_graph.circuits.source import single
@@ -152,11 +152,7 @@ class Clusters(Tabular):
     def _told_by(self, cluster: int) -> str:
         """Name the edges that tell a cluster from the others best."""
         rows = self.edges.filter(np.asarray(self.edges["cluster"]) == cluster).slice(0, 3)
-        names = (
-            f"{row['dst']}[{row['dst_unit']}] <- {row['src']}[{row['src_unit']}]"
-            for row in rows.to_pylist()
-        )
-        return ", ".join(names) or "no edge"
+        return ", ".join(map(edge_text, rows.to_pylist())) or "no edge"
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
         told = pa.array(map(self._told_by, self.clusters["cluster"].to_pylist()), pa.string())

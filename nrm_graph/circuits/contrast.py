@@ -19,7 +19,7 @@ from nrm_graph.circuits.compared_groups import (
     same_inputs,
     second_store,
 )
-from nrm_graph.circuits.edge_graph import edge_graph, with_names
+from nrm_graph.circuits.edge_graph import edge_graph, edge_text, with_names
 from nrm_graph.circuits.edges import nullable, pair_codes
 from nrm_graph.circuits.nodes import absorbed_share, ends_of
 from nrm_graph.circuits.sides import STATISTICS, choose_edges, edge_tests, node_tests, two_sides
@@ -183,8 +183,7 @@ class Contrast(Tabular):
             f"absorbed: {self.absorbed[0]:.3f} and {self.absorbed[1]:.3f}",
         )
         strongest = (
-            f"{row['dst']}[{row['dst_unit']}] <- {row['src']}[{row['src_unit']}]: "
-            f"{row['difference']:.4g}"
+            f"{edge_text(row)}: {row['difference']:.4g}"
             + ("" if row["stderr"] is None else f" +- {row['stderr']:.2g}")
             for row in self.table.slice(0, 5).to_pylist()
         )
@@ -192,7 +191,7 @@ class Contrast(Tabular):
         return Description(title, lines, tuple(strongest), notes)
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
-        columns = ("dst", "dst_unit", "src", "src_unit", "difference", *STATISTICS)
+        columns = ("src", "src_unit", "dst", "dst_unit", "difference", *STATISTICS)
         return (table_of(self.table, columns, caption="Its edges, the largest difference first"),)
 
     def to_arrow(self) -> pa.Table:

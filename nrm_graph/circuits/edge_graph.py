@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,8 @@ from nrm_graph.graphs.largest import check_top, largest
 from nrm_graph.graphs.subgraph import graph_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import networkx as nx
 
     from nrm_graph.network.topology import Topology
@@ -24,6 +26,11 @@ def with_names(topology: Topology, edges: pa.Table) -> pa.Table:
         column = pa.array(names[edges[f"{end}_layer"].to_numpy()], pa.string())
         edges = edges.append_column(end, column)
     return edges
+
+
+def edge_text(row: Mapping[str, Any]) -> str:
+    """Write an edge as the network computes it, and pictures draw it."""
+    return f"{row['src']}[{row['src_unit']}] -> {row['dst']}[{row['dst_unit']}]"
 
 
 def edge_graph(

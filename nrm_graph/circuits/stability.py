@@ -117,7 +117,7 @@ class Stability(Tabular):
         return Description(title, tuple(lines))
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
-        columns = ("dst", "dst_unit", "src", "src_unit", "mean", "low", "high", "frequency")
+        columns = ("src", "src_unit", "dst", "dst_unit", "mean", "low", "high", "frequency")
         return (table_of(self.edges, columns, caption="Its edges, the largest mean first"),)
 
     def to_arrow(self) -> pa.Table:

@@ -47,7 +47,7 @@ class Curves(Tabular):
     fractions : ndarray, (steps,)
         Share of the circuit that is ablated, or kept.
     counts : mapping of str to ndarray of int, (steps,)
-        How many parts that is, by layer, or pair of layers as ``dst <- src``; the same for every
+        How many parts that is, by layer, or pair of layers as ``src -> dst``; the same for every
         method.
     available : mapping of str to int
         How many parts each layer or pair has to choose from: units, or edges that any method has.

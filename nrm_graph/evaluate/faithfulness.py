@@ -345,4 +345,4 @@ def _orders(
 
 
 def _name(topology: Topology, key: Key) -> str:
-    return " <- ".join(topology.layers[layer].name for layer in key)
+    return " -> ".join(topology.layers[layer].name for layer in reversed(key))

@@ -301,7 +301,10 @@ def test_a_graph_of_differences_is_drawn_and_exported(held, tmp_path):
 @pytest.mark.smoke
 def test_one_look_tells_what_was_compared(held):
     db, _ = held
-    text = repr(contrast(db, "label = 'cat'", "label = 'dog'", draws=100, target=0))
+    found = contrast(db, "label = 'cat'", "label = 'dog'", draws=100, target=0)
+    text, first = repr(found), found.table.to_pylist()[0]
+    ends = "{src}[{src_unit}] -> {dst}[{dst_unit}]: ".format(**first)
+    assert f"{ends}{first['difference']:.4g} +- " in text  # as graphs and pictures draw it
     assert "Contrast of R x logit: 7 keys (label = 'cat') minus 7 (label = 'dog')" in text
     assert "BH q < 0.05: " in text
     assert "100 drawn" in text

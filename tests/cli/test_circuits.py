@@ -139,7 +139,9 @@ def test_contrast(store, tmp_path, capsys):
     code, _, _ = run(capsys, *options, "--edges", "7", "--output", file)
     assert code == 0
     with file.open() as text:
-        assert len(list(csv.DictReader(text))) == 7
+        rows = csv.DictReader(text)
+        assert rows.fieldnames[:5] == ["src", "src_unit", "dst", "dst_unit", "dst_layer"]
+        assert len(list(rows)) == 7
     code, _, err = run(capsys, "contrast", store, "label = 'a'", "label = 'b'")
     assert code == 3
     assert "different targets" in err

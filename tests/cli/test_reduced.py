@@ -63,7 +63,7 @@ def test_reduce(
     rows = sorted(
         (*r.edges.to_pylist(), *r.ends.to_pylist()), key=lambda row: -abs(row["relevance"])
     )
-    shown = next(line for line in lines if line.startswith("head[0]")).split()
+    shown = next(line for line in lines if " head[0] " in line).split()
     largest = next(row for row in rows if row["dst_unit"] == 0 and row["dst_layer"] == 5)
     assert f"{largest['relevance']:.6g}" in shown
     assert any("(input not watched)" in line for line in lines)

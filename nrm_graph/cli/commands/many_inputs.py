@@ -40,6 +40,8 @@ from nrm_graph.errors import InputError
 if TYPE_CHECKING:
     from nrm_graph.database import Database
 
+_ENDS = ("src", "src_unit", "dst", "dst_unit")
+
 
 @command(
     'nrm-graph materialize relevance.nrm --name given_b "features.28[12]"\n'
@@ -230,7 +232,9 @@ def contrast(
     if output is None and form is None:
         print("\n".join(printable(line) for line in str(comparison).split("\n")))
     else:
-        write_table(comparison.table, form, output)
+        rows = comparison.table
+        columns = [name for name in rows.column_names if name not in _ENDS]
+        write_table(rows.select([*_ENDS, *columns]), form, output)
         print_notes(comparison.notes)
 
 

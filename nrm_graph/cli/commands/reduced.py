@@ -91,10 +91,10 @@ def _strongest(reduced: Reduced) -> pa.Table:
     names = [layer.name for layer in reduced.topology.layers]
     shown: list[dict[str, Any]] = [
         {
-            "dst": f"{names[row['dst_layer']]}[{row['dst_unit']}]",
             "src": f"{names[row['src_layer']]}[{row['src_unit']}]"
             if row["src_unit"] >= 0
             else f"({PSEUDO_UNITS[row['src_unit']]})",
+            "dst": f"{names[row['dst_layer']]}[{row['dst_unit']}]",
             "relevance": row["relevance"],
             "conditional": row["conditional"],
         }

@@ -43,7 +43,7 @@ PAIR = ("dst_layer", "src_layer")
 
 SHOWN = 8
 """Layers that a graph names where it is printed."""
-_SHOWN = ("dst", "dst_unit", "src", "src_unit", "relevance", "conditional")
+_SHOWN = ("src", "src_unit", "dst", "dst_unit", "relevance", "conditional")
 _ENDS = (
     "Its strongest steps and ends (of src_unit "
     + ", ".join(f"{unit} {PSEUDO_UNITS[unit]}" for unit in END_UNITS)
