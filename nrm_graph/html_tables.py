@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,28 @@ MAX_TEXT = 300
 # MathJax, which notebooks run over what they show, leaves these classes alone: $...$ in a label is
 # no formula, and a formula may hold links.
 _UNTOUCHED = "tex2jax_ignore mathjax_ignore"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A small picture in a cell.
+
+    Attributes
+    ----------
+    png : bytes
+        The picture itself.
+    text : str
+        What it shows, in words.
+    """
+
+    png: bytes
+    text: str
+
+    def html(self) -> str:
+        """Return it as HTML that holds the picture."""
+        data = base64.b64encode(self.png).decode()
+        style = "width:64px;height:64px;object-fit:contain;image-rendering:pixelated"
+        return f'<img src="data:image/png;base64,{data}" alt="{_cell(self.text)}" style="{style}">'
 
 
 @dataclass(frozen=True)
@@ -195,6 +218,8 @@ def _cell(value: object) -> str:
     """Write a value as text of HTML."""
     if value is None:
         return ""
+    if isinstance(value, Picture):
+        return value.html()
     if isinstance(value, float):
         text = f"{value:.5g}"
     elif isinstance(value, dict):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import sys
 from collections import OrderedDict
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import nrm_graph as ng
@@ -35,6 +38,13 @@ class Page(HTMLParser):
         html.encode()
 
     def handle_starttag(self, tag, attrs):
+        if tag == "img":
+            names, (source, text, _) = zip(*attrs, strict=True)
+            assert names == ("src", "alt", "style")
+            kind, data = source.split(",")
+            assert kind == "data:image/png;base64"
+            self.rows[-1].append((text, Image.open(io.BytesIO(base64.b64decode(data)))))
+            return
         assert tag in TAGS
         assert {name for name, _ in attrs} <= {"class", "style"}
         self.open.append(tag)
@@ -133,6 +143,11 @@ ASK = {
     "paths": lambda db, m: m.paths(3, by="unit"),
     "reduced": lambda db, m: m.reduced(nodes=6),
     "references": lambda db, m: db.references(ng.Layer(LAYER)[2], k=2),
+    "concepts": lambda db, m: db.concepts(None, LAYER, 2, examples=2),
+    "concept": lambda db, m: db.concepts(None, LAYER, 1, examples=2)[0],
+    "mean matrix": lambda db, m: db.joint("head", LAYER, by=("unit", "channel")),
+    "ablated": lambda db, m: ng.evaluate.ablate(db, ng.Layer(LAYER)[2], progress=False),
+    "split": lambda db, m: ng.evaluate.split(db),
     "contrast": lambda db, m: db.contrast("label = 'dog'", "label <> 'dog'", draws=50),
     "stability": lambda db, m: db.stability(splits=3, draws=20),
     "clusters": lambda db, m: db.clusters(k=2),
@@ -152,9 +167,11 @@ def test_every_answer_is_shown(db, answers, name):
     page = Page(answer._repr_html_())
     text = " ".join(page.text)
     assert len(page.rows) > 1 or name == "verification"
-    if name in ("database", "inputs", "references", "clusters", "relation"):
+    if name in ("database", "inputs", "references", "clusters", "relation", "ablated", "split"):
         assert HOSTILE[:20] in text
     if name in ("database", "layers", "measure", "cut", "matrix", "walks", "contrast", "stability"):
+        assert LAYER in text
+    if name in ("concepts", "concept", "mean matrix", "ablated"):
         assert LAYER in text
     if name not in ("inputs", "layers", "relation", "walks", "paths", "cut", "verification"):
         assert f"<{page.text[0]}" in repr(answer)  # the same title
@@ -168,7 +185,11 @@ def test_tables_are_data_frames(answers, name):
     answer = answers[name]
     frame = answer.to_pandas()
     assert isinstance(frame, pd.DataFrame)
-    if name == "matrix":
+    if name == "mean matrix":
+        np.testing.assert_array_equal(frame["mean"].to_numpy(), answer.values)
+        np.testing.assert_array_equal(frame["stderr"].to_numpy(), answer.stderr)
+        assert (frame.index.name, frame.columns.names) == ("head", [None, LAYER])
+    elif name == "matrix":
         np.testing.assert_array_equal(frame.to_numpy(), answer.values)
         assert (frame.index.name, frame.columns.name) == ("head", LAYER)
     elif isinstance(answer, ng.circuits.Contrast):
@@ -179,6 +200,35 @@ def test_tables_are_data_frames(answers, name):
     else:
         assert frame.equals(answer.to_arrow().to_pandas())
         assert len(frame)
+
+
+def test_references_show_their_heat_maps(db, answers):
+    for name in ("references", "concept"):
+        answer = answers[name]
+        found = getattr(answer, "references", answer)
+        cells = [row[-1] for row in Page(answer._repr_html_()).rows[2:]]
+        for (text, picture), heat in zip(cells, found.heatmaps, strict=True):
+            assert (text, picture.size) == ("heat map", heat.shape[::-1])
+            pixels, at = (
+                np.asarray(picture).astype(int),
+                np.unravel_index(heat.argmax(), heat.shape),
+            )
+            assert (pixels[at][0] > pixels[at][2]) == (heat[at] > 0)  # vermillion, or blue
+    shown = db.references(ng.Layer(LAYER)[2], k=2, share=None)
+    assert "<img" not in shown._repr_html_()
+    many = dataclasses.replace(
+        answers["references"],
+        table=pa.concat_tables([found.table] * 9),
+        heatmaps=(None, *found.heatmaps * 8, found.heatmaps[0]),
+    )
+    html = many._repr_html_()
+    assert html.count("<img") == 11
+    assert len(Page(html).rows) == 2 + 18
+
+
+def test_a_split_counts_its_keys(answers):
+    rows = Page(answers["split"]._repr_html_()).rows[2:]
+    assert sorted(row[1:] for row in rows) == [["3", "1"], ["3", "1"]]
 
 
 def test_steps_of_a_reduced_graph_name_their_layers(answers):

@@ -15,6 +15,7 @@ from nrm_graph.circuits.references import references
 from nrm_graph.circuits.source import source
 from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.unit_sets import unit_set
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.network.unit_names import unit_name
 from nrm_graph.store.input_group import group
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Concept:
+class Concept(Tabular):
     """A unit that carries a class.
 
     Attributes
@@ -56,12 +57,27 @@ class Concept:
     share: float
     references: References
 
-    def __repr__(self) -> str:
-        return f"<{self.event!r}: {self.relevance:.4g} +- {self.stderr:.2g}, {self.share:.1%}>"
+    def _description(self) -> Description:
+        return Description(f"{self.event!r}: {self.carried}")
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        return self.references._html_tables()
+
+    @property
+    def carried(self) -> str:
+        """How much it carries, in words."""
+        return (
+            f"{self.relevance:.4g} +- {self.stderr:.2g}, {self.share:.1%} of the layer's sum of "
+            "|mean|"
+        )
+
+    def to_arrow(self) -> pa.Table:
+        """Return the table of its reference inputs."""
+        return self.references.table
 
 
 @dataclass(frozen=True, repr=False)
-class Concepts(Sequence[Concept]):
+class Concepts(Tabular, Sequence[Concept]):
     """The units of a layer that carry a class, the strongest first.
 
     Attributes
@@ -97,18 +113,21 @@ class Concepts(Sequence[Concept]):
     def __len__(self) -> int:
         return len(self.concepts)
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         chosen = "all inputs" if self.where is None else self.where
-        head = (
-            f"<{len(self)} of {self.units:,} units of {self.layer} that carry {self.keys:,} keys "
+        title = (
+            f"{len(self)} of {self.units:,} units of {self.layer} that carry {self.keys:,} keys "
             f"({chosen})"
         )
-        lines = (
-            f"  {c.name}: {c.relevance:.4g} +- {c.stderr:.2g}, {c.share:.1%} of the layer's "
-            "sum of |mean|"
-            for c in self
-        )
-        return "\n".join([head, *lines]) + ">"
+        return Description(title, rows=tuple(f"{c.name}: {c.carried}" for c in self))
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        caption = "share: of the layer's sum of |mean relevance|; plot() shows their inputs"
+        return (table_of(self.table, caption=caption),)
+
+    def to_arrow(self) -> pa.Table:
+        """Return :attr:`table`."""
+        return self.table
 
     @property
     def table(self) -> pa.Table:

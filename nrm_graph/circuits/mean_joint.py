@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nrm_graph._optional import data_frames
 from nrm_graph.events.serialization import to_json
 from nrm_graph.events.sets import NeuronSet
+from nrm_graph.html_tables import Description, HtmlTable
 from nrm_graph.measures.results import Matrix
 from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import group
@@ -17,6 +19,7 @@ from nrm_graph.store.measure import measure
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import pandas as pd
 
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.units import Resolution
@@ -44,13 +47,33 @@ class MeanMatrix(Matrix):
     group: InputGroup
     weight: str
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         chosen = "all" if self.group.where is None else f"where {self.group.where}"
         quantity = "R x logit" if self.weight == "logit" else "R"
-        return (
-            f"<mean {quantity} of {self.rows.layer} x {self.columns.layer}, {self.values.shape}, "
-            f"over {len(self.group):,} inputs ({chosen})>"
+        return Description(
+            f"mean {quantity} of {self.rows.layer} x {self.columns.layer}, {self.values.shape}, "
+            f"over {len(self.group):,} inputs ({chosen})"
         )
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        (means,) = super()._html_tables()
+        (errors,) = Matrix(self.stderr, self.rows, self.columns)._html_tables()
+        return replace(means, caption="Means"), replace(errors, caption="Their standard errors")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a data frame with the units as index, and ``mean`` and ``stderr`` of every column.
+
+        ``to_pandas()["mean"]`` is as :meth:`Matrix.to_pandas` returns.
+
+        Raises
+        ------
+        InputError
+            If pandas is not installed.
+        """
+        pd = data_frames()
+        means = super().to_pandas()
+        errors = Matrix(self.stderr, self.rows, self.columns).to_pandas()
+        return pd.concat({"mean": means, "stderr": errors}, axis=1)
 
 
 @dataclass(frozen=True, eq=False)

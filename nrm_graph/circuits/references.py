@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from nrm_graph.errors import EventError, InputError, UndefinedConditional
 from nrm_graph.events.sets import NeuronSet
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
+from nrm_graph.html_tables import Description, HtmlTable, Picture, Tabular, table_of
 from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import WEIGHTS, group
 from nrm_graph.store.measure import measure
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.view import View
 
+PICTURES = 12
+"""Heat maps at most that a notebook shows in a table."""
 RANKINGS = ("relevance", "activation")
 BOX = pa.struct([(name, pa.int32()) for name in ("top", "left", "bottom", "right")])
 _SCHEMA = pa.schema(
@@ -92,7 +94,19 @@ class References(Tabular):
         return Description(f"{len(self)} of {self.inputs:,} inputs by {self.by} of {self.event!r}")
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
-        return (table_of(self.table, [n for n in self.table.column_names if n != "input_id"]),)
+        table = table_of(self.table, [n for n in self.table.column_names if n != "input_id"])
+        maps = self.heatmaps[: len(table.rows)]
+        if all(heat is None for heat in maps):
+            return (table,)
+        from nrm_graph.plots.gallery import heat_map
+
+        pictures = [
+            None if heat is None else Picture(heat_map(heat), "heat map")
+            for heat in maps[:PICTURES]
+        ]
+        pictures += [None] * (len(table.rows) - len(pictures))
+        rows = tuple((*row, cell) for row, cell in zip(table.rows, pictures, strict=True))
+        return (replace(table, columns=(*table.columns, "R(pixel given it)"), rows=rows),)
 
     def to_arrow(self) -> pa.Table:
         """Return :attr:`table`."""

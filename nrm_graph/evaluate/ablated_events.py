@@ -25,6 +25,7 @@ from nrm_graph.evaluate.held_out import (
 )
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import And, Edge, Event, NeuronSet, Not, Or, checked
+from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.measures.measure import Measure
 from nrm_graph.network.ir.input_spec import fitting, input_spec
 from nrm_graph.network.units import Partition
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import numpy.typing as npt
-    import pandas as pd
     from torch import Tensor
 
     from nrm_graph.evaluate.held_out import Batch
@@ -70,7 +70,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Ablated:
+class Ablated(Tabular):
     """The output with an event's neurons ablated, beside the relevance of the event.
 
     R x logit is no prediction of the drop.  It is the share of the logit that the network's own run
@@ -111,14 +111,19 @@ class Ablated:
     def __len__(self) -> int:
         return len(self.table)
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         names = ("logit", "ablated", "drop", "relevance_x_logit")
         logit, ablated, drop, share = (self.table[name].to_numpy().mean() for name in names)
         many = f" in {len(self):,} inputs, means" if len(self) > 1 else ""
-        return (
-            f"<Ablated {self.event!r} {self._fate}{many}: logit {logit:.4g} -> {ablated:.4g}, drop "
-            f"{drop:.4g}; R x logit {share:.4g}, which is no prediction of the drop>"
+        return Description(
+            f"Ablated {self.event!r} {self._fate}{many}: logit {logit:.4g} -> {ablated:.4g}, drop "
+            f"{drop:.4g}; R x logit {share:.4g}, which is no prediction of the drop"
         )
+
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        neurons = ", ".join(f"{count:,} of {layer}" for layer, count in self.neurons.items())
+        columns = [name for name in self.table.column_names if name != "input_id"]
+        return (table_of(self.table, columns, caption=f"Neurons ablated: {neurons}"),)
 
     @property
     def _fate(self) -> str:
@@ -131,9 +136,9 @@ class Ablated:
             f"at {kept} their difference from {own}" if self.averaged else f"at {kept} their value"
         )
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return :attr:`table` as a data frame."""
-        return self.table.to_pandas()
+    def to_arrow(self) -> pa.Table:
+        """Return :attr:`table`."""
+        return self.table
 
 
 def ablate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -13,16 +13,15 @@ import pyarrow as pa
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate.held_out import once
+from nrm_graph.html_tables import ROWS, Description, HtmlTable, Tabular
 from nrm_graph.store.input_group import group
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from nrm_graph.store.view import View
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Split:
+class Split(Tabular):
     """Keys of a store in two parts, which share none.
 
     Attributes
@@ -51,16 +50,27 @@ class Split:
         quoted = ("'" + key.replace("'", "''") + "'" for key in self.held_out)
         return f"key IN ({', '.join(quoted)})"
 
-    def __repr__(self) -> str:
+    def _description(self) -> Description:
         labels = len(set(self.table["label"].to_pylist()))
-        return (
-            f"<Split of {len(self.table):,} keys of {labels} label{'s' * (labels != 1)}, seed "
-            f"{self.seed}: {len(self.circuit):,} for circuits, {len(self.held_out):,} held out>"
+        return Description(
+            f"Split of {len(self.table):,} keys of {labels} label{'s' * (labels != 1)}, seed "
+            f"{self.seed}: {len(self.circuit):,} for circuits, {len(self.held_out):,} held out"
         )
 
-    def to_pandas(self) -> pd.DataFrame:
-        """Return :attr:`table` as a data frame."""
-        return self.table.to_pandas()
+    def _html_tables(self) -> tuple[HtmlTable, ...]:
+        counts = Counter(
+            zip(*(self.table[name].to_pylist() for name in ("label", "held_out")), strict=True)
+        )
+        by_label = [
+            (label, counts[label, False], counts[label, True])
+            for label in dict.fromkeys(label for label, _ in counts)
+        ]
+        columns = ("label", "for circuits", "held out")
+        return (HtmlTable(columns, tuple(by_label[:ROWS]), len(by_label), "Keys by label"),)
+
+    def to_arrow(self) -> pa.Table:
+        """Return :attr:`table`."""
+        return self.table
 
 
 def split(db: View, where: str | None = None, *, share: float = 0.25, seed: int = 0) -> Split:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from nrm_graph.errors import InputError
 from nrm_graph.plots.canvas import block, thumbnail
-from nrm_graph.plots.common import OVERLAY, TEXT, grey, new_figure, percent, thin_frame, wrapped
+from nrm_graph.plots.common import (
+    OVERLAY,
+    SIGNED,
+    TEXT,
+    grey,
+    new_figure,
+    percent,
+    thin_frame,
+    wrapped,
+)
 from nrm_graph.plots.token_strip import drawable
 
 if TYPE_CHECKING:
@@ -174,6 +185,15 @@ def draw_example(
             half = (0.5 + _MARGIN) * max(bottom - top, end - start)
             x, y = (start + end - 1) / 2, (top + bottom - 1) / 2
             ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
+
+
+def heat_map(heat: npt.NDArray[np.float64]) -> bytes:
+    """Return a heat map as a PNG by itself, on its own scale; large ones as sums over blocks."""
+    shown = thumbnail(heat)
+    colours = SIGNED((shown / _end(shown) + 1) / 2, bytes=True)
+    file = io.BytesIO()
+    Image.fromarray(colours[..., :3]).save(file, "PNG")
+    return file.getvalue()
 
 
 def _end(heat: npt.NDArray[np.float64]) -> float:
