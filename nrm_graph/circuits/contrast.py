@@ -180,7 +180,8 @@ class Contrast(Tabular):
             f"{_below(self.table['welch_q'])} ({'paired t' if self.paired else 'Welch'}), "
             f"{_below(self.table['permutation_q'])} (permutations"
             f"{', all' if self.exact else f', {self.draws:,} drawn'})",
-            f"absorbed: {self.absorbed[0]:.3f} and {self.absorbed[1]:.3f}",
+            f"absorbed (mean share that ends in biases, stabilizers and remainders): "
+            f"{self.absorbed[0]:.3f} and {self.absorbed[1]:.3f}",
         )
         strongest = (
             f"{edge_text(row)}: {row['difference']:.4g}"

@@ -145,12 +145,18 @@ def print_notes(flags: Sequence[str]) -> None:
         print(f"note: {one_line(flag)}", file=sys.stderr)
 
 
-def print_facts(facts: Mapping[str, Any]) -> None:
-    """Print names and values, aligned, each pair on one line."""
+def print_facts(facts: Mapping[str, Any], meanings: Mapping[str, str] | None = None) -> None:
+    """Print names, values and what some of them mean, aligned, each fact on one line."""
+    meanings = meanings or {}
     width = max(map(len, facts))
-    for name, value in facts.items():
-        shown = f"{value:.6g}" if isinstance(value, float) else str(value)
-        print(f"{name:<{width}}  {one_line(shown)}")
+    texts = {
+        name: one_line(f"{value:.6g}" if isinstance(value, float) else str(value))
+        for name, value in facts.items()
+    }
+    explained = max((len(text) for name, text in texts.items() if name in meanings), default=0)
+    for name, text in texts.items():
+        meaning = f"{text:<{explained}}  {meanings[name]}" if name in meanings else text
+        print(f"{name:<{width}}  {meaning}")
 
 
 def encode_table(table: pa.Table, form: str, limit: int | None = None) -> bytes:

@@ -15,7 +15,7 @@ from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.unit_names import unit_name
 from nrm_graph.propagation.flags import counted, listed
-from nrm_graph.store.format.schema import LAYERS, TABLES
+from nrm_graph.store.format.schema import LAYERS, TABLES, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +25,27 @@ if TYPE_CHECKING:
     from nrm_graph.database import Database
     from nrm_graph.measures.measure import Measure
 
+
+ABSORBED = "share that ends in biases, stabilizers and remainders"
+ANSWERED = {
+    "relevance": "share of the logit, 1 in all",
+    "absorbed": ABSORBED,
+    "of the logit": "relevance x logit",
+}
+"""What facts of one input's answer mean."""
+CONDITIONED = {
+    "relevance": "share of the relevance of the condition",
+    "amplification": "how far the condition's relevances cancel: rounding grows so many times",
+    "absorbed": f"of the condition's relevance, the {ABSORBED}",
+}
+"""The same of a conditional answer."""
+SHARED = {
+    "share kept": "the edges shown, of the sum of |mean relevance| over all edges",
+    "absorbed": f"mean {ABSORBED}",
+}
+"""What facts of a circuit mean."""
+SHOWN = 8
+"""Labels, and keys, that are named."""
 
 _PLAIN = re.compile(r"[\w@]+(\.[\w@]+)*")
 
@@ -55,6 +76,9 @@ def facts(db: Database) -> dict[str, str]:
         )
     }
     found |= {
+        "labels": _labels(db),
+        "some keys": _some(db.keys),
+        "tables": _tables(db),
         "flags": flagged(db),
         "network": f"{len(meta['layers'])} layers, program {meta['program_hash'][:12]}",
         **_ends(db),
@@ -70,6 +94,34 @@ def facts(db: Database) -> dict[str, str]:
         "format": str(meta["format_version"]),
     }
     return found | _sizes(db, counts[3])
+
+
+def _labels(db: Database) -> str:
+    """Name the labels of most keys, and how many each has."""
+    rows = db.sql(
+        "SELECT label, count(DISTINCT key) AS keys FROM inputs GROUP BY label "
+        "ORDER BY keys DESC, label"
+    ).fetchall()
+    rows = [(label, keys) for label, keys in rows if label is not None]
+    if not rows:
+        return "none"
+    return f"{len(rows):,}: {_some([f'{_short(label)} ({keys:,})' for label, keys in rows])}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name the first ones."""
+    return ", ".join([*map(_short, names[:SHOWN]), *(["..."] if len(names) > SHOWN else [])])
+
+
+def _tables(db: Database) -> str:
+    """Name the tables of SQL, with the rows of those whose rows are in files and count quickly."""
+    tables = db._tables()
+    listed = sorted(tables.names, key=lambda name: (name not in VIEWS, name))
+    quick = [name for name in listed if name in tables.loaded or not name.endswith("thresholds")]
+    quick = [name for name in quick if name in tables.loaded or name in tables.of_files]
+    counts = ", ".join(f"(SELECT count(*) FROM {name})" for name in quick)
+    rows = dict(zip(quick, db.sql(f"SELECT {counts}").fetchall()[0], strict=True))
+    return ", ".join(f"{name} ({rows[name]:,})" if name in rows else name for name in listed)
 
 
 def _named(meta: Mapping[str, Any]) -> dict[str, str]:

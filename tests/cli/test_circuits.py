@@ -66,6 +66,7 @@ def test_circuit_for_people(store, capsys):
     assert code == 0
     assert "target      1 (dog)" in out
     assert "absorbed" in out
+    assert "  the edges shown, of the sum of |mean relevance| over all edges\n" in out
     assert out.count("\n") == 7 + 1 + 2 + 2  # facts, a blank line, two headings, rows
     with ng.open(store) as db:
         facts = db.circuit(target=1, top=3).graph

@@ -16,9 +16,10 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_stores import make, record, write
 
 import nrm_graph as ng
-from nrm_graph.cli import main, models
+from nrm_graph.cli import main, models, overview
 from nrm_graph.cli.demo.fashion_cnn import FashionCNN, load_demo
 
 if TYPE_CHECKING:
@@ -176,6 +177,15 @@ def test_info_says_what_a_store_holds(store: Path, capsys: pytest.CaptureFixture
         edges = db.sql("SELECT count(*) FROM edges").fetchall()[0][0]
     assert [facts[n] for n in ("inputs", "keys", "targets", "failures")] == ["3", "3", "3", "0"]
     assert facts["edges"] == f"{edges:,}"
+    assert re.fullmatch(r"3: [\w ]+ \(1\), [\w ]+ \(1\), [\w ]+ \(1\)", facts["labels"])
+    assert facts["some keys"] == "three-00000, three-00001, three-00002"
+    tables = dict(re.findall(r"(\w+) \(([\d,]+)\)", facts["tables"]))
+    with ng.open(store) as db:
+        for name, count in tables.items():
+            assert count == f"{len(db.sql(f'FROM {name}')):,}"
+        everything = [name for (name,) in db.sql("SHOW TABLES").fetchall()]
+    assert sorted(re.findall(r"(\w+)(?: \(.*?\))?(?:, |$)", facts["tables"])) == everything
+    assert {*everything} - {*tables} == {"flows", "thresholds"}
     assert facts["composite"] == "epsilon_gamma (convolution Gamma, dense Epsilon)"
     assert facts["resolution"] == "neuron for 6 layers"
     assert facts["pruning"] == "none: every edge is stored"
@@ -195,6 +205,17 @@ def test_info_says_what_a_store_holds(store: Path, capsys: pytest.CaptureFixture
         assert main.main([*ask, f"{name}[2]"]) == 0
         found.append(json.loads(capsys.readouterr().out)[0]["relevance"])
     assert found[0] == found[1]
+
+
+def test_info_names_the_largest_labels_and_the_first_keys(tmp_path: Path) -> None:
+    labels = [*"abcdefghi", "i", "h", "i", None]
+    records = [record(n, label=label) for n, label in enumerate(labels)]
+    with ng.open(write(make(tmp_path / "s.nrm"), records)) as db:
+        facts = overview.facts(db)
+    assert facts["labels"] == "9: i (3), h (2), a (1), b (1), c (1), d (1), e (1), f (1), ..."
+    assert facts["some keys"] == ", ".join([*sorted(f"input{n}" for n in range(13))[:8], "..."])
+    with ng.open(write(make(tmp_path / "none.nrm"), [record(0, label=None)])) as db:
+        assert overview.facts(db)["labels"] == "none"
 
 
 def test_a_small_store(
@@ -220,8 +241,12 @@ def test_relevance_in_words(store: Path, capsys: pytest.CaptureFixture[str]) -> 
         re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()
     )
     assert words["event"] == "features.3[2]"
-    product = float(words["relevance"]) * float(words["logit"])
-    assert float(words["of the logit"]) == pytest.approx(product, rel=1e-4)
+    relevance, meaning = re.split("  +", words["relevance"])
+    assert meaning == "share of the logit, 1 in all"
+    assert "  share that ends in biases, stabilizers and remainders" in words["absorbed"]
+    product = float(relevance) * float(words["logit"])
+    value, meaning = re.split("  +", words["of the logit"])
+    assert (float(value), meaning) == (pytest.approx(product, rel=1e-4), "relevance x logit")
     assert main.main([*ask, "--given", "features.6[5]"]) == 0
     assert "amplification" in capsys.readouterr().out
     assert main.main([*ask, "--format", "csv"]) == 0

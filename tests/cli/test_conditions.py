@@ -39,7 +39,8 @@ def store(made: Path, tmp_path: Path) -> Path:
 
 
 def words(out: str) -> dict[str, str]:
-    return dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines() if line)
+    """Facts by name, without what they mean."""
+    return dict(re.split(r"  +", line)[:2] for line in out.splitlines() if line)
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> tuple[str, str]:

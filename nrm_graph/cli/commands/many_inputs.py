@@ -170,7 +170,7 @@ def circuit(
         if path is not None:
             save_graph(graph, path)
         elif form in (None, "table"):
-            print_facts(overview.circuit(graph, db))
+            print_facts(overview.circuit(graph, db), overview.SHARED)
             print()
             write_table(overview.circuit_edges(graph), "table")
         else:

@@ -95,7 +95,8 @@ def relevance(
         if save_event is not None:
             write_json(to_json(event), save_event)
         if output is None and form is None:
-            print_facts(overview.answer(row, m, db.meta["classes"]))
+            meanings = overview.ANSWERED if condition is None else overview.CONDITIONED
+            print_facts(overview.answer(row, m, db.meta["classes"]), meanings)
         else:
             write_table(pa.Table.from_pylist([row]), form, output)
         print_notes(m.flags)

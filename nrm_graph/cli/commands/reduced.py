@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.reduced.reduced import Reduced
 
+_COLUMNS = """\
+share: what its nodes hold of the layer's sum of |relevance|; bias, stabilizer, remainder, input:
+what ends there before a next node; into, out_of: by how much relevance and steps differ, at most"""
 SHOWN = 20
 """Steps that are printed."""
 
@@ -74,6 +77,7 @@ def reduce(
         if path is not None:
             save_graph(reduced.graph(), path)
         write_table(reduced.report(), "table")
+        print(_COLUMNS)
         print()
         write_table(_strongest(reduced), "table")
         print_notes(m.flags)
