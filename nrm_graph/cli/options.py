@@ -140,6 +140,12 @@ exact = click.option(
 )
 
 
+def most(what: str, number: int) -> Decorator:
+    """Let a command say how many answers it shows at most."""
+    text = f"how many {what} to show, the strongest"
+    return click.option("--k", type=positive, default=number, metavar="N", help=text)
+
+
 def form(text: str) -> Decorator:
     """Let a command write a table in a format; ``text`` is its help."""
     return click.option("--format", "form", type=click.Choice(TABLE_FORMATS), help=text)

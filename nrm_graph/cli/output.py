@@ -139,6 +139,11 @@ def printable(line: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in line)
 
 
+def print_lines(found: object) -> None:
+    """Print what an object says of itself."""
+    print("\n".join(printable(line) for line in str(found).split("\n")))
+
+
 def print_notes(flags: Sequence[str]) -> None:
     """Print what to know before trusting an answer, on standard error."""
     for flag in flags:

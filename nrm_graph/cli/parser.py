@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nrm_graph._version import __version__
-from nrm_graph.cli.commands import extraction, many_inputs, one_input, reduced, store
+from nrm_graph.cli.commands import examples, extraction, many_inputs, one_input, reduced, store
 from nrm_graph.cli.options import EXIT_CODES, Command
 
 COMPLETION = "_NRM_GRAPH_COMPLETE"
@@ -23,6 +23,8 @@ COMMANDS = (
     one_input.subgraph,
     many_inputs.circuit,
     many_inputs.contrast,
+    examples.concepts,
+    examples.references,
     store.compact,
     store.delete,
     store.drop,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections import defaultdict
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 from matplotlib.ticker import FixedLocator
 
 from nrm_graph.errors import InputError
-from nrm_graph.output_files import write_files
 from nrm_graph.plots.common import (
     TEXT,
     colour,
@@ -20,6 +18,7 @@ from nrm_graph.plots.common import (
     hide_frame,
     new_figure,
     percent,
+    save_figure,
     without_biases,
     wrapped,
 )
@@ -150,10 +149,7 @@ def save_subgraph(
         figure: Any = plot_circuit(graph, image=image)
     else:
         figure = plot_subgraph(graph, image=image).get_figure(root=True)
-    sink = io.BytesIO()
-    path = Path(path)
-    figure.savefig(sink, dpi=160, facecolor="white", format=path.suffix[1:] or "png")
-    write_files({path: sink.getvalue()})
+    save_figure(figure, Path(path))
 
 
 def _untitled(graph: nx.DiGraph) -> nx.DiGraph:

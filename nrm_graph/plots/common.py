@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +16,12 @@ from matplotlib.transforms import ScaledTranslation
 
 from nrm_graph.errors import InputError
 from nrm_graph.network.topology import ENDS
+from nrm_graph.output_files import write_files
 from nrm_graph.propagation.flags import sentences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import numpy.typing as npt
     from matplotlib.artist import Artist
@@ -68,6 +71,21 @@ def new_figure(
 def new_axes(width: float, height: float) -> Axes:
     """Return the axes of a new figure of a size in inches."""
     return new_figure(width, height).add_subplot()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture whole or not at all; the suffix of the path names the format.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be written.
+    NrmError
+        If the disk is full or fails.  A file that was there before is as it was.
+    """
+    sink = io.BytesIO()
+    figure.savefig(sink, dpi=160, facecolor="white", format=path.suffix[1:] or "png")
+    write_files({path: sink.getvalue()})
 
 
 def hide_frame(ax: Axes, *sides: str) -> None:

@@ -29,8 +29,8 @@ from nrm_graph.cli.options import (
 )
 from nrm_graph.cli.output import (
     print_facts,
+    print_lines,
     print_notes,
-    printable,
     save_graph,
     table_format,
     write_table,
@@ -230,7 +230,7 @@ def contrast(
         second = None if other is None else opened.enter_context(database.open(other))
         comparison = db.contrast(a, b, other=second, target=_target(db, target), **options)
     if output is None and form is None:
-        print("\n".join(printable(line) for line in str(comparison).split("\n")))
+        print_lines(comparison)
     else:
         rows = comparison.table
         columns = [name for name in rows.column_names if name not in _ENDS]

@@ -16,6 +16,7 @@ from nrm_graph.cli.options import (
     connected,
     given,
     measured,
+    most,
     store,
     table,
     top,
@@ -119,7 +120,7 @@ def _measure(db: Database, key: str, target: str | None) -> Measure:
     type=arguments.names,
     help="layers to pass (those that every walk passes)",
 )
-@click.option("--k", type=arguments.positive, default=10, metavar="N", help="number of paths")
+@most("paths", 10)
 @click.option(
     "--by",
     type=click.Choice(("unit", "neuron", "channel", "feature", "token", "head")),
