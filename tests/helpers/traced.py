@@ -78,3 +78,26 @@ def rows(*shape, seed=0):
 
 def fc(width):
     return nn.Linear(width, 2)
+
+
+class SideBySide(nn.Module):
+    """Networks that read the same input, their outputs in a row: they are traced in one go."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+
+    def forward(self, x):
+        return torch.cat([part(x) for part in self.parts.values()], 1)
+
+
+def side_by_side(parts, inputs):
+    """Trace networks by name in one go; return the program, and kinds of layers by network."""
+    program = same(SideBySide(parts).eval(), inputs)
+    found = {name: {} for name in parts}
+    for layer, kind in kinds(program).items():
+        outer, _, rest = layer.partition(".")
+        if outer == "parts":
+            name, _, inner = rest.partition(".")
+            found[name][inner] = kind
+    return program, found

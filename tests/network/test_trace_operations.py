@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.traced import build, fc, kinds, rows, same, sources
+from helpers.traced import build, fc, kinds, rows, same, side_by_side, sources
 from torch import nn
 
 import nrm_graph as ng
@@ -78,15 +78,18 @@ SUMS = {
 }
 
 
-@pytest.mark.parametrize("name", SUMS)
-def test_sums(name):
-    model = build(
-        lambda m, x: m.fc(SUMS[name](m, x).mean(1)),
-        a=nn.Linear(4, 4),
-        b=nn.Linear(4, 4),
-        fc=nn.Linear(4, 2),
-    )
-    assert "sum" in kinds(same(model, rows(3, 4))).values()
+def test_sums():
+    parts = {
+        name: build(
+            lambda m, x, name=name: m.fc(SUMS[name](m, x).mean(1)),
+            a=nn.Linear(4, 4),
+            b=nn.Linear(4, 4),
+            fc=nn.Linear(4, 2),
+        )
+        for name in SUMS
+    }
+    for name, found in side_by_side(parts, rows(3, 4))[1].items():
+        assert "sum" in found.values(), name
 
 
 def test_sums_over_axes():
@@ -175,25 +178,34 @@ GATES = {
 }
 
 
-@pytest.mark.parametrize("name", GATES)
-def test_gates(name):
-    how, order = GATES[name]
-    model = build(
-        lambda m, x: m.fc(how(m.a(x), m.b(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 4), fc=fc(4)
-    )
-    program = same(model, rows(4))
-    assert kinds(program).get("gate" if order != "" else "multiplication") is not None
-    node = next(n for n in program.nodes if n.op in ("nrm.gate", "nrm.multiply"))
+def test_gates():
+    parts = {
+        name: build(
+            lambda m, x, how=how: m.fc(how(m.a(x), m.b(x))),
+            a=nn.Linear(4, 4),
+            b=nn.Linear(4, 4),
+            fc=fc(4),
+        )
+        for name, (how, _) in GATES.items()
+    }
+    program, found = side_by_side(parts, rows(4))
     owners = {n.name: n.module for n in program.nodes}
     made = {n.name: next(n.references(), "") for n in program.nodes}
 
     def layer(value):
-        while owners[value] not in ("a", "b"):
+        while owners[value].rpartition(".")[2] not in ("a", "b"):
             value = made[value]
-        return owners[value]
+        return owners[value].rpartition(".")[2]
 
-    if order and name != "glu":
-        assert " ".join(layer(ref.name) for ref in node.args) == order
+    for name, (_, order) in GATES.items():
+        assert ("gate" if order != "" else "multiplication") in found[name], name
+        if order and name != "glu":
+            (node,) = (
+                n
+                for n in program.nodes
+                if n.op in ("nrm.gate", "nrm.multiply") and n.module == f"parts.{name}"
+            )
+            assert " ".join(layer(ref.name) for ref in node.args) == order, name
 
 
 class RMSNorm(nn.Module):
@@ -238,31 +250,27 @@ LAYER_NORMS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYER_NORMS)
-def test_layer_norm_written_out(name):
-    model = build(
-        lambda m, x: m.fc(m.norm(m.a(x)).mean(1)),
-        a=nn.Linear(4, 4),
-        norm=LayerNorm(LAYER_NORMS[name]),
-        fc=fc(4),
-    )
-    program = same(model, rows(3, 4))
-    (node,) = (n for n in program.nodes if n.op == "aten.layer_norm.default")
-    assert [a.name for a in node.args[2:4]] == ["norm.weight", "norm.bias"]
-    assert kinds(program)["norm"] == "layer_norm"
+def normed(norm):
+    return build(lambda m, x: m.fc(m.norm(m.a(x)).mean(1)), a=nn.Linear(4, 4), norm=norm, fc=fc(4))
 
 
-@pytest.mark.parametrize("name", NORMS)
-def test_rms_norm_written_out(name):
-    model = build(
-        lambda m, x: m.fc(m.norm(m.a(x)).mean(1)), a=fc(4), norm=RMSNorm(NORMS[name]), fc=fc(4)
-    )
-    model.a = nn.Linear(4, 4).double()
-    program = same(model, rows(3, 4))
-    found = kinds(program)
-    assert [k for k in found.values() if k != "average"] == ["input", "dense", "rms_norm", "dense"]
-    if name != "normalize":
-        assert found["norm"] == "rms_norm"
+def test_layer_norms_written_out():
+    parts = {name: normed(LayerNorm(how)) for name, how in LAYER_NORMS.items()}
+    program, found = side_by_side(parts, rows(3, 4))
+    nodes = [n for n in program.nodes if n.op == "aten.layer_norm.default"]
+    weights = [[a.name for a in node.args[2:4]] for node in nodes]
+    assert weights == [[f"parts.{name}.norm.{w}" for w in ("weight", "bias")] for name in parts]
+    for name in parts:
+        assert found[name]["norm"] == "layer_norm", name
+
+
+def test_rms_norms_written_out():
+    parts = {name: normed(RMSNorm(how)) for name, how in NORMS.items()}
+    for name, found in side_by_side(parts, rows(3, 4))[1].items():
+        kinds_in_order = [kind for kind in found.values() if kind != "average"]
+        assert kinds_in_order == ["dense", "rms_norm", "dense"], name
+        if name != "normalize":
+            assert found["norm"] == "rms_norm", name
 
 
 def eager(m, x, mask):
@@ -283,17 +291,17 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", MASKS)
-def test_attention_as_it_is_written(name):
-    def how(m, x):
-        return eager(m, x, MASKS[name])
-
-    program = same(build(how, qkv=nn.Linear(5, 18), fc=fc(6)), rows(4, 5))
-    found = kinds(program)
-    assert found["attention_weights"] == "softmax"
-    assert list(found.values()).count("sum") == (name == "biased")
-    if name != "none":
-        assert "aten.masked_fill.Scalar" in {n.op for n in program.nodes}
+def test_attention_as_it_is_written():
+    parts = {
+        name: build(lambda m, x, mask=mask: eager(m, x, mask), qkv=nn.Linear(5, 18), fc=fc(6))
+        for name, mask in MASKS.items()
+    }
+    program, found = side_by_side(parts, rows(4, 5))
+    for name in parts:
+        assert found[name]["attention_weights"] == "softmax", name
+        assert list(found[name].values()).count("sum") == (name == "biased"), name
+        steps = {n.op for n in program.nodes if n.module == f"parts.{name}"}
+        assert ("aten.masked_fill.Scalar" in steps) == (name != "none"), name
 
 
 def test_grouped_heads_and_einsum():

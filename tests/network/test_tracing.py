@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.traced import Net
+from helpers.traced import Net, SideBySide
 from torch import nn
 
 import nrm_graph as ng
@@ -156,66 +156,81 @@ def topology(model, x):
 
 
 @functools.cache
-def exact(name):
-    """A network, inputs, and its program, which several tests look at."""
-    model, x = build(name), image()
+def exact():
+    """All of these networks side by side, inputs, and their program, which several tests look at.
+
+    Three outputs are of each.
+    """
+    model, x = SideBySide({name: build(name) for name in EXACT}).eval(), image()
     return model, x, trace(model, x[:1])
+
+
+def layers_of(name):
+    """Layers of one of the networks by their names in it, in order."""
+    found, start = layout(exact()[2]).topology, f"parts.{name}."
+    return {
+        layer.name.removeprefix(start): layer
+        for layer in found.layers
+        if layer.name.startswith(start)
+    }
+
+
+def test_networks_side_by_side_answer_and_come_back():
+    model, x, program = exact()
+    torch.testing.assert_close(run(program, x), model(x))
+    assert from_json(program.to_json(), program.weights).hash() == program.hash()
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_relevance_is_input_times_gradient(name):
     """Epsilon with eps to 0 equals input times gradient over output; cuts sum to 1."""
-    model, x, program = exact(name)
+    model, x, program = exact()
     rules = dict.fromkeys(
         ("convolution", "dense", "batch_norm", "sum", "average"), ng.rules.Epsilon(TINY)
     )
-    torch.testing.assert_close(run(program, x), model(x))
-    again = from_json(program.to_json(), program.weights)
-    assert again.hash() == program.hash()
+    target = 3 * list(EXACT).index(name) + 1
     m = ng.measure(
-        again, x[:1], target=1, composite=composites.composite("exact", rules), resolution="neuron"
+        from_json(program.to_json(), program.weights),
+        x[:1],
+        target=target,
+        composite=composites.composite("exact", rules),
+        resolution="neuron",
     )
     leaf = x[:1].clone().requires_grad_(True)
-    out = model(leaf)[0, 1]
+    out = model(leaf)[0, target]
     (gradient,) = torch.autograd.grad(out, leaf)
     expected = (leaf * gradient / out)[0].detach().numpy()
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(m.marginal("x", "neuron"), expected, rtol=0, atol=1e-9 * scale)
-    for layer in m.topology.layers:
+    for layer in (m.topology.layer("x"), *layers_of(name).values()):
         assert m.cut(layer.name).total == pytest.approx(1, abs=1e-9 * scale)
 
 
 @pytest.mark.smoke
 def test_aliases_of_a_shared_activation():
-    found = layout(exact("shared_activation")[2]).topology
-    assert found.layer("act").name == "a"
-    assert found.layer("act@1").name == "add"
+    found = layout(exact()[2]).topology
+    part = "parts.shared_activation"
+    assert found.layer(f"{part}.act").name == f"{part}.a"
+    assert found.layer(f"{part}.act@1").name == f"{part}.add"
 
 
 @pytest.mark.smoke
 def test_a_reused_module_is_a_layer_per_call():
-    found = layout(exact("reused")[2]).topology
-    assert [layer.name for layer in found.layers] == ["x", "a", "a@1", "average", "fc"]
+    assert list(layers_of("reused")) == ["a", "a@1", "average", "fc"]
 
 
 def test_a_functional_call_is_named_by_its_parameter():
-    found = layout(exact("functional")[2]).topology
-    assert [layer.name for layer in found.layers] == ["x", "a", "average", "fc"]
+    assert list(layers_of("functional")) == ["a", "average", "fc"]
 
 
 @pytest.mark.smoke
 def test_batch_norm_folds_only_where_exact():
-    kinds = {
-        name: [(layer.name, layer.kind) for layer in layout(exact(name)[2]).topology.layers]
-        for name in ("batch_norm_first", "two_readers", "normed_twice")
-    }
-    assert ("bn", "batch_norm") in kinds["batch_norm_first"]
-    assert ("bn", "batch_norm") in kinds["two_readers"]
-    assert ("bn2", "batch_norm") in kinds["normed_twice"]
-    assert not any(name == "bn" for name, _ in kinds["normed_twice"])
+    for name, norm in (("batch_norm_first", "bn"), ("two_readers", "bn"), ("normed_twice", "bn2")):
+        assert layers_of(name)[norm].kind == "batch_norm"
+    assert "bn" not in layers_of("normed_twice")
 
 
-@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("d", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_batch_norm_of_any_dimension(d):
     norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[d - 1]
     step = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[d - 1]
@@ -373,8 +388,9 @@ def attention(**options):
     "options",
     [
         {},
-        {"is_causal": True},
-        {"scale": 0.3},
+        # What these two do, test_grouped_heads_and_einsum shows of one network.
+        pytest.param({"is_causal": True}, marks=pytest.mark.slow),
+        pytest.param({"scale": 0.3}, marks=pytest.mark.slow),
         {"attn_mask": torch.eye(4, dtype=torch.bool)},
         {"attn_mask": torch.randn(4, 4, dtype=torch.float64)},
     ],
@@ -415,16 +431,23 @@ WEIGHED = {
 }
 
 
-@pytest.mark.parametrize("name", WEIGHED)
-def test_normalisations_products_and_interpolation_are_layers(name):
-    model = net(lambda m, x: m.fc(WEIGHED[name](m, x).mean((2, 3))), a=conv(2, 3), fc=fc(3, 2))
-    x = image()
+def test_normalisations_products_and_interpolation_are_layers():
+    parts = {
+        name: net(lambda m, x, how=how: m.fc(how(m, x).mean((2, 3))), a=conv(2, 3), fc=fc(3, 2))
+        for name, how in WEIGHED.items()
+    }
+    model, x = SideBySide(parts).eval(), image()
     program = trace(model, x[:1])
     torch.testing.assert_close(run(program, x), model(x))
-    kinds = {"square": {"multiplication"}}.get(name, {name})
-    layers = layout(program).topology.layers
-    assert kinds & {layer.kind for layer in layers}
-    found = ng.measure(program, x[:1], composite="attn_lrp")
-    variation = max(found.report()["total_variation"].to_pylist())
-    for layer in layers:  # sums of about 1e2 terms
-        assert abs(found.cut(layer.name).total - 1) < TINY * max(1, variation)
+    for place, name in enumerate(WEIGHED):
+        found = ng.measure(program, x[:1], target=2 * place, composite="attn_lrp")
+        kind = {"square": "multiplication"}.get(name, name)
+        layers = [
+            layer
+            for layer in found.topology.layers
+            if layer.name.startswith(f"parts.{name}.") or layer.kind == kind
+        ]
+        assert [layer.kind for layer in layers].count(kind) == 1
+        variation = max(found.report()["total_variation"].to_pylist())
+        for layer in layers:  # sums of about 1e2 terms
+            assert abs(found.cut(layer.name).total - 1) < TINY * max(1, variation), layer.name

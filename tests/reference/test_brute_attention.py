@@ -1,8 +1,8 @@
 """Random events against all walks of networks with attention and gates, float64.
 
 The walks come from the dense kernels of ``dense_attention``, chained; nothing of the package takes
-part.  The attention network has two layers with two heads each on three tokens, and millions of
-walks; every walk is listed.
+part.  The largest attention network has two layers with two heads each on three tokens, and
+millions of walks; every walk is listed.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class Gated(nn.Module):
 NETS = {
     "gated": (Gated, (1, 3, 3)),
     "block": (lambda: Transformer(blocks=1), (3, 3)),
+    "two_blocks": (lambda: Transformer(tokens=2), (2, 3)),
     "transformer": (Transformer, (3, 3)),
     "tokens": (ClassToken, (2, 3)),
 }
@@ -141,9 +142,9 @@ def both(name: str, cp: bool, bias: str = "absorbed") -> tuple[KernelWalks, ng.M
 
 
 SMALL = [("gated", False), ("gated", True), ("block", False), ("block", True)]
-LARGE = [
-    pytest.param(("transformer", False), marks=pytest.mark.slow),  # 2.7 million walks
-    ("transformer", True),
+TWO = [("two_blocks", True)]
+LARGE = [  # up to 2.7 million walks
+    pytest.param(("transformer", cp), marks=pytest.mark.slow) for cp in (False, True)
 ]
 IGNORED = [
     pytest.param((*chosen, "ignored"), marks=pytest.mark.slow)
@@ -151,7 +152,7 @@ IGNORED = [
 ]
 
 
-@pytest.fixture(params=[*SMALL, *LARGE, *IGNORED], ids=str)
+@pytest.fixture(params=[*SMALL, *TWO, *LARGE, *IGNORED], ids=str)
 def case(request):
     return both(*request.param)
 
