@@ -107,7 +107,7 @@ def test_true_means_lie_in_the_intervals(stores, weight, condition):
     number=st.integers(1, 6),
     weight=st.sampled_from(["unit", "logit"]),
 )
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_true_means_lie_in_the_intervals_of_any_limit(
     tmp_path_factory, seed, limit, number, weight
 ):

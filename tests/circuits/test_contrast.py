@@ -183,7 +183,7 @@ def keys_where(keys):
     return f"key IN ({', '.join(repr(key) for key in sorted(keys))})"
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(st.permutations([f"k{i}" for i in range(14)]), st.integers(2, 12), st.integers(3, 14))
 def test_swapping_groups_negates_the_difference_alone(held, keys, cut, end):
     db, dense = held

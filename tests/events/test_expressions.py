@@ -176,6 +176,7 @@ def events(layers: list[str], *, distinct: bool) -> st.SearchStrategy[Event]:
     return build()
 
 
+@settings(deadline=None, max_examples=50)
 @given(names, st.lists(items, min_size=1, max_size=4))
 def test_round_trip_of_indexed_sets(name: str, index: list[object]) -> None:
     if sum(item is Ellipsis for item in index) > 1:
@@ -184,6 +185,7 @@ def test_round_trip_of_indexed_sets(name: str, index: list[object]) -> None:
     assert parse(repr(chosen)) == chosen
 
 
+@settings(deadline=None, max_examples=50)
 @given(events([f"l.{i}" for i in range(8)], distinct=True))
 def test_round_trip_over_distinct_layers_is_exact(event: Event) -> None:
     assert parse(repr(event)) == event
@@ -222,7 +224,7 @@ WALKS = [
 ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(events(["x", "y", "z"], distinct=False))
 def test_round_trip_over_shared_layers_keeps_the_meaning(event: Event) -> None:
     again = parse(repr(event))

@@ -59,15 +59,6 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
         db.circuit(engine="ray")
 
 
-def test_the_core_never_imports_it():
-    code = (
-        "import sys, nrm_graph.extraction.extract, nrm_graph.extraction.ray_workers; "
-        "import nrm_graph.circuits.ray_engine; print('ray' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -39,6 +39,6 @@ def circles(ax: Any, kind: str) -> list[tuple[float, float, float, str]]:
 
 
 def boxes_apart(ax: Any, texts: list[Any]) -> bool:
-    ax.figure.canvas.draw()
+    ax.figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in texts if text.get_text()]
     return not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -75,16 +75,20 @@ def given_some(rng, m: ng.Measure, count: int, make=random_conjunction):
     raise AssertionError("too few conditions")
 
 
-@pytest.fixture(params=NETWORKS)
-def name(request):
-    return request.param
+each_network = pytest.mark.parametrize("name", NETWORKS)
 
+SELDOM = pytest.mark.slow
+OFTEN = {("padded", "epsilon_plus"), ("splits", "epsilon_plus"), ("windows", "epsilon_plus")}
+"""Besides all networks with exact rules; the others are slow."""
 
-@pytest.fixture(
-    params=["exact", "epsilon_plus", pytest.param("epsilon_gamma", marks=pytest.mark.slow)]
+each_case = pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        pytest.param(*case, marks=[] if rules == "exact" or case in OFTEN else [SELDOM])
+        for rules in ("exact", "epsilon_plus", "epsilon_gamma")
+        for case in ((name, rules) for name in NETWORKS)
+    ],
 )
-def rules(request):
-    return request.param
 
 
 # Autograd in place of the adjoint pass
@@ -145,6 +149,7 @@ def by_autograd(m: ng.Measure, clause):
     }
 
 
+@each_case
 def test_all_neurons_are_one_gradient(name, rules):
     m = measure(name, rules)
     rng = np.random.default_rng(0)
@@ -190,6 +195,7 @@ def test_an_event_of_every_layer_is_one_gradient_of_float_masks():
         close(found, grad.numpy(), size(m))
 
 
+@each_case
 def test_what_is_still_to_come_is_a_gradient_of_what_arrives(name, rules):
     """From any layer, skipped by other walks or not: h = d value / d R."""
     m = measure(name, rules)
@@ -231,6 +237,7 @@ CUT = {
 }
 
 
+@each_network
 def test_joint_tables_are_products_of_two_jacobians(name):
     """R(a & b) = dy/da da/db b / y, with total derivatives: walks may pass anything between."""
     net, batch, _ = network(name, "exact")
@@ -271,6 +278,7 @@ def test_joint_tables_are_products_of_two_jacobians(name):
 # Laws
 
 
+@each_case
 def test_many_events_at_once_are_single_events(name, rules):
     m = measure(name, rules, 2)
     rng = np.random.default_rng(2)
@@ -292,6 +300,7 @@ def test_many_events_at_once_are_single_events(name, rules):
     close(together, expected, size(m) / abs(c.condition_relevance))
 
 
+@each_case
 def test_joint_tables_are_events_one_by_one(name, rules):
     m = measure(name, rules)
     rng = np.random.default_rng(3)
@@ -314,6 +323,7 @@ def test_joint_tables_are_events_one_by_one(name, rules):
             close(c.joint(A, lower.name).values[:, b], expected, scale)
 
 
+@each_case
 def test_totals_and_tables(name, rules):
     m = measure(name, rules, 1)
     rng = np.random.default_rng(4)
@@ -337,6 +347,7 @@ def test_totals_and_tables(name, rules):
                     close(found, relevance, scale)
 
 
+@each_network
 def test_single_precision(name):
     """Float32 against float64: to some roundings of what is summed, over R(condition)."""
     _, x, _ = network(name, "epsilon_gamma")

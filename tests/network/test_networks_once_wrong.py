@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import numpy as np
@@ -224,16 +225,22 @@ class Padded(nn.Module):
         return self.last(x + mixed)
 
 
+@functools.cache
+def padded():
+    """The program of such attention, traced once."""
+    return trace(Padded(), (torch.tensor([[3, 1, 4]]), torch.tensor([[1, 1, 0]])))
+
+
 def test_padding_is_masked_where_the_mask_is_moved():
     inputs = torch.tensor([[3, 1, 4]]), torch.tensor([[1, 1, 0]])
-    m = ng.measure(Padded(), inputs, target=(0, 1), composite="attn_lrp", dtype="float64")
+    m = ng.measure(padded(), inputs, target=(0, 1), composite="attn_lrp", dtype="float64")
     assert "attention.add" not in [layer.name for layer in m.topology.layers]
     for layer in m.topology.layers:
         assert float(m.cut(layer.name)) == pytest.approx(1, abs=1e-9)
 
 
 def test_targets_may_be_numbers_of_numpy(tmp_path):
-    network = nn.Sequential(nn.Linear(4, 3))
+    network = trace(nn.Sequential(nn.Linear(4, 3)), torch.ones(1, 4))
     rows = [{"input": torch.ones(4), "key": "k"}]
     for i, target in enumerate([np.int64(2), [np.int64(2)]]):
         path = tmp_path / f"{i}.nrm"
@@ -244,7 +251,7 @@ def test_targets_may_be_numbers_of_numpy(tmp_path):
 def test_pruned_stores_of_masked_attention_are_sound(tmp_path):
     x = torch.tensor([3, 1, 4]), torch.tensor([1, 1, 0])
     options = {"target": (0, 1), "composite": "attn_lrp", "resolution": "neuron", "top": 5}
-    network, rows = Padded().float(), [{"input": x, "key": "k"}]
+    network, rows = padded(), [{"input": x, "key": "k"}]
     path = tmp_path / "s.nrm"
     with ng.extract(network, rows, path, progress=False, device="cpu", **options) as db:
         report = db.verify(sample=1)

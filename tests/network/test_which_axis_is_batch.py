@@ -41,7 +41,7 @@ ONE_SAMPLE = {
         (1, 1, 8),
     ),
     "flattened image": (image(nn.Flatten(), nn.Linear(16, 3)), (1, 4, 4)),
-    "lstm": (net(lambda m, x: m[1](m[0](x)[0][:, -1]), LSTM, nn.Linear(5, 2)), (1, 4, 3)),
+    "lstm": (net(lambda m, x: m[1](m[0](x)[0][:, -1]), LSTM, nn.Linear(5, 2)), (1, 2, 3)),
     "row": (image(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (1, 6)),
     "tokens of a vector": (image(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (1, 3, 6)),
     # it needs the axis that the input lacks
@@ -50,7 +50,7 @@ ONE_SAMPLE = {
     "vector": (image(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)), (6,)),
     "sequence of an lstm": (
         net(lambda m, x: m[1](m[0](x)[0][..., -1, :]), LSTM, nn.Linear(5, 2)),
-        (4, 3),
+        (2, 3),
     ),
     "vector by hand": (net(lambda m, x: m[0](x if x.ndim > 1 else x[None]), nn.Linear(6, 4)), (6,)),
     # axes of size 1 are left out
@@ -71,7 +71,10 @@ ONE_SAMPLE = {
 }
 
 
-SELDOM = ("series of one step", "row", "tokens of a vector", "vector by hand", "squeezed pixels")
+SELDOM = (
+    *("series of one step", "row", "tokens of a vector", "three channels"),
+    *("vector by hand", "squeezed pixels", "squeezed axes"),
+)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_the_answer_is_the_networks_own(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("series", (5, 8)), ("lstm", (4, 3)), ("flattened image", (4, 4))]
+    ("name", "shape"), [("series", (5, 8)), ("lstm", (2, 3)), ("flattened image", (4, 4))]
 )
 def test_a_batch_of_one_is_preferred_and_needed_axes_are_added(name, shape):
     network, _ = ONE_SAMPLE[name]
@@ -242,7 +245,7 @@ class Pick(nn.Module):
         pytest.param("tuple", 1, 0, marks=pytest.mark.slow),
         ("tuple", [0, 1], ("1",)),
         pytest.param("dict", "spread", 0, marks=pytest.mark.slow),
-        ("dict", ["spread", "mean"], 0),
+        pytest.param("dict", ["spread", "mean"], 0, marks=pytest.mark.slow),
         ("dict", ["all", "mean"], ("all", 2)),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.drawn import Residual, boxes_apart, circles
+from helpers.drawn import boxes_apart, circles
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 from torch import nn
@@ -22,9 +22,8 @@ def joint(m: Any, a: str, b: str) -> np.ndarray:
     """Exact joint relevance of all units of two layers, by one event each."""
     count = [m.partitions[m.topology.layer(name).layer_id].n_units for name in (a, b)]
     units = [ng.Layer(name).units for name in (a, b)]
-    return np.array(
-        [[m(units[0]([i]) & units[1]([j])) for j in range(count[1])] for i in range(count[0])]
-    )
+    pairs = itertools.product(range(count[0]), range(count[1]))
+    return np.reshape(m.many([units[0]([i]) & units[1]([j]) for i, j in pairs]), count)
 
 
 def test_flow_draws_the_strongest_units_by_area(conv):
@@ -161,7 +160,8 @@ def test_flow_of_a_residual_network_and_chosen_units(residual):
 
 def test_neurons_are_named_by_their_place(residual):
     torch.manual_seed(2)
-    m = ng.measure(Residual(), torch.rand(2, 6, 5), target=0, resolution="neuron")
+    program = residual.network.program
+    m = ng.measure(program, torch.rand(2, 6, 5), target=0, resolution="neuron")
     ax = plot_flow(m, edges={}, layers=["first", "head"], top=1)
     place = np.unravel_index(np.abs(m.marginal("first")).argmax(), (4, 6, 5))
     assert f"[{','.join(map(str, place))}]" in {t.get_text().split(":")[0] for t in ax.texts}

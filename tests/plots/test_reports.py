@@ -66,7 +66,7 @@ def test_report_far_beyond_the_whole_is_logarithmic(conv):
     assert len(ax.get_xticks()) < 16
 
 
-@pytest.mark.parametrize("count", [1, 5, 60, 200])
+@pytest.mark.parametrize("count", [1, 5, 60, pytest.param(200, marks=pytest.mark.slow)])
 def test_reports_of_any_length_are_legible(count, conv):
     (row, *_) = conv.report().to_pylist()
     rows = [
@@ -109,7 +109,9 @@ def test_given_axes_are_used_and_pyplot_left_alone(conv, tmp_path):
     assert pyplot is None or not pyplot.get_fignums()
 
 
-@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+@pytest.mark.parametrize(
+    "suffix", ["svg", *(pytest.param(s, marks=pytest.mark.slow) for s in ("png", "pdf"))]
+)
 def test_pictures_can_be_written(conv, tmp_path, suffix):
     for i, ax in enumerate((plot_heatmap(conv), plot_flow(conv, edges={}), plot_report(conv))):
         path = tmp_path / f"{i}.{suffix}"

@@ -47,10 +47,13 @@ def traced(outputs):
     return trace(network(*[[0.0] * 3] * outputs, bias=[0.0] * outputs), X)
 
 
-def measure(*rows, target=0, bias=None, scale="unit"):
+def program_of(*rows, bias=None):
     net, program = network(*rows, bias=bias or [0.0] * len(rows)), traced(len(rows))
-    weights = {name: net.state_dict()[name] for name in program.weights}
-    net = prepared_network.network(replace(program, weights=weights), composites.get("epsilon"))
+    return replace(program, weights={name: net.state_dict()[name] for name in program.weights})
+
+
+def measure(*rows, target=0, bias=None, scale="unit"):
+    net = prepared_network.network(program_of(*rows, bias=bias), composites.get("epsilon"))
     return from_network(net, X, target, scale=scale)
 
 
@@ -128,15 +131,17 @@ def test_weighted_targets_that_cancel():
 @pytest.mark.parametrize(
     "last",
     [
-        nn.Unflatten(1, (2, 1)),
-        nn.Sigmoid(),
-        *(pytest.param(m, marks=pytest.mark.slow) for m in (nn.ReLU(), nn.Flatten())),
+        nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, (2, 1))),
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in (nn.Unflatten(1, (2, 1)), nn.Sigmoid(), nn.ReLU(), nn.Flatten())
+        ),
     ],
 )
 def test_what_only_selects_is_looked_through(last):
     for logit, found in ((3.0, False), (0.01, True)):
         net = nn.Sequential(network([-3.0 + logit, 0.0, 1.0], [1.0, 0.0, 0.0]), last)
-        target = (0, 0) if isinstance(last, nn.Unflatten) else 0
+        target = (0, 0) if isinstance(last, nn.Unflatten | nn.Sequential) else 0
         m = ng.measure(net, X, target=target, composite="epsilon")
         assert ("small_logit" in names(m)) == found, m
 
@@ -262,9 +267,7 @@ ROWS = ([1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [-3.0, 0.0, 1.01], [0.0, 1.0, -1.0])
 def store(tmp_path_factory):
     """One of each kind; the label is the number of the target that is explained."""
     path = tmp_path_factory.mktemp("flags") / "s.nrm"
-    net = network(*ROWS, bias=[0.0, 0.0, 0.0, 0.0])
-    with torch.no_grad():
-        net[-1].bias[0] = 3.0
+    net = program_of(*ROWS, bias=[3.0, 0.0, 0.0, 0.0])
     inputs = [
         {"input": scale * X[0], "key": f"k{scale}", "label": str(scale)} for scale in (1.0, 2.0)
     ]
@@ -374,16 +377,16 @@ def extract(net, path, **options):
 
 
 def test_a_head_that_was_never_trained_is_said_first(tmp_path):
-    net = network([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
+    net = program_of([0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
     with pytest.warns(
         UserWarning, match=r"target 1: the target's logit is 0.*trained weights"
     ) as w:
         extract(net, tmp_path / "s.nrm", target=1)
     assert [str(each.filename) for each in w] == [__file__]
     with pytest.warns(UserWarning, match=r"target 0: .*small beside the 6 that"):
-        extract(network([-3.0, 0.0, 1.0]), tmp_path / "c.nrm", target="predicted").close()
+        extract(program_of([-3.0, 0.0, 1.0]), tmp_path / "c.nrm", target="predicted").close()
     # Small ones are flagged, input by input; no warning of the first alone.
-    with extract(network([-3.0, 0.0, 1.01]), tmp_path / "m.nrm") as db:
+    with extract(program_of([-3.0, 0.0, 1.01]), tmp_path / "m.nrm") as db:
         assert db.sql("SELECT DISTINCT flags FROM inputs").fetchall() == [(["small_logit"],)]
 
 

@@ -175,7 +175,7 @@ def test_single_sets_their_complements_and_unions(case):
     w, m = case
     rng = np.random.default_rng(1)
     few = rng.choice(w.layers, size=min(6, len(w.layers)), replace=False)
-    for layer in map(str, few if len(w) > 1e6 else w.layers):  # seconds each, of millions of walks
+    for layer in map(str, few if len(w) > 1e5 else w.layers):  # seconds each, of millions of walks
         (A, on), (B, on_b) = random_set(rng, w, layer), random_set(rng, w)
         close(m(A), w.total(on), w.variation())
         close(m(~A), w.total(~on), w.variation())

@@ -47,10 +47,15 @@ def left_over(path):
 
 
 @pytest.mark.parametrize(
-    ("action", "expected"), [(no_space, ng.StoreError), (interrupted, KeyboardInterrupt)]
+    ("action", "expected", "step"),
+    [
+        (no_space, ng.StoreError, 1),
+        (interrupted, KeyboardInterrupt, 4),
+        pytest.param(interrupted, KeyboardInterrupt, 1, marks=pytest.mark.slow),
+    ],
 )
-def test_a_fault_at_any_step_leaves_a_sound_store(tmp_path, whole, action, expected):
-    for k in range(1, 1000):
+def test_a_fault_at_any_step_leaves_a_sound_store(tmp_path, whole, action, expected, step):
+    for k in range(1, 1000, step):
         path = tmp_path / f"{k}.nrm"
         with pytest.MonkeyPatch.context() as patch:
             steps = Steps(patch, k, action)
@@ -112,7 +117,7 @@ import pytest
 from helpers.commit_steps import RECORDS, Steps, job
 base = pathlib.Path(sys.argv[1])
 # Forked before any thread starts, so that the import is paid once.
-for k in range(1, 1000):
+for k in range(1, 1000, int(sys.argv[3])):
     child = os.fork()
     if child == 0:
         with pytest.MonkeyPatch.context() as patch:
@@ -129,9 +134,10 @@ for k in range(1, 1000):
 """
 
 
-def test_a_kill_at_any_step_leaves_a_sound_store(tmp_path, whole):
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_any_step_leaves_a_sound_store(tmp_path, whole, step):
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(TESTS)],
+        [sys.executable, "-c", KILLED, str(tmp_path), str(TESTS), str(step)],
         capture_output=True,
         text=True,
         check=True,
@@ -140,8 +146,8 @@ def test_a_kill_at_any_step_leaves_a_sound_store(tmp_path, whole):
     *killed, last = done.stdout.split()
     assert set(killed) == {"9"}
     assert last == "0"
-    assert len(killed) > 50
-    for k in range(1, len(killed) + 1):
+    assert len(killed) * step > 50
+    for k in range(1, len(killed) * step + 1, step):
         path = tmp_path / f"{k}.nrm"
         if path.exists():
             assert is_sound(path, whole), k

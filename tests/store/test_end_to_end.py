@@ -290,6 +290,9 @@ def test_open_and_sql_need_no_torch_and_no_model(db):
         "sys.modules['nrm_graph.cli.demo.fashion_cnn'] = None\n"
         "i = db.sql('SELECT min(input_id) FROM inputs').fetchall()[0][0]\n"
         "print(db.measure(i)(ng.Layer('features.3')[2]))\n"
+        "import nrm_graph.extraction.extract, nrm_graph.extraction.ray_workers\n"
+        "import nrm_graph.circuits.ray_engine\n"
+        "assert 'ray' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     count, value = done.stdout.split()

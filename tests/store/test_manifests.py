@@ -203,7 +203,7 @@ def examples(tmp_path_factory):
 
 
 @given(choices=st.data())
-@profile(max_examples=300, deadline=None)
+@profile(max_examples=150, deadline=None)
 def test_whatever_is_changed_is_read_or_refused(examples, choices):
     """A changed manifest or store.json is a StoreError, or valid: never another exception."""
     name, listed, described = examples

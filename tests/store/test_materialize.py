@@ -26,7 +26,10 @@ def sorted_rows(table):
     return table.sort_by([(name, "ascending") for name in names]).to_pylist()
 
 
-@pytest.mark.parametrize("event", [CHANNEL, PIXEL, ~PIXEL & ng.Layer("input")[:, :3]])
+@pytest.mark.parametrize(
+    "event",
+    [pytest.param(CHANNEL, marks=pytest.mark.slow), PIXEL, ~PIXEL & ng.Layer("input")[:, :3]],
+)
 def test_rows_are_those_of_the_conditioned_measures(path, event):
     with ng.open(path) as db:
         assert db.materialize(event, name="B", progress=False) is None

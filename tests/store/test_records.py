@@ -205,7 +205,7 @@ NAMES = st.text(min_size=1, max_size=10).filter(lambda name: metadata.name_probl
     logit=st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
 @profile(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_record_comes_back(tmp_path_factory, fields, key, target, label, logit):
     folded = {name.casefold() for name in fields}

@@ -225,7 +225,9 @@ with ng.open(sys.argv[1]) as db:
 """
 
 
-@pytest.mark.parametrize("method", ["fetchall", "to_arrow_table"])
+@pytest.mark.parametrize(
+    "method", ["fetchall", pytest.param("to_arrow_table", marks=pytest.mark.slow)]
+)
 def test_ctrl_c_stops_a_long_query(two_targets, method):
     command = [sys.executable, "-c", INTERRUPTED, str(two_targets), method]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
