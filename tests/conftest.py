@@ -80,6 +80,15 @@ def _interruptible():
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="module")
+def remembered_traces():
+    """Trace networks that look the same once: for tests of something else than tracing."""
+    from helpers import remembered
+
+    with remembered.traces():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_writer(monkeypatch):
     """One shard per extraction, however many cores the machine has."""

@@ -21,6 +21,8 @@ import nrm_graph as ng
 from nrm_graph.html_tables import COLUMNS, MAX_TEXT, ROWS, Description, HtmlTable, table_of
 from nrm_graph.store.verify.report import Finding
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 HOSTILE = '<script>alert("1")</script>\'&lt;\ud800$\\href{javascript:alert(1)}{x}$'
 LAYER = "<b>&lt;</b>"
 TAGS = {"div", "b", "i", "table", "thead", "tbody", "tr", "th", "td"}

@@ -10,6 +10,8 @@ import nrm_graph as ng
 from nrm_graph.graphs.connected import Ends, connected
 from nrm_graph.network.topology import ENDS as INPUTS
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
 
 

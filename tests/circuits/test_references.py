@@ -18,6 +18,8 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph.circuits.references import References, box, references
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 if TYPE_CHECKING:
     from pathlib import Path
 

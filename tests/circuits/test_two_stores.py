@@ -11,6 +11,8 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 KEYS = ["dst_layer", "dst_unit", "src_layer", "src_unit"]
 
 

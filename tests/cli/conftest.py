@@ -5,32 +5,9 @@ import sys
 import types
 
 import pytest
-import torch
 from helpers.class_images import CLASSES, MODELS, MODULE, picture
 
 from nrm_graph.cli import main
-from nrm_graph.network.tracing import trace_as_given
-
-
-@pytest.fixture(scope="module")
-def remembered_traces():
-    """Remember traces: half a second each, and most mistakes have nothing to do with them."""
-    plain, known = trace_as_given.trace, {}
-
-    def trace(model, example, output=None):
-        shape = tuple(example.shape) if isinstance(example, torch.Tensor) else id(example)
-        key = (
-            type(model),
-            *(p.detach().sum().item() for p in model.parameters()),
-            (shape, getattr(example, "dtype", None), output),
-        )
-        if key not in known:  # NaN is never known
-            known[key] = plain(model, example, output)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace_as_given, "trace", trace)
-        yield
 
 
 @pytest.fixture(scope="session")

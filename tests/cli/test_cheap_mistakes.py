@@ -17,6 +17,8 @@ from nrm_graph.cli import main, models
 from nrm_graph.extraction import extract
 from nrm_graph.store.format.files import local_path
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path

@@ -15,6 +15,8 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -22,6 +22,8 @@ import nrm_graph as ng
 from nrm_graph.cli import main, models, overview
 from nrm_graph.cli.demo.fashion_cnn import FashionCNN, load_demo
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path

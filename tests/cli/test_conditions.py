@@ -16,6 +16,8 @@ import nrm_graph as ng
 from nrm_graph.cli import main, overview
 from nrm_graph.cli.demo.fashion_cnn import load_demo
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 if TYPE_CHECKING:
     from pathlib import Path
 

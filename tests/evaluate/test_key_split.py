@@ -12,6 +12,8 @@ from nrm_graph.errors import InputError
 from nrm_graph.evaluate import Split, faithfulness, split
 from nrm_graph.store.write.writer import Writer
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 def store(path, keys):
     """Make a store without a network, of keys with labels."""

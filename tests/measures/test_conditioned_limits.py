@@ -9,6 +9,8 @@ from torch import nn
 
 import nrm_graph as ng
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 torch.set_num_threads(1)
 
 

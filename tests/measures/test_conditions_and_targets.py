@@ -14,6 +14,8 @@ from torch import nn
 
 import nrm_graph as ng
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 @pytest.fixture(scope="module")
 def m():

@@ -14,6 +14,8 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph.propagation.kernels import awake
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 cases = functools.cache(case)
 
 

@@ -22,6 +22,8 @@ from nrm_graph.store.format import settings
 from nrm_graph.store.format.schema import content_hash, content_of
 from nrm_graph.store.read.snapshot import Snapshot
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 class Two(nn.Module):
     """Two branches of different shapes that are added."""

@@ -11,6 +11,8 @@ import nrm_graph as ng
 from nrm_graph.network.tracing.trace import trace
 from nrm_graph.propagation.routed_constants import plain
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 def sums_agree(m):
     """The constants of every layer sum to its bias in the report."""

@@ -15,6 +15,8 @@ import nrm_graph as ng
 from nrm_graph.errors import StoreError
 from nrm_graph.rules import ZBox, registry
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 LOW, HIGH = [-3.0, 0.0, -1.0, -2.5, -0.5], [3.5, 1.0, 0.0, 2.0, 0.25]
 
 

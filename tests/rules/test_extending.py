@@ -18,6 +18,8 @@ from nrm_graph.rules import Epsilon, Group, Part, Rule, register
 from nrm_graph.rules.registry import RULES
 from nrm_graph.store.format.schema import content_hash
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 TINY = 1e-12
 
 

@@ -15,6 +15,8 @@ from nrm_graph.cli.main import main
 from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.plots import plot_circuit, plot_heatmap, plot_report
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 SENSE = "biases and constants are left out"
 
 

@@ -12,6 +12,8 @@ import nrm_graph as ng
 from nrm_graph.network.topology import REMAINDER
 from nrm_graph.plots import plot_report, plot_subgraph
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 class Attention(nn.Module):
     """One head over four tokens, a residual sum, a mean and two classes."""

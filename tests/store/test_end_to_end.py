@@ -13,6 +13,8 @@ import torch
 import nrm_graph as ng
 from nrm_graph.cli.demo.fashion_cnn import CLASSES, load_demo
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 @pytest.fixture(scope="module")
 def demo():

@@ -21,6 +21,8 @@ from nrm_graph.plots import plot_flow, plot_subgraph
 from nrm_graph.plots.token_strip import drawable, lines
 from nrm_graph.store.format.files import seal
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 TOKENS = ["the", "cat", "$x_$ \\frac", "日本\x1b[31m\n"]
 
 

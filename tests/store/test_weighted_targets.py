@@ -25,6 +25,8 @@ from nrm_graph.store.format.manifest import WEIGHTED_VERSION
 from nrm_graph.store.format.schema import input_id
 from nrm_graph.store.write.compaction import compact
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 DIFFERENCE = {0: 1, 1: -1}
 TEXT = '{"0":1.0,"1":-1.0}'
 

@@ -8,6 +8,8 @@ from torch import nn
 
 import nrm_graph as ng
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 
 class Residual(nn.Module):
     def __init__(self) -> None:
