@@ -52,9 +52,9 @@ class Database(View):
     opens files and prepares networks of its own.
 
     SQL sees the tables ``inputs``, ``layers``, ``nodes``, ``edges``, ``failures`` (inputs that
-    failed and were not stored later) and the view ``flows``, and for every condition that was
-    materialized ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``, with ``<name>_layers`` of
-    reduced tables.
+    failed and were not stored later) and the views ``flows`` and ``units``, and for every condition
+    that was materialized ``<name>_inputs``, ``<name>_nodes`` and ``<name>_edges``, with
+    ``<name>_layers`` of reduced tables.
 
     Parameters
     ----------

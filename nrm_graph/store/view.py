@@ -229,6 +229,7 @@ class View(Displayed):
     def _tables(self) -> TableQueries:
         """Return the tables that SQL sees."""
         from nrm_graph.store.read.table_queries import TableQueries
+        from nrm_graph.store.read.unit_views import UnitViews
 
         conditions = self._conditions.items()
         return TableQueries(
@@ -241,6 +242,7 @@ class View(Displayed):
                 for name, condition in conditions
                 if condition.nodes is not None
             },
+            UnitViews(self.topology, self.resolutions, {}),
         )
 
     def cancel(self) -> None:

@@ -21,7 +21,7 @@ def db(two_targets):
         yield opened
 
 
-STORED = ["edges", "failures", "flows", "inputs", "layers", "nodes", "thresholds"]
+STORED = ["edges", "failures", "flows", "inputs", "layers", "nodes", "thresholds", "units"]
 
 
 def test_tables_are_listed(db, tmp_path):

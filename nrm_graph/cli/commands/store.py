@@ -64,7 +64,7 @@ def info(store: str, form: str | None, output: str | None) -> None:
 def sql(
     store: str, query: str, timeout: float | None, form: str | None, output: str | None
 ) -> None:
-    """Run a SQL query over inputs, layers, nodes, edges and flows.
+    """Run a SQL query over inputs, layers, nodes, edges, flows and units.
 
     Exact zeros are not stored: a mean is sum(relevance) / number of inputs, not avg().
 

@@ -108,7 +108,7 @@ ORDER: Mapping[str, tuple[str, ...]] = {
     "edges": ("dst_layer", "src_layer", "dst_unit", "src_unit"),
 }
 
-VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "thresholds", "failures")
+VIEWS = ("inputs", "layers", "nodes", "edges", "flows", "units", "thresholds", "failures")
 """Tables that SQL sees in every store."""
 
 CONDITION_FACTS: Mapping[str, str] = {

@@ -15,7 +15,7 @@ from nrm_graph.errors import StoreError
 from nrm_graph.store.read.forks import connect
 from nrm_graph.store.read.locked import load, lock
 from nrm_graph.store.read.snapshot import damage
-from nrm_graph.store.read.table_queries import FLOWS, quoted
+from nrm_graph.store.read.table_queries import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,7 +75,8 @@ def _create(
     load(con, queries.loaded)
     for name, query in rows.items():
         con.execute(f"CREATE VIEW {name} AS {query}")
-    con.execute(f"CREATE VIEW flows AS {FLOWS}")
+    for name, query in queries.views.items():
+        con.execute(f"CREATE VIEW {name} AS {query}")
 
 
 class _Sets:

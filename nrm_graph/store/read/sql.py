@@ -16,7 +16,7 @@ from nrm_graph.store.read.interruptible import Cursor, check_timeout
 from nrm_graph.store.read.locked import load, lock
 from nrm_graph.store.read.relation import Relation
 from nrm_graph.store.read.sql_guard import EVERY, check_statement
-from nrm_graph.store.read.table_queries import FLOWS, quoted
+from nrm_graph.store.read.table_queries import VIEW_OF, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -133,7 +133,7 @@ class SqlReader:
                     f"found {type(data).__name__}"
                 ) from None
         views = set(self._queries.of_files)
-        needed = used & views | ({"inputs", "edges"} if "flows" in used else set())
+        needed = used & views | {t for view in used & set(VIEW_OF) for t in VIEW_OF[view]}
         # What is listed alone needs columns, not files.
         sources = dict.fromkeys(views if EVERY in used else (), ()) | dict.fromkeys(needed, ids)
 
@@ -141,8 +141,9 @@ class SqlReader:
             for table, chosen in sources.items():
                 query = self._queries.query(table, _files, chosen)
                 con.execute(f"CREATE TEMP VIEW {table} AS {query}")
-            if used & {"flows", EVERY}:
-                con.execute(f"CREATE TEMP VIEW flows AS {FLOWS}")
+            for name, query in self._queries.views.items():
+                if used & {name, EVERY}:
+                    con.execute(f"CREATE TEMP VIEW {name} AS {query}")
             return con.sql(sql, params=params) if params is not None else con.sql(sql)
 
         cursor = Cursor(con, timeout, self._running)

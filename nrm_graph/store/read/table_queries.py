@@ -14,18 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from nrm_graph.store.read.snapshot import FileGroup, Snapshot
+    from nrm_graph.store.read.unit_views import UnitViews
 
     Files = Callable[[Sequence[str], pa.Schema], str]
     """What stands after FROM for files of one schema."""
 
-FLOWS = """
-SELECT e.input_id, i.key, i.label, d.name AS dst, e.dst_unit, s.name AS src, e.src_unit,
-       e.relevance, e.conditional
-FROM edges e
-JOIN inputs i ON i.input_id = e.input_id
-JOIN layers d ON d.layer_id = e.dst_layer
-JOIN layers s ON s.layer_id = e.src_layer
-"""
+VIEW_OF = {"flows": ("inputs", "edges"), "units": ()}
+"""Views, with the tables of files that each reads."""
 
 _IDS = [("input_id", "BIGINT")]
 _THRESHOLDS = """
@@ -53,6 +48,8 @@ class TableQueries:
         ``<name>_edges``.
     tables : mapping of name to pyarrow.Table, optional
         Further tables of the store.
+    units : UnitViews, optional
+        The views of units and what joins them; without it there are no views.
 
     Attributes
     ----------
@@ -60,6 +57,8 @@ class TableQueries:
         The store's, and those of its conditions.
     loaded : dict of str to pyarrow.Table
         Tables that stand in no file of a shard, by name.
+    views : mapping of str to str
+        Queries of the views over all of these, by name.
     of_files : dict of str to (Snapshot, str)
         For every table that is read from files, whose it is and which of theirs.
     names : frozenset of str
@@ -73,9 +72,11 @@ class TableQueries:
         pairs: Sequence[tuple[int, int]],
         conditions: Mapping[str, Snapshot] | None = None,
         tables: Mapping[str, pa.Table] | None = None,
+        units: UnitViews | None = None,
     ) -> None:
         conditions = conditions or {}
         self._snapshot, self._pairs = snapshot, pairs
+        self.views = {} if units is None else units.queries()
         self.snapshots = (snapshot, *conditions.values())
         self.loaded = {"layers": layers, "failures": snapshot.failures}
         self.loaded |= {name.lower(): table for name, table in (tables or {}).items()}
