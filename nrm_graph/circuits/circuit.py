@@ -189,10 +189,10 @@ def circuit(
     graph.graph |= facts_of(db, rows.group, weight, rows.divisor is not None)
     graph.graph |= _certainty(graph, chosen, edges, top, exact)
     choice = {
-        "target": rows.group.target,
         "where": where,
         "layers": None if layers is None else tuple(layers),
     }
+    graph.graph |= rows.group.target_facts
     graph.graph |= {name: value for name, value in choice.items() if value is not None}
     if rows.condition is not None:
         graph.graph |= {"given" if rows.nodes_of is None else "tables": rows.condition}

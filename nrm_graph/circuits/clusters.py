@@ -119,8 +119,8 @@ class Clusters(Tabular):
             "reading": self.group.bias,
             "flags": flags.group_notes(logits, (), "unit"),
         }
-        choice = {"target": self.group.target, "where": self.group.where}
-        graph.graph |= {name: value for name, value in choice.items() if value is not None}
+        graph.graph |= self.group.target_facts
+        graph.graph |= {} if self.group.where is None else {"where": self.group.where}
         return graph
 
     def _description(self) -> Description:

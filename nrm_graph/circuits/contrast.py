@@ -157,7 +157,7 @@ class Contrast(Tabular):
                 statistics = {name: row[name] for name in STATISTICS if row[name] is not None}
                 graph.nodes[node].update(statistics)
         if self.a.target is not None and self.a.target == self.b.target:
-            graph.graph["target"] = self.a.target
+            graph.graph |= self.a.target_facts
         return graph
 
     @property

@@ -75,6 +75,8 @@ class References(Tabular):
     heatmaps : tuple of ndarray of float64, (H, W), or None
         R(input neuron given the set), summed over the channels: signed, and exact.  None where
         it is undefined.
+    classes : tuple of str or None
+        Names of the outputs, where the store has them.
     """
 
     event: NeuronSet
@@ -86,6 +88,7 @@ class References(Tabular):
     table: pa.Table
     images: tuple[npt.NDArray[Any] | None, ...]
     heatmaps: tuple[npt.NDArray[np.float64] | None, ...]
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -211,7 +214,16 @@ def references(
             maps.append(heat)
     table = pa.Table.from_pylist(rows, _SCHEMA)
     return References(
-        event, by, weight, where, len(ranked), share, table, tuple(images), tuple(maps)
+        event,
+        by,
+        weight,
+        where,
+        len(ranked),
+        share,
+        table,
+        tuple(images),
+        tuple(maps),
+        db.classes,
     )
 
 

@@ -72,6 +72,7 @@ class Curves(Tabular):
     unablated: npt.NDArray[np.float64]
     values: Mapping[str, npt.NDArray[np.float64]]
     seed: int
+    target_text: str | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -177,7 +178,7 @@ class Curves(Tabular):
 
     def _description(self) -> Description:
         """Say what was done, and the areas of the logit."""
-        target = "mixed targets" if self.target is None else f"target {self.target}"
+        target = self.target_words()
         does = {"remove": "removed", "keep": "kept"}[self.mode]
         score = "logit" if np.isfinite(self._whole("logit")) else "probability"
         areas = ", ".join(
@@ -190,6 +191,12 @@ class Curves(Tabular):
             f"{len(self.keys)} held-out inputs, {self.trained} of the circuit; "
             f"area of the {score}: {areas}"
         )
+
+    def target_words(self) -> str:
+        """Target in words, with its class where that is known."""
+        if self.target is None:
+            return "mixed targets"
+        return f"target {self.target if self.target_text is None else self.target_text}"
 
     def _of(self, method: str, score: str) -> npt.NDArray[np.float64]:
         """Scores ``(draws, steps, inputs)``."""

@@ -199,6 +199,7 @@ def faithfulness(
         scorer(whole),
         values,
         seed,
+        circuit.graph.get("target_text"),
     )
 
 

@@ -65,7 +65,7 @@ def held_out(db: View, circuit: nx.DiGraph, where: str | None) -> InputGroup:
     trained_keys, target = set(circuit.graph["keys"]), circuit.graph.get("target")
     candidates = group(db, where, target=target, mixed_targets=True)
     free = np.array([key not in trained_keys for key in candidates.keys])
-    kind = "" if target is None else f" of target {db.outputs.text(target)}"
+    kind = "" if target is None else f" of target {db.outputs.text(target, db.classes)}"
     if where is not None and not free.all():
         raise InputError(
             f"{(~free).sum()} of the {len(candidates)} inputs{kind} that {where!r} chooses are "

@@ -151,6 +151,7 @@ def from_network(
     scale: str = "unit",
     memory: int = MEMORY,
     tokens: tuple[str, ...] | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> Measure:
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
@@ -174,4 +175,5 @@ def from_network(
         logit if scale == "logit" else 1.0,
         memory,
         tokens=tokens,
+        classes=classes,
     )

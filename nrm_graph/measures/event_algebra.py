@@ -60,6 +60,7 @@ class Algebra(Displayed):
     error: float = 0.0
     terms: event_passes.Terms = ((1.0, {}),)
     tokens: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def _description(self) -> Description:
@@ -82,10 +83,10 @@ class Algebra(Displayed):
         return outputs_of(self.network.program)
 
     def target_text(self) -> str:
-        """Target in words, such as ``target (4, 464)``: its place in the output."""
+        """Target in words, such as ``target 3 (cat)``: its place in the output, and its class."""
         if self.target is None:
             return "weighted outputs"
-        return f"target {self.outputs.text(self.target)}"
+        return f"target {self.outputs.text(self.target, self.classes)}"
 
     @property
     def topology(self) -> Topology:

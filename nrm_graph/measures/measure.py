@@ -48,6 +48,8 @@ class Measure(Algebra):
         Bytes that events of one batch may hold.
     tokens : tuple of str, or None
         Text of every position of the input, where it is known.
+    classes : tuple of str, or None
+        Names of the outputs, where they are known.
 
     Notes
     -----
@@ -77,7 +79,7 @@ class Measure(Algebra):
                 ("input", ", ".join(f"{info.name} {info.shape}" for info in inputs)),
                 ("target", self.target_text().removeprefix("target ")),
                 ("logit", self.logit),
-                ("predicted", self.outputs.text(self.predicted)),
+                ("predicted", self.outputs.text(self.predicted, self.classes)),
                 ("given", repr(self.condition) if given else None),
                 ("R(given)", self.condition_relevance if given else None),
                 ("its error", self.condition_error if given else None),

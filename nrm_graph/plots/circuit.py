@@ -62,7 +62,7 @@ def plot_circuit(
     graph : networkx.DiGraph
         As ``Database.circuit`` gives it.
     classes : sequence of str, optional
-        Names of the outputs; a store has them as ``db.meta["classes"]``.
+        Names of the outputs, instead of those that the store of the circuit has.
     image : ndarray, (H, W) or (H, W, 3), optional
         A picture shown below the input's neurons, such as the group's mean input.
 
@@ -265,7 +265,8 @@ def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
         text += f", target {target if len(target) <= 60 else target[:56] + ' ...'}"
     else:
         named = classes is not None and 0 <= target < len(classes)
-        text += f", target {classes[target]!r}" if classes and named else f", target {target}"
+        words = facts.get("target_text", target)
+        text += f", target {classes[target]!r}" if classes and named else f", target {words}"
     if facts.get("given") is not None:
         text += f", given {textwrap.shorten(str(facts['given']), 60, placeholder=' ...')}"
     return text + without_biases(facts.get("reading", "absorbed"))

@@ -105,9 +105,9 @@ def plot_faithfulness(curves: CurvesLike, ax: Axes | None = None, *, score: str 
     ax.set_ylabel(f"{score} of the target" + (", of the whole network's" if normalized else ""),
                   fontsize=8)  # fmt: skip
     ax.tick_params(labelsize=7)
-    target = "mixed targets" if curves.target is None else f"target {curves.target}"
     title = (
-        f"{target}: {len(set(curves.keys)):,} held-out inputs, circuit of {curves.trained:,}; "
+        f"{curves.target_words()}: {len(set(curves.keys)):,} held-out inputs, "
+        f"circuit of {curves.trained:,}; "
         f"ablated to {'zero' if curves.baseline == 'zero' else 'the mean'}"
     )
     ax.set_title(wrapped(title, width, 9.0), fontsize=9)

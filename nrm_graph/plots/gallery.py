@@ -58,7 +58,7 @@ def plot_references(
     columns : int, optional
         Inputs side by side; by default about as many as there are rows.
     classes : sequence of str, optional
-        Names of the outputs; a store has them as ``db.meta["classes"]``.
+        Names of the outputs; by default those of the store.
     limit : float, optional
         The scale of every heat map runs from -limit to limit; by default each has its own, which
         ends at its largest \|relevance\|, but for one position in 200 of a large map.
@@ -107,6 +107,7 @@ def plot_references(
         raise InputError(f"columns must be at least 1, found {columns!r}")
     columns = min(columns, len(rows))
     lines = math.ceil(len(rows) / columns)
+    classes = found.classes if classes is None else classes
     sign = "R" if found.weight == "unit" else "R \N{MULTIPLICATION SIGN} logit"
     captions = [_caption(i, row, sign, classes) for i, row in enumerate(rows)]
     below = 0.07 + _LINE * max(1 + caption.count("\n") for caption in captions)

@@ -130,6 +130,10 @@ class ReferencesLike(Protocol):
         """One row per input."""
 
     @property
+    def classes(self) -> Sequence[str] | None:
+        """Names of the outputs, where they are known."""
+
+    @property
     def images(self) -> Sequence[npt.NDArray[Any] | None]:
         """Input of each row."""
 
@@ -215,9 +219,8 @@ class CurvesLike(Protocol):
     def baseline(self) -> str:
         """What parts are ablated to."""
 
-    @property
-    def target(self) -> Any:
-        """Target of all inputs; None where they differ."""
+    def target_words(self) -> str:
+        """Target of all inputs, in words."""
 
     @property
     def keys(self) -> Sequence[str]:

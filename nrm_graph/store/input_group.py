@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.network.targets import Sought
+    from nrm_graph.network.targets import Outputs, Sought
     from nrm_graph.network.weighted_targets import Aim
     from nrm_graph.store.view import View
 
@@ -47,6 +47,10 @@ class InputGroup:
         empty where no input has any.
     bias : "absorbed" or "ignored"
         Reading of their measures, see :class:`nrm_graph.rules.composites.Composite`.
+    outputs : Outputs or None
+        What the network returns.
+    classes : tuple of str or None
+        Names of the outputs, where they are known.
     """
 
     where: str | None
@@ -57,6 +61,8 @@ class InputGroup:
     logits: npt.NDArray[np.float64]
     weighted: tuple[str | None, ...] = ()
     bias: str = "absorbed"
+    outputs: Outputs | None = None
+    classes: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -77,6 +83,19 @@ class InputGroup:
     def target(self) -> Aim | None:
         """The one target of all inputs, or the text of their weights; None where they differ."""
         return self.aims[0] if len(set(self.aims)) == 1 else None
+
+    @property
+    def target_text(self) -> str | None:
+        """The one target in words, with its class where that is known; None where they differ."""
+        if self.target is None or self.outputs is None:
+            return None
+        return self.outputs.text(self.target, self.classes)
+
+    @property
+    def target_facts(self) -> dict[str, Any]:
+        """Attributes of a graph: the one target and its text, where all inputs have it."""
+        facts = {"target": self.target, "target_text": self.target_text}
+        return {name: value for name, value in facts.items() if value is not None}
 
     def explains(self, aim: Aim) -> npt.NDArray[np.bool_]:
         """Whether a target, or the text of weights, is what is explained of each input, (N,)."""
@@ -168,6 +187,8 @@ def group(
         rows["logit"].to_numpy().astype(np.float64),
         tuple(weights) if any(weights) else (),
         db.bias,
+        db.outputs,
+        db.classes,
     )
     if target is not None:
         chosen = chosen.take(np.flatnonzero(chosen.explains(db.outputs.sought(target))))
@@ -178,7 +199,9 @@ def group(
         )
     if chosen.target is None and not mixed_targets:
         counts = Counter(chosen.aims)
-        listed = ", ".join(f"{db.outputs.text(t)} ({n:,})" for t, n in counts.most_common(10))
+        listed = ", ".join(
+            f"{db.outputs.text(t, db.classes)} ({n:,})" for t, n in counts.most_common(10)
+        )
         raise InputError(
             f"the {len(chosen):,} inputs explain {len(counts)} different targets: {listed}; choose "
             "one with target=, or pass mixed_targets=True if their mixture is what you mean"

@@ -27,7 +27,7 @@ def pair(db: View, key: str | int, target: Sought | None = None) -> int:
         identities = tuple(i for i in identities if entries[i].aim == aim)
     if len(identities) != 1:
         aims = sorted((entries[i].aim for i in db._matching(key)), key=order)
-        listed = ", ".join(map(db.outputs.text, aims))
+        listed = ", ".join(db.outputs.text(aim, db.classes) for aim in aims)
         raise InputError(
             f"input {key!r} has the targets {listed}: name one of them as target; weights such "
             "as {8: 1.0} (8=1 on the command line) explain any output"

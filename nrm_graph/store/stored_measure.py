@@ -128,7 +128,8 @@ def stored_measure(
     x = tuple(t.to(place, kind if t.is_floating_point() else None) for t in xs)
     explained = db._snapshot.entries[identity].explained if target is None else target
     with sound(db.path, caller_chose=dtype is not None or target is not None):
-        m = from_network(net, x, explained, db.units(), scale, memory, tokens_of(db, identity))
+        tokens = tokens_of(db, identity)
+        m = from_network(net, x, explained, db.units(), scale, memory, tokens, db.classes)
     compare(db, identity, m.state.output[0])
     return m
 

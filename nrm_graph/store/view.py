@@ -172,6 +172,12 @@ class View(Displayed):
         """What the network returns, which targets are places in."""
         return stored_outputs(self.meta)
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the outputs, where they are known."""
+        names = self.meta["classes"]
+        return None if names is None else tuple(names)
+
     def sql(
         self,
         query: str,
