@@ -187,7 +187,7 @@ def test_info_says_what_a_store_holds(store: Path, capsys: pytest.CaptureFixture
             assert count == f"{len(db.sql(f'FROM {name}')):,}"
         everything = [name for (name,) in db.sql("SHOW TABLES").fetchall()]
     assert sorted(re.findall(r"(\w+)(?: \(.*?\))?(?:, |$)", facts["tables"])) == everything
-    assert {*everything} - {*tables} == {"flows", "thresholds"}
+    assert {*everything} - {*tables} == {"flows", "thresholds", "units"}
     assert facts["composite"] == "epsilon_gamma (convolution Gamma, dense Epsilon)"
     assert facts["resolution"] == "neuron for 6 layers"
     assert facts["pruning"] == "none: every edge is stored"
