@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.ir.operations import register_operation
     from nrm_graph.network.tracing.trace import trace
     from nrm_graph.rules import composites
+    from nrm_graph.store.naming import name_units
     from nrm_graph.store.open_tables import join
     from nrm_graph.store.program_files import load_program, save_program
     from nrm_graph.store.write.compaction import compact
@@ -53,6 +54,7 @@ _LAZY = {
     "load_program": ("nrm_graph.store.program_files", "load_program"),
     "Measure": ("nrm_graph.measures.measure", "Measure"),
     "measure": ("nrm_graph.measures.create", "measure"),
+    "name_units": ("nrm_graph.store.naming", "name_units"),
     "save_program": ("nrm_graph.store.program_files", "save_program"),
     "trace": ("nrm_graph.network.tracing.trace", "trace"),
 }
@@ -105,6 +107,7 @@ __all__ = [
     "join",
     "load_program",
     "measure",
+    "name_units",
     "open",
     "plots",
     "register_operation",

@@ -168,7 +168,7 @@ def circuit(
         db.topology,
         nodes,
         edges.append_column("conditional", pa.nulls(len(edges), pa.float64())).take(by_size),
-        resolutions=rows.resolutions(db),
+        kinds=rows.kinds(db),
         cut=chosen.cut,
     )
     _annotate(graph, db, rows, nodes, edges)

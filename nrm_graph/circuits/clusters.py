@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nrm_graph.circuits.source import Source
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
+    from nrm_graph.network.unit_names import UnitKind
     from nrm_graph.store.view import View
 
 
@@ -68,7 +69,7 @@ class Clusters(Tabular):
     unknown: int
     nodes: tuple[pa.Table, ...] = field(repr=False)
     topology: Topology = field(repr=False)
-    resolutions: tuple[str, ...] = field(repr=False)
+    kinds: tuple[UnitKind, ...] = field(repr=False)
 
     @property
     def k(self) -> int:
@@ -103,7 +104,7 @@ class Clusters(Tabular):
         rows = self.edges.filter(np.asarray(self.edges["cluster"]) == cluster)
         graph = edge_graph(
             self.topology,
-            self.resolutions,
+            self.kinds,
             self.nodes[cluster],
             rows,
             "mean",
@@ -274,7 +275,13 @@ def clusters(
             }
         ),
         _summary(assigned, silhouettes[flowing], count),
-        _edge_table(with_names(db.topology, names), flows[flowing], standard, assigned, count),
+        _edge_table(
+            with_names(db.topology, rows.kinds(db), names),
+            flows[flowing],
+            standard,
+            assigned,
+            count,
+        ),
         pa.table(
             {
                 "k": pa.array([n for n, _ in choice], pa.int64()),
@@ -285,7 +292,7 @@ def clusters(
         unknown,
         tuple(_nodes(db, rows, names, keys, cluster, c) for c in range(count)),
         db.topology,
-        rows.resolutions(db),
+        rows.kinds(db),
     )
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.grouped_units import By
     from nrm_graph.network.targets import Sought
     from nrm_graph.network.topology import Topology
+    from nrm_graph.network.unit_names import UnitKind
     from nrm_graph.network.weighted_targets import Aim
     from nrm_graph.store.view import View
 
@@ -92,7 +93,7 @@ class Contrast(Tabular):
     unknown: int
     notes: tuple[str, ...]
     topology: Topology = field(repr=False)
-    resolutions: tuple[str, ...] = field(repr=False)
+    kinds: tuple[UnitKind, ...] = field(repr=False)
     by: Mapping[str, str] = field(default_factory=dict, repr=False)
     stores: tuple[str, ...] = ()
 
@@ -129,7 +130,7 @@ class Contrast(Tabular):
         """
         graph = edge_graph(
             self.topology,
-            self.resolutions,
+            self.kinds,
             self.nodes,
             self.table,
             "difference",
@@ -192,7 +193,8 @@ class Contrast(Tabular):
         return Description(title, lines, tuple(strongest), notes)
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
-        columns = ("src", "src_unit", "dst", "dst_unit", "difference", *STATISTICS)
+        ends = ("src", "src_unit", "src_name", "dst", "dst_unit", "dst_name")
+        columns = (*ends, "difference", *STATISTICS)
         return (table_of(self.table, columns, caption="Its edges, the largest difference first"),)
 
     def to_arrow(self) -> pa.Table:
@@ -312,7 +314,7 @@ def contrast(
     notes += differences(db, second_db, apart)
     chosen, unknown = choose_edges(both, edges, exact)
     columns, enumerated = edge_tests(both, chosen, is_paired, draws, seed, exact)
-    table = with_names(db.topology, chosen)
+    table = with_names(db.topology, rows.kinds(db), chosen)
     sizes = [len(set(g.keys)) for g in (first, second)]
     table = _with_tests(table, columns, pair_codes(chosen), adjust, "difference")
     for name, size in zip(("n_a", "n_b"), sizes, strict=True):
@@ -342,7 +344,7 @@ def contrast(
             *flagged((db, second_db), (first, second), weight),
         ),
         db.topology,
-        rows.resolutions(db),
+        rows.kinds(db),
         {} if rows.units is None else rows.units.names,
         () if other is None else (db.path.name, second_db.path.name),
     )

@@ -77,6 +77,8 @@ class References(Tabular):
         it is undefined.
     classes : tuple of str or None
         Names of the outputs, where the store has them.
+    name : str or None
+        Name that the user gave the unit which the set is.
     """
 
     event: NeuronSet
@@ -89,12 +91,19 @@ class References(Tabular):
     images: tuple[npt.NDArray[Any] | None, ...]
     heatmaps: tuple[npt.NDArray[np.float64] | None, ...]
     classes: tuple[str, ...] | None = None
+    name: str | None = None
+
+    @property
+    def event_text(self) -> str:
+        """The set as text, with the name of its unit in front, where it has one."""
+        return repr(self.event) if self.name is None else f"{self.name} ({self.event!r})"
 
     def __len__(self) -> int:
         return len(self.table)
 
     def _description(self) -> Description:
-        return Description(f"{len(self)} of {self.inputs:,} inputs by {self.by} of {self.event!r}")
+        inputs = f"{len(self)} of {self.inputs:,} inputs"
+        return Description(f"{inputs} by {self.by} of {self.event_text}")
 
     def _html_tables(self) -> tuple[HtmlTable, ...]:
         table = table_of(self.table, [n for n in self.table.column_names if n != "input_id"])
@@ -224,6 +233,7 @@ def references(
         tuple(images),
         tuple(maps),
         db.classes,
+        db.partitions[layer_id].names.get(int(units[0])) if len(units) == 1 else None,
     )
 
 

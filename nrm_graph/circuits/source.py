@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.network.grouped_units import By, GroupedUnits
+    from nrm_graph.network.unit_names import UnitKind
     from nrm_graph.network.units import Partition
     from nrm_graph.store.input_group import InputGroup
     from nrm_graph.store.read.conditions import Condition
@@ -106,10 +107,10 @@ class Source:
             return [(group.dst, group.src) for group in db.topology.groups]
         return list(itertools.combinations(self.nodes_of.ids, 2))
 
-    def resolutions(self, db: View) -> tuple[str, ...]:
+    def kinds(self, db: View) -> tuple[UnitKind, ...]:
         """Return what the units of every layer are."""
-        usual = tuple(part.resolution for part in self.partitions(db))
-        return usual if self.nodes_of is None else self.nodes_of.resolutions(usual)
+        usual = tuple(part.kind for part in self.partitions(db))
+        return usual if self.nodes_of is None else self.nodes_of.kinds(usual)
 
     def partitions(self, db: View) -> tuple[Partition, ...]:
         """Return the units of every layer, but for nodes of reduced tables."""

@@ -223,7 +223,7 @@ def stability(
     again = means[1 + 2 * splits :][:, circuit]
     times = np.bincount(np.concatenate(tops[1 + 2 * splits :]), minlength=means.shape[1])
     low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    table = with_names(db.topology, edges.take(pa.array(circuit)))
+    table = with_names(db.topology, rows.kinds(db), edges.take(pa.array(circuit)))
     for name, column in (
         ("mean", means[0, circuit]),
         ("low", low),

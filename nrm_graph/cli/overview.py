@@ -47,6 +47,7 @@ SHARED = {
 SHOWN = 8
 """Labels, and keys, that are named."""
 
+_NAMES = 20  # of a layer that are listed
 _PLAIN = re.compile(r"[\w@]+(\.[\w@]+)*")
 
 
@@ -142,6 +143,16 @@ def flagged(db: Database) -> str:
     return counts
 
 
+def names(db: Database) -> list[str]:
+    """Return the user's names of units, by layer."""
+    return [
+        f"{db.topology.layers[layer_id].name}: "
+        + ", ".join(f"{unit} {name}" for unit, name in list(named.items())[:_NAMES])
+        + (f" and {len(named) - _NAMES:,} more" if len(named) > _NAMES else "")
+        for layer_id, named in db._names.items()
+    ]
+
+
 def layers(db: Database) -> pa.Table:
     """Return the table of layers with the other names that expressions accept."""
     rows = [
@@ -186,8 +197,16 @@ def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
 
 
 def circuit_edges(graph: nx.DiGraph) -> pa.Table:
-    """Return the edges of a circuit as a table, the strongest first."""
+    """Return the edges of a circuit as a table, the strongest first.
+
+    Where a unit was named by the user, the ends' names follow as ``dst_name`` and ``src_name``.
+    """
     _, edges = to_arrow(graph)
+    if any("own_name" in data for _, data in graph.nodes(data=True)):
+        for end in ("dst", "src"):
+            ends = zip(*(edges[f"{end}_{w}"].to_pylist() for w in ("layer", "unit")), strict=True)
+            names = [graph.nodes[node].get("name") for node in ends]
+            edges = edges.append_column(f"{end}_name", pa.array(names, pa.string()))
     size = np.abs(edges["relevance"].to_numpy())
     return edges.take(np.argsort(-size, kind="stable")).replace_schema_metadata(None)
 
@@ -258,8 +277,9 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
 
 def _unit_name(m: Measure, name: str, unit: int, by: str) -> str:
     layer = m.topology.layer(name)
-    how = m.partitions[layer.layer_id].resolution if by == "unit" else by
-    return unit_name(layer, how, unit, m.tokens)
+    part = m.partitions[layer.layer_id]
+    how = part.resolution if by == "unit" else by
+    return unit_name(layer, how, unit, m.tokens, part.names if how == part.resolution else None)
 
 
 def _short(text: str) -> str:

@@ -25,6 +25,7 @@ COMMANDS = (
     many_inputs.contrast,
     examples.concepts,
     examples.references,
+    store.name,
     store.compact,
     store.delete,
     store.drop,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from nrm_graph.network.topology import LayerInfo, Topology
+    from nrm_graph.network.unit_names import UnitKind
 
 ENDS = ("dst_layer", "dst_unit", "src_layer", "src_unit")
 """Columns of a table of edges that say what each joins."""
@@ -32,7 +33,7 @@ def subgraph(
     edges: pa.Table,
     top: int = 200,
     scale: float = 1.0,
-    resolutions: Sequence[str] | None = None,
+    kinds: Sequence[UnitKind] | None = None,
     tokens: Sequence[str] | None = None,
     *,
     connected: bool = True,
@@ -49,7 +50,7 @@ def subgraph(
         Number of edges that are kept, at most.
     scale : float
         Multiplies every relevance.
-    resolutions : sequence of str, optional
+    kinds : sequence of UnitKind, optional
         What the units of every layer are, by ``layer_id``; with them a neuron knows its place.
     tokens : sequence of str, optional
         Text of every position of the input.
@@ -64,8 +65,9 @@ def subgraph(
     networkx.DiGraph
         Nodes are (layer name, unit) with ``layer``, ``unit``, ``relevance``, ``activation``,
         ``depth`` and, for a neuron of a layer with several axes, ``position`` (its index in
-        the layer, ``"3, 10, 4"``); with resolutions ``name`` (``"head 3"``, ``"channel 12"``), and
-        with tokens ``token``, the text of the position it belongs to; edges point from src
+        the layer, ``"3, 10, 4"``); with kinds ``name`` (``"head 3"``, or ``"eyes (channel 12)"``
+        where you named it, with ``own_name``, ``"eyes"``), and with tokens ``token``, the text of
+        the position it belongs to; edges point from src
         (nearer the input) to dst, with ``relevance``, where both ends are neurons ``conditional``,
         and of a skip connection ``steps_over``, the names of the layers between.
 
@@ -93,7 +95,7 @@ def subgraph(
         choice = connected_edges(ends, ((g.dst, g.src) for g in topology.groups), top)
         chosen, cut = choice.places, choice.cut
         facts |= {"connected": True, "share_strongest": share(strongest)}
-    graph = graph_of(topology, nodes, edges.take(chosen), scale, resolutions, tokens, cut)
+    graph = graph_of(topology, nodes, edges.take(chosen), scale, kinds, tokens, cut)
     graph.graph |= {"share": share(chosen), **facts}
     return graph
 
@@ -103,7 +105,7 @@ def graph_of(
     nodes: pa.Table,
     edges: pa.Table,
     scale: float = 1.0,
-    resolutions: Sequence[str] | None = None,
+    kinds: Sequence[UnitKind] | None = None,
     tokens: Sequence[str] | None = None,
     cut: Collection[tuple[int, int]] = (),
 ) -> nx.DiGraph:
@@ -127,8 +129,8 @@ def graph_of(
         key = (layer.name, unit)
         if key not in graph:
             relevance, activation = of_node.get((layer_id, unit), (0.0, None))
-            resolution = None if resolutions is None else resolutions[layer_id]
-            position = _position(layer, resolution, unit)
+            kind = None if kinds is None else kinds[layer_id]
+            position = _position(layer, kind, unit)
             if position:
                 graph.graph["shapes"][layer.name] = layer.shape
             graph.add_node(
@@ -139,7 +141,7 @@ def graph_of(
                 depth=layer.depth,
                 **({} if activation is None else {"activation": float(activation)}),
                 **position,
-                **_names(layer, resolution, unit, tokens),
+                **_names(layer, kind, unit, tokens),
                 **({"cut": True} if (layer_id, unit) in cut else {}),
             )
         return key
@@ -168,22 +170,25 @@ def absorbed_in(topology: Topology, nodes: pa.Table, scale: float = 1.0) -> dict
     return {topology.layers[i].name: float(sums[i]) for i in np.unique(layers)}
 
 
-def _position(layer: LayerInfo, resolution: str | None, unit: int) -> dict[str, str]:
+def _position(layer: LayerInfo, kind: UnitKind | None, unit: int) -> dict[str, str]:
     """Index of a neuron in a layer with several axes; nothing for another unit."""
-    if resolution != "neuron" or unit < 0 or len(layer.shape) < 2:
+    if kind is None or kind.resolution != "neuron" or unit < 0 or len(layer.shape) < 2:
         return {}
     index = np.unravel_index(unit, layer.shape)
     return {"position": ", ".join(str(int(i)) for i in index)}
 
 
 def _names(
-    layer: LayerInfo, resolution: str | None, unit: int, tokens: Sequence[str] | None
+    layer: LayerInfo, kind: UnitKind | None, unit: int, tokens: Sequence[str] | None
 ) -> dict[str, str | int]:
     """Name of a unit in words, and the token that it belongs to."""
-    if resolution is None:
+    if kind is None:
         return {}
-    names: dict[str, str | int] = {"name": unit_names.unit_name(layer, resolution, unit, tokens)}
+    name = unit_names.unit_name(layer, kind.resolution, unit, tokens, kind.names)
+    names: dict[str, str | int] = {"name": name}
+    if unit in kind.names:
+        names["own_name"] = kind.names[unit]
     if tokens is None:
         return names
-    place = unit_names.token_index(layer, resolution, unit, len(tokens))
+    place = unit_names.token_index(layer, kind.resolution, unit, len(tokens))
     return names if place is None else names | {"token": tokens[place], "token_index": place}

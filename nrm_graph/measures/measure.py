@@ -108,7 +108,7 @@ class Measure(Algebra):
 
         measure = edge_tables.in_units(self, by)
         nodes, edges = edge_tables.tables(measure)
-        kinds = [part.resolution for part in measure.partitions]
+        kinds = [part.kind for part in measure.partitions]
         graph = subgraph(
             self.topology,
             nodes,
@@ -123,7 +123,9 @@ class Measure(Algebra):
         if by is not None:
             changed = zip(self.topology.layers, kinds, self.partitions, strict=True)
             graph.graph["by"] = {
-                layer.name: kind for layer, kind, part in changed if kind != part.resolution
+                layer.name: kind.resolution
+                for layer, kind, part in changed
+                if kind.resolution != part.resolution
             }
         return graph
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from nrm_graph.network.topology import Topology
+    from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.network.units import Partition, Resolution
 
     By = str | Mapping[str, Resolution]
@@ -73,10 +73,15 @@ def asked_units(
         If the units are unknown, or no layer has such.
     """
     units = list(partitions)
+
+    def divide(layer: LayerInfo, asked: Resolution) -> None:
+        held = units[layer.layer_id]
+        if not isinstance(asked, str) or asked != held.resolution:
+            units[layer.layer_id] = partition(layer, asked)
+
     if isinstance(by, Mapping):
         for name, asked in by.items():
-            layer = topology.layer(name)
-            units[layer.layer_id] = partition(layer, asked)
+            divide(topology.layer(name), asked)
         return tuple(units)
     if not isinstance(by, str) or by not in RESOLUTIONS:
         raise InputError(
@@ -86,7 +91,7 @@ def asked_units(
     kind = "feature" if by == "token" else by
     for layer, usual in zip(topology.layers, automatic(topology), strict=True):
         if by == "neuron" or (usual == kind and len(layer.shape) > 1):
-            units[layer.layer_id] = partition(layer, by)
+            divide(layer, by)
     if by != "neuron" and kind not in automatic(topology):
         raise InputError(
             f"by={by!r}: no layer of the network has such units; expected a mapping of layer name "
@@ -117,9 +122,9 @@ def grouped_units(
     """
     if by is None:
         return None
-    asked = asked_units(topology, partitions, by)
+    asked = list(asked_units(topology, partitions, by))
     into, names = {}, {}
-    for layer, held, wanted in zip(topology.layers, partitions, asked, strict=True):
+    for layer, held, wanted in zip(topology.layers, partitions, asked.copy(), strict=True):
         if held.resolution == wanted.resolution != "custom":
             continue
         becomes = np.zeros(held.n_units, np.int32)
@@ -132,4 +137,6 @@ def grouped_units(
             )
         if not np.array_equal(becomes, np.arange(held.n_units)):
             into[layer.layer_id], names[layer.name] = becomes, wanted.resolution
-    return GroupedUnits(asked, into, names) if into else None
+        else:
+            asked[layer.layer_id] = replace(wanted, names=held.names)
+    return GroupedUnits(tuple(asked), into, names) if into else None

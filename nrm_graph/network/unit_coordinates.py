@@ -10,8 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nrm_graph.network.topology import PSEUDO_UNITS
+
 if TYPE_CHECKING:
     from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.network.unit_names import UnitKind
 
 COORDINATES = ("channel", "row", "column", "token", "head", "feature")
 
@@ -89,6 +92,14 @@ def spelling(layer: LayerInfo, resolution: str) -> Spelling:
     before = {"feature": "..., ", "head": ":, " * first}.get(resolution, "") if shape else ""
     indices = tuple(_stride(shape[i : i + 1], shape[i + 1 : end]) for i in range(first, end))
     return Spelling(f"[{before if indices else ':' * bool(shape)}", indices, "]")
+
+
+def written(layer: LayerInfo, kind: UnitKind, unit: int) -> str:
+    """Write a unit as SQL writes ends of ``flows``: ``eyes (conv[12])``, ``conv bias``."""
+    if unit < 0:
+        return f"{layer.name} {PSEUDO_UNITS[unit]}"
+    text = layer.name + spelling(layer, kind.resolution).text(unit)
+    return f"{kind.names[unit]} ({text})" if unit in kind.names else text
 
 
 def _told(layer: LayerInfo, resolution: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,9 +10,24 @@ import numpy as np
 from nrm_graph.network.topology import ENDS, PSEUDO_UNITS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from nrm_graph.network.topology import LayerInfo, Topology
+
+
+@dataclass(frozen=True)
+class UnitKind:
+    """What the units of a layer are, and the names that the user gave some."""
+
+    resolution: str
+    names: Mapping[int, str] = field(default_factory=dict)
+
+
+def watched_kind(usual: UnitKind, resolution: str) -> UnitKind:
+    """Kind of a watched layer's nodes; they have names where they are the usual units."""
+    same = resolution == usual.resolution != "custom"
+    return usual if same else UnitKind(resolution)
+
 
 _CHANNELS_FIRST = ("convolution", "batch_norm", "group_norm", "instance_norm")
 
@@ -58,9 +74,13 @@ def token_of(
 
 
 def unit_name(
-    layer: LayerInfo, resolution: str, unit: int, tokens: Sequence[str] | None = None
+    layer: LayerInfo,
+    resolution: str,
+    unit: int,
+    tokens: Sequence[str] | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> str:
-    """Name a unit in words.
+    """Name a unit in words, with the user's own name in front.
 
     Parameters
     ----------
@@ -72,6 +92,8 @@ def unit_name(
         Its number.
     tokens : sequence of str, optional
         Text of every token of the input.
+    names : mapping of int to str, optional
+        The user's own names.
 
     Examples
     --------
@@ -91,4 +113,5 @@ def unit_name(
         if len(axes) > 1 and not whole:
             number = ", ".join(str(int(i)) for i in np.unravel_index(unit, axes))
     token = token_of(layer, resolution, unit, tokens)
-    return f"{name} {number}" + ("" if token is None else f" {token!r}")
+    words = f"{name} {number}" + ("" if token is None else f" {token!r}")
+    return f"{names[unit]} ({words})" if names and unit in names else words

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nrm_graph.errors import InputError
+from nrm_graph.network.unit_names import UnitKind
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,11 +43,19 @@ class Partition:
         the others without memory of its own (see :func:`compact`).
     n_units : int
         Number of units.
+    names : mapping of int to str
+        The user's own names of units.
     """
 
     resolution: str
     labels: npt.NDArray[np.int32]
     n_units: int
+    names: Mapping[int, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def kind(self) -> UnitKind:
+        """What the units are, and their names."""
+        return UnitKind(self.resolution, self.names)
 
     @property
     def single(self) -> bool:

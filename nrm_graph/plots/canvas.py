@@ -25,7 +25,7 @@ from nrm_graph.plots.common import (
     size_in_points,
     wrapped,
 )
-from nrm_graph.plots.token_strip import drawable
+from nrm_graph.plots.token_strip import drawable, drawn_words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -165,7 +165,8 @@ class Canvas:
                 token = token_of(column.layer, resolution, unit, m.tokens)
                 if token is not None:
                     name = f"{drawable(token)} {name}"
-                self._text(x, y, name, value, lift)
+                own = m.partitions[column.layer.layer_id].names.get(unit)
+                self._text(x, y, name if own is None else drawn_words(own), value, lift)
             if column.more:
                 area = self.size(column.rest)
                 self.ax.scatter(

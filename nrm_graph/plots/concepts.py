@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
 from nrm_graph.plots.common import TEXT, new_figure, percent, wrapped
-from nrm_graph.plots.gallery import draw_example, drawn_words
+from nrm_graph.plots.gallery import draw_example
+from nrm_graph.plots.token_strip import drawn_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

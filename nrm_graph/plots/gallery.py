@@ -23,7 +23,7 @@ from nrm_graph.plots.common import (
     thin_frame,
     wrapped,
 )
-from nrm_graph.plots.token_strip import drawable
+from nrm_graph.plots.token_strip import drawn_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -234,11 +234,6 @@ def _caption(i: int, row: dict[str, Any], sign: str, classes: Sequence[str] | No
     return "\n".join(lines)
 
 
-def drawn_words(text: str) -> str:
-    """Text of strangers, word by word."""
-    return " ".join(drawable(word) for word in text.split(" "))
-
-
 def _short(text: str, letters: int) -> str:
     text = drawn_words(text)
     return text if len(text) <= letters else text[: letters - 1] + "\N{HORIZONTAL ELLIPSIS}"
@@ -252,7 +247,7 @@ def _title(references: ReferencesLike, limit: float | None) -> str:
     if references.where is not None:
         chosen += f" where {textwrap.shorten(references.where, 60, placeholder=' ...')}"
     scale = "each on its own scale" if limit is None else f"from {-limit:g} to {limit:g}"
-    event = textwrap.shorten(repr(references.event), 80, placeholder=" ...")
+    event = textwrap.shorten(references.event_text, 80, placeholder=" ...")
     assert references.share is not None  # checked
     return (
         f"Inputs with the largest {ranked} of {event}, {chosen}\n"

@@ -106,6 +106,10 @@ class ReferencesLike(Protocol):
         """The set."""
 
     @property
+    def event_text(self) -> str:
+        """The set as text, with its own name."""
+
+    @property
     def by(self) -> str:
         """What they are ranked by."""
 

@@ -29,6 +29,11 @@ def drawable(text: str) -> str:
     return "".join(c if _known(c) else "\N{WHITE SQUARE}" for c in plain)
 
 
+def drawn_words(text: str) -> str:
+    """Text of strangers, word by word."""
+    return " ".join(drawable(word) for word in text.split(" "))
+
+
 @lru_cache(maxsize=4096)
 def _known(letter: str) -> bool:
     font: Any = fonts.get_font(fonts.findfont(fonts.FontProperties()))

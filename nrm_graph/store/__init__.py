@@ -13,11 +13,12 @@ A store is a folder::
         condition.json             the event, or what is watched; its presence makes the condition
         nodes-<hash>.safetensors   of reduced tables: the node of every watched neuron
         shards/                    as above
+    names/<layer_id>.json          OPTIONAL: names that the user gave units of a layer
 
 The words MUST, MUST NOT, SHOULD and MAY below are used as in RFC 2119.
 
-**Folder.** A store MUST be a local folder.  Each of its files beside ``shards`` MUST be created
-exclusively and never changed, ``store.json`` last; a folder without it is not a store.  It MUST
+**Folder.** A store MUST be a local folder.  Each of its files beside ``shards`` and ``names`` MUST
+be created exclusively and never changed, ``store.json`` last; a folder without it is not a store.  It MUST
 hold ``format_version`` (2 where ``max_edges`` is a number or ``named`` is there, 1 everywhere
 else), ``program_hash``, ``composite``, ``layers``, ``groups`` (each: dst layer, src layer, dense
 edges), ``coverage`` (over 0, at most 1), ``top`` and ``mantissa_bits`` (null for none), ``classes``
@@ -81,6 +82,13 @@ while they read.  Writers SHOULD hold a shared lock of each data file until its 
 place: old files without manifest and lock MAY be deleted.  On a disk that machines share, these
 locks MUST hold between them (else nobody may write while another compacts or deletes), and ages
 SHOULD be told by the clock that dates the files.
+
+**Names.** A file of ``names`` MUST be a JSON object of exactly ``format_version`` (1), ``layer``
+(the name of the layer whose ``layer_id`` the file bears) and ``names``: by the unit's number in
+decimal digits, below ``n_units``, text of 1 to 100 characters on one line without control
+characters.  It is no part of what a store is known by: it MAY be replaced at any time, and MUST be by renaming a synced
+file, so that readers see one or the other.  Of several writers the last one's file stays.  Readers
+MUST ignore other files there, and tables MUST NOT depend on names.
 
 **Seal.** ``store.json`` and manifests MAY hold ``seal``: the SHA-256 of the object without it, as
 JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Readers MAY check it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -130,6 +131,7 @@ def stored_measure(
     with sound(db.path, caller_chose=dtype is not None or target is not None):
         tokens = tokens_of(db, identity)
         m = from_network(net, x, explained, db.units(), scale, memory, tokens, db.classes)
+        m = replace(m, partitions=db.partitions)  # with the user's names
     compare(db, identity, m.state.output[0])
     return m
 

@@ -88,7 +88,7 @@ def subgraph(
         nodes,
         edges,
         top,
-        resolutions=[part.resolution for part in (units.partitions if units else db.partitions)],
+        kinds=[part.kind for part in (units.partitions if units else db.partitions)],
         connected=connected,
     )
     logit = float(db._snapshot.facts(identity)["logit"])

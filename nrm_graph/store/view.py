@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +13,7 @@ from nrm_graph.html_tables import Description, Displayed, HtmlTable, pairs_of, t
 from nrm_graph.network.targets import stored_outputs
 from nrm_graph.network.topology import EdgeGroup, Topology
 from nrm_graph.network.units import resolve
-from nrm_graph.store.format import settings
+from nrm_graph.store.format import settings, unit_names
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.format.schema import LAYERS
 from nrm_graph.store.format.words import no_such_input
@@ -108,6 +109,8 @@ class View(Displayed):
     def _see(self, snapshot: Snapshot) -> None:
         """Answer from a snapshot and the conditions that are committed now."""
         conditions = read_conditions(self.path, self.meta, snapshot.entries)
+        self._names = unit_names.read(self.path, self.meta)
+        vars(self).pop("partitions", None)
         self._snapshot = snapshot
         self._conditions: dict[str, Condition] = conditions
         self._limits = {}
@@ -248,7 +251,7 @@ class View(Displayed):
                 for name, condition in conditions
                 if condition.nodes is not None
             },
-            UnitViews(self.topology, self.resolutions, {}),
+            UnitViews(self.topology, self.resolutions, self._names),
         )
 
     def cancel(self) -> None:
@@ -285,8 +288,9 @@ class View(Displayed):
 
     @cached_property
     def partitions(self) -> tuple[Partition, ...]:
-        """Units of every layer, by ``layer_id``."""
-        return resolve(self.topology, self.units())
+        """Units of every layer, by ``layer_id``, with the user's names."""
+        parts = resolve(self.topology, self.units())
+        return tuple(replace(part, names=self._names.get(i, {})) for i, part in enumerate(parts))
 
     def units(self) -> dict[str, Any]:
         """Resolution of every layer: a name, or the user's own partition."""

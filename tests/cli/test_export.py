@@ -145,9 +145,7 @@ def test_positions_only_for_neurons() -> None:
     x = torch.rand(1, 2, 4, 4)
     for resolution, expected in (("neuron", True), ({"input": "channel", "0": "channel"}, False)):
         m = ng.measure(network, x, target=0, composite="epsilon", resolution=resolution)
-        graph = subgraph(
-            m.topology, *m.tables(), top=10_000, resolutions=[p.resolution for p in m.partitions]
-        )
+        graph = subgraph(m.topology, *m.tables(), top=10_000, kinds=[p.kind for p in m.partitions])
         placed = {node for node, data in graph.nodes(data=True) if "position" in data}
         assert placed == {n for n in graph if expected and n[1] >= 0 and n[0] != "3"}
         for name, unit in placed:

@@ -39,7 +39,10 @@ def info(store: str, form: str | None, output: str | None) -> None:
             conditions = overview.conditions(db)
             for line in conditions:
                 print(one_line(f"condition: {line}"))
-            if conditions:
+            names = overview.names(db)
+            for line in names:
+                print(one_line(f"named: {line}"))
+            if conditions or names:
                 print()
             failures = db.sql("SELECT key, error FROM failures ORDER BY key").fetchall()
             for key, error in failures[:SHOWN_FAILURES]:
@@ -77,6 +80,24 @@ def sql(
     with database.open(store) as db:
         rows = db.sql(query, timeout=timeout).to_arrow_table()
         write_table(rows, form, output)
+
+
+@command("nrm-graph name relevance.nrm features.28 99 eyes")
+@store
+@click.argument("layer")
+@click.argument("unit", type=int)
+@click.argument("name", required=False, default="")
+def name(store: str, layer: str, unit: int, name: str) -> None:
+    """Name a unit of a layer by its number; without NAME its name is taken away.
+
+    Graphs, pictures and tables show names, and SQL has them in the table units.
+    """
+    from nrm_graph.store.format.words import counted
+    from nrm_graph.store.naming import name_units
+
+    after = name_units(store, layer, {unit: name})
+    now = f"is {after[unit]!r}" if unit in after else "has no name"
+    print(one_line(f"{layer}, unit {unit} {now}; the layer has {counted(len(after), 'name')}"))
 
 
 @command("nrm-graph compact relevance.nrm --older-than 3600")

@@ -22,6 +22,7 @@ from nrm_graph.measures.reduced.steps import direct_steps, passes
 from nrm_graph.measures.reduced.tables import Tables, tables, with_ends
 from nrm_graph.measures.reduced.unit_maps import unit_maps
 from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS, EdgeGroup
+from nrm_graph.network.unit_names import watched_kind
 from nrm_graph.progress import Progress
 from nrm_graph.tables.unit_sums import activations
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from nrm_graph.measures.reduced.steps import Steps
     from nrm_graph.measures.results import Paths
     from nrm_graph.network.topology import Topology
+    from nrm_graph.network.unit_names import UnitKind
     from nrm_graph.propagation.state import State
 
 PAIR = ("dst_layer", "src_layer")
@@ -89,11 +91,11 @@ class Reduced(Tabular):
         return self.measure.topology
 
     @property
-    def resolutions(self) -> tuple[str, ...]:
+    def kinds(self) -> tuple[UnitKind, ...]:
         """What the units of every layer are."""
-        kinds = [part.resolution for part in self.measure.partitions]
+        kinds = [part.kind for part in self.measure.partitions]
         for layer in self.watched:
-            kinds[layer.layer_id] = layer.resolution
+            kinds[layer.layer_id] = watched_kind(kinds[layer.layer_id], layer.resolution)
         return tuple(kinds)
 
     def _description(self) -> Description:
@@ -140,7 +142,7 @@ class Reduced(Tabular):
             with_ends(self.nodes, self.ends),
             rows,
             max(len(rows), 1) if top is None else top,
-            resolutions=self.resolutions,
+            kinds=self.kinds,
             tokens=self.measure.tokens,
             connected=top is not None,
         )

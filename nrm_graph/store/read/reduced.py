@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import pyarrow as pa
 from msgspec import Meta, Struct, to_builtins
 
+from nrm_graph.network.unit_names import watched_kind
 from nrm_graph.store.format.json_file import Sha256, Text
 from nrm_graph.store.format.recorded_nodes import (
     FileRecord,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.network.unit_names import UnitKind
 
 VERSION = 2
 """Of ``condition.json`` of reduced tables, which a reader of version 1 alone has no form for."""
@@ -114,11 +116,11 @@ class RecordedNodes:
         """
         return read_nodes(self.folder, self.layers, self.file, self.infos)
 
-    def resolutions(self, usual: Sequence[str]) -> tuple[str, ...]:
+    def kinds(self, usual: Sequence[UnitKind]) -> tuple[UnitKind, ...]:
         """Return what the units of every layer are: of watched layers, those of the nodes."""
         kinds = list(usual)
         for layer in self.layers:
-            kinds[layer.layer_id] = layer.resolution
+            kinds[layer.layer_id] = watched_kind(kinds[layer.layer_id], layer.resolution)
         return tuple(kinds)
 
     def table(self) -> pa.Table:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.errors import StoreError
-from nrm_graph.store.format import settings
+from nrm_graph.store.format import settings, unit_names
 from nrm_graph.store.format.files import file_size, parse_object, read_limited, seal, sha256_of
 from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES, decode, is_name
 from nrm_graph.store.format.schema import content_hash
@@ -46,8 +46,13 @@ def check_settings(path: Path, findings: Findings) -> dict[str, Any] | None:
             "expected pruned to list [dst, src, coverage, top] of groups", file="store.json"
         )
         meta.pop("pruned")
-    expected = {"store.json", "shards", conditions.FOLDER, *meta["files"]}
+    expected = {"store.json", "shards", conditions.FOLDER, unit_names.FOLDER, *meta["files"]}
     note_left_over([file for file in path.iterdir() if file.name not in expected], findings)
+    try:
+        unit_names.read(path, meta)
+        note_left_over(unit_names.left_over(path), findings)
+    except StoreError as error:
+        findings.error(str(error), file=unit_names.FOLDER)
     return meta
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nrm_graph.errors import InputError, StoreError
 from nrm_graph.progress import Progress
 from nrm_graph.signals import ending_in_order
-from nrm_graph.store.format import settings
+from nrm_graph.store.format import settings, unit_names
 from nrm_graph.store.format.files import alone, local_path, remove_abandoned, sync_folder
 from nrm_graph.store.format.listing import listed
 from nrm_graph.store.format.manifest import MAX_MANIFEST_BYTES
@@ -341,7 +341,8 @@ def _swept(folder: Path, older_than: float) -> Iterator[int]:
             for file in sorted(folder.iterdir())
             if _SINGLE.fullmatch(file.name)
         ]
-        unfinished += [(file, unlocked, None) for file in _unnamed_labels(folder)]
+        further = (*_unnamed_labels(folder), *unit_names.unfinished(folder))
+        unfinished += [(file, unlocked, None) for file in further]
         for file, least_age, shard in unfinished:
             if _age(file, now) >= least_age:
                 size = remove_abandoned(file, None if shard is None else shards / f"{shard}.json")
