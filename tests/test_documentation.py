@@ -203,7 +203,12 @@ def test_python_names_and_keywords_exist(page):
 
 
 RUN = [
-    pytest.param(page, code, id=f"{page.stem}-{number}")
+    pytest.param(
+        page,
+        code,
+        id=f"{page.stem}-{number}",
+        marks=[pytest.mark.slow] if page.stem == "reduced-graphs" else [],  # a ResNet, seconds
+    )
     for page in DOCS
     for number, (mark, code) in enumerate(blocks(page, "python"))
     if mark is None

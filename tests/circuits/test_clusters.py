@@ -64,7 +64,7 @@ def planted(path, seed, count, keys=64, targets=1):
     return path, pattern
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 2), (2, 3)])
+@pytest.mark.parametrize(("seed", "count"), [pytest.param(0, 2, marks=pytest.mark.slow), (2, 3)])
 def test_planted_strategies_are_recovered(tmp_path, seed, count):
     path, pattern = planted(tmp_path / "s.nrm", seed, count)
     with ng.open(path) as db:
@@ -81,7 +81,7 @@ def test_planted_strategies_are_recovered(tmp_path, seed, count):
     assert "that of structureless data up to" in text
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_strategy_is_one_cluster(tmp_path, seed):
     path, _ = planted(tmp_path / "s.nrm", 10 + seed, 1)
     with ng.open(path) as db:

@@ -271,17 +271,22 @@ def process(command: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def seldom(*case: object) -> object:
+    """One of a kind of which another runs every time: a process takes as long as it starts."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("command", "env", "code", "out", "err"),
     [
         ("nrm info /nothing", {}, 6, "", "nrm-graph: there is no store at /nothing"),
-        ("nrm info", {}, 2, "", "Usage: nrm-graph info"),
+        seldom("nrm info", {}, 2, "", "Usage: nrm-graph info"),
         ("nrm --help | head -n 1", {}, 0, "Usage: nrm-graph", ""),
         ("nrm --help > /dev/full", {}, 1, "", "cannot write the output: No space left"),
         ("nrm --help >&-", {}, 0, "", ""),
         ("nrm info 2>&-", {}, 2, "", ""),
         ("nrm é", {"PYTHONIOENCODING": "ascii"}, 2, "", r"No such command '\xe9'"),
-        ("nrm info '{store}' | head -n 1", {}, 0, "inputs", ""),
+        seldom("nrm info '{store}' | head -n 1", {}, 0, "inputs", ""),
         (
             "nrm sql '{store}' 'SELECT * FROM range(3000000)' --format csv | head -n 1",
             {},
@@ -289,9 +294,13 @@ def process(command: str, **env: str) -> subprocess.CompletedProcess[str]:
             "",
             "",
         ),
-        ("nrm info '{store}' > /dev/full", {}, 1, "", "cannot write the output: No space left"),
-        ("nrm info '{store}' >&-", {}, 0, "", ""),
-        ("nrm sql '{store}' \"SELECT 'é漢' AS x\"", {"PYTHONIOENCODING": "utf-8"}, 0, "é漢", ""),
+        seldom(
+            "nrm info '{store}' > /dev/full", {}, 1, "", "cannot write the output: No space left"
+        ),
+        seldom("nrm info '{store}' >&-", {}, 0, "", ""),
+        seldom(
+            "nrm sql '{store}' \"SELECT 'é漢' AS x\"", {"PYTHONIOENCODING": "utf-8"}, 0, "é漢", ""
+        ),
         (
             "nrm sql '{store}' \"SELECT 'é漢' AS x\"",
             {"PYTHONIOENCODING": "ascii"},
@@ -299,8 +308,8 @@ def process(command: str, **env: str) -> subprocess.CompletedProcess[str]:
             r"\xe9\u",
             "",
         ),
-        ("nrm info '{store}/é漢'", {"PYTHONIOENCODING": "ascii"}, 6, "", r"/\xe9\u6f22"),
-        ("nrm sql '{store}' $'SELECT \\'\\xff\\''", {}, 7, "", "cannot be parsed"),
+        seldom("nrm info '{store}/é漢'", {"PYTHONIOENCODING": "ascii"}, 6, "", r"/\xe9\u6f22"),
+        seldom("nrm sql '{store}' $'SELECT \\'\\xff\\''", {}, 7, "", "cannot be parsed"),
     ],
 )
 def test_a_process(

@@ -19,6 +19,8 @@ from nrm_graph.measures.reduced.nodes import watched_layers
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("remembered_traces")
+
 # Rounding of float64 through up to a few hundred layers with sums of some thousand terms,
 # relative to the largest sum of |R| of a layer.
 TOLERANCE = 1e-10

@@ -298,7 +298,7 @@ def test_unit_paths_of_all_cuts_by_default(case):
     check_units(found, w, enumerated(w, layers, labels, w.value, w.value != 0), 5, w.variation())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.sampled_from(UNITS), st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12))
 def test_unit_paths_of_any_layers_partitions_and_beams(pair, seed, k, beam):
     w, m = walks(*pair), measure(*pair)

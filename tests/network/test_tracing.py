@@ -167,12 +167,8 @@ def exact():
 
 def layers_of(name):
     """Layers of one of the networks by their names in it, in order."""
-    found, start = layout(exact()[2]).topology, f"parts.{name}."
-    return {
-        layer.name.removeprefix(start): layer
-        for layer in found.layers
-        if layer.name.startswith(start)
-    }
+    start, found = f"parts.{name}.", layout(exact()[2]).topology.layers
+    return {x.name.removeprefix(start): x for x in found if x.name.startswith(start)}
 
 
 def test_networks_side_by_side_answer_and_come_back():

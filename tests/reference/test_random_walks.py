@@ -71,7 +71,7 @@ def check_tables(data, case: Case) -> None:
             close(above, relevance, scale)
 
 
-CHECKS = {"event": (check_event, 60), "algebra": (check_algebra, 40), "tables": (check_tables, 30)}
+CHECKS = {"event": (check_event, 35), "algebra": (check_algebra, 25), "tables": (check_tables, 20)}
 
 
 @pytest.mark.parametrize("name", CHECKS)

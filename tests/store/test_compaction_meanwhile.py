@@ -47,7 +47,7 @@ def counts(db):
     return inputs, nodes, edges
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=SLOW)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(100, marks=SLOW)])
 def test_a_hundred_compactions_with_readers(path, rounds):
     """A reader of before, one that opens anew, one that refreshes: counts are those expected."""
     write(path, [record(n) for n in range(3)], shard_inputs=1)
@@ -160,7 +160,7 @@ def state(path):
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize(
     ("fault", "every"),
-    [("full", 5), pytest.param("full", 1, marks=SLOW), pytest.param("kill", 1, marks=SLOW)],
+    [("full", 9), pytest.param("full", 1, marks=SLOW), pytest.param("kill", 1, marks=SLOW)],
 )
 def test_a_fault_at_any_step_loses_nothing(tmp_path, job, fault, every):
     """Every answer is that of before or that of after, and the same command again ends it."""

@@ -287,8 +287,17 @@ def test_a_store_without_tensors(tmp_path):
     assert not (path / "conditions").exists()
 
 
-@pytest.mark.parametrize("options", [{"coverage": 0.6}, {"top": 7}, {"mantissa_bits": 6}])
-@pytest.mark.parametrize("resolution", ["neuron", "channel"])
+@pytest.mark.parametrize(
+    ("resolution", "options"),
+    [
+        ("neuron", {"coverage": 0.6}),
+        ("channel", {"top": 7}),
+        ("neuron", {"mantissa_bits": 6}),
+        pytest.param("channel", {"coverage": 0.6}, marks=pytest.mark.slow),
+        pytest.param("neuron", {"top": 7}, marks=pytest.mark.slow),
+        pytest.param("channel", {"mantissa_bits": 6}, marks=pytest.mark.slow),
+    ],
+)
 def test_pruning_and_rounding_are_the_stores(tmp_path, options, resolution):
     """What is left out stands in pruned rows, so that totals are those of the complete tables."""
     data = interrupted.Images(2)

@@ -42,7 +42,7 @@ def stopped():
     raise KeyboardInterrupt
 
 
-STEP = 6
+STEP = 10
 
 
 @pytest.mark.parametrize("action", [failed, pytest.param(stopped, marks=pytest.mark.slow)])

@@ -38,7 +38,7 @@ def dense(block: Block, shape: tuple[int, int]) -> np.ndarray:
 numbers = st.floats(-1e3, 1e3, allow_subnormal=False).map(lambda v: 0.0 if abs(v) < 1e-6 else v)
 
 
-@settings(derandomize=True, max_examples=150, deadline=None)
+@settings(derandomize=True, max_examples=80, deadline=None)
 @given(
     st.lists(numbers, min_size=12, max_size=60),
     st.floats(0.05, 1.0),
