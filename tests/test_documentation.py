@@ -284,6 +284,8 @@ def test_the_lines_for_other_tools_run(store, monkeypatch):
         exec(compile(code, "docs/sql.md", "exec"), names)
         if "con" in names:
             names.pop("con").close()
+    told = store.sql('SELECT layer, channel, "row", "column" FROM units WHERE name = \'heel\'')
+    assert told.fetchall() == [("features.6", 3, 0, 3)]
     rows = len(store.sql("FROM edges JOIN inputs USING (input_id) WHERE label = 'dress'"))
     assert names["edges"].select(polars.len()).collect().item() == rows > 0
 

@@ -25,7 +25,7 @@ from nrm_graph.plots.common import (
     size_in_points,
     wrapped,
 )
-from nrm_graph.plots.token_strip import drawable, drawn_words
+from nrm_graph.plots.token_strip import NAME, drawable, drawn_words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -166,7 +166,7 @@ class Canvas:
                 if token is not None:
                     name = f"{drawable(token)} {name}"
                 own = m.partitions[column.layer.layer_id].names.get(unit)
-                self._text(x, y, name if own is None else drawn_words(own), value, lift)
+                self._text(x, y, name if own is None else drawn_words(own, NAME), value, lift)
             if column.more:
                 area = self.size(column.rest)
                 self.ax.scatter(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.errors import InputError
 from nrm_graph.plots.common import TEXT, new_figure, percent, wrapped
 from nrm_graph.plots.gallery import draw_example
-from nrm_graph.plots.token_strip import drawn_words
+from nrm_graph.plots.token_strip import NAME, drawn_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,9 +63,9 @@ def plot_concepts(found: ConceptsLike, *, crop: bool = False) -> Figure:
         spread = ""
         if concept.stderr == concept.stderr:  # no NaN
             spread = f" \N{PLUS-MINUS SIGN} {concept.stderr:.2g}"
+        name = wrapped(drawn_words(concept.name, 3 * NAME), 72 * (_LABEL - 0.2), 8.0)
         text = (
-            f"{drawn_words(concept.name)}\n{sign} {concept.relevance:.3g}{spread}\n"
-            f"{percent(concept.share)} of the layer"
+            f"{name}\n{sign} {concept.relevance:.3g}{spread}\n{percent(concept.share)} of the layer"
         )
         figure.text(0.12 / width, (bottom + _SIDE / 2) / height, text, fontsize=8, **style)
         shown = concept.references

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
 from nrm_graph.network.topology import BIAS
-from nrm_graph.plots.token_strip import drawable, drawn_words
+from nrm_graph.plots.token_strip import NAME, drawable, drawn_words
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
@@ -91,7 +91,7 @@ def short_names(names: Sequence[str]) -> tuple[list[str], str]:
 def unit_text(data: dict[str, Any]) -> str:
     """Label of a unit: its name, its number, channel and place of a neuron, or its token."""
     if "own_name" in data:
-        return drawn_words(str(data["own_name"]))
+        return drawn_words(str(data["own_name"]), NAME)
     if "token" in data:
         _, comma, feature = str(data.get("position", "")).rpartition(", ")
         return drawable(str(data["token"])) + (f": {feature}" if comma else "")

@@ -29,9 +29,16 @@ def drawable(text: str) -> str:
     return "".join(c if _known(c) else "\N{WHITE SQUARE}" for c in plain)
 
 
-def drawn_words(text: str) -> str:
-    """Text of strangers, word by word."""
-    return " ".join(drawable(word) for word in text.split(" "))
+def drawn_words(text: str, most: int | None = None) -> str:
+    """Text of strangers, word by word; of a long one so many letters at most."""
+    text = " ".join(drawable(word) for word in text.split(" "))
+    return (
+        text if most is None or len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+    )
+
+
+NAME = 24
+"""Letters of a unit's own name that pictures show."""
 
 
 @lru_cache(maxsize=4096)

@@ -18,25 +18,25 @@ A store is a folder::
 The words MUST, MUST NOT, SHOULD and MAY below are used as in RFC 2119.
 
 **Folder.** A store MUST be a local folder.  Each of its files beside ``shards`` and ``names`` MUST
-be created exclusively and never changed, ``store.json`` last; a folder without it is not a store.  It MUST
-hold ``format_version`` (2 where ``max_edges`` is a number or ``named`` is there, 1 everywhere
-else), ``program_hash``, ``composite``, ``layers``, ``groups`` (each: dst layer, src layer, dense
-edges), ``coverage`` (over 0, at most 1), ``top`` and ``mantissa_bits`` (null for none), ``classes``
-and ``preprocessing`` (null if not known), ``versions`` and ``files`` (by name: size and SHA-256 of
-the program's files).  It SHOULD hold ``pruned`` (each: dst layer, src layer, coverage, top or
-null), the pairs of layers of which not every edge is stored, MAY hold ``max_edges`` (see Bounded
-stores; null as if it were not there), and MAY hold more.  Of a network that takes anything but one
-tensor of floats it MUST hold ``inputs``: in the order of the program, 1 to 1000 objects of exactly
-``name`` (unique), ``shape`` (of one sample) and ``dtype`` (float, int64 or bool); without it the
-one input is the layer 0.  Of a network whose outputs were chosen by name it MUST hold ``outputs``:
-objects of exactly ``name`` (unique) and ``shape``, whose flattened tensors side by side are the
-last layer.  A reader MUST refuse a version that it does not know, naming those it reads, and SHOULD
-check the sizes in ``files``. Entries of ``layers`` stand in the order of ``layer_id`` (from 0, at
-most 32767) and MUST hold ``layer_id``, ``name`` (unique), ``kind``, ``shape``, ``resolution``
-(neuron, channel, feature, token, head or custom), ``n_units``, ``depth`` and ``aliases``, and
-``units`` (SHA-256 of the partition, as ``content`` below) where the resolution is custom.  No file
-of a store may be a symbolic link. Continuing a store MUST be refused where any of these but
-``versions`` and ``files`` differs.
+be created exclusively and never changed, ``store.json`` last; a folder without it is not a store.
+It MUST hold ``format_version`` (2 where ``max_edges`` is a number or ``named`` is there, 1
+everywhere else), ``program_hash``, ``composite``, ``layers``, ``groups`` (each: dst layer, src
+layer, dense edges), ``coverage`` (over 0, at most 1), ``top`` and ``mantissa_bits`` (null for
+none), ``classes`` and ``preprocessing`` (null if not known), ``versions`` and ``files`` (by name:
+size and SHA-256 of the program's files).  It SHOULD hold ``pruned`` (each: dst layer, src layer,
+coverage, top or null), the pairs of layers of which not every edge is stored, MAY hold
+``max_edges`` (see Bounded stores; null as if it were not there), and MAY hold more.  Of a network
+that takes anything but one tensor of floats it MUST hold ``inputs``: in the order of the program, 1
+to 1000 objects of exactly ``name`` (unique), ``shape`` (of one sample) and ``dtype`` (float, int64
+or bool); without it the one input is the layer 0.  Of a network whose outputs were chosen by name
+it MUST hold ``outputs``: objects of exactly ``name`` (unique) and ``shape``, whose flattened
+tensors side by side are the last layer.  A reader MUST refuse a version that it does not know,
+naming those it reads, and SHOULD check the sizes in ``files``. Entries of ``layers`` stand in the
+order of ``layer_id`` (from 0, at most 32767) and MUST hold ``layer_id``, ``name`` (unique),
+``kind``, ``shape``, ``resolution`` (neuron, channel, feature, token, head or custom), ``n_units``,
+``depth`` and ``aliases``, and ``units`` (SHA-256 of the partition, as ``content`` below) where the
+resolution is custom.  No file of a store may be a symbolic link. Continuing a store MUST be refused
+where any of these but ``versions`` and ``files`` differs.
 
 **Weights that are named.** A store MAY leave out of ``weights.safetensors`` tensors of the program
 that are the model's own.  Then ``store.json`` MUST hold ``named``, in format 2, so that a
@@ -86,9 +86,9 @@ SHOULD be told by the clock that dates the files.
 **Names.** A file of ``names`` MUST be a JSON object of exactly ``format_version`` (1), ``layer``
 (the name of the layer whose ``layer_id`` the file bears) and ``names``: by the unit's number in
 decimal digits, below ``n_units``, text of 1 to 100 characters on one line without control
-characters.  It is no part of what a store is known by: it MAY be replaced at any time, and MUST be by renaming a synced
-file, so that readers see one or the other.  Of several writers the last one's file stays.  Readers
-MUST ignore other files there, and tables MUST NOT depend on names.
+characters.  It is no part of what a store is known by: it MAY be replaced at any time, and MUST be
+by renaming a synced file, so that readers see one or the other.  Of several writers the last one's
+file stays.  Readers MUST ignore other files there, and tables MUST NOT depend on names.
 
 **Seal.** ``store.json`` and manifests MAY hold ``seal``: the SHA-256 of the object without it, as
 JSON text with sorted keys, no spaces, and everything beyond ASCII escaped.  Readers MAY check it.

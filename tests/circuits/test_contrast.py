@@ -308,7 +308,7 @@ def test_one_look_tells_what_was_compared(held):
     assert "Contrast of R x logit: 7 keys (label = 'cat') minus 7 (label = 'dog')" in text
     assert "BH q < 0.05: " in text
     assert "100 drawn" in text
-    assert "absorbed: " in text
+    assert "absorbed (mean share" in text
 
 
 def test_what_cannot_be_compared_is_refused(held):

@@ -277,7 +277,7 @@ COLUMN = {
     "sql": b"a\n-",
     "relevance": b"input ",
     "paths": b"rank ",
-    "contrast": b"dst_layer ",
+    "contrast": b"src ",
     "verify": b"severity ",
 }
 
