@@ -203,6 +203,7 @@ def test_where_tables_are_is_remembered_of_few_inputs(two_targets, monkeypatch, 
 
 
 def test_spilled_data_stays_out_of_the_store(db, two_targets):
+    db.sql("SELECT 1").fetchall()  # the first query connects
     spill = db._reader._con.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]
     assert not str(spill).startswith(str(two_targets))
     assert spill not in ("", None)
