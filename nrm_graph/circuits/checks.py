@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nrm_graph.errors import InputError
+
+if TYPE_CHECKING:
+    from nrm_graph.store.view import View
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -21,13 +25,14 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
 
 
-def check_circuit(graph: object) -> None:
-    """Refuse what is no graph of relevance.
+def check_circuit(graph: object, db: View) -> None:
+    """Refuse what is no graph of relevance, or of another network than a store's.
 
     Raises
     ------
     InputError
-        If it is no directed graph, a node is no (layer name, unit), or an edge has no relevance.
+        If it is no directed graph, a node is no (layer name, unit), an edge has no relevance, or
+        ``graph["program"]`` says that it was computed from another network.
     """
     import networkx as nx
 
@@ -40,6 +45,13 @@ def check_circuit(graph: object) -> None:
     for src, dst, relevance in graph.edges(data="relevance"):
         if relevance is None:
             raise InputError(f"the edge from {src!r} to {dst!r} has no relevance")
+    program, own = graph.graph.get("program"), db.meta["program_hash"]
+    if program not in (None, own):
+        raise InputError(
+            f"the circuit is of another network (program {str(program)[:12]}) than {db.path.name} "
+            f"(program {own[:12]}): compute it from this store, or delete graph['program'] to test "
+            "whether it transfers"
+        )
 
 
 def checked_layers(names: object) -> list[str]:

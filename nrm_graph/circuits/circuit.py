@@ -183,6 +183,7 @@ def circuit(
         "keys": tuple(sorted(set(rows.group.keys))),
         "weight": weight,
         "top": top,
+        "program": db.meta["program_hash"],
     }
     if rows.units is not None:
         graph.graph["by"] = dict(rows.units.names)
@@ -240,9 +241,9 @@ def _layers(
             if dst in ids or src in ids
         ]
         raise InputError(
-            f"there are no edges between the layers {', '.join(map(repr, names))}: "
-            f"{'; '.join(reads[:6]) or 'name layers that read each other'}; the joint relevance of "
-            "layers that are no neighbors is db.measure(key).joint(a, b)"
+            f"there are no edges between the layers {', '.join(map(repr, names))}: name at least "
+            f"two that read each other ({'; '.join(reads[:6]) or 'none of these does'}); the joint "
+            "relevance of layers that are no neighbors is db.joint(a, b, where)"
         )
     return ids
 

@@ -143,6 +143,7 @@ class Contrast(Tabular):
             "keys": tuple(sorted(keys)),
             "weight": self.weight,
             "where": " minus ".join(f"({name})" for name in self._names),
+            "contrast": True,
             "absorbed_a": self.absorbed[0],
             "absorbed_b": self.absorbed[1],
             "meaning": self.meaning,

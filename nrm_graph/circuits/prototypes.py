@@ -74,7 +74,7 @@ def prototypes(
     >>> prototypes(db, cats, "label = 'dog'", k=3)  # doctest: +SKIP
     """
     check_count("k", k)
-    check_circuit(circuit)
+    check_circuit(circuit, db)
     if not circuit.number_of_edges():
         raise InputError("the circuit has no edges: expected a graph as db.circuit() returns it")
     chosen = group(db, where, target=target, mixed_targets=True)

@@ -271,7 +271,8 @@ def reduced_tables(db: View, name: object) -> Condition:
         raise InputError(f"{name!r} holds tables of all units: given={name!r} names them")
     raise InputError(
         f"there are no reduced tables {name!r:.100} in {db.path}: expected one of "
-        f"{', '.join(sorted(named)) or 'none'}; db.materialize(name=..., watch=...) makes them"
+        f"{', '.join(sorted(named)) or 'those it holds, which are none'}; "
+        "db.materialize(name=..., watch=...) makes them"
     )
 
 
@@ -281,8 +282,8 @@ def _condition(db: View, given: str | Event) -> Condition:
         if given not in conditions:
             raise InputError(
                 f"there is no condition {given!r} in {db.path}: expected one of "
-                f"{', '.join(sorted(conditions)) or 'none'}; db.materialize(event, name={given!r}) "
-                "makes it"
+                f"{', '.join(sorted(conditions)) or 'those it holds, which are none'}; "
+                f"db.materialize(event, name={given!r}) makes it"
             )
         if conditions[given].nodes is not None:
             raise InputError(f"{given!r} holds reduced tables: tables={given!r} names them")

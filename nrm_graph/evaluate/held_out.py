@@ -35,7 +35,7 @@ def trained_on(db: View, circuit: nx.DiGraph) -> InputGroup:
     InputError
         If the graph does not say, or the store lacks one of them.
     """
-    check_circuit(circuit)
+    check_circuit(circuit, db)
     keys = circuit.graph.get("keys")
     if not keys or isinstance(keys, str):
         raise InputError(

@@ -186,7 +186,7 @@ def randomization(
     >>> found = randomization(db, db.circuit("label = 'bag'"))  # doctest: +SKIP
     >>> found.table().to_pandas()  # doctest: +SKIP
     """
-    check_circuit(circuit)
+    check_circuit(circuit, db)
     if "given" in circuit.graph:
         raise InputError(
             "the circuit is conditioned: randomize one without given=, for a condition on the "

@@ -110,7 +110,10 @@ def edges(
         asked = _between(measure, upper, lower, dst, src)
         return _strongest(neuron_table(asked, limit, measure.scale), limit)
     if dst is not None or src is not None:
-        raise InputError("dst and src go with by='neuron'")
+        raise InputError(
+            "dst and src go with by='neuron'; what a set of any units reads is "
+            "m.given(event).marginal(layer, by=...)"
+        )
     above, below = _pair(measure, upper, lower)
     _, rows = tables(in_units(measure, None if isinstance(by, str) and by == "unit" else by))
     keep = (rows["dst_layer"].to_numpy() == above.layer_id) & (

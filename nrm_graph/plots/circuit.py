@@ -128,7 +128,7 @@ def plot_circuit(
     axes = edge_side.subplots(len(pairs), 1, squeeze=False, height_ratios=ratios)[:, 0]
     for ax, (pair, edges) in zip(axes, pairs.items(), strict=True):
         _draw_pair(ax, graph, pair, edges)
-    if graph.graph["inputs"] > 1:
+    if any("agreement" in data for _, _, data in graph.edges(data=True)):
         _head(axes[0], graph)
     return figure
 
@@ -255,7 +255,8 @@ def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
     if "title" in facts:
         return str(facts["title"])
     count = facts["inputs"]
-    text = f"Circuit of {count:,} input{'s' if count != 1 else ''}"
+    kind = "Contrast" if facts.get("contrast") else "Circuit"
+    text = f"{kind} of {count:,} input{'s' if count != 1 else ''}"
     if facts.get("where") is not None:
         text += f" where {textwrap.shorten(str(facts['where']), 80, placeholder=' ...')}"
     target = facts.get("target")

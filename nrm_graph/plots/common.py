@@ -260,20 +260,22 @@ def grey(image: npt.ArrayLike) -> npt.NDArray[np.float64]:
     Raises
     ------
     InputError
-        If it is not an array of shape (H, W) or (H, W, 3).
+        If it is not an array of shape (H, W), with channels last or first.
     """
     try:
         values = np.asarray(image, dtype=np.float64)
     except (TypeError, ValueError):
         raise InputError(f"image must be an array, found {type(image).__name__}") from None
+    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3, 4):
+        values = np.moveaxis(values, 0, 2)
     if values.ndim == 3 and values.shape[2] in (3, 4):
         values = values[..., :3] @ np.array([0.299, 0.587, 0.114])
     elif values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim != 2 or not values.size:
-        hint = "; move the channels last" if values.ndim == 3 else ""
         raise InputError(
-            f"image must have the shape (H, W) or (H, W, 3), found {np.shape(image)}{hint}"
+            f"image must have the shape (H, W), (H, W, 1), (H, W, 3) or (3, H, W), found "
+            f"{np.shape(image)}"
         )
     if not np.isfinite(values).all():
         raise InputError("image must be finite")

@@ -143,3 +143,25 @@ def test_the_command_line(stores, capsys):
     printed = capsys.readouterr().out
     assert "label = 'a' of tuned.nrm" in printed
     assert main(["contrast", str(base.path), "label = 'a'"]) == 3
+
+
+def test_circuits_of_another_network_are_refused(stores):
+    base, tuned = stores
+    circuit = base.circuit("label = 'a'", top=20)
+    held = "label = 'b'"
+    for call in (
+        lambda: tuned.prototypes(circuit),
+        lambda: ng.evaluate.faithfulness(tuned, circuit, held, by="units", draws=1),
+        lambda: ng.evaluate.randomization(tuned, circuit, draws=1),
+    ):
+        with pytest.raises(ng.InputError, match="of another network"):
+            call()
+    del circuit.graph["program"]
+    assert len(tuned.prototypes(circuit, k=1)) == 2
+
+
+def test_the_picture_of_a_contrast_says_so(stores):
+    base, tuned = stores
+    figure = ng.plots.plot_circuit(base.contrast(None, other=tuned).graph(10))
+    assert figure.get_suptitle().startswith("Contrast of 6 inputs")
+    assert not any("in own" in text.get_text() for ax in figure.axes for text in ax.texts)

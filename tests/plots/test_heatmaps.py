@@ -149,8 +149,8 @@ def test_scale_of_large_maps_leaves_out_the_strongest_few():
 def test_heatmap_refuses(conv, dense):
     for call, message in (
         (lambda: plot_heatmap(dense, image=np.eye(4)), "needs a layer of maps"),
-        (lambda: plot_heatmap(conv, image=np.zeros((3, 6, 6))), "channels last"),
-        (lambda: plot_heatmap(conv, image=np.zeros(6)), r"\(H, W\) or \(H, W, 3\)"),
+        (lambda: plot_heatmap(conv, image=np.zeros((5, 6, 6))), "image must have the shape"),
+        (lambda: plot_heatmap(conv, image=np.zeros(6)), r"\(H, W, 3\) or \(3, H, W\)"),
         (lambda: plot_heatmap(conv, image=np.full((6, 6), np.nan)), "finite"),
         (lambda: plot_heatmap(conv, image="cat.png"), "must be an array"),
         (lambda: plot_heatmap(conv, limit=-1.0), "positive number"),
@@ -172,3 +172,9 @@ def test_heatmap_of_nothing():
     ax = plot_heatmap(m)
     assert ax.get_ylim() == pytest.approx((-1.05, 1.05))
     assert ax.get_xlabel().replace("\n", " ").startswith("100 % of it is absorbed")
+
+
+def test_channels_first_are_taken_as_they_are(conv):
+    image = np.random.default_rng(0).random((3, 6, 6))
+    first, last = (plot_heatmap(conv, image=x) for x in (image, np.moveaxis(image, 0, 2)))
+    np.testing.assert_array_equal(first.images[0].get_array(), last.images[0].get_array())

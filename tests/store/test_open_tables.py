@@ -352,7 +352,7 @@ def test_text_in_double_quotes(db):
     with pytest.raises(ng.QueryError, match=r"single quotes: 'the cat''s'$"):
         db.circuit('label = "the cat\'s"')
     with pytest.raises(ng.QueryError) as refusal:
-        db.sql("SELECT * FROM inputs WHERE label = cat")
+        db.sql("SELECT * FROM inputs WHERE nothing = 3")
     assert "quotes" not in str(refusal.value)
 
 
@@ -376,3 +376,12 @@ def test_polars_and_pandas(db, con):
         "SELECT count(*) FROM edges JOIN inputs USING (input_id) WHERE target = 1"
     ).fetchall()[0]
     assert lazily.select(polars.len()).collect().item() == total
+
+
+@pytest.mark.parametrize("where", ["label = cat", "label IN (cat)", "label LIKE cat"])
+def test_text_without_quotes_gets_a_hint(db, where):
+    with pytest.raises(ng.QueryError, match="text takes single quotes: 'cat'"):
+        db.sql(f"SELECT key FROM inputs WHERE {where}")
+    with pytest.raises(ng.QueryError) as error:
+        db.sql("SELECT nothing FROM inputs")
+    assert "single quotes" not in str(error.value)

@@ -31,16 +31,18 @@ ORDER BY dst, abs(relevance) DESC
 
 # Exact zeros are not stored, so a mean divides by the number of inputs: never avg().
 PER_CLASS = """
-WITH counts AS (SELECT label, count(*) AS images FROM inputs GROUP BY label),
+WITH counts AS (
+    SELECT target, mode(label) AS class, count(*) AS images FROM inputs GROUP BY target
+),
 sums AS (
-    SELECT i.label, n.unit, sum(CAST(n.relevance AS DOUBLE)) AS total
+    SELECT i.target, n.unit, sum(CAST(n.relevance AS DOUBLE)) AS total
     FROM nodes n JOIN inputs i USING (input_id) JOIN layers l USING (layer_id)
-    WHERE l.name = ? AND n.unit >= 0 GROUP BY i.label, n.unit
+    WHERE l.name = ? AND n.unit >= 0 GROUP BY i.target, n.unit
 )
-SELECT s.label, c.images, s.unit AS neuron, s.total / c.images AS mean_relevance
-FROM sums s JOIN counts c USING (label)
-QUALIFY row_number() OVER (PARTITION BY s.label ORDER BY s.total DESC) = 1
-ORDER BY s.label
+SELECT c.class, c.images, s.unit AS neuron, s.total / c.images AS mean_relevance
+FROM sums s JOIN counts c USING (target)
+QUALIFY row_number() OVER (PARTITION BY s.target ORDER BY s.total DESC) = 1
+ORDER BY c.class
 """
 
 
@@ -98,7 +100,7 @@ def run(
         _title("Exact events: any neurons of any layers, neighbours or not")
         _events(m)
 
-        _title("Per class: the hidden neuron with the largest mean relevance (SQL)")
+        _title("Per answer: the hidden neuron with the largest mean relevance (SQL)")
         print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
 
         convolutions = [layer.name for layer in m.topology.layers if layer.kind == "convolution"]

@@ -157,10 +157,14 @@ class SqlReader:
 
 
 def _hinted(error: QueryError, sql: str) -> QueryError:
-    """Say how text is written, where a name in double quotes is that of no column."""
+    """Say how text is written, where what was meant as text is the name of no column."""
     unknown = _NO_COLUMN.search(str(error))
-    if unknown is None or quoted(unknown[1]) not in sql:
+    if unknown is None:
         return error
+    if quoted(unknown[1]) not in sql:
+        if not re.search(rf"(=|<>|LIKE|IN \()\s*{re.escape(unknown[1])}\b", sql, re.IGNORECASE):
+            return error
+        return QueryError(f"{error}; text takes single quotes: {_text(unknown[1])}")
     return QueryError(
         f"{error}; {quoted(unknown[1])} in double quotes names a column, text takes single quotes: "
         f"{_text(unknown[1])}"
