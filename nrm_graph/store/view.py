@@ -178,7 +178,7 @@ class View(Displayed):
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the outputs, where they are known."""
-        names = self.meta["classes"]
+        names = self.meta.get("classes")
         return None if names is None else tuple(names)
 
     def sql(

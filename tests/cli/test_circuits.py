@@ -109,7 +109,7 @@ def test_circuit_as_a_file(store, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ((), 3, "explain 2 different targets: 0 (10), 1 (10)"),
+        ((), 3, "explain 2 different targets: 0 (cat) (10), 1 (dog) (10)"),
         (("--target", "cow"), 3, "no input is chosen"),
         (("--target", "1=1,0=-1"), 3, "no input is chosen"),
         (("--where", "label"), 7, "Conversion Error"),

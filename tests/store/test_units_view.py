@@ -200,3 +200,16 @@ def test_many_units_are_numbered_in_parts(tmp_path):
         row = db.sql("SELECT * FROM units WHERE layer_id = 0 LIMIT 1 OFFSET 70000").fetchall()[0]
         assert row[:4] == (0, "x", 70000, None)
         assert db.sql("SELECT * FROM units LIMIT 1").columns[4:] == list(COORDINATES)
+
+
+def test_units_of_ones_own_have_names_alone():
+    layers = (LayerInfo(0, "x", "input", (2, 3), 0), LayerInfo(1, "0", "dense", (4,), 1))
+    parts = (partition(layers[0], [[0, 0, 1], [1, 2, 2]]), partition(layers[1], "neuron"))
+    check(Topology(layers, ()), parts)
+    query = UnitViews(Topology(layers, ()), ["custom", "neuron"], {0: {1: "it's"}}).queries()
+    with duckdb.connect() as con:
+        con.execute("CREATE TABLE layers AS SELECT 0 AS layer_id, 'x' AS name, 3 AS n_units")
+        nothing = (None,) * len(COORDINATES)
+        assert con.execute(f"SELECT * FROM ({query['units']}) ORDER BY unit").fetchall() == [
+            (0, "x", unit, name, *nothing) for unit, name in ((0, None), (1, "it's"), (2, None))
+        ]
