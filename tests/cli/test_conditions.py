@@ -252,8 +252,8 @@ def test_paths_as_a_table(store: Path, tmp_path: Path, capsys: pytest.CaptureFix
     ("argv", "code", "message"),
     [
         (["--input", "nothing"], 3, "no input 'nothing'"),
-        (["--input", KEYS[0]], 3, "has the targets 2, 9"),
-        (["--input", KEYS[0], "--target", "5"], 3, "has the targets 2, 9"),
+        (["--input", KEYS[0]], 3, "has the targets 2 (class 2), 9 (class 9)"),
+        (["--input", KEYS[0], "--target", "5"], 3, "has the targets 2 (class 2), 9 (class 9)"),
         (
             ["--input", KEYS[0], "--target", "cat"],
             3,
