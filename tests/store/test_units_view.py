@@ -17,7 +17,7 @@ from nrm_graph.network.unit_coordinates import COORDINATES, coordinates, spellin
 from nrm_graph.network.units import RESOLUTIONS, partition, resolve
 from nrm_graph.store.read.unit_views import UnitViews
 
-QUICK = ("signal", "volume")
+QUICK = ("signal",)
 
 
 def asked(topology, parts):
