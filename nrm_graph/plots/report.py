@@ -10,6 +10,7 @@ from matplotlib.patches import Patch
 
 from nrm_graph.plots.common import (
     ABSORBED,
+    CHARACTER,
     HALO,
     NEGATIVE,
     POSITIVE,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from nrm_graph.plots.protocols import MeasureLike
 
 _FAR = 8.0  # a scale that reaches so many times the whole is logarithmic beyond it
+_LEAST, _TALLEST = 0.12, 60.0  # inches: of a row, and of a picture
 _NAMES = {
     "bias": "absorbed by bias",
     "stabilizer": "absorbed by stabilizer",
@@ -93,9 +95,9 @@ def plot_report(m: MeasureLike | pa.Table, ax: Axes | None = None) -> Axes:
     """
     rows = report_rows(m)
     whole = total(rows)
-    count, is_new = len(rows), ax is None
+    is_new = ax is None
     if ax is None:
-        ax = new_axes(6.6, min(12.0, 1.5 + max(0.16, 0.34 - 0.004 * count) * max(count, 3)))
+        ax = new_axes(*_size(rows))
     _limits(ax, rows, whole)
     _draw_bars(ax, rows)
     remaining = whole - np.cumsum([0.0, *(row.absorbed for row in rows)])[:-1]
@@ -103,6 +105,19 @@ def plot_report(m: MeasureLike | pa.Table, ax: Axes | None = None) -> Axes:
     _label(ax, m, rows, remaining, whole, is_new)
     _name_constants(ax, m, rows)
     return ax
+
+
+def _size(rows: Sequence[ReportRow]) -> tuple[float, float]:
+    """Width and height in inches of a new figure: its names can be read, however many there are."""
+    count = max(len(rows), 3)
+    height = max(min(12.0, 1.5 + max(0.16, 0.34 - 0.004 * count) * count), 1.5 + _LEAST * count)
+    names = CHARACTER * _font(72 * _LEAST) / 72 * max(len(row.layer) for row in rows)
+    return max(6.6, 4.7 + names), min(_TALLEST, height)
+
+
+def _font(row: float) -> float:
+    """Size of the letters where rows have so many points."""
+    return min(7.5, max(4.0, 0.8 * row))
 
 
 def _masses(row: ReportRow) -> tuple[float, float]:
@@ -237,7 +252,7 @@ def _label(
     is_new: bool,
 ) -> None:
     width, height = size_in_points(ax)
-    font = min(7.5, max(4.0, 0.8 * height / len(rows)))
+    font = _font(height / len(rows))
     ax.set_yticks(range(len(rows)), [row.layer for row in rows], fontsize=font)
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=7)

@@ -120,7 +120,7 @@ def plot_subgraph(
     maps = {} if small else _mapped(graph, columns)
     is_new = ax is None
     if ax is None:
-        column = 1.25 if len(columns) <= 12 else 0.9
+        column = 1.25 if len(columns) <= 12 else 0.9 if len(columns) <= 24 else 0.65
         height = max(picture_height(busiest, bool(maps)), 2.4 + HEIGHT * busiest if small else 0.0)
         height += _NAME * max(map(len, short_names(list(columns))[0]))
         ax = new_axes(max(5.0, 1.5 + column * len(columns)), height)
