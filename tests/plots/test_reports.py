@@ -73,7 +73,7 @@ def test_reports_of_any_length_are_legible(count, conv):
         row | {"layer": f"layer{i}", "bias": 0.5 / count, "kind": "dense"} for i in range(count)
     ]
     ax = plot_report(conv.report().from_pylist([*rows, row | {"layer": "x", "kind": "input"}]))
-    assert ax.get_yticklabels()[0].get_fontsize() > 6
+    assert ax.get_yticklabels()[0].get_fontsize() > 5
     assert boxes_apart(ax, ax.get_yticklabels())
     assert boxes_apart(ax, ax.texts)
 
