@@ -64,9 +64,9 @@ def test_a_timeout_is_of_each_fetch(three_inputs):
 
 def test_a_timeout_holds_for_the_query_itself(three_inputs, monkeypatch):
     """Before there is a relation: here a view takes long to make."""
-    from nrm_graph.store.read import sql
+    from nrm_graph.store.read.unit_views import UnitViews
 
-    monkeypatch.setattr(sql, "FLOWS", f"SELECT 1 AS x; {LONG}")
+    monkeypatch.setattr(UnitViews, "queries", lambda _: {"flows": f"SELECT 1 AS x; {LONG}"})
     with ng.open(three_inputs) as db:
         spent = elapsed(lambda: db.sql("SELECT * FROM flows", timeout=0.3), "timeout=0.3")
         assert spent < 10
