@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from nrm_graph.network.topology import LayerInfo
     from nrm_graph.tables.bounded import Kept
     from nrm_graph.tables.pruning import Limit
+
+
+M = TypeVar("M", bound="Algebra")
 
 
 def tables(measure: Algebra, event: Event | None = None) -> tuple[pa.Table, pa.Table]:
@@ -126,7 +129,7 @@ def edges(
     return _strongest(between, limit)
 
 
-def in_units(measure: Algebra, by: By | None) -> Algebra:
+def in_units(measure: M, by: By | None) -> M:
     """Return the measure with other units in its tables; its events stay what they are."""
     if by is None:
         return measure

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from nrm_graph.errors import InputError
 from nrm_graph.html_tables import HtmlTable, pairs_of, table_of
 from nrm_graph.measures import edge_tables, joint_matrix, marginals
 from nrm_graph.measures.event_algebra import Algebra
@@ -128,6 +129,35 @@ class Measure(Algebra):
                 if kind.resolution != part.resolution
             }
         return graph
+
+    def with_units(self, by: By) -> Self:
+        """Return the same measure with other units, finer or coarser, in tables and pictures.
+
+        Parameters
+        ----------
+        by : str or mapping of layer name to str or array
+            As :func:`nrm_graph.network.grouped_units.asked_units` takes it.
+
+        Raises
+        ------
+        InputError
+            If the units are unknown, or the measure is conditioned: its condition may name units.
+
+        Examples
+        --------
+        >>> import torch, nrm_graph as ng
+        >>> net = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(1, 2, 2), torch.nn.Flatten(), torch.nn.Linear(8, 2))
+        >>> m = ng.measure(net, torch.ones(1, 3, 3), target=0).with_units("channel")
+        >>> m.marginal("0").shape
+        (2,)
+        """
+        if self.condition is not None:
+            raise InputError(
+                "units are chosen before a condition, which may name them: "
+                "m.with_units(by).given(event)"
+            )
+        return edge_tables.in_units(self, by)
 
     def heatmap(self, ax: Axes | None = None, **options: Any) -> Axes:
         """Draw the relevance of the input; see :func:`nrm_graph.plots.plot_heatmap`.

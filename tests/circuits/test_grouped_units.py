@@ -248,3 +248,17 @@ def test_tokens_of_sequences():
     assert {unit for name, unit in tokens if name == "0" and unit >= 0} == {0, 1, 2}
     features = m.subgraph(100, by="feature", connected=False)
     assert {unit for name, unit in features if name == "0" and unit >= 0} - {0, 1, 2}
+
+
+def test_a_measure_with_other_units(db):
+    m = db.measure("k1")
+    other = m.with_units("channel")
+    np.testing.assert_array_equal(other.marginal("first"), m.marginal("first", by="channel"))
+    assert other(ng.Layer("first").units([1])) == pytest.approx(m(ng.Layer("first")[1]), abs=1e-12)
+    assert other.meaning == m.meaning
+    ax = ng.plots.plot_flow(other, layers=["first", "second"], top=2)
+    assert any("others" in text.get_text() for text in ax.texts)
+    back = other.with_units("neuron")
+    np.testing.assert_array_equal(back.marginal("first"), m.marginal("first"))
+    with pytest.raises(ng.InputError, match=r"with_units\(by\)\.given\(event\)"):
+        m.given(ng.Layer("first")[1]).with_units("channel")
