@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import re
 import shlex
@@ -161,6 +162,8 @@ def objects():
 def attribute(owner, attr):
     """Attribute of a module or of instances of a class; None where no more can be told."""
     if inspect.ismodule(owner):
+        if not hasattr(owner, attr):  # a module that nothing has imported yet
+            return importlib.import_module(f"{owner.__name__}.{attr}")
         return getattr(owner, attr)
     if inspect.isclass(owner):
         fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
