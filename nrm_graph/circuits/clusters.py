@@ -16,9 +16,9 @@ from nrm_graph.circuits.edges import blocks, key_means, key_shares, nullable, va
 from nrm_graph.circuits.nodes import node_sums
 from nrm_graph.circuits.source import single
 from nrm_graph.errors import InputError
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.propagation import flags
 from nrm_graph.store.input_group import InputGroup, group
+from nrm_graph.tables.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     import networkx as nx

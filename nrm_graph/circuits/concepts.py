@@ -15,9 +15,9 @@ from nrm_graph.circuits.references import references
 from nrm_graph.circuits.source import source
 from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.unit_sets import unit_set
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.network.unit_names import unit_name
 from nrm_graph.store.input_group import group
+from nrm_graph.tables.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

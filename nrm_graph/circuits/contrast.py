@@ -24,9 +24,9 @@ from nrm_graph.circuits.edges import nullable, pair_codes
 from nrm_graph.circuits.nodes import absorbed_share, ends_of
 from nrm_graph.circuits.sides import STATISTICS, choose_edges, edge_tests, node_tests, two_sides
 from nrm_graph.circuits.source import single
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.propagation.flags import reading
 from nrm_graph.store.input_group import InputGroup, group
+from nrm_graph.tables.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

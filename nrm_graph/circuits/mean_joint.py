@@ -11,11 +11,11 @@ import numpy as np
 from nrm_graph._optional import data_frames
 from nrm_graph.events.serialization import to_json
 from nrm_graph.events.sets import NeuronSet
-from nrm_graph.html_tables import Description, HtmlTable
 from nrm_graph.measures.results import Matrix
 from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import group
 from nrm_graph.store.measure import measure
+from nrm_graph.tables.html_tables import Description, HtmlTable
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from nrm_graph.errors import EventError, InputError, UndefinedConditional
 from nrm_graph.events.sets import NeuronSet
-from nrm_graph.html_tables import Description, HtmlTable, Picture, Tabular, table_of
 from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import WEIGHTS, group
 from nrm_graph.store.measure import measure
+from nrm_graph.tables.html_tables import Description, HtmlTable, Picture, Tabular, table_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt

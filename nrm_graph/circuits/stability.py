@@ -18,8 +18,8 @@ from nrm_graph.circuits.source import single
 from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.errors import InputError
 from nrm_graph.graphs.largest import check_top, largest
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.store.input_group import InputGroup, group
+from nrm_graph.tables.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,7 +25,6 @@ from nrm_graph.evaluate.held_out import (
 )
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import And, Edge, Event, NeuronSet, Not, Or, checked
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.measures.measure import Measure
 from nrm_graph.network.ir.input_spec import fitting, input_spec
 from nrm_graph.network.units import Partition
@@ -33,6 +32,7 @@ from nrm_graph.progress import Progress
 from nrm_graph.store.input_group import group
 from nrm_graph.store.stored_measure import stored_measure
 from nrm_graph.store.view import View
+from nrm_graph.tables.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.errors import InputError
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
+from nrm_graph.tables.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

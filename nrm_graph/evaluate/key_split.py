@@ -13,8 +13,8 @@ import pyarrow as pa
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.errors import InputError
 from nrm_graph.evaluate.held_out import once
-from nrm_graph.html_tables import ROWS, Description, HtmlTable, Tabular
 from nrm_graph.store.input_group import group
+from nrm_graph.tables.html_tables import ROWS, Description, HtmlTable, Tabular
 
 if TYPE_CHECKING:
     from nrm_graph.store.view import View

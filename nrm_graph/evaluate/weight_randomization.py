@@ -20,12 +20,12 @@ from nrm_graph.errors import InputError
 from nrm_graph.evaluate.held_out import batches, logits_of, network_for, seeds, trained_on
 from nrm_graph.evaluate.node_units import partitions_of
 from nrm_graph.evaluate.ranking import by_unit
-from nrm_graph.html_tables import Description, HtmlTable, Tabular, table_of
 from nrm_graph.network.ir.program import Weight
 from nrm_graph.propagation import prepared_network
 from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_weights import initial_relevance
 from nrm_graph.propagation.relevance_pass import relevance_pass
+from nrm_graph.tables.html_tables import Description, HtmlTable, Tabular, table_of
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -16,13 +16,13 @@ import torch
 from nrm_graph.errors import EventError, UndefinedConditional
 from nrm_graph.events.conjunctions import expand
 from nrm_graph.events.sets import Event, checked
-from nrm_graph.html_tables import Description, Displayed
 from nrm_graph.measures import event_passes, rounding_errors
 from nrm_graph.measures.results import Conditional, Estimate
 from nrm_graph.network.targets import outputs_of
 from nrm_graph.progress import Progress
 from nrm_graph.propagation.flags import SHORT, flags_of, meaning, reading
 from nrm_graph.propagation.output_scale import added_up
+from nrm_graph.tables.html_tables import Description, Displayed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

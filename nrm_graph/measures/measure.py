@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from nrm_graph.errors import InputError
-from nrm_graph.html_tables import HtmlTable, pairs_of, table_of
 from nrm_graph.measures import edge_tables, joint_matrix, marginals
 from nrm_graph.measures.event_algebra import Algebra
 from nrm_graph.measures.paths import search
 from nrm_graph.measures.reduced import reduced
+from nrm_graph.tables.html_tables import HtmlTable, pairs_of, table_of
 
 if TYPE_CHECKING:
     import networkx as nx

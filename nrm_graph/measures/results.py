@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 
 from nrm_graph._optional import data_frames
-from nrm_graph.html_tables import COLUMNS, ROWS, Description, Displayed, HtmlTable, Tabular
 from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.tables.html_tables import COLUMNS, ROWS, Description, Displayed, HtmlTable, Tabular
 
 if TYPE_CHECKING:
     import numpy.typing as npt

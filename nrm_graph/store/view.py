@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from nrm_graph.errors import InputError, QueryError, StoreError
-from nrm_graph.html_tables import Description, Displayed, HtmlTable, pairs_of, table_of
 from nrm_graph.network.targets import stored_outputs
 from nrm_graph.network.topology import EdgeGroup, Topology
 from nrm_graph.network.units import resolve
@@ -19,6 +18,7 @@ from nrm_graph.store.format.schema import LAYERS
 from nrm_graph.store.format.words import no_such_input
 from nrm_graph.store.read.conditions import read_conditions
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
+from nrm_graph.tables.html_tables import Description, Displayed, HtmlTable, pairs_of, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

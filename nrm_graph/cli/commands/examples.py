@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from nrm_graph.html_tables import Tabular
+    from nrm_graph.tables.html_tables import Tabular
 
 _PICTURES = (".png", ".svg")
 _SHOWN = ["key", "label", "target", "relevance", "activation"]

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nrm_graph.html_tables import ROWS, Description, HtmlTable, Tabular, table_of
 from nrm_graph.measures.reduced.nodes import (
     AUTOMATIC,
     chosen_nodes,
@@ -24,6 +23,7 @@ from nrm_graph.measures.reduced.unit_maps import unit_maps
 from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS, EdgeGroup
 from nrm_graph.network.unit_names import watched_kind
 from nrm_graph.progress import Progress
+from nrm_graph.tables.html_tables import ROWS, Description, HtmlTable, Tabular, table_of
 from nrm_graph.tables.unit_sums import activations
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import duckdb
 
 from nrm_graph._optional import data_frames
 from nrm_graph.errors import QueryError
-from nrm_graph.html_tables import Description, HtmlTable, table_of
 from nrm_graph.store.read.forks import unended_in_children
+from nrm_graph.tables.html_tables import Description, HtmlTable, table_of
 
 if TYPE_CHECKING:
     import pandas as pd

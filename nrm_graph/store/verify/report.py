@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypedDict
 
 import pyarrow as pa
 
-from nrm_graph.html_tables import ROWS, Description, HtmlTable
 from nrm_graph.store.format.words import counted
+from nrm_graph.tables.html_tables import ROWS, Description, HtmlTable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 
 import nrm_graph as ng
-from nrm_graph.html_tables import COLUMNS, MAX_TEXT, ROWS, Description, HtmlTable, table_of
 from nrm_graph.store.verify.report import Finding
+from nrm_graph.tables.html_tables import COLUMNS, MAX_TEXT, ROWS, Description, HtmlTable, table_of
 
 pytestmark = pytest.mark.usefixtures("remembered_traces")
 
