@@ -12,8 +12,8 @@ from nrm_graph._optional import stats_library
 from nrm_graph.circuits.checks import check_count
 from nrm_graph.circuits.clustering import choose, divide, normalized, rotated, standardized
 from nrm_graph.circuits.edge_graph import edge_graph, edge_text, with_names
-from nrm_graph.circuits.edges import blocks, key_means, key_shares, nullable, varying_edges
-from nrm_graph.circuits.nodes import node_sums
+from nrm_graph.circuits.edges import blocks, key_means, nullable, varying_edges
+from nrm_graph.circuits.nodes import ends_of, node_means
 from nrm_graph.circuits.source import single
 from nrm_graph.errors import InputError
 from nrm_graph.propagation import flags
@@ -264,6 +264,8 @@ def clusters(
     cluster = np.full(len(keys), -1)
     cluster[flowing] = assigned
     count = int(assigned.max()) + 1 if len(assigned) else 0
+    nodes = ends_of(names)
+    _, relevance = node_means(db, rows, nodes)
     return Clusters(
         chosen,
         pa.table(
@@ -290,7 +292,7 @@ def clusters(
         ),
         reference,
         unknown,
-        tuple(_nodes(db, rows, names, keys, cluster, c) for c in range(count)),
+        tuple(_nodes(nodes, relevance[cluster == c]) for c in range(count)),
         db.topology,
         rows.kinds(db),
     )
@@ -354,16 +356,7 @@ def _rows(
     return edges
 
 
-def _nodes(
-    db: View,
-    rows: Source,
-    edges: pa.Table,
-    keys: tuple[str, ...],
-    assigned: NDArray[np.int64],
-    cluster: int,
-) -> pa.Table:
-    """Mean relevance, over a cluster's keys, of the nodes at the ends of edges."""
-    members = {key for key, c in zip(keys, assigned.tolist(), strict=True) if c == cluster}
-    places = [i for i, key in enumerate(rows.group.keys) if key in members]
-    shares = key_shares([rows.group.keys[i] for i in places])
-    return node_sums(db, edges, rows.group.ids[places], shares, rows.nodes)
+def _nodes(nodes: pa.Table, relevance: NDArray[np.float64]) -> pa.Table:
+    """Mean relevance of nodes over the keys of a cluster, whose own are (keys, nodes)."""
+    nodes = nodes.append_column("relevance", pa.array(relevance.mean(0)))
+    return nodes.append_column("activation", pa.nulls(len(nodes), pa.float64()))

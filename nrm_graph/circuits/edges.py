@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ from nrm_graph.circuits.sums import SUMS, WHOLE, edge_sums, values_by_input
 from nrm_graph.graphs.largest import largest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -90,12 +89,6 @@ def blocks(edges: pa.Table, rows: int) -> Iterator[tuple[slice, pa.Table]]:
 def nullable(values: NDArray[np.float64]) -> pa.Array:
     """Arrow column in which NaN is null."""
     return pa.array(values, pa.float64(), mask=np.isnan(values))
-
-
-def key_shares(keys: Sequence[str]) -> NDArray[np.float64]:
-    """Weights of rows whose weighted sum is the mean over keys of the mean of each key's rows."""
-    times = Counter(keys)
-    return np.array([1 / (len(times) * times[key]) for key in keys], np.float64)
 
 
 def key_means(

@@ -11,8 +11,6 @@ from nrm_graph.circuits.statistics import key_sums
 from nrm_graph.circuits.sums import NODE, values_by_input
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from nrm_graph.circuits.source import Source
@@ -27,51 +25,6 @@ def ends_of(edges: pa.Table) -> pa.Table:
     ]
     layers, numbers = np.unique(np.concatenate(ends), axis=0).T
     return pa.table({"layer_id": layers.astype(np.int16), "unit": numbers.astype(np.int32)})
-
-
-def node_sums(
-    db: View,
-    edges: pa.Table,
-    ids: NDArray[np.int64],
-    weights: NDArray[np.float64],
-    nodes: str = "nodes",
-    tables: Mapping[str, pa.Table] | None = None,
-) -> pa.Table:
-    """Weighted sums over inputs of the nodes at the ends of edges.
-
-    Parameters
-    ----------
-    db : Database
-        The store.
-    edges : pyarrow.Table
-        Columns of :data:`nrm_graph.circuits.engines.EDGE`.
-    ids : ndarray of int64, (N,)
-        Input ids; one that stands twice counts with both weights.
-    weights : ndarray of float64, (N,)
-        What the relevance of each input is multiplied by.
-    nodes : str
-        What SQL reads them from.
-    tables : mapping of str to pyarrow.Table, optional
-        Further tables that ``nodes`` names.
-
-    Returns
-    -------
-    pyarrow.Table
-        Columns ``layer_id``, ``unit``, ``relevance`` and ``activation`` (null); no row where no
-        input has one.
-    """
-    return db.sql(
-        "SELECT layer_id, unit, sum(CAST(relevance AS DOUBLE) * weight) AS relevance, "
-        "CAST(NULL AS DOUBLE) AS activation "
-        f"FROM {nodes} JOIN weights USING (input_id) JOIN chosen USING (layer_id, unit) "
-        "GROUP BY layer_id, unit ORDER BY layer_id, unit",
-        inputs=np.unique(ids).tolist(),
-        tables={
-            **(tables or {}),
-            "weights": pa.table({"input_id": ids, "weight": weights}),
-            "chosen": ends_of(edges),
-        },
-    ).to_arrow_table()
 
 
 def node_means(
