@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.network.unit_coordinates import spelling
 from nrm_graph.network.unit_names import unit_name
 from nrm_graph.propagation.flags import counted, listed
 from nrm_graph.store.format.schema import LAYERS, TABLES, VIEWS
@@ -269,10 +269,8 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
     part = m.partitions[layer.layer_id]
     if by == "unit":
         by = "neuron" if part.single else part.resolution
-    if by not in ("neuron", "channel", "feature", "token", "head"):
-        by = "custom"
     quoted = name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
-    return quoted + repr(unit_set(layer, by, unit)).removeprefix(layer.name)
+    return quoted + spelling(layer, by).text(unit)
 
 
 def _unit_name(m: Measure, name: str, unit: int, by: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nrm_graph.events.sets import Layer
+from nrm_graph.network.unit_coordinates import spelling
+from nrm_graph.network.units import RESOLUTIONS
 
 if TYPE_CHECKING:
     from nrm_graph.events.sets import NeuronSet
@@ -32,19 +32,14 @@ def unit_set(layer: LayerInfo, resolution: str, unit: int) -> NeuronSet:
     >>> [unit_set(layer, name, 1) for name in ("channel", "feature", "token", "neuron", "custom")]
     [conv[1], conv[..., 1], conv[0, 1], conv[0, 0, 1], conv.units([1])]
     """
-    shape = layer.shape
-    index: tuple[Any, ...]
-    if resolution == "channel" and shape:
-        index = (unit,)
-    elif resolution == "feature" and shape:
-        index = (..., unit)
-    elif resolution == "head" and shape:
-        index = (*[slice(None)] * max(0, len(shape) - 3), unit)
-    elif resolution == "token" and shape:
-        axes = shape[:-1]
-        index = tuple(int(i) for i in np.unravel_index(unit, axes)) if axes else (slice(None),)
-    elif resolution in ("neuron", "channel", "feature", "head", "token"):
-        index = tuple(int(i) for i in np.unravel_index(unit, shape)) if shape else ()
-    else:
+    if resolution not in RESOLUTIONS:
         return Layer(layer.name).units([unit])
-    return Layer(layer.name)[index]
+    indices = [index.of(unit) for index in spelling(layer, resolution).indices]
+    before: tuple[Any, ...] = ()
+    if not indices:
+        before = (slice(None),) if layer.shape else ()
+    elif resolution == "feature":
+        before = (...,)
+    elif resolution == "head":
+        before = (slice(None),) * max(0, len(layer.shape) - 3)
+    return Layer(layer.name)[(*before, *indices)]
