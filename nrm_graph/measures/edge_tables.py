@@ -111,7 +111,9 @@ def edges(
     limit = check(coverage, top)
     if isinstance(by, str) and by == "neuron":
         asked = _between(measure, upper, lower, dst, src)
-        return _strongest(neuron_table(asked, limit, measure.scale), limit)
+        # Pseudo-edges are few, and no limit is applied to them as they are computed.
+        chosen = asked.upper != asked.lower
+        return _strongest(neuron_table(asked, limit, measure.scale), limit, chosen)
     if dst is not None or src is not None:
         raise InputError(
             "dst and src go with by='neuron'; what a set of any units reads is "
@@ -138,8 +140,11 @@ def in_units(measure: M, by: By | None) -> M:
     return replace(measure, partitions=units, state=replace(measure.state, means={}), _cache={})
 
 
-def _strongest(edges: pa.Table, limit: Limit) -> pa.Table:
-    """Keep the edges that a limit asks for, the strongest first; say what is left out."""
+def _strongest(edges: pa.Table, limit: Limit, chosen: bool = False) -> pa.Table:
+    """Keep the edges that a limit asks for, the strongest first; say what is left out.
+
+    They may be ``chosen`` already: what was left out then stands in rows of the pseudo-unit -3.
+    """
     if limit.complete:
         return edges
     relevance = edges["relevance"].to_numpy().astype(np.float64)
@@ -147,10 +152,12 @@ def _strongest(edges: pa.Table, limit: Limit) -> pa.Table:
     is_edge = (edges["dst_unit"].to_numpy() != PRUNED) & (edges["src_unit"].to_numpy() != PRUNED)
     places = np.flatnonzero(is_edge)
     places = places[np.argsort(-size[places], kind="stable")]
-    if is_edge.all():  # of all edges: those of neurons were chosen before they became a table
-        held = np.cumsum(size[places])
-        enough = int(np.searchsorted(held, limit.coverage * held[-1] * (1 - 1e-12))) + 1
-        places = places[: min(enough, limit.top or enough)]
+    if not chosen:
+        if limit.coverage < 1.0 and len(places):
+            held = np.cumsum(size[places])
+            goal = limit.coverage * held[-1] * (1 - 1e-12)  # rounding must not ask for more
+            places = places[: int(np.searchsorted(held, goal)) + 1]
+        places = places[: limit.top]
     left = float(relevance.sum() - relevance[places].sum())
     return edges.take(places).replace_schema_metadata({"left_out": repr(left)})
 

@@ -164,6 +164,25 @@ def test_the_strongest_leave_the_rest_on_record(m):
         assert relevance.sum() + left == pytest.approx(total, abs=1e-12)
 
 
+def test_limits_of_edges_that_are_few_weak_or_none(m):
+    whole = m.edges("3", "0")
+    assert len(m.edges("3", "0", top=len(whole))) == len(whole)  # the weakest as well
+    for by in ("unit", "neuron"):
+        absorbed = m.edges("3", "3", by=by)
+        assert len(m.edges("3", "3", by=by, top=2)) == min(2, len(absorbed))
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        net[0].weight.fill_(-1.0)
+        net[0].bias.fill_(-1.0)
+        net[2].bias.fill_(1.0)
+    silent = ng.measure(net, torch.ones(2), target=0)
+    for by in ("unit", "neuron"):
+        for option in ({"top": 3}, {"coverage": 0.5}):
+            few = silent.edges("0", "input", by=by, **option)
+            assert not few["relevance"].to_numpy().any()
+            assert float(few.schema.metadata[b"left_out"]) == 0.0
+
+
 def test_what_cannot_be_asked(m, monkeypatch):
     with pytest.raises(ng.EventError, match="a neuron set of layer 3"):
         m.edges("3", "0", by="neuron", dst=ng.Layer("0")[0])
