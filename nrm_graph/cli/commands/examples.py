@@ -76,7 +76,7 @@ def concepts(
     from nrm_graph import database
 
     with database.open(store, weights=weights or None) as db:
-        aim = None if target is None else arguments.which(target, db.meta["classes"], db.outputs)
+        aim = arguments.which(target, db.classes, db.outputs)
         found = db.concepts(layer=layer, target=aim, **options)
         _write(found, found.plot, picture, form, output)
 
@@ -126,7 +126,7 @@ def references(
         def plot() -> Figure:
             from nrm_graph.plots import plot_references
 
-            return plot_references(found, classes=db.meta["classes"])
+            return plot_references(found, classes=db.classes)
 
         _write(found, plot, picture, form, output)
         if output is None and form is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -36,9 +36,6 @@ from nrm_graph.cli.output import (
     write_table,
 )
 from nrm_graph.errors import InputError
-
-if TYPE_CHECKING:
-    from nrm_graph.database import Database
 
 _ENDS = ("src", "src_unit", "dst", "dst_unit")
 
@@ -166,7 +163,12 @@ def circuit(
         condition: Any = given
         if given is not None and not given.isidentifier():  # no expression is a name alone
             condition = arguments.event(given)
-        graph = db.circuit(where, given=condition, target=_target(db, target), **options)
+        graph = db.circuit(
+            where,
+            given=condition,
+            target=arguments.which(target, db.classes, db.outputs),
+            **options,
+        )
         if path is not None:
             save_graph(graph, path)
         elif form in (None, "table"):
@@ -228,7 +230,9 @@ def contrast(
     with contextlib.ExitStack() as opened:
         db = opened.enter_context(database.open(store, weights=weights or None))
         second = None if other is None else opened.enter_context(database.open(other))
-        comparison = db.contrast(a, b, other=second, target=_target(db, target), **options)
+        comparison = db.contrast(
+            a, b, other=second, target=arguments.which(target, db.classes, db.outputs), **options
+        )
     if output is None and form is None:
         print_lines(comparison)
     else:
@@ -236,8 +240,3 @@ def contrast(
         columns = [name for name in rows.column_names if name not in _ENDS]
         write_table(rows.select([*_ENDS, *columns]), form, output)
         print_notes(comparison.notes)
-
-
-def _target(db: Database, text: str | None) -> Any:
-    """Read the target of a group of inputs."""
-    return None if text is None else arguments.which(text, db.meta["classes"], db.outputs)

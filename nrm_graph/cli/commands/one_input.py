@@ -105,7 +105,7 @@ def relevance(
 
 def _measure(db: Database, key: str, target: str | None) -> Measure:
     """Measure of the input and target that are named."""
-    return db.measure(key, target=arguments.which(target, db.meta["classes"], db.outputs))
+    return db.measure(key, target=arguments.which(target, db.classes, db.outputs))
 
 
 @command(

@@ -70,7 +70,7 @@ def reduce(
     from nrm_graph import database
 
     with database.open(store, weights=weights or None) as db:
-        m = db.measure(key, target=arguments.which(target, db.meta["classes"], db.outputs))
+        m = db.measure(key, target=arguments.which(target, db.classes, db.outputs))
         if condition is not None:
             m = m.given(condition)
         reduced = m.reduced(chosen, by, nodes)
