@@ -162,22 +162,20 @@ def layers(db: Database) -> pa.Table:
     return pa.Table.from_pylist(rows, LAYERS.append(pa.field("aliases", pa.list_(pa.string()))))
 
 
-def answer(row: Mapping[str, Any], m: Measure, classes: Sequence[str] | None) -> Mapping[str, Any]:
+def answer(row: Mapping[str, Any], m: Measure) -> Mapping[str, Any]:
     """Return a relevance for people: with the target's class, and on the scale of the logit."""
     shown = dict(row)
     if m.target is not None:
-        shown["target"] = m.outputs.text(m.target, classes)
+        shown["target"] = m.outputs.text(m.target, m.classes)
     if "given" not in row:
         shown["of the logit"] = row["relevance"] * m.logit
     return shown
 
 
-def circuit(graph: nx.DiGraph, db: Database) -> dict[str, Any]:
+def circuit(graph: nx.DiGraph) -> dict[str, Any]:
     """Return what a circuit is of, and what stands beside it, in the order to read it."""
     facts = graph.graph
-    target = facts.get("target")
-    shown = {"inputs": f"{facts['inputs']:,}", "target": "several"}
-    shown |= {} if target is None else {"target": db.outputs.text(target, db.meta["classes"])}
+    shown = {"inputs": f"{facts['inputs']:,}", "target": facts.get("target_text", "several")}
     shown |= {name: facts[name] for name in ("where", "given", "tables") if name in facts}
     if "undefined" in facts:
         shown |= {

@@ -172,7 +172,7 @@ def circuit(
         if path is not None:
             save_graph(graph, path)
         elif form in (None, "table"):
-            print_facts(overview.circuit(graph, db), overview.SHARED)
+            print_facts(overview.circuit(graph), overview.SHARED)
             print()
             write_table(overview.circuit_edges(graph), "table")
         else:

@@ -97,7 +97,7 @@ def relevance(
             write_json(to_json(event), save_event)
         if output is None and form is None:
             meanings = overview.ANSWERED if condition is None else overview.CONDITIONED
-            print_facts(overview.answer(row, m, db.meta["classes"]), meanings)
+            print_facts(overview.answer(row, m), meanings)
         else:
             write_table(pa.Table.from_pylist([row]), form, output)
         print_notes(m.flags)
