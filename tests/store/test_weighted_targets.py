@@ -303,7 +303,7 @@ def test_circuits_of_weights(db, tmp_path):
         db.circuit(target="cat")
     assert db.circuit(target=2).graph["target"] == 2
     assert db.circuit(target=DIFFERENCE, given="given").graph["inputs"] == 8
-    assert overview.circuit(graph, db)["target"] == "{0: 1, 1: -1}"
+    assert overview.circuit(graph)["target"] == "{0: 1, 1: -1}"
     assert plot_circuit(graph) is not None
     for name in ("g.graphml", "g.json", "g.parquet", "g.gexf"):
         assert write_graph(graph, tmp_path / name)
