@@ -1,0 +1,125 @@
+"""Pieces that the views are built from: links, controls, tables, pictures, errors.
+
+Text that comes from a store stands in children of components, which the browser shows as text;
+what goes into a Plotly figure is escaped by :func:`nrm_graph.plots.interactive.plain`.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+from dash import dcc, html
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import pyarrow as pa
+
+ROWS = 200
+"""Rows of a table that are shown."""
+
+
+def control(name: str, value: Any, label: str, **options: Any) -> html.Label:
+    """Return a field that changes one value of the address when Enter is pressed or it is left.
+
+    Parameters
+    ----------
+    name : str
+        Field of :class:`nrm_graph.explorer.address.Address`.
+    value : str, int or float
+        What it holds now.
+    label : str
+        What stands above it.
+    **options
+        Of :class:`dash.dcc.Input`, such as ``placeholder`` or ``type``.
+    """
+    entry = dcc.Input(id={"control": name}, value=value, debounce=True, **options)
+    return html.Label([html.Span(label), entry], className="control")
+
+
+def choice(name: str, value: Any, label: str, options: Mapping[Any, str]) -> html.Label:
+    """Return a list of which one value is chosen; ``options`` are values and what is shown."""
+    # A plain <select> would need code of its own: Dash has no property for what is chosen in it.
+    listed = [{"value": key, "label": text} for key, text in options.items()]
+    entry = dcc.Dropdown(
+        id={"control": name},
+        value=value,
+        options=listed,
+        clearable=False,
+        searchable=len(listed) > 9,
+    )
+    return html.Label([html.Span(label), entry], className="control")
+
+
+def link(href: str, text: Any, **options: Any) -> dcc.Link:
+    """Return a link within the page, which needs no reload; see :meth:`Page.href`."""
+    return dcc.Link(text, href=href, **options)
+
+
+def section(title: str, *children: Any, name: str = "") -> html.Section:
+    """Return a part of a view under its heading."""
+    return html.Section([html.H2(title), *children], className=f"part {name}".strip())
+
+
+def note(text: str) -> html.P:
+    """Return what a reader should know, in small print."""
+    return html.P(text, className="note")
+
+
+def problem(text: str) -> html.Div:
+    """Return an error as a sentence."""
+    return html.Div(text, className="problem", role="alert")
+
+
+def number(value: Any) -> str:
+    """Write a number as the page shows it: four digits, integers whole, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | int):
+        return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def table(
+    rows: pa.Table, columns: Sequence[str] | None = None, links: Mapping[str, Any] | None = None
+) -> html.Div:
+    """Return the first rows of a table.
+
+    Parameters
+    ----------
+    rows : pyarrow.Table
+        The table.
+    columns : sequence of str, optional
+        Those that are shown.
+    links : mapping of column to callable, optional
+        Given a row (dict), the link of its cell, or None.
+    """
+    names = list(columns or rows.column_names)
+    shown = rows.slice(0, ROWS).to_pylist()
+    links = links or {}
+
+    def cell(row: dict[str, Any], name: str) -> html.Td:
+        text = number(row[name])
+        href = links[name](row) if name in links else None
+        figure = isinstance(row[name], int | float) and not isinstance(row[name], bool)
+        return html.Td(
+            text if href is None else link(href, text), className="figure" if figure else ""
+        )
+
+    body = [html.Tr([cell(row, name) for name in names]) for row in shown]
+    left = len(rows) - len(shown)
+    return html.Div(
+        [
+            html.Table([html.Thead(html.Tr([html.Th(name) for name in names])), html.Tbody(body)]),
+            *([note(f"{left:,} more rows: the export has all of them")] if left else []),
+        ],
+        className="table",
+        tabIndex=0,  # a long table scrolls, by keyboard too
+    )
+
+
+def picture(png: bytes, text: str, **options: Any) -> html.Img:
+    """Return a PNG as an image; ``text`` says what it shows to who cannot see it."""
+    data = base64.b64encode(png).decode()
+    return html.Img(src=f"data:image/png;base64,{data}", alt=text, **options)
