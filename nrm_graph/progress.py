@@ -3,6 +3,9 @@
 Nothing is shown of a call before its pace says that more than five seconds lie ahead, and of one
 inside of another nothing at all.  No thread watches: whoever computes says how far it has come.
 All goes to standard error; ``TQDM_DISABLE=1`` silences it.
+
+A server that computes for a page looks at a call from another thread, and may end it, by
+:class:`Watch`: whoever computes looks at it at every layer of a pass.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import threading
 import time
 import warnings
 from contextvars import ContextVar, Token
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -31,6 +35,53 @@ EVERY = 30.0
 
 _clock = time.monotonic
 _current: ContextVar[Progress | None] = ContextVar("progress", default=None)
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+class Ended(BaseException):
+    """Who watches a call has no use for it any more; no error, and not to be caught as one."""
+
+
+@dataclass(eq=False)
+class Watch:
+    """What another thread sees of a call that runs under :func:`watched`.
+
+    Attributes
+    ----------
+    progress : Progress or None
+        The outermost that runs, which may say how far the call has come.
+    ended : bool
+        True ends the call, at the next layer of a pass or while a query runs: there
+        :class:`Ended` is raised.
+    """
+
+    progress: Progress | None = None
+    ended: bool = False
+
+
+@contextlib.contextmanager
+def watched(watch: Watch) -> Iterator[None]:
+    """Let a call be looked at from another thread, and ended there."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+        watch.progress = None
+
+
+def look() -> bool:
+    """Whether this call is watched.
+
+    Raises
+    ------
+    Ended
+        If it is no longer wanted.
+    """
+    watch = _watch.get()
+    if watch is not None and watch.ended:
+        raise Ended
+    return watch is not None
 
 
 class Progress:
@@ -66,9 +117,12 @@ class Progress:
         self._token: Token[Progress | None] | None = None
 
     def __enter__(self) -> Self:
-        self._shown = self._shown and _current.get() is None
+        outermost = _current.get() is None
+        self._shown = self._shown and outermost
         self._token = _current.set(self)
         self.began = self._before = _clock()
+        if outermost and (watch := _watch.get()) is not None:
+            watch.progress, self._shown = self, False
         return self
 
     def __exit__(
@@ -85,6 +139,7 @@ class Progress:
 
     def advance(self, count: int = 1) -> None:
         """Count steps that are done."""
+        look()
         self.done += count
         if not self._shown:
             return

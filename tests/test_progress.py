@@ -8,6 +8,7 @@ import signal
 import sys
 import termios
 import threading
+import time
 import types
 
 import pytest
@@ -18,7 +19,7 @@ from torch import nn
 import nrm_graph as ng
 from nrm_graph import progress
 from nrm_graph.extraction.progress import InputProgress
-from nrm_graph.progress import Progress, current, duration
+from nrm_graph.progress import Ended, Progress, Watch, current, duration, watched
 from nrm_graph.store.verify import verify
 
 pytestmark = pytest.mark.smoke
@@ -327,3 +328,64 @@ def test_a_query_lets_its_call_know_that_time_passes(store, monkeypatch):
             assert set(ticks) == {"sums"}
             with pytest.raises(ng.QueryError, match=r"timeout=0\.05 s"):
                 db.sql("SELECT count(*) FROM range(100000000000) t(r)", timeout=0.05).fetchall()
+
+
+class EndedAfter(Watch):
+    """Ends a call when it has been looked at so many times."""
+
+    def __init__(self, looks):
+        super().__init__()
+        self.left = looks
+
+    @property
+    def ended(self):
+        self.left -= 1
+        return self.left < 0
+
+    @ended.setter
+    def ended(self, value):
+        pass
+
+
+def test_a_watched_call_ends_at_any_layer_and_leaves_the_measure_as_it_was():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    x, event = torch.randn(5), ng.Layer("0")[1] & ng.Layer("2")[:2]
+
+    def asked(m):
+        return m.given(event).reduced(["0", "2"], nodes=None).to_arrow()
+
+    expected, m, ended = asked(ng.measure(net, x, target=1)), ng.measure(net, x, target=1), 0
+    while True:
+        with watched(EndedAfter(ended)):
+            try:
+                rows = asked(m)
+            except Ended:
+                ended += 1
+                continue
+        break
+    assert ended > 20  # layers of the runs, of conditions, steps and ends
+    assert rows.equals(expected)
+
+
+def test_a_watched_query_ends_while_it_runs(tmp_path):
+    crossed = ", ".join(f"edges e{i}" for i in range(9))
+    query = f"SELECT count(*) FROM {crossed} WHERE e0.relevance < e1.relevance + e8.relevance"
+    ng.extract(nn.Linear(20, 20), torch.randn(3, 20), tmp_path / "s.nrm", target=0)
+    watch, begun = Watch(), time.monotonic()
+    threading.Timer(0.2, setattr, (watch, "ended", True)).start()
+    with ng.open(tmp_path / "s.nrm") as db, watched(watch), pytest.raises(Ended):
+        db.sql(query).fetchall()
+    assert time.monotonic() - begun < 5
+    assert watch.progress is None
+
+
+def test_who_watches_sees_the_outermost_call_and_nothing_is_printed(all_long, capsys):
+    watch, seen = Watch(), []
+    with watched(watch), Progress("outer", 2) as outer:
+        with Progress("inner", 5) as inner:
+            inner.advance()
+        outer.advance()
+        seen.append((watch.progress.what, watch.progress.done, watch.progress.total))
+    assert seen == [("outer", 1, 2)]
+    assert capsys.readouterr().err == ""

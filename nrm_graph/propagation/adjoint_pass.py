@@ -23,6 +23,7 @@ import torch
 
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.network.topology import UNWATCHED
+from nrm_graph.progress import look
 from nrm_graph.propagation.alive_convolution import apply
 from nrm_graph.propagation.kernels import awake, kernel_of
 from nrm_graph.propagation.relevance_pass import lowest_pass, only
@@ -136,6 +137,7 @@ def reach(
     end = net.position[net.values[until]]
     last_reads = _last_reads(net, first, end) if only_last else {}
     for name, node in net.order[first : end + 1]:
+        look()
         layer_id = layout.layer_of.get(name)
         if layer_id is None:  # an input that is none carries no relevance
             value = None if node is None else _selected(state, node, reached, n)

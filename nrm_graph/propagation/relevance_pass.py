@@ -19,6 +19,7 @@ import torch
 
 from nrm_graph.network.ir.interpreter import own_precision
 from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.progress import look
 from nrm_graph.propagation.kernels import kernel_of
 from nrm_graph.propagation.routing import send
 from nrm_graph.propagation.tensor_sums import accumulate, by_sample
@@ -152,6 +153,7 @@ def relevance_pass(
     end = min(asked, default=-1)
     useful = net.readers(asked) if asked else None
     for name, node in reversed(net.order[: net.position[top] + 1]):
+        look()
         relevance = pending.pop(name, None)
         layer_id = layout.layer_of.get(name)
         literal = clause.get(layer_id) if layer_id is not None else None

@@ -19,6 +19,7 @@ from nrm_graph.foreign_errors import out_of_memory
 from nrm_graph.network.ir.batch_axis import BatchAxis
 from nrm_graph.network.ir.operations import function
 from nrm_graph.network.ir.program import Batch, Program, Ref, Weight
+from nrm_graph.progress import look
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -137,6 +138,7 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
     values: dict[str, Any] = {name: x for (name, _), x in zip(program.inputs, inputs, strict=True)}
     n = inputs[0].shape[0]
     for node in program.nodes:
+        look()
         args = resolve(node.args, values, program.weights, n)
         kwargs = {k: resolve(v, values, program.weights, n) for k, v in node.kwargs}
         values[node.name] = function(node.op)(*args, **kwargs)

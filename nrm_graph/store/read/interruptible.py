@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 import duckdb
 
 from nrm_graph.errors import InputError, QueryError
-from nrm_graph.progress import current
+from nrm_graph.progress import current, look
 from nrm_graph.store.read.forks import unended_in_children
 
 if TYPE_CHECKING:
@@ -166,15 +166,18 @@ class Call:
 
     def _wait(self, timeout: float | None) -> None:
         """Wait for the end, a timeout or another thread; who watches sees that time passes."""
-        progress = current()
-        if progress is None:
+        progress, is_watched = current(), look()
+        if progress is None and not is_watched:
             self._woken.wait(timeout)
             return
         end = math.inf if timeout is None else time.monotonic() + timeout
-        while not self._woken.wait(min(TICK, max(0.0, end - time.monotonic()))):
+        tick = AGAIN if is_watched else TICK
+        while not self._woken.wait(min(tick, max(0.0, end - time.monotonic()))):
             if time.monotonic() >= end:
                 return
-            progress.tick()
+            look()
+            if progress is not None:
+                progress.tick()
 
     def _raise(self, error: BaseException, timeout: float | None) -> NoReturn:
         if isinstance(error, duckdb.InterruptException):
