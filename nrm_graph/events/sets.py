@@ -15,6 +15,7 @@ True
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import index
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.network.units import Partition
+
+_PLAIN = re.compile(r"[\w@]+(?:\.[\w@]+)*")
+"""Names of layers that an expression takes without quotes."""
 
 
 class Event:
@@ -159,6 +163,14 @@ def _text(item: object) -> str:
     return repr(item)
 
 
+def _name(layer: str) -> str:
+    """Write a layer's name so that it can be read again: in quotes where it is no plain one."""
+    if _PLAIN.fullmatch(layer):
+        return layer
+    escaped = layer.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 class NeuronSet(Event):
     """A set of neurons of one layer."""
 
@@ -206,7 +218,8 @@ class Indexed(NeuronSet):
         return mask
 
     def __repr__(self) -> str:
-        return f"{self.layer}[{', '.join(_text(item) for item in self.index)}]"
+        index = ", ".join(_text(item) for item in self.index) if self.index else "()"
+        return f"{_name(self.layer)}[{index}]"
 
 
 @dataclass(frozen=True, repr=False)
@@ -228,7 +241,7 @@ class Units(NeuronSet):
         return np.isin(units.labels, self.ids)
 
     def __repr__(self) -> str:
-        return f"{self.layer}.units({list(self.ids)})"
+        return f"{_name(self.layer)}.units({list(self.ids)})"
 
 
 @dataclass(frozen=True, repr=False)

@@ -126,7 +126,7 @@ def test_bounds() -> None:
     assert len(long.parts) == 1800
 
 
-# Round trips.  Layers of three neurons per axis; a name is what may stand without quotes.
+# Round trips.  Layers of three neurons per axis; names may stand without quotes, any text in them.
 
 names = st.from_regex(r"[a-z0-9_@]{1,4}(\.[a-z0-9_@]{1,4}){0,2}", fullmatch=True)
 integers = st.integers(-3, 2)
@@ -177,12 +177,12 @@ def events(layers: list[str], *, distinct: bool) -> st.SearchStrategy[Event]:
 
 
 @settings(deadline=None, max_examples=50)
-@given(names, st.lists(items, min_size=1, max_size=4))
+@given(names | st.text(max_size=6), st.lists(items, max_size=4))
 def test_round_trip_of_indexed_sets(name: str, index: list[object]) -> None:
     if sum(item is Ellipsis for item in index) > 1:
         return
-    chosen = Layer(name)[tuple(index)]
-    assert parse(repr(chosen)) == chosen
+    for chosen in (Layer(name)[tuple(index)], Layer(name).units([1, 2])):
+        assert parse(repr(chosen)) == chosen
 
 
 @settings(deadline=None, max_examples=50)

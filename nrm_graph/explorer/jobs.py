@@ -1,0 +1,67 @@
+"""What is computed for the page now: one call at a time, and of a tab only the newest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nrm_graph.progress import Ended, Watch, watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The newest call of every tab that waits or runs."""
+
+    _newest: dict[str, Watch] = field(default_factory=dict)
+    _begun: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, tab: str, compute: Callable[[], T]) -> T:
+        """Compute; an older call of the same tab ends at its next layer.
+
+        Raises
+        ------
+        Ended
+            If a newer call of the tab came meanwhile.
+        """
+        watch = Watch()
+        with self._lock:
+            if (older := self._newest.get(tab)) is not None:
+                older.ended = True
+            self._newest[tab], self._begun[tab] = watch, time.monotonic()
+        try:
+            # Measures and DuckDB are asked by one thread at a time.
+            with self._turn:
+                if watch.ended:
+                    raise Ended
+                with watched(watch):
+                    return compute()
+        finally:
+            with self._lock:
+                if self._newest.get(tab) is watch:
+                    del self._newest[tab], self._begun[tab]
+
+    def progress(self, tab: str) -> dict[str, Any]:
+        """Return how far the newest call of a tab has come; empty where none runs."""
+        with self._lock:
+            watch, begun = self._newest.get(tab), self._begun.get(tab)
+        if watch is None or begun is None:
+            return {}
+        seconds = round(time.monotonic() - begun, 1)
+        if (meter := watch.progress) is None:
+            return {"what": "computing", "seconds": seconds}
+        return {
+            "what": meter.what,
+            "done": meter.done,
+            "total": meter.total,
+            "unit": meter.unit,
+            "seconds": seconds,
+        }

@@ -1,0 +1,47 @@
+"""A newer call of a tab ends the older one; those of other tabs wait for their turn."""
+
+import threading
+
+import pytest
+
+from nrm_graph.explorer.jobs import Jobs
+from nrm_graph.progress import Ended, Progress, look
+
+
+def test_a_newer_call_ends_the_older_one_of_its_tab_alone():
+    jobs, running, ended, answers = Jobs(), threading.Event(), [], {}
+
+    def endless():
+        running.set()
+        with Progress("passes", 10**9, "passes") as meter:
+            while True:
+                meter.advance()
+
+    def older():
+        with pytest.raises(Ended):
+            jobs.run("tab", endless)
+        ended.append("older")
+
+    def waiting():
+        answers["other tab"] = jobs.run("other", lambda: look() and 2)
+
+    threads = [threading.Thread(target=older), threading.Thread(target=waiting)]
+    threads[0].start()
+    assert running.wait(10)
+    threads[1].start()
+    told = jobs.progress("tab")
+    assert (told["what"], told["total"], told["unit"]) == ("passes", 10**9, "passes")
+    assert jobs.progress("other").get("what", "computing") == "computing"
+    answers["tab"] = jobs.run("tab", lambda: look() and 1)
+    for thread in threads:
+        thread.join(10)
+    assert answers == {"tab": 1, "other tab": 2}
+    assert ended == ["older"]
+    assert jobs.progress("tab") == jobs.progress("other") == {}
+
+
+def test_an_error_leaves_the_turn_to_the_next():
+    jobs = Jobs()
+    with pytest.raises(ZeroDivisionError):
+        jobs.run("tab", lambda: 1 / 0)
+    assert jobs.run("tab", lambda: 3) == 3
