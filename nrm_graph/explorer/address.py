@@ -55,7 +55,7 @@ class Address:
     other : int
         1 to contrast with the other store.
     by : str
-        Units of the circuit, as ``--by`` takes them.
+        Units, as ``--by`` takes them, or ``stored``; empty for those that people think in.
     edge : str
         Edge of the circuit whose inputs are shown: ``source -> destination``.
     computed : str

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nrm_graph.events.parser import parse
+from nrm_graph.network.units import automatic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from nrm_graph.measures.measure import Measure
 
 T = TypeVar("T")
+
+STORED = "stored"
+"""In the place of a kind of units: those that the store's tables have."""
 
 REMEMBERED = 24
 """Answers that are kept; the activations of a measure are kept with it."""
@@ -41,23 +45,41 @@ class Answers:
                 self._kept.popitem(last=False)
         return value
 
-    def measure(self, db: Database, key: str, target: str = "", event: str = "") -> Measure:
+    def knows(self, name: Hashable) -> bool:
+        """Whether what has this name is remembered."""
+        with self._lock:
+            return name in self._kept
+
+    def measure(
+        self, db: Database, key: str, target: str = "", event: str = "", by: str = ""
+    ) -> Measure:
         """Return the exact measure of an input, conditioned on an expression if there is one.
 
         Raises
         ------
         NrmError
-            As :meth:`Database.measure` and :meth:`Measure.given` do.
+            As :meth:`Database.measure`, :meth:`Measure.with_units` and :meth:`Measure.given` do.
         """
-        whole = self.remembered(
+        stored = self.remembered(
             ("measure", str(db.path), key, target),
             lambda: db.measure(key, target=_target(target)),
         )
+        kind = by or usual_units(db)
+        whole = stored
+        if kind != STORED:
+            whole = self.remembered(
+                ("units", str(db.path), key, target, kind), lambda: stored.with_units(kind)
+            )
         if not event.strip():
             return whole
         return self.remembered(
-            ("given", str(db.path), key, target, event), lambda: whole.given(parse(event))
+            ("given", str(db.path), key, target, kind, event), lambda: whole.given(parse(event))
         )
+
+
+def usual_units(db: Database) -> str:
+    """Return the units that a picture shows: channels of a network that has them."""
+    return "channel" if "channel" in automatic(db.topology) else STORED
 
 
 def _target(text: str) -> Any:
