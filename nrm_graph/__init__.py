@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nrm_graph.events.serialization import from_json as event_from_json
     from nrm_graph.events.serialization import to_json as event_to_json
     from nrm_graph.events.sets import Edge, Event, Layer, stay
+    from nrm_graph.explorer.serve import explore
     from nrm_graph.extraction.extract import extract
     from nrm_graph.measures.create import measure
     from nrm_graph.measures.measure import Measure
@@ -47,6 +48,7 @@ _LAZY = {
     "Event": ("nrm_graph.events.sets", "Event"),
     "Layer": ("nrm_graph.events.sets", "Layer"),
     "stay": ("nrm_graph.events.sets", "stay"),
+    "explore": ("nrm_graph.explorer.serve", "explore"),
     "extract": ("nrm_graph.extraction.extract", "extract"),
     "open": ("nrm_graph.database", "open"),
     "join": ("nrm_graph.store.open_tables", "join"),
@@ -103,6 +105,7 @@ __all__ = [
     "evaluate",
     "event_from_json",
     "event_to_json",
+    "explore",
     "extract",
     "join",
     "load_program",

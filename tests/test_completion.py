@@ -24,6 +24,7 @@ def test_public_names_and_nothing_else():
     names = fresh("import nrm_graph as ng; print(*dir(ng))").split()
     assert names == sorted(ng.__all__) == dir(ng)
     for name in (
+        "explore",
         "extract",
         "open",
         "join",

@@ -5,7 +5,15 @@ from __future__ import annotations
 import click
 
 from nrm_graph._version import __version__
-from nrm_graph.cli.commands import examples, extraction, many_inputs, one_input, reduced, store
+from nrm_graph.cli.commands import (
+    examples,
+    explore,
+    extraction,
+    many_inputs,
+    one_input,
+    reduced,
+    store,
+)
 from nrm_graph.cli.options import EXIT_CODES, Command
 
 COMPLETION = "_NRM_GRAPH_COMPLETE"
@@ -16,6 +24,7 @@ COMMANDS = (
     extraction.extract,
     store.info,
     store.sql,
+    explore.explore,
     one_input.relevance,
     one_input.paths,
     reduced.reduce,
