@@ -146,8 +146,10 @@ class Guard:
         answer = self._misplaced(environ) or self._unknown(environ) or _unfit(environ)
         if answer is None:
             return self._ask(environ, start_response)
-        # Holds nothing, so that a notebook on another port may see whether the page is there.
-        headers = answer_headers(self._policy, resources="same-site")
+        # A notebook on another port may see whether the page is there, before it shows it; it does
+        # not see this answer.  "same-site" would do, but is never true of addresses.
+        near = environ.get("HTTP_SEC_FETCH_SITE") == "same-site"
+        headers = answer_headers(self._policy, "cross-origin" if near else "same-origin")
         body = answer.page()
         start_response(
             answer.status,

@@ -47,7 +47,7 @@ def answer_headers(policy: str, resources: str = "same-origin") -> dict[str, str
     policy : str
         As :func:`content_policy` returns it.
     resources : str
-        Whose pages may load the answer: ``same-origin``, or ``same-site``.
+        Whose pages may load the answer: ``same-origin`` or ``cross-origin``.
     """
     return {
         "Content-Security-Policy": policy,
