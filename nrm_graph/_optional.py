@@ -1,4 +1,6 @@
-"""Libraries that may be absent, imported where they are used: Ray, scipy, scikit-learn, pandas."""
+"""Libraries that may be absent, imported where they are used: Ray, scipy, scikit-learn, pandas,
+Plotly.
+"""
 
 from __future__ import annotations
 
@@ -138,4 +140,21 @@ def data_frames() -> Any:
         raise InputError(
             f"data frames need pandas, which is not installed ({error}): pip install pandas, or "
             "take to_arrow()"
+        ) from None
+
+
+def plotly_figures() -> Any:
+    """Import ``plotly.graph_objects``.
+
+    Raises
+    ------
+    InputError
+        If it is not installed; the message says what to install.
+    """
+    try:
+        return importlib.import_module("plotly.graph_objects")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"interactive pictures need plotly, which is not installed ({error}): pip install "
+            "'nrm-graph[explorer]'"
         ) from None

@@ -111,7 +111,10 @@ def plot_circuit(
     maps = any(len(shape) == 3 for shape in graph.graph.get("shapes", {}).values())
     graph_height = picture_height(most_units(graph), maps)
     height = max(graph_height, 0.9 + 0.17 * rows + 0.42 * len(pairs))
-    title, note = _title(graph, classes), f"{_note(graph)}\n{graph_notes(graph.graph)}".strip()
+    title, note = (
+        circuit_title(graph, classes),
+        f"{circuit_note(graph)}\n{graph_notes(graph.graph)}".strip(),
+    )
     note = _wrapped(note, width + _WIDTH, 7.5)
     height += 0.75 + 0.13 * note.count("\n")
     figure = new_figure(width + _WIDTH, height)
@@ -250,7 +253,8 @@ def _shares(data: dict[str, Any], count: int) -> tuple[str, str, str]:
     return first, second, third
 
 
-def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
+def circuit_title(graph: nx.DiGraph, classes: Sequence[str] | None = None) -> str:
+    """Title of a circuit or contrast: of which inputs and target, under which condition."""
     facts = graph.graph
     if "title" in facts:
         return str(facts["title"])
@@ -273,7 +277,8 @@ def _title(graph: nx.DiGraph, classes: Sequence[str] | None) -> str:
     return text + without_biases(facts.get("reading", "absorbed"))
 
 
-def _note(graph: nx.DiGraph) -> str:
+def circuit_note(graph: nx.DiGraph) -> str:
+    """Write below a circuit how many inputs it is of, what it keeps and what its numbers are."""
     facts = graph.graph
     parts = [f"N = {facts['inputs']:,}"]
     share = f"kept share of the sum of |mean|: {percent(facts['share'])}"

@@ -6,11 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
-from nrm_graph.network.topology import BIAS
+from nrm_graph.network.topology import BIAS, PSEUDO_UNITS, REMAINDER, UNWATCHED
+from nrm_graph.plots.common import percent
 from nrm_graph.plots.token_strip import NAME, drawable, drawn_words
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     import networkx as nx
 
@@ -88,15 +89,67 @@ def short_names(names: Sequence[str]) -> tuple[list[str], str]:
     return [name.removeprefix(left_out) for name in names], left_out
 
 
-def unit_text(data: dict[str, Any]) -> str:
-    """Label of a unit: its name, its number, channel and place of a neuron, or its token."""
+def unit_text(
+    data: Mapping[str, Any],
+    name: Callable[[str], str] = lambda text: drawn_words(text, NAME),
+    token: Callable[[str], str] = drawable,
+) -> str:
+    """Label of a unit: its name, its number, channel and place of a neuron, or its token.
+
+    ``name`` and ``token`` make texts of strangers fit to be drawn.
+    """
     if "own_name" in data:
-        return drawn_words(str(data["own_name"]), NAME)
+        return name(str(data["own_name"]))
     if "token" in data:
         _, comma, feature = str(data.get("position", "")).rpartition(", ")
-        return drawable(str(data["token"])) + (f": {feature}" if comma else "")
+        return token(str(data["token"])) + (f": {feature}" if comma else "")
     channel, comma, rest = str(data.get("position", "")).partition(", ")
     return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
+
+
+def pseudo_text(data: Mapping[str, Any]) -> str:
+    """Label of a pseudo-unit: what it is, or how much a layer absorbs."""
+    unit = int(data["unit"])
+    usual = "inputs" if unit == UNWATCHED else PSEUDO_UNITS.get(unit, str(unit))
+    return str(data.get("text", usual))
+
+
+def ends_text(graph: nx.DiGraph) -> str:
+    """Say in a legend what the squares of a graph stand for."""
+    data = [graph.nodes[node] for node in graph]
+    rest = any(node["unit"] == REMAINDER or "text" in node for node in data)
+    listed = "bias, stabiliser or remainder" if rest else "bias or stabiliser"
+    return ("ends: input not watched, " if of_steps(graph) else "absorbed by ") + listed
+
+
+def of_steps(graph: nx.DiGraph) -> bool:
+    """Whether edges are steps between chosen neurons."""
+    return bool(graph.graph.get("reduced") or graph.graph.get("tables"))
+
+
+def drawn_notes(graph: nx.DiGraph, columns: Sequence[str], past: bool) -> list[str]:
+    """Lines below a picture: what is drawn and what is not, and how to read it.
+
+    ``past`` says that edges are arched over layers.
+    """
+    kind = "steps" if of_steps(graph) else "edges"
+    note = f"input → output; {graph.number_of_edges():,} {kind}"
+    if "share" in graph.graph:
+        mean = "mean " if "inputs" in graph.graph else ""
+        share = percent(float(graph.graph["share"]))
+        note += f" with {share} of the sum over all of |{mean}relevance|"
+    if "share_strongest" in graph.graph:
+        note += f" (the strongest: {percent(float(graph.graph['share_strongest']))})"
+    if past:
+        note += "; arched: past layers that stand between"
+    lines = [note]
+    if any("stderr" in data for *_, data in graph.edges(data=True)):
+        lines.append("pale: 2 standard errors wider; dotted: less than 2 standard errors from 0")
+    if any("low" in data for *_, data in graph.edges(data=True)):
+        lines.append("pale or dotted, of edges that some inputs lack: what the mean lies between")
+    if left_out := short_names(columns)[1]:
+        lines.append(f"names of layers without {left_out}")
+    return lines
 
 
 def doubtful(data: Mapping[str, Any]) -> bool:

@@ -10,30 +10,38 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.lines import Line2D
 
-from nrm_graph.network.topology import PSEUDO_UNITS, REMAINDER, UNWATCHED
 from nrm_graph.plots.common import (
     CHARACTER,
     HALO,
     NEGATIVE,
     NEUTRAL,
     POSITIVE,
-    SIGNED,
     TEXT,
     add_legend,
     graph_notes,
     new_axes,
-    percent,
     room_for,
     size_in_points,
     thin_frame,
     wrapped,
 )
+from nrm_graph.plots.graph_layout import (
+    FLOOR,
+    columns_of,
+    curve,
+    passes,
+    places_of,
+    shares_of,
+)
 from nrm_graph.plots.graph_parts import (
     checked,
     doubtful,
+    drawn_notes,
+    ends_text,
     layer_name,
     most_units,
     picture_height,
+    pseudo_text,
     reach,
     short_names,
     unit_text,
@@ -50,10 +58,8 @@ if TYPE_CHECKING:
 
 _LARGEST = 160.0  # area of the most relevant node, in square points
 _LABELLED = 7.5  # columns of up to this many nodes per inch show unit numbers
-_FLOOR = -1.22  # where pseudo nodes stand; units lie between -1 and 1
 _RING = {"facecolors": "none", "edgecolors": "black", "linewidths": 1.1}
 _NAME = 0.035  # inches of height for every letter of the longest layer, which may stand slanted
-_ARCH, _OUTSIDE = 0.35, 1.06  # how high edges rise that pass layers, and how far out
 
 
 def plot_subgraph(
@@ -113,10 +119,10 @@ def plot_subgraph(
     ['x', 'fc']
     """
     graph = with_absorbed(graph, checked(graph))
-    columns = _columns(graph, list(graph))
+    columns = columns_of(graph, list(graph))
     busiest = most_units(graph)
     small = checked_images(graph, images)
-    places = _places(graph, columns, busiest if small else None)
+    places = places_of(graph, columns, busiest if small else None)
     maps = {} if small else _mapped(graph, columns)
     is_new = ax is None
     if ax is None:
@@ -136,59 +142,6 @@ def plot_subgraph(
     return ax
 
 
-def _columns(graph: nx.DiGraph, nodes: list[Hashable]) -> dict[str, list[Hashable]]:
-    """Nodes of each layer, layers in the order of their depth."""
-    depth: dict[str, tuple[int, str]] = {}
-    columns: dict[str, list[Hashable]] = defaultdict(list)
-    for node in nodes:
-        name = layer_name(graph, node)
-        depth[name] = (int(graph.nodes[node]["depth"]), name)
-        columns[name].append(node)
-    return {name: columns[name] for name in sorted(columns, key=depth.__getitem__)}
-
-
-def _places(
-    graph: nx.DiGraph, columns: dict[str, list[Hashable]], rows: int | None = None
-) -> dict[Hashable, tuple[float, float]]:
-    """Put every node near the mean height of what it feeds, so that few edges cross."""
-    places: dict[Hashable, tuple[float, float]] = {}
-    for x, column in reversed(list(enumerate(columns.values()))):
-        units = [node for node in column if graph.nodes[node]["unit"] >= 0]
-        pseudo = [node for node in column if graph.nodes[node]["unit"] < 0]
-
-        def height(node: Hashable) -> tuple[float, int]:
-            pulls = [
-                (abs(data["relevance"]), places[dst][1])
-                for _, dst, data in graph.out_edges(node, data=True)
-                if dst in places
-            ]
-            weight = sum(w for w, _ in pulls)
-            mean = sum(w * y for w, y in pulls) / weight if weight else 0.0
-            return -mean, int(graph.nodes[node]["unit"])
-
-        units.sort(key=height)
-        for y, node in zip(_spread(len(units), rows), units, strict=True):
-            places[node] = (float(x), float(y))
-        # Left of their column, because the relevance they absorb comes from it.
-        for rank, node in enumerate(sorted(pseudo, key=lambda n: -int(graph.nodes[n]["unit"]))):
-            places[node] = (x - 0.3 - 0.2 * rank, _FLOOR)
-    return places
-
-
-def _spread(count: int, rows: int | None) -> npt.NDArray[np.float64]:
-    """Heights of the nodes of a column, from top to bottom; few nodes stay near the middle.
-
-    With ``rows`` they are as far apart as so many nodes would be.
-    """
-    reach = min(1.0, 0.1 * max(count - 1, 0) + 0.1) if rows is None else (count - 1) / rows
-    return np.linspace(reach, -reach, count) if count > 1 else np.zeros(count)
-
-
-def _passes(graph: nx.DiGraph, columns: list[str], src: Hashable, dst: Hashable) -> bool:
-    """Whether other columns stand between the two of an edge."""
-    return columns.index(layer_name(graph, dst)) - columns.index(layer_name(graph, src)) > 1
-
-
 def _draw_edges(
     ax: Axes,
     graph: nx.DiGraph,
@@ -197,21 +150,11 @@ def _draw_edges(
 ) -> None:
     edges = sorted(graph.edges(data=True), key=lambda edge: abs(edge[2]["relevance"]))
     largest = max((abs(data["relevance"]) for *_, data in edges), default=0.0) or 1.0
-    t = np.linspace(0.0, 1.0, 24)
-    ease = t * t * (3.0 - 2.0 * t)  # leaves and arrives horizontally
     lines, colours, widths, bands, styles = [], [], [], [], []
     for src, dst, data in edges:
-        (x0, y0), (x1, y1) = places[src], places[dst]
         relevance = data["relevance"]
         share = abs(relevance) / largest
-        y = y0 + (y1 - y0) * ease
-        if _passes(graph, columns, src, dst):  # outside of what stands between
-            middle = (y0 + y1) / 2.0
-            outwards = 1.0 if middle >= 0 else -1.0
-            arch = 4.0 * t * (1.0 - t)
-            rise = _ARCH - max(0.0, (outwards * y + _ARCH * arch).max() - _OUTSIDE)
-            y += outwards * rise * arch
-        lines.append(np.column_stack([x0 + (x1 - x0) * t, y]))
+        lines.append(curve(places[src], places[dst], passes(graph, columns, src, dst)))
         absorbed = graph.nodes[src]["unit"] < 0
         colour = NEUTRAL if absorbed else POSITIVE if relevance >= 0 else NEGATIVE
         colours.append(to_rgba(colour, 0.3 + 0.6 * share**0.5))
@@ -236,7 +179,7 @@ def _draw_nodes(
 ) -> None:
     shown = list(places)
     pseudo = np.array([graph.nodes[node]["unit"] < 0 for node in shown])
-    shares, shades = _shares(graph, shown)
+    shares, shades = shares_of(graph, shown)
     sizes = np.maximum(shares, 0.04) * min(_LARGEST, 9000.0 / max(busiest, 1))
     xy = np.array([places[node] for node in shown])
     line: dict[str, Any] = {
@@ -262,8 +205,7 @@ def _draw_nodes(
         x, y = places[node]
         unit = int(graph.nodes[node]["unit"])
         if unit < 0:
-            usual = "inputs" if unit == UNWATCHED else PSEUDO_UNITS.get(unit, str(unit))
-            text = graph.nodes[node].get("text", usual)
+            text = pseudo_text(graph.nodes[node])
             offset = (2.0, -9.0)
         elif columns[x] <= max(readable, 8.0):
             text = unit_text(graph.nodes[node])
@@ -288,26 +230,6 @@ def _draw_nodes(
         )
 
 
-def _shares(
-    graph: nx.DiGraph, shown: list[Hashable]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sizes from 0 to 1 and colours of nodes, on one scale for all layers."""
-    values = np.array([float(graph.nodes[node]["relevance"]) for node in shown])
-    # The scale is that of units in company: the target holds 1, and one bias may hold many
-    # times any unit's relevance.
-    lone = defaultdict(list)
-    for i, node in enumerate(shown):
-        if graph.nodes[node]["unit"] >= 0:
-            lone[layer_name(graph, node)].append(i)
-    groups = [rows for rows in lone.values() if len(rows) > 1] or list(lone.values())
-    largest = max((float(np.abs(values[rows]).max()) for rows in groups), default=0.0) or 1.0
-    # Roots, because relevance falls by orders of magnitude from dense layers to pixels.
-    shares = np.sqrt(np.clip(np.abs(values) / largest, 0.0, 1.0))
-    # Even the faintest node shows its sign.
-    shades = SIGNED(0.5 + 0.5 * np.sign(values) * (0.35 + 0.65 * shares))
-    return shares, np.asarray(shades, dtype=np.float64)
-
-
 def _mapped(graph: nx.DiGraph, columns: dict[str, list[Hashable]]) -> dict[int, str]:
     """Columns whose nodes are neurons of (channel, row, column), by number."""
     shapes = graph.graph.get("shapes", {})
@@ -326,7 +248,7 @@ def _draw_maps(
     nodes = [node for node in graph if "position" in graph.nodes[node]]
     if not nodes:
         return
-    shares, shades = _shares(graph, list(graph))
+    shares, shades = shares_of(graph, list(graph))
     rank = {node: i for i, node in enumerate(graph)}
     for x, name in maps.items():
         _, rows, width = graph.graph["shapes"][name]
@@ -357,7 +279,7 @@ def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], map
     """Set the limits of the axes; return where the maps' space begins, downwards."""
     floor = any(graph.nodes[node]["unit"] < 0 for node in graph)
     width = len(columns) + (0.5 if floor else 0.2)
-    bottom = _FLOOR - 0.22 if floor else -1.1
+    bottom = FLOOR - 0.22 if floor else -1.1
     ax.set_xlim(0.1 - width + len(columns) - 0.5, len(columns) - 0.4)
     # Maps are squares of a column's width.
     share = min(0.4, 0.85 * ax.bbox.width / width / ax.bbox.height) if maps else 0.0
@@ -367,32 +289,14 @@ def _limits(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], map
 
 def _note(ax: Axes, graph: nx.DiGraph, columns: list[str], maps: bool) -> str:
     """Write what stands below the axes."""
-    kind = "steps" if _reduced(graph) else "edges"
-    note = f"input → output; {graph.number_of_edges():,} {kind}"
-    if "share" in graph.graph:
-        mean = "mean " if "inputs" in graph.graph else ""
-        share = percent(float(graph.graph["share"]))
-        note += f" with {share} of the sum over all of |{mean}relevance|"
-    if "share_strongest" in graph.graph:
-        note += f" (the strongest: {percent(float(graph.graph['share_strongest']))})"
-    if any(_passes(graph, columns, src, dst) for src, dst in graph.edges):
-        note += "; arched: past layers that stand between"
-    if any("stderr" in data for *_, data in graph.edges(data=True)):
-        note += "\npale: 2 standard errors wider; dotted: less than 2 standard errors from 0"
-    if any("low" in data for *_, data in graph.edges(data=True)):
-        note += "\npale or dotted, of edges that some inputs lack: what the mean lies between"
-    if left_out := short_names(columns)[1]:
-        note += f"\nnames of layers without {left_out}"
+    past = any(passes(graph, columns, src, dst) for src, dst in graph.edges)
+    lines = drawn_notes(graph, columns, past)
     if maps:
-        note += "\nneurons: channel: row,column; below, at their rows and columns"
+        lines.append("neurons: channel: row,column; below, at their rows and columns")
     width = size_in_points(ax)[0]
-    lines = [wrapped(line, width, 7.0) for line in (*note.split("\n"), graph_notes(graph.graph))]
-    return "\n".join(lines).strip()
-
-
-def _reduced(graph: nx.DiGraph) -> bool:
-    """Whether edges are steps between chosen neurons."""
-    return bool(graph.graph.get("reduced") or graph.graph.get("tables"))
+    return "\n".join(
+        wrapped(line, width, 7.0) for line in (*lines, graph_notes(graph.graph))
+    ).strip()
 
 
 def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note: str) -> None:
@@ -424,11 +328,7 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note
     ax.set_xlabel(note, fontsize=7, color="#444444")
     kinds = [("positive", POSITIVE, "o"), ("negative", NEGATIVE, "o")]
     if floor:
-        data = [graph.nodes[node] for node in graph]
-        rest = any(node["unit"] == REMAINDER or "text" in node for node in data)
-        listed = "bias, stabiliser or remainder" if rest else "bias or stabiliser"
-        ends = "ends: input not watched, " if _reduced(graph) else "absorbed by "
-        kinds.append((ends + listed, NEUTRAL, "s"))
+        kinds.append((ends_text(graph), NEUTRAL, "s"))
     handles: list[Any] = [
         Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
         for text, colour, marker in kinds

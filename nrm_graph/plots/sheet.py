@@ -1,0 +1,116 @@
+"""Where an interactive figure puts what a graph has: columns in steps of 1, heights in pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.colors import to_hex
+
+from nrm_graph.plots.graph_layout import FLOOR, columns_of, curve, passes, places_of, shares_of
+from nrm_graph.plots.graph_parts import most_units
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+    import networkx as nx
+    import numpy.typing as npt
+
+WIDTH = 860
+"""Pixels that texts are laid out for; a figure takes the width that it is given."""
+
+BELOW = 46.0
+"""Pixels from the lowest unit down to the ends."""
+
+NARROWEST = 26.0
+"""Pixels that a column takes, at least."""
+
+_ROW, _PICTURED = 17.0, 50.0  # pixels of height that a unit takes, and one with a map
+_SIDE, _LARGEST = 44.0, 17.0  # of the largest map, and of the mark of the most relevant unit
+_LOWEST = 130.0  # half the height of a graph, at least
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A graph and where everything is.
+
+    Attributes
+    ----------
+    graph : networkx.DiGraph
+        The graph.
+    images : mapping of node to ndarray, (H, W)
+        Maps that are shown in the place of marks.
+    columns : mapping of str to list of node
+        Nodes of every layer, from the input.
+    places : mapping of node to (float, float)
+        Column and height, which is 1 at the top of the largest column.
+    half : float
+        Pixels of a height of 1.
+    """
+
+    graph: nx.DiGraph
+    images: Mapping[Hashable, npt.NDArray[np.float64]]
+    columns: dict[str, list[Hashable]]
+    places: Mapping[Hashable, tuple[float, float]]
+    half: float
+
+    @property
+    def step(self) -> float:
+        """Pixels between two columns, about."""
+        return max(NARROWEST, WIDTH / (len(self.columns) + 0.5))
+
+    @property
+    def has_ends(self) -> bool:
+        """Whether pseudo-units stand below."""
+        return any(y <= FLOOR for _, y in self.places.values())
+
+    @cached_property
+    def sizes(self) -> dict[Hashable, float]:
+        """Diameters of marks and sides of maps; areas grow with shares."""
+        shares, _ = shares_of(self.graph, list(self.graph))
+        row = 2.0 * self.half / max(most_units(self.graph), 1)
+        side = min(_SIDE, 0.88 * row, 0.62 * self.step)
+        return {
+            node: round(side * (0.36 + 0.64 * share) ** 0.5, 1)
+            if node in self.images
+            else round(_LARGEST * max(share, 0.08) ** 0.5, 1)
+            for node, share in zip(self.graph, shares.tolist(), strict=True)
+        }
+
+    @cached_property
+    def shades(self) -> dict[Hashable, str]:
+        """Colours of marks, as ``#D55E00``."""
+        _, shades = shares_of(self.graph, list(self.graph))
+        return {node: to_hex(tuple(s)) for node, s in zip(self.graph, shades, strict=True)}
+
+    def heights(self, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Pixels above the middle; below the units they are fewer."""
+        values = np.asarray(y, np.float64)
+        below = -self.half + (values + 1.0) * BELOW / (-1.0 - FLOOR)
+        return np.where(values < -1.0, below, values * self.half).astype(np.float64).round(1)
+
+    def place(self, node: Hashable) -> tuple[float, float]:
+        """Column and pixels of a node."""
+        x, y = self.places[node]
+        return round(x, 3), float(self.heights(y))
+
+    def curve(self, src: Hashable, dst: Hashable, points: int) -> npt.NDArray[np.float64]:
+        """Line of an edge, (points, 2)."""
+        past = passes(self.graph, list(self.columns), src, dst)
+        line = curve(self.places[src], self.places[dst], past, points)
+        return np.column_stack([line[:, 0].round(3), self.heights(line[:, 1])])
+
+
+def sheet_of(
+    graph: nx.DiGraph,
+    images: Mapping[Hashable, npt.NDArray[np.float64]],
+    half: float | None = None,
+) -> Sheet:
+    """Lay a graph out, in so much height as its largest column needs, or in what is given."""
+    columns = columns_of(graph, list(graph))
+    busiest = most_units(graph)
+    places = places_of(graph, columns, busiest if images else None)
+    needed = max(_LOWEST, (_PICTURED if images else _ROW) * busiest / 2.0)
+    return Sheet(graph, images, columns, places, needed if half is None else max(half, 60.0))
