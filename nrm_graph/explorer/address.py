@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 from nrm_graph.errors import InputError
 
 VIEWS = ("gallery", "flow", "unit", "circuit", "sql")
-LONGEST = 20_000
+LONGEST = 60_000
 """Characters of an address's query."""
 
 
@@ -36,6 +36,9 @@ class Address:
         Keys of the input that is looked at and of one that it is compared with.
     target : str
         Of the input, as ``inputs.weights`` or ``inputs.target`` writes it; empty for the only one.
+        Further ``-1:464`` for a place in an output of several axes, and ``3=1,5=-1`` for weights.
+    second_target : str
+        The same of the second input.
     event : str
         Expression that the measure is conditioned on.
     graph : str
@@ -49,7 +52,9 @@ class Address:
     threshold : float
         Smallest \|relevance\| that is drawn.
     unit : str
-        Expression of the unit that is looked at.
+        Expression of the unit that is looked at, or the name of a layer to choose one of.
+    ranked : str
+        What the unit's reference inputs are ranked by: ``relevance`` or ``activation``.
     against : str
         SQL condition of the group that a circuit is contrasted with.
     other : int
@@ -77,6 +82,7 @@ class Address:
     input: str = ""
     second: str = ""
     target: str = ""
+    second_target: str = ""
     event: str = ""
     graph: str = "reduced"
     watch: str = ""
@@ -84,6 +90,7 @@ class Address:
     sign: str = ""
     threshold: float = 0.0
     unit: str = ""
+    ranked: str = "relevance"
     against: str = ""
     other: int = 0
     by: str = ""
@@ -118,6 +125,7 @@ _CHOICES = {
     "outcome": ("", "right", "wrong"),
     "graph": ("reduced", "connected"),
     "sign": ("", "positive", "negative"),
+    "ranked": ("relevance", "activation"),
     "chart": ("", "bar", "line", "points"),
 }
 
