@@ -59,6 +59,8 @@ class Address:
         SQL condition of the group that a circuit is contrasted with.
     other : int
         1 to contrast with the other store.
+    edges : int
+        Edges of the circuit, at most.
     by : str
         Units, as ``--by`` takes them, or ``stored``; empty for those that people think in.
     edge : str
@@ -93,6 +95,7 @@ class Address:
     ranked: str = "relevance"
     against: str = ""
     other: int = 0
+    edges: int = 60
     by: str = ""
     edge: str = ""
     computed: str = ""
@@ -126,6 +129,7 @@ _CHOICES = {
     "graph": ("reduced", "connected"),
     "sign": ("", "positive", "negative"),
     "ranked": ("relevance", "activation"),
+    "computed": ("", "stability", "faithfulness"),
     "chart": ("", "bar", "line", "points"),
 }
 

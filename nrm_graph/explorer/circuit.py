@@ -1,0 +1,248 @@
+"""The circuit of a group of inputs, or where two groups or two stores differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from dash import dcc, html
+
+from nrm_graph.errors import InputError, NrmError
+from nrm_graph.explorer import groups, parts
+from nrm_graph.explorer.charts import Whisker, whiskers
+from nrm_graph.explorer.circuit_checks import checks
+from nrm_graph.network.units import automatic
+from nrm_graph.plots.graph_parts import reach
+from nrm_graph.plots.interactive import flow_figure
+
+if TYPE_CHECKING:
+    import networkx as nx
+    from dash.development.base_component import Component
+
+    from nrm_graph.explorer.groups import Question
+    from nrm_graph.explorer.page import Page
+
+CHOICES = 24
+"""Groups that one click chooses."""
+WHISKERS = 14
+"""Edges whose errors are drawn."""
+
+_MEANS = ("stderr", "inputs", "agreement", "top_share", "low", "high", "missing")
+_DIFFERENCES = ("stderr", "mean_a", "mean_b", "welch_q")
+_MEANINGS = {
+    "relevance": "mean over the group",
+    "difference": "of the means of relevance times logit, a minus b",
+    "stderr": "standard error of it",
+    "inputs": "in how many inputs the edge is not 0",
+    "agreement": "share of these that have the sign of the mean",
+    "top_share": "share of inputs of which it is among their own strongest",
+    "low": "the mean lies between low and high: some inputs have no row of the edge",
+    "missing": "inputs without a row of the edge",
+    "welch_q": "q-value of Welch's test, or of a paired t-test",
+}
+
+
+def render(page: Page) -> list[Component]:
+    """Return the circuit of a group, the contrast of two, and what carries an edge.
+
+    Raises
+    ------
+    NrmError
+        If there is no such group, or it explains several targets.
+    """
+    listed = page.answers.remembered(
+        ("choices", str(page.db.path)), lambda: groups.choices(page.db)
+    )
+    head = [_controls(page), _chips(page, listed)]
+    if not page.address.where.strip() and len(listed) > 1:
+        return [*head, parts.note("Choose a group, or write a condition: its circuit is shown.")]
+    try:
+        asked = groups.question(page)
+        graph = groups.circuit(page.answers, asked)
+    except NrmError as error:
+        return [*head, parts.problem(str(error))]
+    beside = _edges(page, asked, groups.edges_of(asked, graph))
+    errors, carried = _errors(asked, graph), _carriers(page, asked, graph)
+    return [
+        *head,
+        _figure(graph),
+        html.Div([beside, *(carried or [errors])], className="columns"),
+        *([errors] if carried else []),
+        *checks(page, asked),
+    ]
+
+
+def graph_of(page: Page) -> nx.DiGraph:
+    """Return the graph that the page shows.
+
+    Raises
+    ------
+    NrmError
+        As :func:`render`.
+    """
+    return groups.circuit(page.answers, groups.question(page))
+
+
+def table_of(page: Page) -> pa.Table:
+    """Return the edges that the page shows, with all columns."""
+    asked = groups.question(page)
+    return groups.edges_of(asked, groups.circuit(page.answers, asked))
+
+
+def _controls(page: Page) -> html.Div:
+    address = page.address
+    kinds = sorted({kind for kind in automatic(page.db.topology) if kind != "neuron"})
+    units = {"": "as stored", **{kind: f"by {kind}" for kind in kinds}}
+    if address.by not in units:
+        units[address.by] = address.by
+    fields = [
+        parts.control("where", address.where, "group: SQL condition", placeholder="label = 'cat'"),
+        parts.control("against", address.against, "minus the group", placeholder="label = 'dog'"),
+        parts.choice("by", address.by, "units", units),
+        parts.control("edges", address.edges, "edges", type="number", min=1, max=groups.MOST_EDGES),
+    ]
+    if len(page.stores) > 1:
+        fields.append(
+            parts.choice("other", address.other, "other store", {0: "no", 1: "minus the other"})
+        )
+    return html.Div(fields, className="controls conditions")
+
+
+def _chips(page: Page, listed: list[groups.Choice]) -> html.Div:
+    links: list[Any] = [
+        parts.link(
+            page.href(where=choice.where, edge="", computed=""),
+            [choice.text, html.Small(f" {choice.inputs:,}")],
+            className="chip chosen" if page.address.where == choice.where else "chip",
+            title=choice.where,
+        )
+        for choice in listed[:CHOICES]
+    ]
+    if len(listed) > CHOICES:
+        links.append(html.Small(f"and {len(listed) - CHOICES:,} more labels"))
+    return html.Div(links, className="chips", id="circuit-groups")
+
+
+def _figure(graph: nx.DiGraph) -> html.Section:
+    """Draw the graph; title, kept share, meaning and flags are in the figure."""
+    figure = dcc.Graph(
+        id={"figure": "circuit"}, figure=flow_figure(graph), config={"displaylogo": False}
+    )
+    return html.Section(figure, className="part circuit")
+
+
+def _edges(page: Page, asked: Question, edges: pa.Table) -> html.Section:
+    """Return the table of edges; a click on one shows the inputs that carry it."""
+    number = "difference" if asked.contrasts else "relevance"
+    shown = edges.rename_columns(
+        [number if name == "relevance" else name for name in edges.column_names]
+    )
+    rows = [groups.edge_text(row).replace(" -> ", " → ") for row in edges.to_pylist()]
+    shown = shown.append_column("edge", pa.array(rows, pa.string()))
+    wanted = (number, *(_DIFFERENCES if asked.contrasts else _MEANS))
+    ends = ("edge", "source_name", "destination_name")
+    columns = [name for name in (*ends, *wanted) if name in shown.column_names]
+    links = {"edge": lambda row: page.href(edge=groups.edge_text(row))}
+    said = "; ".join(f"{name}: {_MEANINGS[name]}" for name in columns if name in _MEANINGS)
+    return parts.section(
+        "Its edges",
+        parts.table(shown, columns, links),
+        parts.note(f"Choose an edge to see which inputs carry it. {said}."),
+        name="circuit-edges",
+    )
+
+
+def _carriers(page: Page, asked: Question, graph: nx.DiGraph) -> list[Component]:
+    """Return the inputs of the edge that the address names."""
+    text = page.address.edge.strip()
+    if not text:
+        return []
+    title = f"Inputs that carry {text if len(text) <= 120 else text[:119] + '…'}"
+    try:
+        src, dst = _ends(asked, graph, text)
+        listed = groups.carriers(page.answers, asked, src, dst)
+    except NrmError as error:
+        return [parts.section(title, parts.problem(str(error)), name="circuit-inputs")]
+    given = "" if min(src[1], dst[1]) < 0 else " -> ".join(text.split(" -> ")[::-1])
+    heads = ["input", "label", "R x logit" if asked.contrasts else "R of the edge"]
+    heads += ["group"] * asked.contrasts + [""]
+    rows = [html.Tr([html.Th(head) for head in heads])]
+    rows += [_carrier(page, asked, one, given) for one in listed[: groups.CARRIERS]]
+    said = f"{len(listed):,} inputs have relevance on it"
+    if len(listed) > groups.CARRIERS:
+        said += f", the strongest {groups.CARRIERS} are shown"
+    if asked.db.meta.get("pruned") or asked.db.meta.get("max_edges") is not None:
+        said += (
+            "; the store leaves edges out: of an input that is not listed it may hold no row, which"
+            " is not known to be 0"
+        )
+    return [
+        parts.section(
+            title,
+            html.Div(html.Table(rows), className="table", tabIndex=0),
+            parts.note(said + "."),
+            name="circuit-inputs",
+        )
+    ]
+
+
+def _carrier(page: Page, asked: Question, one: groups.Carrier, given: str) -> html.Tr:
+    place = page.stores.index(asked.db)
+    store = place if one.store == 0 else 1 - place
+    view = {"view": "flow", "store": store, "input": one.key, "target": str(one.target)}
+    view |= {"second": "", "event": "", "unit": ""}
+    cells = [
+        html.Td(parts.link(page.href(**view), one.key)),
+        html.Td("" if one.label is None else one.label),
+        html.Td(parts.number(one.relevance), className="figure"),
+    ]
+    if asked.contrasts:
+        cells.append(html.Td(one.place))
+    if given:
+        cells.append(html.Td(parts.link(page.href(**view | {"event": given}), "given the edge")))
+    return html.Tr(cells)
+
+
+def _ends(asked: Question, graph: nx.DiGraph, text: str) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return the nodes that an edge of the address joins."""
+    for src, dst in graph.edges:
+        row = {"source": groups.expression(asked, *src)}
+        row["destination"] = groups.expression(asked, *dst)
+        if groups.edge_text(row) == text:
+            return src, dst
+    raise InputError(
+        "the graph has no such edge: choose one of the table, or show more edges with it"
+    )
+
+
+def _errors(asked: Question, graph: nx.DiGraph) -> html.Section:
+    """Draw the strongest edges with two standard errors, or with what bounds their means."""
+    strongest = sorted(graph.edges(data=True), key=lambda edge: -abs(edge[2]["relevance"]))
+    rows = [
+        Whisker(
+            f"{groups.expression(asked, *src)} → {groups.expression(asked, *dst)}",
+            float(data["relevance"]),
+            *reach(data),
+        )
+        for src, dst, data in strongest[:WHISKERS]
+        if "stderr" in data or "low" in data
+    ]
+    title = "How sure its strongest edges are"
+    if not rows:
+        return parts.section(title, parts.note("One input has no standard errors."))
+    number = "difference of means" if asked.contrasts else "mean relevance"
+    return parts.section(
+        title,
+        dcc.Graph(
+            id={"figure": "errors"},
+            figure=whiskers(rows, f"{number}, whiskers: two standard errors"),
+            config={"displaylogo": False},
+        ),
+        parts.note(
+            "The edges were chosen by the inputs that their errors are computed from: the strongest"
+            " are overestimated, and whiskers that keep from 0 are no test."
+            if not asked.contrasts
+            else "The edges were chosen without their groups; q-values stand in the table."
+        ),
+        name="circuit-errors",
+    )
