@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nrm_graph.events.sets import Event
-    from nrm_graph.network.targets import Outputs
 
 MAX_EVENT_BYTES = 64 << 20
 _DIGITS = 4000  # Python reads no longer numbers
@@ -157,60 +156,6 @@ def names(text: str) -> list[str]:
     if not all(found):
         raise click.BadParameter(f"expected names with commas between, found {text!r}")
     return found
-
-
-def which(text: str | None, classes: Sequence[str] | None, outputs: Outputs) -> Any:
-    """Read a target of a store.
-
-    It is a number, the name of a class, a place such as ``-1:464`` or ``-1:cat``, or weights of
-    these such as ``3=1,5=-1``.
-
-    Raises
-    ------
-    InputError
-        If it is none of these.
-    """
-    if text is None:
-        return None
-    known = [] if classes is None else list(classes)
-
-    def one(name: str) -> Any:
-        if _is_number(name):
-            return int(name)
-        if known.count(name) == 1:
-            return known.index(name)
-        first, *rest = name.split(":")
-        if not rest or not all(rest):
-            return None
-        *middle, last = rest
-        if not all(map(_is_number, middle)):
-            return None
-        start = int(first) if _is_number(first) else first
-        end = last if last == "predicted" else one(last)
-        return None if end is None else (start, *map(int, middle), end)
-
-    found = one(text)
-    if found is not None:
-        return found
-    weights: dict[Any, float] = {}
-    for part in text.split(","):
-        name, _, weight = part.rpartition("=")
-        output = one(name.strip())
-        try:
-            value = float(weight)
-        except ValueError:
-            output = None
-        if output in weights:
-            raise InputError(f"--target {_short(text)} names the output {name.strip()} twice")
-        if output is None:
-            place = ", a place such as -1:464" if isinstance(outputs.place(0), tuple) else ""
-            named = ", the name of a class" if known else ""
-            raise InputError(
-                f"--target {_short(text)}: expected a number{named}{place} or weights such as "
-                "3=1,5=-1"
-            )
-        weights[output] = value
-    return weights
 
 
 def event(text: str) -> Event:

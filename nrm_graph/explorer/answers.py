@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nrm_graph.errors import InputError
 from nrm_graph.events.parser import parse
+from nrm_graph.network.target_texts import read_target
 from nrm_graph.network.units import automatic
-from nrm_graph.network.weighted_targets import weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -23,8 +21,6 @@ T = TypeVar("T")
 
 STORED = "stored"
 """In the place of a kind of units: those that the store's tables have."""
-
-_NUMBER = re.compile("-?[0-9]{1,18}")
 
 REMEMBERED = 24
 """Answers that are kept; the activations of a measure are kept with it."""
@@ -67,7 +63,7 @@ class Answers:
         """
         stored = self.remembered(
             ("measure", str(db.path), key, target),
-            lambda: db.measure(key, target=target_of(target)),
+            lambda: db.measure(key, target=read_target(target, db.classes, db.outputs)),
         )
         kind = by or usual_units(db)
         whole = stored
@@ -85,45 +81,3 @@ class Answers:
 def usual_units(db: Database) -> str:
     """Return the units that a picture shows: channels of a network that has them."""
     return "channel" if "channel" in automatic(db.topology) else STORED
-
-
-def target_of(text: str) -> Any:
-    """Read a target as the address writes it; None of an empty text.
-
-    Raises
-    ------
-    InputError
-        If it is none.
-
-    Examples
-    --------
-    >>> target_of("3"), target_of("-1:464"), target_of('{"3":1.0,"5":-1.0}'), target_of("3=1,5=-1")
-    (3, (-1, 464), {3: 1.0, 5: -1.0}, {3: 1.0, 5: -1.0})
-    """
-    if not text.strip():
-        return None
-    if text.startswith("{"):
-        return weights_of(text)
-    if "=" not in text:
-        return _place(text, text)
-    pairs = [part.rpartition("=") for part in text.split(",")]
-    try:
-        return {_place(place, text): float(weight) for place, _, weight in pairs}
-    except ValueError:
-        raise _no_target(text) from None
-
-
-def _place(place: str, text: str) -> Any:
-    """Read the number of an output, or the entries of a place, of which the first may be a name."""
-    entries = [part.strip() for part in place.split(":")]
-    numbers = [int(part) if _NUMBER.fullmatch(part) else part for part in entries]
-    if any(isinstance(number, str) for number in numbers[len(entries) > 1 :]) or "" in numbers:
-        raise _no_target(text)
-    return numbers[0] if len(numbers) == 1 else tuple(numbers)
-
-
-def _no_target(text: str) -> InputError:
-    return InputError(
-        f"there is no target {text[:100]!r}: expected the number of an output, a place such as "
-        "-1:464, or weights such as 3=1,5=-1"
-    )

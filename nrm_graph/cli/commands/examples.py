@@ -74,9 +74,10 @@ def concepts(
     picture = _picture(form, output)
 
     from nrm_graph import database
+    from nrm_graph.network.target_texts import read_target
 
     with database.open(store, weights=weights or None) as db:
-        aim = arguments.which(target, db.classes, db.outputs)
+        aim = read_target(target, db.classes, db.outputs)
         found = db.concepts(layer=layer, target=aim, **options)
         _write(found, found.plot, picture, form, output)
 

@@ -158,6 +158,7 @@ def circuit(
 
     from nrm_graph import database
     from nrm_graph.cli import overview
+    from nrm_graph.network.target_texts import read_target
 
     with database.open(store, weights=weights or None) as db:
         condition: Any = given
@@ -166,7 +167,7 @@ def circuit(
         graph = db.circuit(
             where,
             given=condition,
-            target=arguments.which(target, db.classes, db.outputs),
+            target=read_target(target, db.classes, db.outputs),
             **options,
         )
         if path is not None:
@@ -226,12 +227,13 @@ def contrast(
     table_format(form, output)
 
     from nrm_graph import database
+    from nrm_graph.network.target_texts import read_target
 
     with contextlib.ExitStack() as opened:
         db = opened.enter_context(database.open(store, weights=weights or None))
         second = None if other is None else opened.enter_context(database.open(other))
         comparison = db.contrast(
-            a, b, other=second, target=arguments.which(target, db.classes, db.outputs), **options
+            a, b, other=second, target=read_target(target, db.classes, db.outputs), **options
         )
     if output is None and form is None:
         print_lines(comparison)

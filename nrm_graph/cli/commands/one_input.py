@@ -105,7 +105,9 @@ def relevance(
 
 def _measure(db: Database, key: str, target: str | None) -> Measure:
     """Measure of the input and target that are named."""
-    return db.measure(key, target=arguments.which(target, db.classes, db.outputs))
+    from nrm_graph.network.target_texts import read_target
+
+    return db.measure(key, target=read_target(target, db.classes, db.outputs))
 
 
 @command(

@@ -68,9 +68,10 @@ def reduce(
     chosen = arguments.watched(watch) or "auto"
 
     from nrm_graph import database
+    from nrm_graph.network.target_texts import read_target
 
     with database.open(store, weights=weights or None) as db:
-        m = db.measure(key, target=arguments.which(target, db.classes, db.outputs))
+        m = db.measure(key, target=read_target(target, db.classes, db.outputs))
         if condition is not None:
             m = m.given(condition)
         reduced = m.reduced(chosen, by, nodes)
