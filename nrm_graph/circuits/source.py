@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events.sets import Event
-from nrm_graph.network.grouped_units import grouped_units
+from nrm_graph.network.grouped_units import grouped_units, kinds_of
 from nrm_graph.store.format.schema import EDGES, NODES
 from nrm_graph.store.grouped_tables import REGROUPED, grouped_edges, grouped_nodes, regrouped
 from nrm_graph.store.measure import measure
@@ -109,8 +109,9 @@ class Source:
 
     def kinds(self, db: View) -> tuple[UnitKind, ...]:
         """Return what the units of every layer are."""
-        usual = tuple(part.kind for part in self.partitions(db))
-        return usual if self.nodes_of is None else self.nodes_of.kinds(usual)
+        if self.nodes_of is not None:
+            return self.nodes_of.kinds(self.partitions(db))
+        return kinds_of(self.partitions(db), db.partitions)
 
     def partitions(self, db: View) -> tuple[Partition, ...]:
         """Return the units of every layer, but for nodes of reduced tables."""

@@ -21,7 +21,8 @@ def unit_set(layer: LayerInfo, resolution: str, unit: int) -> NeuronSet:
     layer : LayerInfo
         Its layer.
     resolution : str
-        What units of the layer are, see :func:`nrm_graph.network.units.partition`.
+        What units of the layer are, see :func:`nrm_graph.network.units.partition`; ``layer`` for
+        all of it.
     unit : int
         Its number, at least 0.
 
@@ -32,7 +33,7 @@ def unit_set(layer: LayerInfo, resolution: str, unit: int) -> NeuronSet:
     >>> [unit_set(layer, name, 1) for name in ("channel", "feature", "token", "neuron", "custom")]
     [conv[1], conv[..., 1], conv[0, 1], conv[0, 0, 1], conv.units([1])]
     """
-    if resolution not in RESOLUTIONS:
+    if resolution not in (*RESOLUTIONS, "layer"):
         return Layer(layer.name).units([unit])
     indices = [index.of(unit) for index in spelling(layer, resolution).indices]
     before: tuple[Any, ...] = ()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.graphs.connected import Ends
 from nrm_graph.graphs.connected import connected as connected_edges
 from nrm_graph.graphs.largest import check_top, largest
@@ -66,8 +67,9 @@ def subgraph(
         Nodes are (layer name, unit) with ``layer``, ``unit``, ``relevance``, ``activation``,
         ``depth`` and, for a neuron of a layer with several axes, ``position`` (its index in
         the layer, ``"3, 10, 4"``); with kinds ``name`` (``"head 3"``, or ``"eyes (channel 12)"``
-        where you named it, with ``own_name``, ``"eyes"``), and with tokens ``token``, the text of
-        the position it belongs to; edges point from src
+        where you named it, with ``own_name``, ``"eyes"``) and ``event``, the expression that
+        names its neurons (``"features.28[12]"``; not of parts of units), and with tokens
+        ``token``, the text of the position it belongs to; edges point from src
         (nearer the input) to dst, with ``relevance``, where both ends are neurons ``conditional``,
         and of a skip connection ``steps_over``, the names of the layers between.
 
@@ -142,6 +144,7 @@ def graph_of(
                 **({} if activation is None else {"activation": float(activation)}),
                 **position,
                 **_names(layer, kind, unit, tokens),
+                **_event(layer, kind, unit),
                 **({"cut": True} if (layer_id, unit) in cut else {}),
             )
         return key
@@ -176,6 +179,13 @@ def _position(layer: LayerInfo, kind: UnitKind | None, unit: int) -> dict[str, s
         return {}
     index = np.unravel_index(unit, layer.shape)
     return {"position": ", ".join(str(int(i)) for i in index)}
+
+
+def _event(layer: LayerInfo, kind: UnitKind | None, unit: int) -> dict[str, str]:
+    """Expression of a unit; nothing where none names exactly its neurons."""
+    if kind is None or not kind.spelled or unit < 0:
+        return {}
+    return {"event": repr(unit_set(layer, kind.resolution, unit))}
 
 
 def _names(

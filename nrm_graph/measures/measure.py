@@ -10,6 +10,7 @@ from nrm_graph.measures import edge_tables, joint_matrix, marginals
 from nrm_graph.measures.event_algebra import Algebra
 from nrm_graph.measures.paths import search
 from nrm_graph.measures.reduced import reduced
+from nrm_graph.network.grouped_units import kinds_of
 from nrm_graph.tables.html_tables import HtmlTable, pairs_of, table_of
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Measure(Algebra):
 
         measure = edge_tables.in_units(self, by)
         nodes, edges = edge_tables.tables(measure)
-        kinds = [part.kind for part in measure.partitions]
+        kinds = kinds_of(measure.partitions, self.partitions)
         graph = subgraph(
             self.topology,
             nodes,

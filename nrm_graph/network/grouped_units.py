@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.network.topology import LayerInfo, Topology
+    from nrm_graph.network.unit_names import UnitKind
     from nrm_graph.network.units import Partition, Resolution
 
     By = str | Mapping[str, Resolution]
@@ -99,6 +100,14 @@ def asked_units(
             f"{', '.join(sorted({'neuron', *automatic(topology)}))}"
         )
     return tuple(units)
+
+
+def kinds_of(partitions: Sequence[Partition], held: Sequence[Partition]) -> tuple[UnitKind, ...]:
+    """Kinds of units that are asked for; events know custom ones where they are those held."""
+    return tuple(
+        replace(part.kind, spelled=part.resolution != "custom" or part is own)
+        for part, own in zip(partitions, held, strict=True)
+    )
 
 
 def grouped_units(

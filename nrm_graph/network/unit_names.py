@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,16 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UnitKind:
-    """What the units of a layer are, and the names that the user gave some."""
+    """What the units of a layer are, and the names that the user gave some.
+
+    Attributes
+    ----------
+    resolution : str
+        See :func:`nrm_graph.network.units.partition`; or ``layer``, all of it.
+    names : mapping of int to str
+        The user's own names.
+    spelled : bool
+        Whether :func:`nrm_graph.events.unit_sets.unit_set` gives exactly their neurons: not those
+        of parts of units, nor of groups that one call alone knows.
+    """
 
     resolution: str
     names: Mapping[int, str] = field(default_factory=dict)
+    spelled: bool = True
 
 
-def watched_kind(usual: UnitKind, resolution: str) -> UnitKind:
+def watched_kind(usual: UnitKind, resolution: str, spelled: bool) -> UnitKind:
     """Kind of a watched layer's nodes; they have names where they are the usual units."""
     same = resolution == usual.resolution != "custom"
-    return usual if same else UnitKind(resolution)
+    return replace(usual if same else UnitKind(resolution), spelled=spelled)
 
 
 _CHANNELS_FIRST = ("convolution", "batch_norm", "group_norm", "instance_norm")

@@ -121,6 +121,41 @@ def partition(layer: LayerInfo, resolution: Resolution) -> Partition:
     return Partition("custom", whole, len(distinct))
 
 
+def whole_units(
+    layer: LayerInfo, resolution: str, labels: npt.NDArray[Any], held: Partition
+) -> bool:
+    """Whether labels hold units of a layer whole, or not at all.
+
+    Parameters
+    ----------
+    layer : LayerInfo
+        The layer.
+    resolution : str
+        What units are; ``layer``, or ``custom`` for those of ``held``.
+    labels : ndarray of int
+        Unit of every neuron, -1 where it is in none; it may be broadcast to the layer's shape.
+    held : Partition
+        Units that events know by their number.
+
+    Examples
+    --------
+    >>> from nrm_graph.network.topology import LayerInfo
+    >>> layer = LayerInfo(1, "conv", "convolution", (2, 3), 1)
+    >>> held = partition(layer, "channel")
+    >>> whole_units(layer, "channel", np.array([[-1], [1]]), held)
+    True
+    >>> whole_units(layer, "channel", np.array([[-1, -1, -1], [1, 1, -1]]), held)
+    False
+    """
+    if resolution == "layer":
+        return bool((labels == 0).all())
+    units = (held if resolution == "custom" else partition(layer, resolution)).labels
+    labels = np.broadcast_to(labels, units.shape)
+    inside = labels >= 0
+    same = np.array_equal(units[inside], labels[inside])
+    return same and not np.isin(units[~inside], labels[inside]).any()
+
+
 def compact(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return labels with a length of 1 along every axis on which a view only repeats them."""
     return labels[(*(slice(0, 1) if step == 0 else slice(None) for step in labels.strides), ...)]

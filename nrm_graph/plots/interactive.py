@@ -92,8 +92,8 @@ def flow_figure(
     >>> graph.add_node(("fc", 2), layer="fc", unit=2, relevance=1.0, depth=1, event="fc[2]")
     >>> graph.add_edge(("x", 0), ("fc", 2), relevance=1.0)
     >>> figure = flow_figure(graph)
-    >>> next(figure.select_traces({"name": "units"})).customdata
-    (('x[0]',), ('fc[2]',))
+    >>> [*next(figure.select_traces({"name": "units"})).customdata]
+    [['x[0]'], ['fc[2]']]
     """
     plotly = plotly_figures()
     absent = [node for node in (*chosen, *avoided) if node not in graph]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from nrm_graph.graphs import subgraph as graphs
-from nrm_graph.network.grouped_units import grouped_units
+from nrm_graph.network.grouped_units import grouped_units, kinds_of
 from nrm_graph.network.topology import PRUNED
 from nrm_graph.propagation import flags
 from nrm_graph.store.grouped_tables import REGROUPED, grouped_edges, grouped_nodes, regrouped
@@ -88,7 +88,7 @@ def subgraph(
         nodes,
         edges,
         top,
-        kinds=[part.kind for part in (units.partitions if units else db.partitions)],
+        kinds=kinds_of(units.partitions if units else db.partitions, db.partitions),
         connected=connected,
     )
     logit = float(db._snapshot.facts(identity)["logit"])

@@ -12,7 +12,7 @@ from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.sets import NeuronSet
 from nrm_graph.measures.joint import NeuronGroups
 from nrm_graph.network.copies import copies
-from nrm_graph.network.units import Partition, partition
+from nrm_graph.network.units import Partition, partition, whole_units
 from nrm_graph.network.watched_layers import automatic, matching
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class WatchedLayer:
     def layer_id(self) -> int:
         """The layer."""
         return self.groups.layer_id
+
+    def holds_whole_units(self, info: LayerInfo, held: Partition) -> bool:
+        """Whether every node is all of a unit; ``held`` are those that events know by number."""
+        units = np.append(self.units, -1)[self.groups.labels]
+        return whole_units(info, self.resolution, units, held)
 
     def only(self, nodes: npt.NDArray[np.bool_]) -> WatchedLayer:
         """Watch some of the nodes alone."""

@@ -93,9 +93,12 @@ class Reduced(Tabular):
     @property
     def kinds(self) -> tuple[UnitKind, ...]:
         """What the units of every layer are."""
-        kinds = [part.kind for part in self.measure.partitions]
+        partitions = self.measure.partitions
+        kinds = [part.kind for part in partitions]
         for layer in self.watched:
-            kinds[layer.layer_id] = watched_kind(kinds[layer.layer_id], layer.resolution)
+            i = layer.layer_id
+            spelled = layer.holds_whole_units(self.topology.layers[i], partitions[i])
+            kinds[i] = watched_kind(kinds[i], layer.resolution, spelled)
         return tuple(kinds)
 
     def _description(self) -> Description:

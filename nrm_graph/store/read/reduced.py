@@ -10,6 +10,7 @@ import pyarrow as pa
 from msgspec import Meta, Struct, to_builtins
 
 from nrm_graph.network.unit_names import watched_kind
+from nrm_graph.network.units import whole_units
 from nrm_graph.store.format.json_file import Sha256, Text
 from nrm_graph.store.format.recorded_nodes import (
     FileRecord,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.network.topology import LayerInfo
     from nrm_graph.network.unit_names import UnitKind
+    from nrm_graph.network.units import Partition
 
 VERSION = 2
 """Of ``condition.json`` of reduced tables, which a reader of version 1 alone has no form for."""
@@ -116,11 +118,13 @@ class RecordedNodes:
         """
         return read_nodes(self.folder, self.layers, self.file, self.infos)
 
-    def kinds(self, usual: Sequence[UnitKind]) -> tuple[UnitKind, ...]:
+    def kinds(self, usual: Sequence[Partition]) -> tuple[UnitKind, ...]:
         """Return what the units of every layer are: of watched layers, those of the nodes."""
-        kinds = list(usual)
-        for layer in self.layers:
-            kinds[layer.layer_id] = watched_kind(kinds[layer.layer_id], layer.resolution)
+        kinds = [part.kind for part in usual]
+        for layer in self.labels:
+            i = layer.info.layer_id
+            spelled = whole_units(layer.info, layer.resolution, layer.labels, usual[i])
+            kinds[i] = watched_kind(kinds[i], layer.resolution, spelled)
         return tuple(kinds)
 
     def table(self) -> pa.Table:
