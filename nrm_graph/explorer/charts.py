@@ -101,7 +101,7 @@ def chart(rows: pa.Table, kind: str) -> go.Figure:
             "there is nothing to draw: a chart takes rows with a column of numbers, "
             f"found {len(rows):,} rows of {', '.join(names)}"[:300]
         )
-    upwards = [i for i in numeric if i][:4]
+    upwards = [i for i in numeric if i][:3]
     across: list[Any] = list(range(len(columns[0])))
     title = "row"
     if upwards:  # else the only numbers are those of the first column

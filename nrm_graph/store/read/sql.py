@@ -46,6 +46,8 @@ class SqlReader:
         The tables.
     running : set of Call, optional
         Where calls of DuckDB stand while they run.
+    settings : sequence of str, optional
+        Further settings of DuckDB, such as ``"memory_limit = '1GB'"``.
 
     Raises
     ------
@@ -53,7 +55,12 @@ class SqlReader:
         If DuckDB cannot be set up.
     """
 
-    def __init__(self, queries: TableQueries, running: set[Call] | None = None) -> None:
+    def __init__(
+        self,
+        queries: TableQueries,
+        running: set[Call] | None = None,
+        settings: Sequence[str] = (),
+    ) -> None:
         self._queries = queries
         self.process = os.getpid()
         self._running = set() if running is None else running
@@ -72,6 +79,7 @@ class SqlReader:
                 self._con,
                 f"allowed_paths = [{', '.join(map(_text, allowed))}]",
                 f"parquet_metadata_cache = {inputs <= REMEMBERED}",
+                *settings,
             )
         except duckdb.Error as error:
             self._con.close()
