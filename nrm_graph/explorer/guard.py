@@ -48,7 +48,8 @@ LARGEST_BODY = 1_000_000
 """Bytes of a request."""
 
 _PLACE = re.compile(
-    r"(\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::([1-9][0-9]{0,4}))?", re.IGNORECASE
+    r"(\[[0-9a-f:.]+\]|[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)(?::([1-9][0-9]{0,4}))?",
+    re.IGNORECASE | re.ASCII,
 )
 _ORIGIN = re.compile(r"https?://(.+)", re.IGNORECASE)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,11 @@ class Server(ThreadedWSGIServer):
         self.requests = 0
         self.at_work = threading.Condition()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True)
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        """Show what went wrong here, tracebacks, whatever the process logs otherwise."""
+        if sys.stderr is not None:
+            print(message % args if args else message, file=sys.stderr)
 
     def start(self) -> None:
         """Answer from now on."""

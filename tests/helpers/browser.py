@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 DRIVERS = ("chromedriver",)
+ALIAS = "alias.test"
+"""Another name of this machine, which the browser alone knows."""
 ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",  # containers have none; it opens pages of the tests alone
@@ -31,7 +33,8 @@ ARGUMENTS = (
     "--no-first-run",
     "--window-size=1280,800",
     # Nothing outside this machine is there: a page that needs it shows so in the console.
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1",
+    f"--host-resolver-rules=MAP {ALIAS} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, "
+    "EXCLUDE 127.0.0.1",
 )
 
 
