@@ -201,33 +201,16 @@ def _encoded(table: pa.Table, form: str, limit: int | None) -> bytes:
         rows = [{k: plain(v) for k, v in row.items()} for row in table.to_pylist()]
         lines = ",\n".join(json.dumps(row, allow_nan=False, default=str) for row in rows)
         return f"[\n{lines}\n]\n".encode() if rows else b"[]\n"
+    if form == "csv":
+        from nrm_graph.tables.csv_text import csv_text
+
+        return csv_text(table)
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
-    if form == "parquet":
-        import pyarrow.parquet as pq
-
-        pq.write_table(table, sink)
-    else:
-        import pyarrow.csv as pc
-
-        pc.write_csv(_flat(table), sink)
+    pq.write_table(table, sink)
     data: bytes = sink.getvalue().to_pybytes()
     return data
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """Write lists and structures as JSON text, which CSV has no other form for."""
-    import pyarrow as pa
-
-    from nrm_graph.output_files import plain
-
-    for position, field in enumerate(table.schema):
-        if pa.types.is_nested(field.type):
-            column = [
-                None if v is None else json.dumps(plain(v), default=str)
-                for v in table.column(position).to_pylist()
-            ]
-            table = table.set_column(position, field.name, pa.array(column, pa.string()))
-    return table
 
 
 def text_table(table: pa.Table, limit: int | None = None) -> str:
