@@ -9,6 +9,7 @@ from dash import dcc, html
 
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.explorer import groups, parts
+from nrm_graph.explorer.answers import STORED
 from nrm_graph.explorer.charts import Whisker, whiskers
 from nrm_graph.explorer.circuit_checks import checks
 from nrm_graph.network.units import automatic
@@ -50,9 +51,7 @@ def render(page: Page) -> list[Component]:
     NrmError
         If there is no such group, or it explains several targets.
     """
-    listed = page.answers.remembered(
-        ("choices", str(page.db.path)), lambda: groups.choices(page.db)
-    )
+    listed = page.answers.remembered(("groups", str(page.db.path)), lambda: groups.choices(page.db))
     head = [_controls(page), _chips(page, listed)]
     if not page.address.where.strip() and len(listed) > 1:
         return [*head, parts.note("Choose a group, or write a condition: its circuit is shown.")]
@@ -91,10 +90,13 @@ def table_of(page: Page) -> pa.Table:
 
 def _controls(page: Page) -> html.Div:
     address = page.address
-    kinds = sorted({kind for kind in automatic(page.db.topology) if kind != "neuron"})
-    units = {"": "as stored", **{kind: f"by {kind}" for kind in kinds}}
-    if address.by not in units:
-        units[address.by] = address.by
+    usual = groups.units_of(page.db, "")
+    kinds = {kind for kind in automatic(page.db.topology) if kind not in ("neuron", usual)}
+    units = {"": "as stored" if usual is None else f"{usual}s"}
+    units |= {kind: f"{kind}s" for kind in sorted(kinds)}
+    if usual is not None:
+        units[STORED] = "as stored"
+    units.setdefault(address.by, address.by)
     fields = [
         parts.control("where", address.where, "group: SQL condition", placeholder="label = 'cat'"),
         parts.control("against", address.against, "minus the group", placeholder="label = 'dog'"),

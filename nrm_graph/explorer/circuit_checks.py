@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import NrmError
-from nrm_graph.explorer import parts
+from nrm_graph.explorer import groups, parts
 from nrm_graph.store.input_group import group
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ def _stability(page: Page, asked: Question) -> Component:
         said += f" Not certified: only the {found.candidates:,} largest edges were compared."
     if found.unknown:
         said += f" {found.unknown:,} edges that some input has no row of are left out."
-    from nrm_graph.circuits.edge_graph import edge_text
-
-    table = found.edges
-    texts = [edge_text(row) for row in table.to_pylist()]
-    table = table.append_column("edge", [texts])
+    ends = (
+        [groups.expression(asked, row[end], row[f"{end}_unit"]) for end in ("src", "dst")]
+        for row in found.edges.to_pylist()
+    )
+    table = found.edges.append_column("edge", [[" → ".join(both) for both in ends]])
     return parts.section(title, parts.note(said), parts.table(table, _STABLE), name="stability")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ import pyarrow as pa
 from nrm_graph.circuits.edges import edge_values
 from nrm_graph.errors import InputError
 from nrm_graph.events.unit_sets import unit_set
+from nrm_graph.explorer.answers import STORED, usual_units
 from nrm_graph.graphs.formats import to_arrow
-from nrm_graph.network.grouped_units import asked_units
+from nrm_graph.network.grouped_units import asked_units, grouped_units
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.store.input_group import group
 
@@ -115,21 +117,30 @@ def question(page: Page) -> Question:
         address.where.strip() or None,
         None if other is not None else address.against.strip() or None,
         other,
-        units_of(address.by),
+        units_of(page.db, address.by),
         address.edges,
     )
 
 
-def units_of(text: str) -> By | None:
-    """Read coarser units: ``channel``, or ``layer=channel,other=head``.
+def units_of(db: Database, text: str) -> By | None:
+    """Read the units of a circuit: ``channel``, ``layer=channel,other=head``, or ``stored``.
+
+    Without a text they are those that people think in, where the store's can be summed to them.
 
     Raises
     ------
     InputError
-        If the text is neither.
+        If the text is none of these.
     """
+    if not text.strip():
+        usual = usual_units(db)
+        with contextlib.suppress(InputError):  # a store of other units shows its own
+            if usual != STORED:
+                grouped_units(db.topology, db.partitions, usual)
+                return usual
+        return None
     if "=" not in text:
-        return text.strip() or None
+        return None if text.strip() == STORED else text.strip()
     pairs = [[side.strip() for side in part.rpartition("=")] for part in text.split(",")]
     if not all(layer and units for layer, _, units in pairs):
         raise InputError(f"by must be units or LAYER=UNITS,..., found {text!r:.200}")
