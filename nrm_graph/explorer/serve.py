@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from nrm_graph.database import Database
     from nrm_graph.explorer.server import Server
 
-PATIENCE = 5.0
-"""Seconds that the end waits for requests that are being answered."""
+PATIENCE = 30.0
+"""Seconds that the end waits for requests: a process that ends in the midst of torch is aborted."""
 
 
 @dataclass(frozen=True)

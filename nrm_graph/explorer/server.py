@@ -13,7 +13,8 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
-    from wsgiref.types import WSGIApplication
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 ADDRESS = "127.0.0.1"
 
@@ -21,7 +22,6 @@ ADDRESS = "127.0.0.1"
 class _Handler(WSGIRequestHandler):
     """Answers one request; says nothing of it, since request lines may hold the token."""
 
-    server: Server
     timeout = 60  # seconds: a connection that sends nothing holds no thread for ever
 
     def version_string(self) -> str:
@@ -32,16 +32,6 @@ class _Handler(WSGIRequestHandler):
 
     def log_error(self, format: str, *args: Any) -> None:
         """Keep what clients do wrong to themselves: they are told."""
-
-    def run_wsgi(self) -> None:
-        with self.server.at_work:
-            self.server.requests += 1
-        try:
-            super().run_wsgi()
-        finally:
-            with self.server.at_work:
-                self.server.requests -= 1
-                self.server.at_work.notify_all()
 
 
 class Server(ThreadedWSGIServer):
@@ -61,11 +51,22 @@ class Server(ThreadedWSGIServer):
     """
 
     def __init__(self, app: WSGIApplication, taken: socket.socket) -> None:
+        self._answer = app
         with taken:  # the server has a copy of the descriptor
-            super().__init__(ADDRESS, 0, app, _Handler, fd=taken.fileno())
+            super().__init__(ADDRESS, 0, self._counted, _Handler, fd=taken.fileno())
         self.requests = 0
         self.at_work = threading.Condition()
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True)
+
+    def _counted(self, environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        with self.at_work:
+            self.requests += 1
+        try:
+            return self._answer(environ, start)
+        finally:
+            with self.at_work:
+                self.requests -= 1
+                self.at_work.notify_all()
 
     def log(self, type: str, message: str, *args: Any) -> None:
         """Show what went wrong here, tracebacks, whatever the process logs otherwise."""
