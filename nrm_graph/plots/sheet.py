@@ -29,6 +29,7 @@ NARROWEST = 26.0
 
 _ROW, _PICTURED = 17.0, 50.0  # pixels of height that a unit takes, and one with a map
 _SIDE, _LARGEST = 44.0, 17.0  # of the largest map, and of the mark of the most relevant unit
+_CLEAR = 8.0  # pixels between the mark of a unit and where one points at an edge
 _LOWEST = 130.0  # half the height of a graph, at least
 
 
@@ -101,6 +102,23 @@ class Sheet:
         past = passes(self.graph, list(self.columns), src, dst)
         line = curve(self.places[src], self.places[dst], past, points)
         return np.column_stack([line[:, 0].round(3), self.heights(line[:, 1])])
+
+    def clear_place(self, src: Hashable, dst: Hashable) -> list[float]:
+        """Place on the line of an edge, near its middle, where no mark of a unit lies."""
+        line = self.curve(src, dst, 17)[1:-1]
+        middle = len(line) // 2
+        inner = line[np.argsort(np.abs(np.arange(len(line)) - middle), kind="stable")]
+        across = (inner[:, :1] - self._marked[:, 0]) * self.step
+        apart = np.hypot(across, inner[:, 1:] - self._marked[:, 1]) - self._marked[:, 2]
+        nearest = apart.min(axis=1)
+        clear = np.flatnonzero(nearest > _CLEAR)
+        place: list[float] = inner[clear[0] if len(clear) else nearest.argmax()].tolist()
+        return place
+
+    @cached_property
+    def _marked(self) -> npt.NDArray[np.float64]:
+        """Column, pixels and radius of every mark."""
+        return np.array([(*self.place(node), 0.6 * self.sizes[node]) for node in self.graph])
 
 
 def sheet_of(

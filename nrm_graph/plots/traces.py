@@ -85,7 +85,7 @@ def marks(sheet: Sheet) -> list[Trace]:
     """Mark what one can point at: edges at their middles, pseudo-units and units."""
     graph = sheet.graph
     facts = facts_of_units(graph)
-    middles = [sheet.curve(src, dst, 3)[1].tolist() for src, dst in graph.edges]
+    middles = [sheet.clear_place(src, dst) for src, dst in graph.edges]
     edges = {
         **_marks(EDGES, middles, [edge_facts(graph, src, dst) for src, dst in graph.edges]),
         "customdata": [[_event(graph, src), _event(graph, dst)] for src, dst in graph.edges],
