@@ -116,7 +116,13 @@ REFUSED: dict[str, tuple[int, list[dict[str, str | None]]]] = {
         [
             {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
             for site in ("cross-site", "same-site", "strange")
-            for mode, dest in (("no-cors", "script"), ("cors", "empty"), ("websocket", "websocket"))
+            for mode, dest in (
+                ("no-cors", "script"),
+                ("cors", "empty"),
+                ("cors", "document"),
+                ("navigate", "object"),
+                ("websocket", "websocket"),
+            )
         ]
         + [{**NAVIGATION, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "iframe"}],
     ),
