@@ -143,6 +143,17 @@ def data_frames() -> Any:
         ) from None
 
 
+def plotly_installed() -> None:
+    """Refuse to go on without Plotly.
+
+    Raises
+    ------
+    InputError
+        Saying what to install.
+    """
+    _plotly("plotly")
+
+
 def plotly_figures() -> Any:
     """Import ``plotly.graph_objects``.
 
@@ -151,8 +162,24 @@ def plotly_figures() -> Any:
     InputError
         If it is not installed; the message says what to install.
     """
+    return _plotly("plotly.graph_objects")
+
+
+def plotly_script() -> str:
+    """Return the JavaScript of Plotly.
+
+    Raises
+    ------
+    InputError
+        If it is not installed; the message says what to install.
+    """
+    script: str = _plotly("plotly.offline").get_plotlyjs()
+    return script
+
+
+def _plotly(name: str) -> Any:
     try:
-        return importlib.import_module("plotly.graph_objects")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
             f"interactive pictures need plotly, which is not installed ({error}): pip install "

@@ -113,11 +113,22 @@ def write_json(value: Any, path: str | os.PathLike[str]) -> None:
     write_files({Path(path): (json.dumps(value, allow_nan=False) + "\n").encode()})
 
 
-def save_graph(graph: nx.DiGraph, path: Path) -> None:
-    """Write a graph, and say where it is."""
+def draws_graph(output: str | None) -> bool:
+    """Whether a file that is asked for can hold a graph and no table."""
+    from nrm_graph.graphs.formats import GRAPH_SUFFIXES
+
+    suffix = "" if output is None else Path(output).suffix.lower()
+    return suffix in GRAPH_SUFFIXES and suffix not in _TABLE_SUFFIXES
+
+
+def save_graph(
+    graph: nx.DiGraph, path: Path, images: Mapping[tuple[str, int], Any] | None = None, **facts: str
+) -> None:
+    """Write a graph, and say where it is; ``facts`` are what it holds about itself besides."""
     from nrm_graph.graphs.formats import write_graph
 
-    files = ", ".join(str(file) for file in write_graph(graph, path))
+    graph.graph |= facts
+    files = ", ".join(str(file) for file in write_graph(graph, path, images=images))
     print(f"{files}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
     facts = graph.graph
     kept = f"kept share of the edges' sum of |relevance|: {facts['share']:.6g}"

@@ -133,9 +133,15 @@ class Algebra(Displayed):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a graph or table of this measure says of itself: meaning, flags and reading."""
+        """What a graph or table says of itself: target, condition, meaning, flags and reading."""
+        facts: dict[str, Any] = {"target_text": self.target_text().removeprefix("target ")}
+        if self.condition is not None:
+            facts |= {
+                "given": repr(self.condition),
+                "condition_relevance": self.condition_relevance,
+            }
         flags = tuple(map(str, self.flags))
-        return {"meaning": self.meaning, "flags": flags, "reading": self.bias}
+        return facts | {"meaning": self.meaning, "flags": flags, "reading": self.bias}
 
     def __call__(self, event: Event, given: Event | None = None) -> float:
         """Relevance of an event, or conditional relevance R(event | given).

@@ -74,25 +74,32 @@ def _of_unit(graph: nx.DiGraph, node: Hashable, drawn: float) -> Facts:
     data = graph.nodes[node]
     relevance = float(data["relevance"])
     lines = [("expression", str(data["event"]))] if "event" in data else []
-    lines.append((_relevance(graph), number(relevance)))
+    lines.append((relevance_word(graph), number(relevance)))
     if data["unit"] >= 0 and drawn:
         lines.append(("share of the |R| drawn in its layer", percent(abs(relevance) / drawn)))
     if data.get("cut"):
         lines.append(("cut here", "no drawn edge leads on from it"))
-    return Facts(unit_title(graph, node), (*lines, *_rest(data)))
+    return Facts(unit_title(graph, node), (*lines, *other_facts(data)))
 
 
 def edge_facts(graph: nx.DiGraph, src: Hashable, dst: Hashable) -> Facts:
     """Facts of an edge."""
-    data = graph.edges[src, dst]
-    relevance = float(data["relevance"])
-    lines = [(_relevance(graph), number(relevance))]
-    for end, node in (("source", src), ("destination", dst)):
-        if graph.nodes[node]["unit"] >= 0 and (whole := float(graph.nodes[node]["relevance"])):
-            lines.append((f"share of the {end}'s", percent(relevance / whole)))
-    if over := data.get("steps_over"):
-        lines.append(("passes over", _text(over)))
-    return Facts(f"{unit_title(graph, src)} → {unit_title(graph, dst)}", (*lines, *_rest(data)))
+    relevance = number(float(graph.edges[src, dst]["relevance"]))
+    shares = [
+        (f"share of the {end}'s", share)
+        for end, node in (("source", src), ("destination", dst))
+        if (share := share_of(graph, src, dst, node))
+    ]
+    lines = [(relevance_word(graph), relevance), *shares, *other_facts(graph.edges[src, dst])]
+    return Facts(f"{unit_title(graph, src)} → {unit_title(graph, dst)}", tuple(lines))
+
+
+def share_of(graph: nx.DiGraph, src: Hashable, dst: Hashable, end: Hashable) -> str:
+    """Write which share an edge is of what one of its ends has; nothing of a pseudo-unit."""
+    whole = float(graph.nodes[end]["relevance"])
+    if graph.nodes[end]["unit"] < 0 or not whole:
+        return ""
+    return percent(float(graph.edges[src, dst]["relevance"]) / whole)
 
 
 def number(value: float) -> str:
@@ -100,25 +107,27 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _relevance(graph: nx.DiGraph) -> str:
+def relevance_word(graph: nx.DiGraph) -> str:
     """Name what a graph holds as relevance."""
     facts = graph.graph
-    if facts.get("contrast"):
-        return "difference of means of R"
     name = "R x logit" if facts.get("weight") == "logit" else "R"
+    if facts.get("contrast"):
+        return f"difference of means of {name}"
     return f"mean of {name}" if "inputs" in facts else name
 
 
-def _rest(data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """List what else an object carries, under its own name where none is known."""
-    return [
-        (_WORDS.get(name, str(name).replace("_", " ")), _text(value))
+def other_facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List what an object carries beside its relevance, under its own name where none is known."""
+    over = [("passes over", value_text(data["steps_over"]))] if data.get("steps_over") else []
+    return over + [
+        (_WORDS.get(name, str(name).replace("_", " ")), value_text(value))
         for name, value in data.items()
         if name not in _SAID and value is not None
     ]
 
 
-def _text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Write what an attribute holds."""
     if isinstance(value, Real) and not isinstance(value, Integral):
         return number(float(value))
     if isinstance(value, list | tuple):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph._optional import plotly_figures
 from nrm_graph.plots.circuit import circuit_note, circuit_title
 from nrm_graph.plots.common import TEXT, graph_notes
 from nrm_graph.plots.gallery import heat_map
-from nrm_graph.plots.graph_layout import columns_of, passes
+from nrm_graph.plots.graph_layout import passes
 from nrm_graph.plots.graph_parts import (
     checked,
     drawn_notes,
@@ -77,10 +78,11 @@ def flow_figure(
     It shows what :func:`nrm_graph.plots.plot_subgraph` does, in the same colours and on the same
     scales.  A unit or an edge that is pointed at says its exact numbers.
 
-    The traces :data:`UNITS`, :data:`ENDS` (pseudo-units) and :data:`EDGES` hold a point a unit, a
-    pseudo-unit and an edge, in the order of the graph.  ``customdata`` of a unit is a list of its
-    ``event`` (the expression that names its neurons), where the graph has it; of an edge a list of
-    the events of its source and destination, each empty where there is none.
+    The traces :data:`UNITS`, :data:`ENDS` (pseudo-units) and :data:`EDGES` hold a point a unit and
+    a pseudo-unit, in the order of the graph, and an edge, from the weakest to the strongest.
+    ``customdata`` of a unit is a list of its ``event`` (the expression that names its neurons),
+    where the graph has it; of an edge a list of the events of its source and destination, each
+    empty where there is none.
 
     Every text is escaped by :func:`plain`.
 
@@ -95,18 +97,49 @@ def flow_figure(
     >>> [*next(figure.select_traces({"name": "units"})).customdata]
     [['x[0]'], ['fc[2]']]
     """
+    sheet = drawn_sheet(graph, images)
+    return figure_of(sheet, _title(graph), chosen=chosen, avoided=avoided, height=height)
+
+
+def drawn_sheet(
+    graph: nx.DiGraph,
+    images: Mapping[Any, npt.ArrayLike] | None = None,
+    most: int | None = None,
+) -> Sheet:
+    """Lay out what :func:`flow_figure` draws, of edges the ``most`` strongest.
+
+    Raises
+    ------
+    InputError
+        If the graph is empty or lacks an attribute, or an image has no two axes.
+    """
+    drawn = with_absorbed(graph, checked(graph))
+    return sheet_of(drawn, checked_images(drawn, images), most)
+
+
+def figure_of(
+    sheet: Sheet,
+    title: Sequence[str] = (),
+    *,
+    chosen: Collection[Hashable] = (),
+    avoided: Collection[Hashable] = (),
+    height: int | None = None,
+) -> Any:
+    """Return the figure of what is laid out; see :func:`flow_figure`.
+
+    Raises
+    ------
+    InputError
+        If plotly is not installed.
+    """
     plotly = plotly_figures()
-    absent = [node for node in (*chosen, *avoided) if node not in graph]
-    graph = with_absorbed(graph, checked(graph))
-    small = checked_images(graph, images)
-    title = _title(graph)
-    notes = _notes(graph, absent)
-    sheet = sheet_of(graph, small)
+    graph = sheet.graph
+    notes = _notes(sheet, [node for node in (*chosen, *avoided) if node not in graph])
     top, slant = _head(sheet, title)
     bottom = 40.0 + _LINE * len(notes)
     under = _AROUND + (BELOW + 34.0 if sheet.has_ends else 0.0)
     if height is not None:
-        sheet = sheet_of(graph, small, (height - top - bottom - under - _AROUND) / 2.06)
+        sheet = replace(sheet, half=max(60.0, (height - top - bottom - under - _AROUND) / 2.06))
     upper, lower = 1.06 * sheet.half + _AROUND, sheet.half + under
     layout = {
         **_LOOK,
@@ -191,11 +224,15 @@ def _title(graph: nx.DiGraph) -> list[str]:
     return textwrap.wrap(text, 110)[:3]
 
 
-def _notes(graph: nx.DiGraph, absent: Sequence[object]) -> list[str]:
+def _notes(sheet: Sheet, absent: Sequence[object]) -> list[str]:
     """Lines below the graph."""
-    columns = list(columns_of(graph, list(graph)))
-    past = any(passes(graph, columns, src, dst) for src, dst in graph.edges)
+    graph, columns = sheet.graph, list(sheet.columns)
+    past = any(passes(graph, columns, src, dst) for src, dst in sheet.edges)
     notes = drawn_notes(graph, columns, past)
+    if len(sheet.edges) < graph.number_of_edges():
+        notes.append(
+            f"drawn: the {len(sheet.edges):,} strongest; a click on a unit shows all of its own"
+        )
     if "inputs" in graph.graph:
         notes.append(circuit_note(graph).replace("whiskers: ", "bands: "))
     if absent:

@@ -49,6 +49,8 @@ class Sheet:
         Column and height, which is 1 at the top of the largest column.
     half : float
         Pixels of a height of 1.
+    edges : tuple of (node, node)
+        Those that are drawn, from the weakest to the strongest.
     """
 
     graph: nx.DiGraph
@@ -56,6 +58,7 @@ class Sheet:
     columns: dict[str, list[Hashable]]
     places: Mapping[Hashable, tuple[float, float]]
     half: float
+    edges: tuple[tuple[Hashable, Hashable], ...]
 
     @property
     def step(self) -> float:
@@ -124,11 +127,13 @@ class Sheet:
 def sheet_of(
     graph: nx.DiGraph,
     images: Mapping[Hashable, npt.NDArray[np.float64]],
-    half: float | None = None,
+    most: int | None = None,
 ) -> Sheet:
-    """Lay a graph out, in so much height as its largest column needs, or in what is given."""
+    """Lay a graph out, in so much height as its largest column needs; ``most`` edges are drawn."""
     columns = columns_of(graph, list(graph))
     busiest = most_units(graph)
     places = places_of(graph, columns, busiest if images else None)
     needed = max(_LOWEST, (_PICTURED if images else _ROW) * busiest / 2.0)
-    return Sheet(graph, images, columns, places, needed if half is None else max(half, 60.0))
+    edges = sorted(graph.edges, key=lambda edge: abs(graph.edges[edge]["relevance"]))
+    drawn = edges if most is None else edges[max(len(edges) - most, 0) :]
+    return Sheet(graph, images, columns, places, needed, tuple(drawn))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Line = npt.NDArray[np.float64]
 
 UNITS, ENDS, EDGES = "units", "ends", "edges"
-"""Names of the traces that hold what one can point at, in the order of the graph."""
+"""Names of the traces that hold what one can point at."""
 
 _LEVELS = 6  # widths of edges
 _POINTS, _ARCHED = 13, 19  # of the line of an edge
@@ -40,7 +40,8 @@ def edge_lines(sheet: Sheet) -> list[Trace]:
     largest = max((abs(r) for *_, r in graph.edges(data="relevance")), default=0.0) or 1.0
     lines: dict[tuple[int, str, bool], list[Line]] = defaultdict(list)
     bands: dict[tuple[int, str], list[Line]] = defaultdict(list)
-    for src, dst, data in graph.edges(data=True):
+    for src, dst in sheet.edges:
+        data = graph.edges[src, dst]
         far = abs(sheet.places[dst][0] - sheet.places[src][0]) > 1.5
         line = sheet.curve(src, dst, _ARCHED if far else _POINTS)
         relevance = float(data["relevance"])
@@ -85,10 +86,10 @@ def marks(sheet: Sheet) -> list[Trace]:
     """Mark what one can point at: edges at their middles, pseudo-units and units."""
     graph = sheet.graph
     facts = facts_of_units(graph)
-    middles = [sheet.clear_place(src, dst) for src, dst in graph.edges]
+    middles = [sheet.clear_place(src, dst) for src, dst in sheet.edges]
     edges = {
-        **_marks(EDGES, middles, [edge_facts(graph, src, dst) for src, dst in graph.edges]),
-        "customdata": [[_event(graph, src), _event(graph, dst)] for src, dst in graph.edges],
+        **_marks(EDGES, middles, [edge_facts(graph, src, dst) for src, dst in sheet.edges]),
+        "customdata": [[_event(graph, src), _event(graph, dst)] for src, dst in sheet.edges],
         "marker": {"size": 10, "opacity": 0, "color": NEUTRAL},
     }
     ends = [node for node in graph if graph.nodes[node]["unit"] < 0]

@@ -28,6 +28,7 @@ from nrm_graph.cli.options import (
     where,
 )
 from nrm_graph.cli.output import (
+    draws_graph,
     print_facts,
     print_lines,
     print_notes,
@@ -171,7 +172,7 @@ def circuit(
             **options,
         )
         if path is not None:
-            save_graph(graph, path)
+            save_graph(graph, path, store=db.path.name)
         elif form in (None, "table"):
             print_facts(overview.circuit(graph), overview.SHARED)
             print()
@@ -221,10 +222,16 @@ def contrast(
     Or where two networks do, or two versions of the same inputs: with --other the keys of A in both
     stores are pairs.
 
-    A and B are SQL conditions over inputs. Without --output or --format the strongest are shown.
+    A and B are SQL conditions over inputs. Without --output or --format the strongest are shown;
+    an --output that ends in .html, .svg, .png, .graphml or .gexf is their graph.
     It needs scipy: pip install 'nrm-graph[stats]'.
     """
-    table_format(form, output)
+    from nrm_graph.graphs.formats import graph_path
+
+    drawn = form is None and draws_graph(output)
+    path = graph_path(output) if output is not None and drawn else None
+    if path is None:
+        table_format(form, output)
 
     from nrm_graph import database
     from nrm_graph.network.target_texts import read_target
@@ -235,7 +242,10 @@ def contrast(
         comparison = db.contrast(
             a, b, other=second, target=read_target(target, db.classes, db.outputs), **options
         )
-    if output is None and form is None:
+    if path is not None:
+        save_graph(comparison.graph(), path, store=db.path.name)
+        print_notes(comparison.notes)
+    elif output is None and form is None:
         print_lines(comparison)
     else:
         rows = comparison.table

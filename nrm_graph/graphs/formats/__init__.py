@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nrm_graph._optional import plotly_installed
 from nrm_graph.errors import InputError
 from nrm_graph.output_files import in_folder, plain, write_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     import networkx as nx
     import numpy.typing as npt
@@ -26,6 +27,7 @@ GRAPH_SUFFIXES = (
     ".attribution.json",
     ".parquet",
     ".neo4j.csv",
+    ".html",
     ".svg",
     ".png",
 )
@@ -37,7 +39,8 @@ def graph_path(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     InputError
-        If the suffix is not known or the folder does not exist.
+        If the suffix is not known, the folder does not exist, or plotly is not installed, which
+        pages need.
     """
     text = os.fspath(path)
     path = Path(text)
@@ -46,11 +49,17 @@ def graph_path(path: str | os.PathLike[str]) -> Path:
             f"cannot write a graph to {text!r}: expected a name that ends in "
             f"{', '.join(GRAPH_SUFFIXES)}"
         )
+    if _suffix(path) == ".html":
+        plotly_installed()
     return in_folder(path)
 
 
 def write_graph(
-    graph: nx.DiGraph, path: str | os.PathLike[str], *, image: npt.NDArray[Any] | None = None
+    graph: nx.DiGraph,
+    path: str | os.PathLike[str],
+    *,
+    image: npt.NDArray[Any] | None = None,
+    images: Mapping[Any, npt.ArrayLike] | None = None,
 ) -> list[Path]:
     """Write a graph in the format that the suffix of the path names.
 
@@ -73,10 +82,17 @@ def write_graph(
         ``NAME.neo4j.csv``           ``NAME.nodes.csv``, ``NAME.relationships.csv`` and
                                      ``NAME.graph.csv`` for Neo4j's bulk import:
                                      :func:`nrm_graph.graphs.formats.neo4j.neo4j`
+        ``.html``                    one page that opens by double click, asks nobody for
+                                     anything and stays interactive; it needs
+                                     ``nrm-graph[explorer]``:
+                                     :func:`nrm_graph.graphs.formats.html_page.html_page`
         ``.svg``, ``.png``           a picture
         ============================ =======================================================
     image : ndarray, (H, W) or (H, W, 3), optional
-        The input, shown in a picture; see :func:`nrm_graph.plots.plot_subgraph`.
+        The input, shown in a picture or page; see :func:`nrm_graph.plots.plot_subgraph`.
+    images : mapping of node to array_like, optional
+        Maps (H, W) of signed numbers that a page shows at their nodes, such as a unit's own heat
+        map.
 
     Returns
     -------
@@ -86,7 +102,8 @@ def write_graph(
     Raises
     ------
     InputError
-        If the suffix is not known, the file cannot be written or its format cannot hold a name.
+        If the suffix is not known, the file cannot be written, its format cannot hold a name or
+        images, or plotly is not installed where a page is asked for.
     NrmError
         If the disk is full or fails.  Files that were there before are as they were.
 
@@ -97,12 +114,18 @@ def write_graph(
     """
     path = graph_path(path)
     suffix = _suffix(path)
+    if images is not None and suffix != ".html":
+        raise InputError(f"images of nodes are shown in .html alone, found the path {str(path)!r}")
     if suffix in (".svg", ".png"):
         from nrm_graph.plots import save_subgraph
 
         save_subgraph(graph, path, image=image)
         return [path]
     try:
+        if suffix == ".html":
+            from nrm_graph.graphs.formats.html_page import html_page
+
+            return write_files({path: html_page(graph, images, image).encode()})
         if suffix == ".json":
             return write_files({path: _node_link(graph).encode()})
         return write_files(_encoded(graph, suffix, path))

@@ -19,7 +19,7 @@ from nrm_graph.measures.reduced.nodes import (
 from nrm_graph.measures.reduced.products import strongest_products
 from nrm_graph.measures.reduced.steps import direct_steps, passes
 from nrm_graph.measures.reduced.tables import Tables, tables, with_ends
-from nrm_graph.measures.reduced.unit_maps import unit_maps
+from nrm_graph.measures.reduced.unit_maps import AXES, unit_maps
 from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS, EdgeGroup
 from nrm_graph.network.unit_names import watched_kind
 from nrm_graph.progress import Progress
@@ -196,6 +196,18 @@ class Reduced(Tabular):
         graph = self.graph(top)
         maps = unit_maps(self.measure, self.watched, set(graph)) if images else None
         return plot_subgraph(graph, ax, images=maps)
+
+    def maps(self) -> dict[tuple[str, int], npt.NDArray[np.float64]] | None:
+        """Return where in the input the relevance goes that passes through each unit, (H, W).
+
+        By layer and unit, as nodes of :meth:`graph` are; a pass a unit.  None where no input is a
+        picture, of shape (C, H, W).
+        """
+        if not any(len(info.shape) == AXES for info in self.topology.inputs):
+            return None
+        names = {layer.layer_id: layer.name for layer in self.topology.layers}
+        rows = zip(*(self.nodes[name].to_pylist() for name in ("layer_id", "unit")), strict=True)
+        return unit_maps(self.measure, self.watched, {(names[i], unit) for i, unit in rows})
 
 
 def reduced(
