@@ -196,7 +196,7 @@ def references(
        relevance maximization and by activation maximization.
     """
     _check(k, by, weight, share)
-    layer_id, units, sizes = _units(db, event)
+    layer_id, units, sizes = whole_units(db, event)
     chosen = group(db, where, mixed_targets=True)
     relevance, activation = _values(db, chosen, layer_id, units, sizes)
     relevance = relevance * chosen.weights(weight)
@@ -295,8 +295,14 @@ def _check(k: object, by: object, weight: object, share: object) -> None:
         raise InputError(f"share must be over 0 and at most 1, or None, found {share!r}")
 
 
-def _units(db: View, event: object) -> tuple[int, npt.NDArray[Any], npt.NDArray[Any]]:
-    """Layer, units and numbers of neurons of a set that is made of whole units."""
+def whole_units(db: View, event: object) -> tuple[int, npt.NDArray[Any], npt.NDArray[Any]]:
+    """Layer, units and numbers of neurons of a set that is made of whole units of a store.
+
+    Raises
+    ------
+    EventError
+        If it is no set of neurons of one layer, is empty, or divides units of the store.
+    """
     if not isinstance(event, NeuronSet):
         raise EventError(
             f"expected neurons of one layer such as ng.Layer('conv1')[3], found {event!r}"
