@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from dash import dcc, html
 
-from nrm_graph.errors import InputError, NrmError
+from nrm_graph.errors import NrmError
 from nrm_graph.explorer import groups, parts
 from nrm_graph.explorer.answers import STORED
 from nrm_graph.explorer.charts import Whisker, whiskers
 from nrm_graph.explorer.circuit_checks import checks
+from nrm_graph.explorer.flow import CONFIG
 from nrm_graph.network.units import automatic
 from nrm_graph.plots.graph_parts import reach
 from nrm_graph.plots.interactive import flow_figure
@@ -51,9 +52,8 @@ def render(page: Page) -> list[Component]:
     NrmError
         If there is no such group, or it explains several targets.
     """
-    listed = page.answers.remembered(("groups", str(page.db.path)), lambda: groups.choices(page.db))
-    head = [_controls(page), _chips(page, listed)]
-    if not page.address.where.strip() and len(listed) > 1:
+    head = [_controls(page), _chips(page, groups.offered(page))]
+    if not groups.is_chosen(page):
         return [*head, parts.note("Choose a group, or write a condition: its circuit is shown.")]
     try:
         asked = groups.question(page)
@@ -127,9 +127,7 @@ def _chips(page: Page, listed: list[groups.Choice]) -> html.Div:
 
 def _figure(graph: nx.DiGraph) -> html.Section:
     """Draw the graph; title, kept share, meaning and flags are in the figure."""
-    figure = dcc.Graph(
-        id={"figure": "circuit"}, figure=flow_figure(graph), config={"displaylogo": False}
-    )
+    figure = dcc.Graph(id={"figure": "circuit"}, figure=flow_figure(graph), config=CONFIG)
     return html.Section(figure, className="part circuit")
 
 
@@ -161,7 +159,7 @@ def _carriers(page: Page, asked: Question, graph: nx.DiGraph) -> list[Component]
         return []
     title = f"Inputs that carry {text if len(text) <= 120 else text[:119] + '…'}"
     try:
-        src, dst = _ends(asked, graph, text)
+        src, dst = groups.ends_of(asked, graph, text)
         listed = groups.carriers(page.answers, asked, src, dst)
     except NrmError as error:
         return [parts.section(title, parts.problem(str(error)), name="circuit-inputs")]
@@ -205,18 +203,6 @@ def _carrier(page: Page, asked: Question, one: groups.Carrier, given: str) -> ht
     return html.Tr(cells)
 
 
-def _ends(asked: Question, graph: nx.DiGraph, text: str) -> tuple[tuple[str, int], tuple[str, int]]:
-    """Return the nodes that an edge of the address joins."""
-    for src, dst in graph.edges:
-        row = {"source": groups.expression(asked, *src)}
-        row["destination"] = groups.expression(asked, *dst)
-        if groups.edge_text(row) == text:
-            return src, dst
-    raise InputError(
-        "the graph has no such edge: choose one of the table, or show more edges with it"
-    )
-
-
 def _errors(asked: Question, graph: nx.DiGraph) -> html.Section:
     """Draw the strongest edges with two standard errors, or with what bounds their means."""
     strongest = sorted(graph.edges(data=True), key=lambda edge: -abs(edge[2]["relevance"]))
@@ -238,7 +224,7 @@ def _errors(asked: Question, graph: nx.DiGraph) -> html.Section:
         dcc.Graph(
             id={"figure": "errors"},
             figure=whiskers(rows, f"{number}, whiskers: two standard errors"),
-            config={"displaylogo": False},
+            config=CONFIG,
         ),
         parts.note(
             "The edges were chosen by the inputs that their errors are computed from: the strongest"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from nrm_graph.circuits.edges import edge_values
-from nrm_graph.errors import InputError
+from nrm_graph.errors import EventError, InputError
 from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.explorer.answers import STORED, usual_units
 from nrm_graph.graphs.formats import to_arrow
@@ -147,6 +147,16 @@ def units_of(db: Database, text: str) -> By | None:
     return {layer: units for layer, _, units in pairs}
 
 
+def offered(page: Page) -> list[Choice]:
+    """Return the groups that labels name; see :func:`choices`."""
+    return page.answers.remembered(("groups", str(page.db.path)), lambda: choices(page.db))
+
+
+def is_chosen(page: Page) -> bool:
+    """Whether the address says of which inputs a circuit is, or there is one group alone."""
+    return bool(page.address.where.strip()) or len(offered(page)) == 1
+
+
 def choices(db: Database) -> list[Choice]:
     """Return the groups that labels name, those of most inputs first.
 
@@ -200,6 +210,15 @@ def contrast(answers: Answers, asked: Question) -> Contrast:
     )
 
 
+def is_layer(db: Database, text: str) -> bool:
+    """Whether a text names a layer, and no unit of one."""
+    try:
+        db.topology.layer(text)
+    except EventError:
+        return False
+    return True
+
+
 def edges_of(asked: Question, graph: nx.DiGraph) -> pa.Table:
     """Return the edges of a circuit as a table, the strongest first.
 
@@ -237,6 +256,26 @@ def expression(asked: Question, name: str, unit: int) -> str:
     if asked.by is not None:
         units = asked_units(asked.db.topology, units, asked.by)
     return repr(unit_set(layer, units[layer.layer_id].resolution, unit))
+
+
+def ends_of(
+    asked: Question, graph: nx.DiGraph, text: str
+) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return the nodes that an edge of the address joins.
+
+    Raises
+    ------
+    InputError
+        If the graph has none of this text.
+    """
+    for src, dst in graph.edges:
+        row = {"source": expression(asked, *src)}
+        row["destination"] = expression(asked, *dst)
+        if edge_text(row) == text:
+            return src, dst
+    raise InputError(
+        "the graph has no such edge: choose one of the table, or show more edges with it"
+    )
 
 
 @dataclass(frozen=True)

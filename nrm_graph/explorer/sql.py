@@ -12,6 +12,7 @@ from dash import dcc, html
 from nrm_graph.errors import NrmError, QueryError
 from nrm_graph.explorer import groups, parts
 from nrm_graph.explorer.charts import chart
+from nrm_graph.explorer.flow import CONFIG
 from nrm_graph.network.topology import ENDS
 from nrm_graph.store.read.sql import SqlReader
 from nrm_graph.store.read.table_queries import quoted
@@ -169,9 +170,7 @@ def _result(page: Page) -> html.Section:
     if page.address.chart:
         try:
             figure = chart(rows, page.address.chart)
-            blocks.append(
-                dcc.Graph(id={"figure": "chart"}, figure=figure, config={"displaylogo": False})
-            )
+            blocks.append(dcc.Graph(id={"figure": "chart"}, figure=figure, config=CONFIG))
         except NrmError as error:
             blocks.append(parts.problem(str(error)))
     said = f"{len(rows):,} row{'s' * (len(rows) != 1)}"

@@ -18,7 +18,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def csv_text(table: pa.Table, *, spreadsheet: bool = False) -> bytes:
-    """Write a table as CSV, lists and structures as JSON text.
+    r"""Write a table as CSV, lists and structures as JSON text.
 
     Parameters
     ----------
