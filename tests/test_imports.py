@@ -39,6 +39,7 @@ HEAVY = {
     "store.stored_measure",
     "store.verify.recompute",
     "evaluate",
+    "explorer",
     "extraction",
     "cli.demo.fashion_cnn",
     "cli.inputs",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 from dash import dcc, html
 
@@ -14,6 +13,7 @@ from nrm_graph.explorer import groups, parts
 from nrm_graph.explorer.charts import chart
 from nrm_graph.explorer.flow import CONFIG
 from nrm_graph.network.topology import ENDS
+from nrm_graph.store.read.interruptible import OutOfMemory
 from nrm_graph.store.read.sql import SqlReader
 from nrm_graph.store.read.table_queries import quoted
 
@@ -91,13 +91,11 @@ def _run(page: Page, query: str) -> Answer:
             for i, (name, type_) in enumerate(zip(relation.columns, relation.types, strict=True), 1)
         ]
         rows = relation.project(", ".join(columns)).limit(ROWS + 1).to_arrow_table()
-    except QueryError as error:
-        if isinstance(error.__cause__, duckdb.OutOfMemoryException):
-            raise QueryError(
-                f"the query needs more than {MEMORY} of memory, which is what it may have here: "
-                "ask for less, or run it in Python, by db.sql(...)"
-            ) from error
-        raise
+    except OutOfMemory as error:
+        raise QueryError(
+            f"the query needs more than {MEMORY} of memory, which is what it may have here: "
+            "ask for less, or run it in Python, by db.sql(...)"
+        ) from error
     return Answer(_cut(rows.slice(0, ROWS), LETTERS), len(rows) > ROWS)
 
 

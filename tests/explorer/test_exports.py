@@ -96,7 +96,7 @@ def test_python_of_circuits_and_contrasts(db, pictures, tmp_path):
         page = explored.page(db, other, view="circuit", where="label = 'a'", edges=9, **asked)
         same_graphs(run(page)["graph"], circuit.graph_of(page))
     page = explored.page(pictures, view="circuit", where="true -- all", edges=9)
-    assert run(page)["graph"].graph["by"] == {name: "channel" for name in ("input", "0", "3")}
+    assert run(page)["graph"].graph["by"] == dict.fromkeys(("input", "0", "3"), "channel")
     page = explored.page(db, view="circuit", where="label = 'a'", edges=9, computed="faithfulness")
     assert len(run(page)["curves"].keys) == 2  # a quarter of six
 

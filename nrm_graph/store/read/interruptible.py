@@ -49,6 +49,10 @@ def check_timeout(timeout: object) -> None:
         )
 
 
+class OutOfMemory(QueryError):
+    """A query needed more memory than it may have."""
+
+
 @dataclass(eq=False)
 class Cursor:
     """A cursor of DuckDB, and what its calls have in common.
@@ -193,5 +197,6 @@ class Call:
                 raise QueryError(
                     f"the file {gone[1]} is no longer there: open the store again"
                 ) from None
-            raise QueryError(" ".join(_LINE.sub("", str(error)).split())) from error
+            kind = OutOfMemory if isinstance(error, duckdb.OutOfMemoryException) else QueryError
+            raise kind(" ".join(_LINE.sub("", str(error)).split())) from error
         raise error
