@@ -35,8 +35,9 @@ BYTES = 700_000
 # Words for a prediction, and whether it is what the label says: null where nobody can know.
 _FACTS = """
 SELECT i.*, coalesce(c.name, CAST(i.predicted % $last AS VARCHAR)) AS words,
-  CASE WHEN i.label IN (SELECT name FROM explorer_classes) THEN i.label = c.name
-       WHEN $one AND try_cast(i.label AS BIGINT) IS NOT NULL
+  CASE WHEN NOT $one THEN NULL
+       WHEN i.label IN (SELECT name FROM explorer_classes) THEN coalesce(i.label = c.name, false)
+       WHEN try_cast(i.label AS BIGINT) IS NOT NULL
        THEN i.label = CAST(i.predicted % $last AS VARCHAR) END AS is_right
 FROM (SELECT input_id, key, label, target, predicted, logit, item, {tokens} AS tokens FROM inputs) i
 LEFT JOIN explorer_classes c ON c.class = i.predicted % $last
@@ -113,7 +114,9 @@ class _Question:
                 "name": pa.array(names, pa.string()),
             }
         )
-        self.params: dict[str, Any] = {"last": max(1, last), "one": one}
+        # Of several axes the strongest output is at one place, the label of none in particular.
+        flat = one and len(parts_[0][1]) == 1
+        self.params: dict[str, Any] = {"last": max(1, last), "one": flat}
         stored = db._snapshot.fields.types.get("tokens") == "strings"
         self.facts = _FACTS.format(tokens='"tokens"' if stored else "CAST(NULL AS VARCHAR[])")
         conditions = []

@@ -19,6 +19,7 @@ from nrm_graph.explorer.unit_references import reference_cards
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.unit_coordinates import written
 from nrm_graph.network.unit_names import unit_name
+from nrm_graph.plots.common import notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -177,14 +178,11 @@ def _mean_neighbours(page: Page, unit: StoredUnit) -> list[Component]:
             "",
             "mean R",
             "may be off by" if near.pruned else "standard error",
-            "inputs",
+            "inputs with a row",
         ]
         rows = [_neighbour(page, row, near, pruned=near.pruned) for row in near.rows]
         columns.append(_side(title, heads, rows, "Nothing: it is at the end of the network."))
-    texts = [
-        f"Means over {number:,} inputs of the stored edges between the two; the column inputs "
-        "counts those with a row."
-    ]
+    texts = [f"Means over {number:,} inputs of the stored edges between the two."]
     if grouped:
         texts.append("Single neurons of neighbouring layers are summed to what they are part of.")
     if pruned:
@@ -206,6 +204,11 @@ def _of_input(page: Page, event: NeuronSet) -> list[Component]:
 
     def part() -> list[Component]:
         m = page.answers.measure(page.db, address.input, address.target)
+        about = (
+            "Exact for this input and target, computed now from the stored network"
+            f"{', without the condition' if address.event.strip() else ''}: R of the edges "
+            "between the two, and of what the unit's own layer takes up."
+        )
         columns = []
         for side, title in SIDES.items():
             near = unit_numbers.exact_neighbours(page.db, m, event, side)
@@ -216,10 +219,7 @@ def _of_input(page: Page, event: NeuronSet) -> list[Component]:
                 [shown(address.input), f", {m.target_text()}: R(unit) = {float(m(event)):.6g}"],
                 className="exact",
             ),
-            parts.note(
-                "Exact for this input and target, computed now from the stored network: R of the "
-                "edges between the two."
-            ),
+            parts.note(f"{about} {notes(m)}"),
             html.Div(columns, className="columns"),
         ]
 
@@ -299,7 +299,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> html.Div:
         return html.Td(value)
 
     body = [html.Tr([cell(value) for value in row]) for row in rows]
-    head = html.Thead(html.Tr([html.Th(text) for text in heads]))
+    numbers = {i for row in rows for i, value in enumerate(row) if isinstance(value, int | float)}
+    titles = [
+        html.Th(text, className="figure" if i in numbers else "") for i, text in enumerate(heads)
+    ]
+    head = html.Thead(html.Tr(titles))
     return html.Div(
         [html.Table([head, html.Tbody(body)])], className="table unit-table", tabIndex=0
     )

@@ -27,11 +27,12 @@ HOSTILE = [
     "two\nlines",
     '\U0001f9e8 & "quotes" $text ?',
 ]
+ANSWERS = Answers()  # of all tests: what the filters list stays the same
 WORDS = ["a", "very", "dull", "film", "but", "the", "cast", "is", "good"]
 
 
 def page(*stores, **values):
-    return Page(Address(view="gallery", **values), stores, Answers())
+    return Page(Address(view="gallery", **values), stores, ANSWERS)
 
 
 def cards(tree):
@@ -268,7 +269,25 @@ def test_stores_without_tensors_or_images_say_so(tmp_path):
         assert keys(gallery.render(page(db, prediction="1"))) == ["input0"]
         (file,) = (path / "shards").glob("*.tensors.parquet")
         file.write_bytes(b"damaged")
-        assert "no picture: " in texts(cards(gallery.render(page(db)))[1])
+        tree = gallery.render(Page(Address(), (db,), Answers()))
+        assert "no picture: " in texts(cards(tree)[1])
+
+
+def test_outputs_of_several_axes_or_without_a_name(tmp_path):
+    rows = layers((3,))
+    rows[2] |= {"shape": [2, 2], "n_units": 4}
+    path = tiny_stores.make(tmp_path / "places.nrm", layers=rows, groups=[[1, 0, 12], [2, 1, 16]])
+    records = [tiny_stores.record(0, predicted=3, label="dog"), tiny_stores.record(1, target=2)]
+    with ng.open(tiny_stores.write(path, records)) as db:
+        tree = gallery.render(page(db))
+        assert "predicted: (1, 1) (dog)" in texts(cards(tree)[0])
+        assert "predicted: (1, 0) (cat)" in texts(cards(tree)[1])
+        assert not of_class(tree, "outcome")  # of which place is not known
+        assert keys(gallery.render(page(db, prediction="dog"))) == ["input0"]
+    path = tiny_stores.make(tmp_path / "fewer.nrm", classes=["cat"])
+    with ng.open(tiny_stores.write(path, [tiny_stores.record(0, predicted=1)])) as db:
+        tree = gallery.render(page(db, prediction="1", outcome="wrong"))
+        assert "predicted: 1" in texts(cards(tree)[0])
 
 
 def test_two_stores(images, texts_store):

@@ -23,11 +23,12 @@ from nrm_graph.explorer.pictures import ENLARGED, framed_pngs
 from nrm_graph.plots.common import SIGNED
 
 KEYS = ["a", "b", "<b>c</b>", "d", "e", "f"]
+ANSWERS = Answers()  # of all tests, which ask again and again of the same
 WORDS = ["the", "cat", "<i>", "sat"]
 
 
 def page(*stores, **values):
-    return Page(Address(view="unit", **values), stores, Answers())
+    return Page(Address(view="unit", **values), stores, ANSWERS)
 
 
 def stored(folder, name, **options):
