@@ -183,7 +183,11 @@ class Guard:
                 return _Answer("403 Forbidden", "403: the request came from another page.")
         if environ.get("HTTP_SEC_FETCH_SITE", "none") in ("none", "same-origin"):
             return None
-        return None if _leads_here(environ) else _Answer("403 Forbidden", "403: not from there.")
+        return (
+            None
+            if _leads_here(environ)
+            else _Answer("403 Forbidden", "403: another page may open this one, no more.")
+        )
 
     def _unknown(self, environ: WSGIEnvironment) -> _Answer | None:
         """Take a token, or refuse who has no cookie."""
