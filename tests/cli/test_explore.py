@@ -72,12 +72,14 @@ def test_one_line_opens_the_page_until_ctrl_c(store):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_it_as_every_command(store):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_it_as_soon_as_the_line_is_there(store, number):
     with running(store, "--no-browser") as process:
         assert process.stdout.readline()
-        code, out, err = ended(process, signal.SIGTERM)
-    assert (code, out) == (143, "")
-    assert err.splitlines()[1:] == ["nrm-graph: ended by SIGTERM; what is in the store stays valid"]
+        code, out, err = ended(process, number)
+    said = "nrm-graph: ended by SIGTERM; what is in the store stays valid\n"
+    code_and_text = (0, "") if number == signal.SIGINT else (143, said)
+    assert (code, out, err) == (code_and_text[0], "", f"Ctrl-C ends it\n{code_and_text[1]}")
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from nrm_graph.cli.options import FILE, command, store, weights
@@ -45,11 +43,11 @@ def explore(
         database.open(store, weights=weights or None) as db,
         explore(db, other, port=port, browser=False, allow_host=allow_host) as explorer,
     ):
-        print(explorer.url, flush=True)
-        print("Ctrl-C ends it", file=sys.stderr)
-        if not no_browser:
-            open_browser(explorer.url)
         try:
+            click.echo("Ctrl-C ends it", err=True)
+            print(explorer.url, flush=True)
+            if not no_browser:
+                open_browser(explorer.url)
             explorer.wait()
         except KeyboardInterrupt:  # the way to end it, and no failure
             return
