@@ -27,7 +27,6 @@ from nrm_graph.explorer import (
 )
 from nrm_graph.explorer.address import Address, from_query
 from nrm_graph.explorer.answers import Answers
-from nrm_graph.explorer.jobs import Jobs
 from nrm_graph.explorer.page import Page
 from nrm_graph.progress import Ended
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nrm_graph.database import Database
+    from nrm_graph.explorer.jobs import Jobs
 
 _VIEWS: dict[str, Callable[[Page], Any]] = {
     "gallery": gallery.render,
@@ -85,8 +85,8 @@ class Shown:
         return Page(from_query(query), self.stores, self.answers)
 
 
-def create(stores: tuple[Database, ...]) -> dash.Dash:
-    """Return the application for one store or two."""
+def create(stores: tuple[Database, ...], jobs: Jobs) -> dash.Dash:
+    """Return the application for one store or two; ``jobs`` has what it computes."""
     app = dash.Dash(
         "nrm_graph",
         assets_folder=str(Path(__file__).parent / "assets"),
@@ -96,7 +96,7 @@ def create(stores: tuple[Database, ...]) -> dash.Dash:
         suppress_callback_exceptions=True,  # what views hold is not there at first
         enable_mcp=False,
     )
-    shown = Shown(stores, Answers(), Jobs())
+    shown = Shown(stores, Answers(), jobs)
     app.layout = lambda: _frame(stores)
     _callbacks(app, shown)
     _routes(app, shown)
@@ -285,5 +285,7 @@ def _routes(app: dash.Dash, shown: Shown) -> None:
             )
         except NrmError as error:
             abort(Response(f"{error}\n", 400, mimetype="text/plain"))
+        except Ended:  # with the server
+            abort(503)
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(data, mimetype=kind, headers=headers)

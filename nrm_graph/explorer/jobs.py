@@ -23,6 +23,7 @@ class Jobs:
     _begun: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turn: threading.Lock = field(default_factory=threading.Lock)
+    _over: threading.Event = field(default_factory=threading.Event)
 
     def run(self, tab: str, compute: Callable[[], T]) -> T:
         """Compute; an older call of the same tab ends at its next layer.
@@ -30,10 +31,12 @@ class Jobs:
         Raises
         ------
         Ended
-            If a newer call of the tab came meanwhile.
+            If a newer call of the tab came meanwhile, or all were ended.
         """
         watch = Watch()
         with self._lock:
+            if self._over.is_set():
+                raise Ended
             if (older := self._newest.get(tab)) is not None:
                 older.ended = True
             self._newest[tab], self._begun[tab] = watch, time.monotonic()
@@ -48,6 +51,13 @@ class Jobs:
             with self._lock:
                 if self._newest.get(tab) is watch:
                     del self._newest[tab], self._begun[tab]
+
+    def end(self) -> None:
+        """End every call at its next layer, and take no more."""
+        with self._lock:
+            self._over.set()
+            for watch in self._newest.values():
+                watch.ended = True
 
     def progress(self, tab: str) -> dict[str, Any]:
         """Return how far the newest call of a tab has come; empty where none runs."""

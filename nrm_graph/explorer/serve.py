@@ -16,6 +16,7 @@ from nrm_graph import database
 from nrm_graph.errors import InputError
 from nrm_graph.explorer import notebook
 from nrm_graph.explorer.guard import Guard, allowed_names
+from nrm_graph.explorer.jobs import Jobs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,10 +44,12 @@ class Explorer:
     url: str
     port: int
     _server: Server = field(repr=False, compare=False)
+    _jobs: Jobs = field(repr=False, compare=False)
     _opened: tuple[Database, ...] = field(repr=False, compare=False)
 
     def stop(self) -> None:
         """End it, and close the stores that it opened itself."""
+        self._jobs.end()
         self._server.stop(PATIENCE)
         for db in self._opened:
             db.close()
@@ -134,7 +137,8 @@ def explore(
                 store = database.open(store)
                 opened.append(store)
             stores.append(store)
-        dash = app.create(tuple(stores))
+        jobs = Jobs()
+        dash = app.create(tuple(stores), jobs)
         token = secrets.token_urlsafe(32)
         # Hashes are of the callbacks that there are by now.
         guard = Guard(dash.server.wsgi_app, token, names, dash.csp_hashes())
@@ -148,7 +152,7 @@ def explore(
     server.start()
     if browser or (browser is None and not _in_notebook()):
         open_browser(url)
-    return Explorer(url, server.port, server, tuple(opened))
+    return Explorer(url, server.port, server, jobs, tuple(opened))
 
 
 def open_browser(url: str) -> None:

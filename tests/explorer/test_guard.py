@@ -15,6 +15,7 @@ import nrm_graph as ng
 from nrm_graph.errors import InputError
 from nrm_graph.explorer import app as application
 from nrm_graph.explorer.guard import LARGEST_BODY, Guard
+from nrm_graph.explorer.jobs import Jobs
 from nrm_graph.explorer.policy import STATIC
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def cookie_of(guard: Guard, host: str = HOST) -> str:
 def dash_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     path = write(make(tmp_path_factory.mktemp("guard") / "s.nrm"), [record(0)])
     with ng.open(path) as db:
-        yield application.create((db,))
+        yield application.create((db,), Jobs())
 
 
 @pytest.fixture(scope="module")

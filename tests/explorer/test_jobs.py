@@ -1,6 +1,7 @@
 """A newer call of a tab ends the older one; those of other tabs wait for their turn."""
 
 import threading
+import time
 
 import pytest
 
@@ -45,3 +46,29 @@ def test_an_error_leaves_the_turn_to_the_next():
     with pytest.raises(ZeroDivisionError):
         jobs.run("tab", lambda: 1 / 0)
     assert jobs.run("tab", lambda: 3) == 3
+
+
+def test_the_end_ends_all_and_takes_no_more():
+    jobs, begun = Jobs(), threading.Event()
+    ended: list[str] = []
+
+    def compute() -> None:
+        begun.set()
+        while look():
+            time.sleep(0.001)
+
+    def ask(tab: str) -> None:
+        with pytest.raises(Ended):
+            jobs.run(tab, compute)
+        ended.append(tab)
+
+    threads = [threading.Thread(target=ask, args=(tab,)) for tab in "ab"]  # one of them waits
+    for thread in threads:
+        thread.start()
+    assert begun.wait(5)
+    jobs.end()
+    for thread in threads:
+        thread.join(5)
+    assert sorted(ended) == ["a", "b"]
+    with pytest.raises(Ended):
+        jobs.run("c", compute)

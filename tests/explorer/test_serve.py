@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -22,6 +23,7 @@ from nrm_graph.explorer import app as application
 from nrm_graph.explorer import serve
 from nrm_graph.explorer.guard import Guard
 from nrm_graph.explorer.server import Server, listening
+from nrm_graph.progress import look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +155,7 @@ def test_stores_of_the_caller_stay_open(path, monkeypatch):
     shown = []
     create = application.create
     monkeypatch.setattr(
-        application, "create", lambda stores: shown.append(stores) or create(stores)
+        application, "create", lambda stores, jobs: shown.append(stores) or create(stores, jobs)
     )
     with ng.open(path) as db:
         running = ng.explore(db, path, browser=False)
@@ -188,6 +190,37 @@ def test_the_end_waits_for_what_is_being_answered():
     assert begun.wait(5)
     server.stop(patience=5)
     assert ended == [True]
+    asking.join()
+
+
+def test_the_end_ends_what_is_computed(path, monkeypatch):
+    begun, create = threading.Event(), application.create
+
+    def endless() -> None:
+        begun.set()
+        while look():
+            time.sleep(0.001)
+
+    def with_an_endless_one(stores: Any, jobs: Any) -> Any:
+        dash = create(stores, jobs)
+        dash.server.add_url_rule("/endless", "endless", lambda: jobs.run("tab", endless))
+        return dash
+
+    monkeypatch.setattr(application, "create", with_an_endless_one)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # the page's own routes catch it
+    running = ng.explore(path, browser=False)
+    cookie = cookie_of(running.url)
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            get(running.port, "/endless", Cookie=cookie)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert begun.wait(10)
+    before = time.monotonic()
+    running.stop()
+    assert time.monotonic() - before < serve.PATIENCE / 3
     asking.join()
 
 
