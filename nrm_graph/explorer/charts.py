@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
+from nrm_graph.explorer.parts import number
 from nrm_graph.plots.common import NEGATIVE, POSITIVE, TEXT
 from nrm_graph.plots.interactive import plain
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     import pyarrow as pa
 
-POINTS = 2_000
-"""Rows that a chart shows at most."""
+POINTS, SERIES, TICKS = 2_000, 3, 40
+"""Rows, columns and names of rows that a chart shows at most."""
 
 
 @dataclass(frozen=True)
@@ -101,27 +102,30 @@ def chart(rows: pa.Table, kind: str) -> go.Figure:
             "there is nothing to draw: a chart takes rows with a column of numbers, "
             f"found {len(rows):,} rows of {', '.join(names)}"[:300]
         )
-    upwards = [i for i in numeric if i][:3]
-    across: list[Any] = list(range(len(columns[0])))
-    title = "row"
-    if upwards:  # else the only numbers are those of the first column
-        first = columns[0]
-        across = _finite(first) if 0 in numeric else [plain(str(v), 40) for v in first]
-        title = names[0]
+    upwards = [i for i in numeric if i][:SERIES] or [0]
+    first = columns[0] if upwards != [0] else list(range(len(rows)))
+    # A bar for every row, in their order: those of equal names would be stacked.
+    spaced = kind != "bar" and _numbers(first)
+    across: list[Any] = _finite(first) if spaced else list(range(len(first)))
+    labels = [plain(number(value), 40) for value in first]
     figure = go.Figure()
-    for i in upwards or numeric[:1]:
-        values = _finite(columns[i])
-        label = plain(names[i], 40)
+    for i in upwards:
+        values, name = _finite(columns[i]), plain(names[i], 40)
+        pairs = zip(labels, values, strict=True)
+        told = [f"{label}<br>{name}: {value}" for label, value in pairs]
+        about = {"name": name, "hovertext": told, "hoverinfo": "text"}
         if kind == "bar":
-            figure.add_bar(x=across, y=values, name=label)
+            figure.add_bar(x=across, y=values, **about)
         else:
             mode = "lines" if kind == "line" else "markers"
-            figure.add_scatter(x=across, y=values, name=label, mode=mode)
+            figure.add_scatter(x=across, y=values, mode=mode, **about)
     several = len(upwards) > 1
-    _plain_axes(figure, title, "" if several else names[(upwards or numeric)[0]], height=340)
+    title = "row" if upwards == [0] else names[0]
+    _plain_axes(figure, title, "" if several else names[upwards[0]], height=340)
     figure.update_layout(showlegend=several)
-    if 0 not in numeric and upwards:
-        figure.update_xaxes(type="category")
+    if not spaced:
+        shown = range(0, len(first), -(-len(first) // TICKS))
+        figure.update_xaxes(tickvals=list(shown), ticktext=[labels[i] for i in shown])
     return figure
 
 

@@ -13,7 +13,7 @@ from nrm_graph.explorer.answers import STORED
 from nrm_graph.explorer.charts import Whisker, whiskers
 from nrm_graph.explorer.circuit_checks import checks
 from nrm_graph.explorer.flow import CONFIG
-from nrm_graph.network.units import automatic
+from nrm_graph.explorer.stored_texts import shown, tame
 from nrm_graph.plots.graph_parts import reach
 from nrm_graph.plots.interactive import flow_figure
 
@@ -91,9 +91,8 @@ def table_of(page: Page) -> pa.Table:
 def _controls(page: Page) -> html.Div:
     address = page.address
     usual = groups.units_of(page.db, "")
-    kinds = {kind for kind in automatic(page.db.topology) if kind not in ("neuron", usual)}
     units = {"": "as stored" if usual is None else f"{usual}s"}
-    units |= {kind: f"{kind}s" for kind in sorted(kinds)}
+    units |= {kind: f"{kind}s" for kind in groups.kinds(page) if kind != usual}
     if usual is not None:
         units[STORED] = "as stored"
     units.setdefault(address.by, address.by)
@@ -114,9 +113,9 @@ def _chips(page: Page, listed: list[groups.Choice]) -> html.Div:
     links: list[Any] = [
         parts.link(
             page.href(where=choice.where, edge="", computed=""),
-            [choice.text, html.Small(f" {choice.inputs:,}")],
+            [shown(choice.text, 48), html.Small(f" {choice.inputs:,}")],
             className="chip chosen" if page.address.where == choice.where else "chip",
-            title=choice.where,
+            title=tame(choice.where, 300),
         )
         for choice in listed[:CHOICES]
     ]
@@ -139,9 +138,12 @@ def _edges(page: Page, asked: Question, edges: pa.Table) -> html.Section:
     )
     rows = [groups.edge_text(row).replace(" -> ", " → ") for row in edges.to_pylist()]
     shown = shown.append_column("edge", pa.array(rows, pa.string()))
-    wanted = (number, *(_DIFFERENCES if asked.contrasts else _MEANS))
-    ends = ("edge", "source_name", "destination_name")
-    columns = [name for name in (*ends, *wanted) if name in shown.column_names]
+    ends = [name for name in ("source_name", "destination_name") if name in shown.column_names]
+    for name in ends:
+        cut = [None if text is None else tame(text, 30) for text in shown[name].to_pylist()]
+        shown = shown.drop_columns(name).append_column(name, pa.array(cut, pa.string()))
+    wanted = ("edge", number, *(_DIFFERENCES if asked.contrasts else _MEANS), *ends)
+    columns = [name for name in wanted if name in shown.column_names]
     links = {"edge": lambda row: page.href(edge=groups.edge_text(row))}
     said = "; ".join(f"{name}: {_MEANINGS[name]}" for name in columns if name in _MEANINGS)
     return parts.section(
@@ -157,7 +159,7 @@ def _carriers(page: Page, asked: Question, graph: nx.DiGraph) -> list[Component]
     text = page.address.edge.strip()
     if not text:
         return []
-    title = f"Inputs that carry {text if len(text) <= 120 else text[:119] + '…'}"
+    title = f"Inputs that carry {tame(text, 120)}"
     try:
         src, dst = groups.ends_of(asked, graph, text)
         listed = groups.carriers(page.answers, asked, src, dst)
@@ -192,8 +194,8 @@ def _carrier(page: Page, asked: Question, one: groups.Carrier, given: str) -> ht
     view = {"view": "flow", "store": store, "input": one.key, "target": str(one.target)}
     view |= {"second": "", "event": "", "unit": ""}
     cells = [
-        html.Td(parts.link(page.href(**view), one.key)),
-        html.Td("" if one.label is None else one.label),
+        html.Td(parts.link(page.href(**view), shown(one.key))),
+        html.Td("" if one.label is None else shown(one.label, 40)),
         html.Td(parts.number(one.relevance), className="figure"),
     ]
     if asked.contrasts:

@@ -63,7 +63,9 @@ def bar(page: Page) -> html.Div:
     """Return the links of a view's exports, and its Python and SQL to be copied."""
     address = page.address
     links: list[Any] = []
+    copied = _copied("python", "Python", lambda: python_of(page), "")
     if _is_there(page):
+        copied += _copied("sql", "SQL", lambda: sql_of(page), refused(page))
         links = [
             html.A(
                 form.upper() if form in ("png", "svg", "csv", "html") else _WORDS[form],
@@ -78,8 +80,7 @@ def bar(page: Page) -> html.Div:
     return html.Div(
         [
             html.Span(["Export: ", *links] if links else "", className="exports"),
-            *_copied("python", "Python", lambda: python_of(page), ""),
-            *_copied("sql", "SQL", lambda: sql_of(page), refused(page)),
+            *copied,
         ],
         className="bar",
     )

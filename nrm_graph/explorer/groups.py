@@ -17,6 +17,7 @@ from nrm_graph.explorer.answers import STORED, usual_units
 from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.network.grouped_units import asked_units, grouped_units
 from nrm_graph.network.topology import PSEUDO_UNITS
+from nrm_graph.network.units import automatic
 from nrm_graph.store.input_group import group
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 MOST_EDGES = 400
 """Edges of a circuit that the page shows at most: what it sends stays small."""
+LONGEST = 1000
+"""Letters of a label that is offered as a group."""
 CARRIERS = 50
 """Inputs that are listed of an edge."""
 
@@ -44,7 +47,7 @@ class Choice:
     Attributes
     ----------
     text : str
-        Its label, with the target where the label has several.
+        Its label, with the target where the label has several and that is not of its name.
     where : str
         SQL condition over ``inputs``.
     inputs : int
@@ -147,6 +150,20 @@ def units_of(db: Database, text: str) -> By | None:
     return {layer: units for layer, _, units in pairs}
 
 
+def kinds(page: Page) -> list[str]:
+    """Return the kinds of units that those of the store can be summed to."""
+
+    def compute() -> list[str]:
+        db, found = page.db, []
+        for kind in sorted(set(automatic(db.topology)) - {"neuron"}):
+            with contextlib.suppress(InputError):
+                if grouped_units(db.topology, db.partitions, kind) is not None:
+                    found.append(kind)
+        return found
+
+    return page.answers.remembered(("kinds", str(page.db.path)), compute)
+
+
 def offered(page: Page) -> list[Choice]:
     """Return the groups that labels name; see :func:`choices`."""
     return page.answers.remembered(("groups", str(page.db.path)), lambda: choices(page.db))
@@ -160,7 +177,8 @@ def is_chosen(page: Page) -> bool:
 def choices(db: Database) -> list[Choice]:
     """Return the groups that labels name, those of most inputs first.
 
-    A circuit is of one target: of a label whose inputs explain several, it is that of most.
+    A circuit is of one target: of a label whose inputs explain several, it is that of most.  Labels
+    of more than :data:`LONGEST` letters are left out.
     """
     every = group(db, mixed_targets=True)
     by_label: dict[str | None, Counter[int | str]] = defaultdict(Counter)
@@ -168,13 +186,16 @@ def choices(db: Database) -> list[Choice]:
         by_label[label][aim] += 1
     listed = []
     for label, aims in by_label.items():
+        if label is not None and len(label) > LONGEST:  # its condition makes no address
+            continue
         ((aim, inputs),) = aims.most_common(1)
         where = "label IS NULL" if label is None else f"label = {text_literal(label)}"
         text = "no label" if label is None else label
         if len(aims) > 1:
             column = "target" if isinstance(aim, int) else "weights"
             where += f" AND {column} = {aim if isinstance(aim, int) else text_literal(aim)}"
-            text += f", target {db.outputs.text(aim, db.classes)}"
+            words = db.outputs.text(aim, db.classes)
+            text += "" if words == f"{aim} ({label})" else f", target {words}"
         listed.append(Choice(text, where, inputs))
     return sorted(listed, key=lambda choice: (-choice.inputs, choice.text))
 

@@ -192,7 +192,9 @@ def _links(page: Page, rows: pa.Table) -> Mapping[str, Callable[[Mapping[str, An
         key = row["key"]
         if not isinstance(key, str) or key not in known:
             return None
-        return page.href(view="flow", input=key, second="", target="", event="", unit="")
+        target = row.get("target")
+        asked = {"input": key, "target": target if isinstance(target, int) else ""}
+        return page.href(view="flow", second="", event="", unit="", **asked)
 
     return {"key": href}
 

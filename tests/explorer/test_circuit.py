@@ -9,6 +9,7 @@ from helpers import explored
 
 from nrm_graph.explorer import circuit, groups
 from nrm_graph.explorer.address import from_query
+from nrm_graph.explorer.stored_texts import tame
 
 
 @pytest.fixture(scope="module")
@@ -194,5 +195,5 @@ def test_hostile_texts_stay_texts_and_little_is_sent(tmp_path):
     )
     assert "<b onload" not in figures
     assert "<script" not in figures
-    assert hostile in explored.texts(view)
+    assert explored.texts(view).count(tame(hostile, 40)) > 12
     assert "dangerously" not in sent
