@@ -194,7 +194,7 @@ def _carrier(page: Page, asked: Question, one: groups.Carrier, given: str) -> ht
     view = {"view": "flow", "store": store, "input": one.key, "target": str(one.target)}
     view |= {"second": "", "event": "", "unit": ""}
     cells = [
-        html.Td(parts.link(page.href(**view), shown(one.key))),
+        html.Td(parts.link(page.href(**view), shown(one.key, 40))),
         html.Td("" if one.label is None else shown(one.label, 40)),
         html.Td(parts.number(one.relevance), className="figure"),
     ]
