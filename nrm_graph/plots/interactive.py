@@ -36,6 +36,7 @@ __all__ = ["EDGES", "ENDS", "UNITS", "flow_figure", "plain"]
 
 _LINE = 15.0  # pixels of a line of text below the graph
 _NAME = 26  # letters of a layer's name above its column; a unit tells the rest
+_WRAPPED = 6  # lines of one note
 _AROUND = 22.0  # pixels above and below the marks
 
 
@@ -241,12 +242,13 @@ def _notes(sheet: Sheet, absent: Sequence[object]) -> list[str]:
         )
         notes.append(f"conditioned on, but not drawn: {units}")
     notes.append(graph_notes(graph.graph))
-    return [line for note in notes for line in textwrap.wrap(note, int(WIDTH / 5.4))]
+    lines = (line for note in notes for line in textwrap.wrap(note, int(WIDTH / 5.4))[:_WRAPPED])
+    return [plain(line) for line in lines]
 
 
 def _below(notes: Sequence[str]) -> dict[str, Any]:
     return {
-        "text": "<br>".join(plain(line) for line in notes),
+        "text": "<br>".join(notes),
         "x": 0.0,
         "y": 0.0,
         "xref": "paper",
