@@ -277,14 +277,18 @@ def circuit_title(graph: nx.DiGraph, classes: Sequence[str] | None = None) -> st
     return text + without_biases(facts.get("reading", "absorbed"))
 
 
-def circuit_note(graph: nx.DiGraph) -> str:
-    """Write below a circuit how many inputs it is of, what it keeps and what its numbers are."""
+def circuit_note(graph: nx.DiGraph, kept: bool = True) -> str:
+    """Write below a circuit how many inputs it is of and what its numbers are.
+
+    ``kept`` says which share it keeps, too.
+    """
     facts = graph.graph
     parts = [f"N = {facts['inputs']:,}"]
-    share = f"kept share of the sum of |mean|: {percent(facts['share'])}"
-    if "share_strongest" in facts:
-        share += f" (the strongest: {percent(facts['share_strongest'])})"
-    parts.append(share)
+    if kept:
+        share = f"kept share of the sum of |mean|: {percent(facts['share'])}"
+        if "share_strongest" in facts:
+            share += f" (the strongest: {percent(facts['share_strongest'])})"
+        parts.append(share)
     weight = facts.get("weight", "unit")
     if "absorbed" in facts:
         absorbed = facts["absorbed"]

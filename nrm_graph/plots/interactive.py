@@ -235,7 +235,7 @@ def _notes(sheet: Sheet, absent: Sequence[object]) -> list[str]:
             f"drawn: the {len(sheet.edges):,} strongest; a click on a unit shows all of its own"
         )
     if "inputs" in graph.graph:
-        notes.append(circuit_note(graph).replace("whiskers: ", "bands: "))
+        notes.append(circuit_note(graph, kept=False).replace("whiskers: ", "bands: "))
     if absent:
         units = ", ".join(
             " ".join(map(str, node)) if isinstance(node, tuple) else str(node) for node in absent
@@ -277,7 +277,7 @@ def _end_names(sheet: Sheet) -> list[dict[str, Any]]:
                 "textangle": -40,
                 "xanchor": "right",
                 "yanchor": "top",
-                "yshift": -3,
+                "yshift": -round(sheet.sizes[node] / 2.0),
                 "xshift": 4,
                 "showarrow": False,
                 "font": {"size": 9},

@@ -11,7 +11,7 @@ import numpy as np
 from nrm_graph.plots.common import NEGATIVE, NEUTRAL, POSITIVE, TEXT, colour
 from nrm_graph.plots.graph_facts import edge_facts, facts_of_units
 from nrm_graph.plots.graph_parts import doubtful, ends_text, reach, unit_text
-from nrm_graph.plots.plain_text import plain
+from nrm_graph.plots.plain_text import letters, plain
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -32,6 +32,7 @@ _LEVELS = 6  # widths of edges
 _POINTS, _ARCHED = 13, 19  # of the line of an edge
 _LABELLED = 46.0  # columns of so many pixels show names of units
 _LETTER, _TEXT_HEIGHT = 5.9, 10.0  # pixels
+_LONGEST = 40  # letters of a name beside a unit
 
 
 def edge_lines(sheet: Sheet) -> list[Trace]:
@@ -160,9 +161,9 @@ def _labels(sheet: Sheet, units: Sequence[Hashable]) -> list[str]:
         text = unit_text(
             sheet.graph.nodes[node], str, lambda token: token.replace(" ", "\N{OPEN BOX}")
         )
-        room = int((sheet.step - sheet.sizes[node] - 8.0) / _LETTER)
+        room = (sheet.step - sheet.sizes[node] - 8.0) / _LETTER
         dense = 2.0 * sheet.half / crowds[sheet.places[node][0]] < _TEXT_HEIGHT
-        texts.append("" if dense else plain(text, max(3, room)))
+        texts.append("" if dense else plain(text, max(3, letters(text, min(room, _LONGEST)))))
     return texts
 
 
@@ -171,8 +172,8 @@ def _event(graph: nx.DiGraph, node: Hashable) -> str:
 
 
 def _hover(facts: Facts) -> str:
-    title = "<br>".join(f"<b>{plain(line)}</b>" for line in textwrap.wrap(facts.title, 90)[:4])
-    lines = (f"{plain(name, 60)}: {plain(value, 120)}" for name, value in facts.lines)
+    title = "<br>".join(f"<b>{plain(line)}</b>" for line in textwrap.wrap(facts.title, 60)[:4])
+    lines = (f"{plain(name, 60)}: {plain(value, 100)}" for name, value in facts.lines)
     return "<br>".join([title, *lines])
 
 

@@ -45,7 +45,7 @@ POLICY = (
 )
 """What the page may do: run what stands in it, and ask nobody for anything."""
 
-_TEXT = 300  # letters of a text that are shown
+_TEXT, _SHORT = 300, 70  # letters of a text that are shown, and in lists
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 _POINTS = 19  # of the line of an edge
 _HIDDEN = {"title", "shapes", "absorbed_in", "keys", "connected", "reduced", "contrast", "program"}
@@ -143,6 +143,7 @@ def _data(sheet: Sheet) -> str:
     nodes = [
         {
             "title": _shown(facts[node].title),
+            "short": shortened(visible(facts[node].title), _SHORT),
             "end": data["unit"] < 0,
             "relevance": _finite(data["relevance"]),
             "text": number(float(data["relevance"])),

@@ -59,7 +59,7 @@
   function row(node, ...cells) {
     const made = element("tr");
     const name = element("td");
-    name.append(button(nodes[node].title, () => showNode(node)));
+    name.append(button(nodes[node].short, () => showNode(node)));
     made.append(name, ...cells);
     made.dataset.node = node;
     return made;
