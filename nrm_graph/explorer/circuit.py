@@ -15,7 +15,7 @@ from nrm_graph.explorer.circuit_checks import checks
 from nrm_graph.explorer.flow import CONFIG
 from nrm_graph.explorer.stored_texts import shown, tame
 from nrm_graph.plots.graph_parts import reach
-from nrm_graph.plots.interactive import flow_figure
+from nrm_graph.plots.interactive import flow_drawing
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -126,7 +126,7 @@ def _chips(page: Page, listed: list[groups.Choice]) -> html.Div:
 
 def _figure(graph: nx.DiGraph) -> html.Section:
     """Draw the graph; title, kept share, meaning and flags are in the figure."""
-    figure = dcc.Graph(id={"figure": "circuit"}, figure=flow_figure(graph), config=CONFIG)
+    figure = dcc.Graph(id={"figure": "circuit"}, figure=flow_drawing(graph), config=CONFIG)
     return html.Section(figure, className="part circuit")
 
 

@@ -13,24 +13,28 @@ from nrm_graph.explorer import clicks, input_picture, parts
 from nrm_graph.explorer.answers import STORED, usual_units
 from nrm_graph.measures.reduced.unit_maps import unit_maps
 from nrm_graph.network.units import automatic
-from nrm_graph.plots.interactive import flow_figure
+from nrm_graph.plots.graph_parts import most_units
+from nrm_graph.plots.interactive import flow_drawing
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     import networkx as nx
-    from plotly.graph_objects import Figure
 
     from nrm_graph.explorer.page import Page
     from nrm_graph.measures.measure import Measure
     from nrm_graph.measures.reduced.reduced import Reduced
 
+TALL, ROW, LEAST = 720, 46, 20
+"""Pixels of a graph's height that a page has, and of a unit's, where there is room and at least."""
 STEPS = 5
 """Edges that a graph has for every node, at most."""
 LISTED = 40
 """Units that the table beside the graph lists."""
 CONFIG: Any = {
     "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
     "responsive": True,
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
@@ -156,7 +160,7 @@ def graph_of(page: Page) -> nx.DiGraph:
     return graph
 
 
-def figure(side: Side, *, maps: bool) -> Figure:
+def figure(side: Side, *, maps: bool) -> dict[str, Any]:
     """Draw the graph of a side, with the maps of its units or without."""
     passed, avoided = clicks.units(side.page.address.event)
     graph = graph_of(side.page)
@@ -165,7 +169,9 @@ def figure(side: Side, *, maps: bool) -> Figure:
         return [node for node, text in graph.nodes(data="event") if text in expressions]
 
     images = side.maps() if maps else None
-    return flow_figure(graph, images=images, chosen=among(passed), avoided=among(avoided))
+    crowd = most_units(graph)
+    height = max(TALL, LEAST * crowd) if ROW * crowd > TALL else None
+    return flow_drawing(graph, images, among(passed), among(avoided), height)
 
 
 def render(page: Page) -> list[Any]:
@@ -314,7 +320,7 @@ def _stored(page: Page) -> list[Any]:
         return []
     return [
         parts.note("From the stored tables, which cannot be conditioned:"),
-        dcc.Graph(id={"figure": "stored"}, figure=flow_figure(graph), config=CONFIG),
+        dcc.Graph(id={"figure": "stored"}, figure=flow_drawing(graph), config=CONFIG),
     ]
 
 

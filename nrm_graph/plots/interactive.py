@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.plots.sheet import Sheet
+    from nrm_graph.plots.traces import Trace
 
-__all__ = ["EDGES", "ENDS", "UNITS", "flow_figure", "plain"]
+__all__ = ["EDGES", "ENDS", "UNITS", "flow_drawing", "flow_figure", "plain"]
 
 _LINE = 15.0  # pixels of a line of text below the graph
 _NAME = 26  # letters of a layer's name above its column; a unit tells the rest
@@ -98,8 +99,41 @@ def flow_figure(
     >>> [*next(figure.select_traces({"name": "units"})).customdata]
     [['x[0]'], ['fc[2]']]
     """
+    plotly_figures()  # before anything is laid out
+    return figure_of(flow_drawing(graph, images, chosen, avoided, height))
+
+
+def flow_drawing(
+    graph: nx.DiGraph,
+    images: Mapping[Any, npt.ArrayLike] | None = None,
+    chosen: Collection[Hashable] = (),
+    avoided: Collection[Hashable] = (),
+    height: int | None = None,
+) -> Trace:
+    """Return what :func:`flow_figure` draws as plain dictionaries, ``data`` and ``layout``.
+
+    A page that is asked again and again takes these: that Plotly looks at every value once more
+    takes as long as the drawing.
+
+    Raises
+    ------
+    InputError
+        If the graph is empty or lacks an attribute, or an image has no two axes.
+    """
     sheet = drawn_sheet(graph, images)
-    return figure_of(sheet, _title(graph), chosen=chosen, avoided=avoided, height=height)
+    return drawing(sheet, _title(graph), chosen=chosen, avoided=avoided, height=height)
+
+
+def figure_of(drawn: Trace) -> Any:
+    """Return the figure of a drawing, without the look that Plotly gives figures.
+
+    Raises
+    ------
+    InputError
+        If plotly is not installed.
+    """
+    layout = {**drawn["layout"], "template": "none"}
+    return plotly_figures().Figure({"data": drawn["data"], "layout": layout})
 
 
 def drawn_sheet(
@@ -118,22 +152,15 @@ def drawn_sheet(
     return sheet_of(drawn, checked_images(drawn, images), most)
 
 
-def figure_of(
+def drawing(
     sheet: Sheet,
     title: Sequence[str] = (),
     *,
     chosen: Collection[Hashable] = (),
     avoided: Collection[Hashable] = (),
     height: int | None = None,
-) -> Any:
-    """Return the figure of what is laid out; see :func:`flow_figure`.
-
-    Raises
-    ------
-    InputError
-        If plotly is not installed.
-    """
-    plotly = plotly_figures()
+) -> Trace:
+    """Draw what is laid out; see :func:`flow_drawing`."""
     graph = sheet.graph
     notes = _notes(sheet, [node for node in (*chosen, *avoided) if node not in graph])
     top, slant = _head(sheet, title)
@@ -178,11 +205,10 @@ def figure_of(
     if sheet.step <= NARROWEST:
         layout["width"] = round(NARROWEST * (len(sheet.columns) + 1.4) + 24)
     traces = [*edge_lines(sheet), *marks(sheet), *legend(graph, bool(chosen), bool(avoided))]
-    return plotly.Figure({"data": traces, "layout": layout})
+    return {"data": traces, "layout": layout}
 
 
 _LOOK: dict[str, Any] = {
-    "template": "none",
     "font": {"family": "system-ui, sans-serif", "size": 11, "color": TEXT},
     "paper_bgcolor": "white",
     "plot_bgcolor": "white",

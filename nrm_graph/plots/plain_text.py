@@ -32,6 +32,8 @@ def plain(text: object, most: int = 200) -> str:
     ('&lt;b&gt;"R&amp;D"&lt;/b&gt;', 'xxx…')
     """
     shown = shortened(visible(str(text)), most)
+    if shown.isascii():
+        return shown.translate(_ESCAPED)
     turns = any(unicodedata.bidirectional(letter) in _BACKWARDS for letter in shown)
     return shown.translate(_ESCAPED).join(_APART) if turns else shown.translate(_ESCAPED)
 
@@ -53,6 +55,8 @@ def letters(text: str, width: float) -> int:
 
 def visible(text: str) -> str:
     """Put an open box for every character that cannot be seen."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "\N{OPEN BOX}" for c in text)
 
 

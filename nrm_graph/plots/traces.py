@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from nrm_graph.plots.graph_facts import Facts
     from nrm_graph.plots.sheet import Sheet
 
-    Trace = dict[str, Any]
     Line = npt.NDArray[np.float64]
+
+Trace = dict[str, Any]
+"""A part of a Plotly figure."""
 
 UNITS, ENDS, EDGES = "units", "ends", "edges"
 """Names of the traces that hold what one can point at."""

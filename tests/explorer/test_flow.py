@@ -52,7 +52,7 @@ def test_the_numbers_are_those_of_the_measure(db, event):
         assert f"{number:.6g}" in shown
     assert m.meaning in shown
     figure = explored.figure(view, "flow")
-    (units,) = [trace for trace in figure["data"] if trace["name"] == "units"]
+    (units,) = [trace for trace in figure["data"] if trace.get("name") == "units"]
     assert {data[0] for data in units["customdata"]} == by_event.keys()
     table = flow.table_of(page)
     assert dict(zip(table["unit"].to_pylist(), table["relevance"].to_pylist(), strict=True)) == {
@@ -155,7 +155,9 @@ def test_where_inputs_are_not_stored_the_stored_tables_are_shown(tmp_path):
         shown = explored.texts(view)
         assert "From the stored tables, which cannot be conditioned" in shown
         (units,) = [
-            trace for trace in explored.figure(view, "stored")["data"] if trace["name"] == "units"
+            trace
+            for trace in explored.figure(view, "stored")["data"]
+            if trace.get("name") == "units"
         ]
         graph = db.subgraph("k", top=200)
         events = {d["event"] for _, d in graph.nodes(data=True) if "event" in d}

@@ -25,7 +25,7 @@ from nrm_graph.plots.graph_facts import (
     value_text,
 )
 from nrm_graph.plots.graph_parts import of_steps
-from nrm_graph.plots.interactive import drawn_sheet, figure_of
+from nrm_graph.plots.interactive import drawing, drawn_sheet, figure_of
 from nrm_graph.plots.plain_text import shortened, visible
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _data(sheet: Sheet) -> str:
         "listed": [ranks[node] for node in sorted(graph, key=lambda node: _place(sheet, node))],
     }
     text = json.dumps(page, allow_nan=False)
-    return f'{{"figure": {figure_of(sheet).to_json()}, {text[1:]}'
+    return f'{{"figure": {figure_of(drawing(sheet)).to_json()}, {text[1:]}'
 
 
 def _place(sheet: Sheet, node: Hashable) -> tuple[bool, float, float]:
