@@ -107,7 +107,7 @@ def looked_at(explorer: Any) -> Iterator[Any]:
 def in_browser(looked: Any, address: Address, unit: str) -> float:
     """Seconds from a click on a unit until the figure of the conditioned measure is there."""
     looked.open(address, ".units")
-    looked.until(lambda: looked.drawn_units())
+    looked.drawn_units()
     time.sleep(1.0)  # the maps of the units come behind
     start = time.perf_counter()
     looked.click_unit(unit)
@@ -141,7 +141,7 @@ def main() -> None:
 
 def measure_all(path: str, options: argparse.Namespace) -> None:
     with ng.open(path) as db:
-        edges = db.sql("SELECT count(*) FROM edges").fetchone()[0]
+        ((edges,),) = db.sql("SELECT count(*) FROM edges").fetchall()
         keys = list(db.keys)[: 2 * options.rounds + 2]
     print(f"{path}: {edges:,} edges, {options.nodes} units, {options.rounds} rounds")
     first: dict[str, list[float]] = {"calls": [], "answer": [], "gallery": []}

@@ -11,6 +11,7 @@ import nrm_graph as ng
 from nrm_graph.events.parser import parse
 from nrm_graph.explorer import flow
 from nrm_graph.graphs.formats import to_arrow
+from nrm_graph.plots import interactive
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_the_numbers_are_those_of_the_measure(db, event):
         assert f"{number:.6g}" in shown
     assert m.meaning in shown
     figure = explored.figure(view, "flow")
-    (units,) = [trace for trace in figure["data"] if trace.get("name") == "units"]
+    (units,) = [trace for trace in figure["data"] if trace.get("name") == interactive.UNITS]
     assert {data[0] for data in units["customdata"]} == by_event.keys()
     table = flow.table_of(page)
     assert dict(zip(table["unit"].to_pylist(), table["relevance"].to_pylist(), strict=True)) == {
@@ -157,7 +158,7 @@ def test_where_inputs_are_not_stored_the_stored_tables_are_shown(tmp_path):
         (units,) = [
             trace
             for trace in explored.figure(view, "stored")["data"]
-            if trace.get("name") == "units"
+            if trace.get("name") == interactive.UNITS
         ]
         graph = db.subgraph("k", top=200)
         events = {d["event"] for _, d in graph.nodes(data=True) if "event" in d}

@@ -28,16 +28,15 @@ const [figure, unit] = arguments;
 const graph = document.getElementById(JSON.stringify({figure: figure}));
 const plot = graph && graph.querySelector(".js-plotly-plot");
 if (!plot || !plot._fullLayout || !plot.data) return null;
-plot.scrollIntoView({block: "center"});
 const trace = plot.data.find((trace) => trace.name === "units");
 const place = trace.customdata.findIndex((data) => data[0] === unit);
 if (place < 0) return null;
-const box = plot.getBoundingClientRect(), layout = plot._fullLayout;
-const {xaxis, yaxis} = layout;
-return [
-  Math.round(box.left + xaxis._offset + xaxis.l2p(trace.x[place])),
-  Math.round(box.top + yaxis._offset + yaxis.l2p(trace.y[place])),
-];
+const {xaxis, yaxis} = plot._fullLayout;
+const across = xaxis._offset + xaxis.l2p(trace.x[place]);
+const down = yaxis._offset + yaxis.l2p(trace.y[place]);
+window.scrollBy(0, plot.getBoundingClientRect().top + down - window.innerHeight / 2);
+const box = plot.getBoundingClientRect();
+return [Math.round(box.left + across), Math.round(box.top + down)];
 """
 
 
@@ -101,14 +100,16 @@ class Looked:
         return {row[0]: float(row[2]) for row in rows}
 
     def drawn_units(self, figure: str = "flow") -> list[str]:
-        """Return the units that the figure draws."""
+        """Return the units that the figure draws, once it is there."""
         script = (
-            "const plot = document.getElementById(arguments[0]).querySelector('.js-plotly-plot');"
+            "const graph = document.getElementById(arguments[0]);"
+            "const plot = graph && graph.querySelector('.js-plotly-plot');"
+            "if (!plot || !plot.data) return null;"
             "const trace = plot.data.find((trace) => trace.name === 'units');"
             "return trace.customdata.map((data) => data[0])"
         )
         name = json.dumps({"figure": figure}, separators=(",", ":"))
-        drawn: list[str] = self.chrome.execute_script(script, name)
+        drawn: list[str] = self.until(lambda: self.chrome.execute_script(script, name))
         return drawn
 
     def click_unit(self, unit: str, key: str | None = None, figure: str = "flow") -> None:
