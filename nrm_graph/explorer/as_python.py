@@ -115,9 +115,12 @@ def _circuit(page: Page) -> list[str]:
             f"graph = contrast.graph({asked.edges})",
         ]
     options = f"top={asked.edges}{by}"
-    calls = [f"graph = db.circuit({asked.where!r}, {options})"]
+    given = "" if asked.given is None else f", given=parse({address.event!r})"
+    calls = [f"graph = db.circuit({asked.where!r}, {options}{given})"]
     if address.edge.strip():
         calls += _carriers(page, asked)
+    if asked.given is not None:  # what is computed beside it is of whole inputs
+        return calls
     if address.computed == "stability":
         draws = f"splits={SPLITS}, draws={RESAMPLES}"
         calls.append(f"stability = db.stability({asked.where!r}, {options}, {draws})")

@@ -236,7 +236,7 @@ def _among(units: Sequence[int]) -> str:
 def _circuit(page: Page) -> str | None:
     """Means of a circuit's edges, or differences of a contrast's."""
     asked = groups.question(page)
-    if asked.other is not None or asked.by not in (None, CHANNEL):
+    if asked.other is not None or asked.given is not None or asked.by not in (None, CHANNEL):
         return None
     graph = groups.circuit(page.answers, asked)
     if not graph.number_of_edges():
@@ -255,7 +255,7 @@ def _circuit(page: Page) -> str | None:
 def carriers_of(page: Page, src: tuple[str, int], dst: tuple[str, int]) -> str | None:
     """Return the SELECT of the inputs that carry an edge of a circuit."""
     asked = groups.question(page)
-    if asked.contrasts or asked.by not in (None, CHANNEL):
+    if asked.contrasts or asked.given is not None or asked.by not in (None, CHANNEL):
         return None
     return _CARRIERS.format(
         **_ends_of(asked),

@@ -64,6 +64,7 @@ def render(page: Page) -> list[Component]:
     errors, carried = _errors(asked, graph), _carriers(page, asked, graph)
     return [
         *head,
+        *_event(page, asked),
         _figure(graph),
         html.Div([beside, *(carried or [errors])], className="columns"),
         *([errors] if carried else []),
@@ -124,6 +125,27 @@ def _chips(page: Page, listed: list[groups.Choice]) -> html.Div:
     return html.Div(links, className="chips", id="circuit-groups")
 
 
+def _event(page: Page, asked: Question) -> list[Component]:
+    """Say what the event of the address does here: it was clicked together in another view."""
+    event = page.address.event.strip()
+    if not event:
+        return []
+    away = parts.link(
+        page.href(event=""), [shown(event, 100), " \N{MULTIPLICATION SIGN}"], className="chip"
+    )
+    if asked.given is not None:
+        said = "Given this event: ratios of means, R(edge and event) over R(event)."
+    elif asked.contrasts:
+        said = "This event does not count here: a contrast is of whole inputs."
+    else:
+        said = (
+            "This event does not count here: the store has no tables that are conditioned on it. "
+            f"db.materialize(parse({tame(event, 200)!r}), name='given_b') makes them, for every "
+            "input; then open the store again."
+        )
+    return [html.Div([away, parts.note(said)], className="chips given")]
+
+
 def _figure(graph: nx.DiGraph) -> html.Section:
     """Draw the graph; title, kept share, meaning and flags are in the figure."""
     figure = dcc.Graph(id={"figure": "circuit"}, figure=flow_drawing(graph), config=CONFIG)
@@ -166,7 +188,8 @@ def _carriers(page: Page, asked: Question, graph: nx.DiGraph) -> list[Component]
     except NrmError as error:
         return [parts.section(title, parts.problem(str(error)), name="circuit-inputs")]
     given = "" if min(src[1], dst[1]) < 0 else " -> ".join(text.split(" -> ")[::-1])
-    heads = ["input", "label", "R x logit" if asked.contrasts else "R of the edge"]
+    number = "R of the edge" if asked.given is None else "R of edge and event"
+    heads = ["input", "label", "R x logit" if asked.contrasts else number]
     heads += ["group"] * asked.contrasts + [""]
     rows = [html.Tr([html.Th(head) for head in heads])]
     rows += [_carrier(page, asked, one, given) for one in listed[: groups.CARRIERS]]

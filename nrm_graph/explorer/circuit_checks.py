@@ -29,6 +29,9 @@ _STABLE = ("edge", "mean", "low", "high", "frequency")
 
 def checks(page: Page, asked: Question) -> list[Component]:
     """Return what was computed of stability and faithfulness, and links that compute the rest."""
+    if asked.given is not None:
+        said = "Stability and faithfulness are of the circuit of whole inputs, without an event."
+        return [parts.note(said)]
     if asked.contrasts:
         return [parts.note("Stability and faithfulness are of the circuit of one group.")]
     return [_stability(page, asked), _faithfulness(page, asked)]

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nrm_graph.circuits.edges import edge_values
 from nrm_graph.errors import EventError, InputError
+from nrm_graph.events.parser import parse
 from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.explorer.answers import STORED, usual_units
 from nrm_graph.graphs.formats import to_arrow
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from nrm_graph.circuits.contrast import Contrast
     from nrm_graph.database import Database
+    from nrm_graph.events.sets import Event
     from nrm_graph.explorer.answers import Answers
     from nrm_graph.explorer.page import Page
     from nrm_graph.network.grouped_units import By
@@ -77,6 +79,8 @@ class Question:
         Coarser units, as :meth:`nrm_graph.database.Database.circuit` takes them.
     edges : int
         Edges of the graph, at most.
+    given : Event or None
+        What the circuit is conditioned on: the address's event, where the store has its tables.
     """
 
     db: Database
@@ -85,6 +89,7 @@ class Question:
     other: Database | None
     by: By | None
     edges: int
+    given: Event | None
 
     @property
     def contrasts(self) -> bool:
@@ -96,7 +101,7 @@ class Question:
         """What its answers are remembered by."""
         stores = tuple(str(db.path) for db in (self.db, self.other) if db is not None)
         by = tuple(self.by.items()) if isinstance(self.by, dict) else self.by
-        return stores, self.where, self.against, by, self.edges
+        return stores, self.where, self.against, by, self.edges, self.given
 
 
 def question(page: Page) -> Question:
@@ -115,14 +120,25 @@ def question(page: Page) -> Question:
         if len(page.stores) < 2:
             raise InputError("there is no other store: start the explorer with two")
         other = page.stores[0 if page.db is page.stores[1] else 1]
+    against = None if other is not None else address.against.strip() or None
     return Question(
         page.db,
         address.where.strip() or None,
-        None if other is not None else address.against.strip() or None,
+        against,
         other,
         units_of(page.db, address.by),
         address.edges,
+        None if against is not None or other is not None else materialized(page),
     )
+
+
+def materialized(page: Page) -> Event | None:
+    """Return the event of the address, where the store has tables that are conditioned on it."""
+    if not page.address.event.strip():
+        return None
+    event = parse(page.address.event)
+    known = page.db._conditions.values()
+    return event if any(c.nodes is None and c.event == event for c in known) else None
 
 
 def units_of(db: Database, text: str) -> By | None:
@@ -219,7 +235,7 @@ def circuit(answers: Answers, asked: Question) -> nx.DiGraph:
         )
     return answers.remembered(
         ("circuit", asked.name),
-        lambda: asked.db.circuit(asked.where, top=asked.edges, by=asked.by),
+        lambda: asked.db.circuit(asked.where, top=asked.edges, by=asked.by, given=asked.given),
     )
 
 
@@ -316,7 +332,8 @@ class Carrier:
     place : str
         ``a`` or ``b``: the group of a contrast.
     relevance : float
-        Of the edge; times the logit in a contrast, as its means are.
+        Of the edge; times the logit in a contrast, as its means are; of edge and event where the
+        circuit is conditioned on one.
     """
 
     store: int
@@ -375,5 +392,7 @@ def _values(
         )
     }
     edge = pa.table(ends).select(["dst_layer", "dst_unit", "src_layer", "src_unit"])
-    values: list[float] = edge_values(db, inside, edge, weight, by=asked.by)[:, 0].tolist()
+    values: list[float] = edge_values(db, inside, edge, weight, given=asked.given, by=asked.by)[
+        :, 0
+    ].tolist()
     return values

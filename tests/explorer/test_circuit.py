@@ -7,8 +7,11 @@ import pytest
 from dash import html
 from helpers import explored
 
+import nrm_graph as ng
 from nrm_graph.explorer import circuit, groups
 from nrm_graph.explorer.address import from_query
+from nrm_graph.explorer.as_python import python_of
+from nrm_graph.explorer.as_sql import sql_of
 from nrm_graph.explorer.stored_texts import tame
 
 
@@ -118,6 +121,35 @@ def test_a_contrast_of_two_stores(db, tmp_path):
     )
     view = circuit.render(explored.page(db, **asked))
     assert "start the explorer with two" in explored.texts(view)
+
+
+def test_a_circuit_is_conditioned_where_the_store_has_the_tables(tmp_path):
+    db = explored.store(tmp_path / "s.nrm", target=2)
+    asked = {"view": "circuit", "where": "label = 'a'", "edges": 9, "event": "0[2]"}
+    view = circuit.render(explored.page(db, **asked))
+    assert "the store has no tables that are conditioned on it" in explored.texts(view)
+    assert circuit.graph_of(explored.page(db, **asked)).graph.get("given") is None
+    event = ng.Layer("0")[2]
+    db.materialize(event, name="given_b", progress=False)
+    page = explored.page(db, **asked)
+    expected = db.circuit("label = 'a'", top=9, given=event)
+    graph = circuit.graph_of(page)
+    assert graph.graph["given"] == "given_b"
+    assert list(graph.edges(data="relevance")) == list(expected.edges(data="relevance"))
+    text, data = edge(graph)
+    view = circuit.render(explored.page(db, **asked, edge=text))
+    assert "Given this event" in explored.texts(view)
+    shown = [float(row[2]) for row in explored.cells(view, "circuit-inputs")[1:]]
+    base = graph.graph["condition_relevance"]
+    assert sum(shown) / 6 / base == pytest.approx(data["relevance"], rel=1e-3)
+    names = {}
+    exec(python_of(page), names)
+    assert list(names["graph"].edges(data="relevance")) == list(graph.edges(data="relevance"))
+    assert sql_of(page) is None
+    view = circuit.render(explored.page(db, **asked, against="label = 'b'"))
+    assert "a contrast is of whole inputs" in explored.texts(view)
+    view = circuit.render(explored.page(db, **asked | {"event": "0[2"}))
+    assert "expected" in explored.texts(view)
 
 
 def test_units_are_summed_when_asked(db):
