@@ -13,6 +13,7 @@ from nrm_graph.explorer.answers import STORED
 from nrm_graph.explorer.charts import Whisker, whiskers
 from nrm_graph.explorer.circuit_checks import checks
 from nrm_graph.explorer.flow import CONFIG
+from nrm_graph.explorer.gallery import store_choice
 from nrm_graph.explorer.stored_texts import shown, tame
 from nrm_graph.plots.graph_parts import reach
 from nrm_graph.plots.interactive import flow_drawing
@@ -107,6 +108,7 @@ def _controls(page: Page) -> html.Div:
         fields.append(
             parts.choice("other", address.other, "other store", {0: "no", 1: "minus the other"})
         )
+    fields += store_choice(page)
     return html.Div(fields, className="controls conditions")
 
 

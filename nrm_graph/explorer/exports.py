@@ -82,7 +82,7 @@ def bar(page: Page) -> html.Div:
             html.Span(["Export: ", *links] if links else "", className="exports"),
             *copied,
         ],
-        className="exports-bar",
+        className="copies",
     )
 
 

@@ -12,6 +12,7 @@ from nrm_graph.errors import NrmError, QueryError
 from nrm_graph.explorer import groups, parts
 from nrm_graph.explorer.charts import chart
 from nrm_graph.explorer.flow import CONFIG
+from nrm_graph.explorer.gallery import store_choice
 from nrm_graph.network.topology import ENDS
 from nrm_graph.store.read.interruptible import OutOfMemory
 from nrm_graph.store.read.sql import SqlReader
@@ -134,6 +135,7 @@ def render(page: Page) -> list[Component]:
                 [
                     html.Button("Run", id={"submit": "query"}, className="button"),
                     parts.choice("chart", page.address.chart, "chart", kinds),
+                    *store_choice(page),
                 ],
                 className="controls",
             ),
