@@ -98,7 +98,7 @@ def _controls(page: Page) -> html.Div:
     if usual is not None:
         units[STORED] = "as stored"
     units.setdefault(address.by, address.by)
-    fields = [
+    fields: list[Component] = [
         parts.control("where", address.where, "group: SQL condition", placeholder="label = 'cat'"),
         parts.control("against", address.against, "minus the group", placeholder="label = 'dog'"),
         parts.choice("by", address.by, "units", units),
