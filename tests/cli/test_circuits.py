@@ -145,6 +145,13 @@ def test_contrast(store, tmp_path, capsys):
         rows = csv.DictReader(text)
         assert rows.fieldnames[:5] == ["src", "src_unit", "dst", "dst_unit", "dst_layer"]
         assert len(list(rows)) == 7
+    graph = tmp_path / "d.graphml"
+    code, out, _ = run(capsys, *options, "--output", graph)
+    assert code == 0
+    with ng.open(store) as db:
+        difference = db.contrast("label = 'a'", "label = 'b'", target=1).graph()
+    assert nx.read_graphml(graph).number_of_edges() == difference.number_of_edges()
+    assert out.startswith(f"{graph}: {len(difference)} nodes, ")
     code, _, err = run(capsys, "contrast", store, "label = 'a'", "label = 'b'")
     assert code == 3
     assert "different targets" in err

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from helpers import reduced
 from helpers.attribution_schema import valid
 
@@ -140,3 +142,34 @@ def test_reduce_writes_an_attribution_graph(
     valid(data)
     nodes, edges = len(data["nodes"]), len(data["links"])
     assert out.splitlines()[0] == f"{file}: {nodes} nodes, {edges} edges"
+
+
+def test_reduce_writes_a_page_with_maps(
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("plotly")
+    file = tmp_path / "g.html"
+    given = ("--given", "block[0]", "--output", str(file))
+    run(capsys, "reduce", str(made), *KEY, *NODES, *given)
+    page = file.read_text("utf-8")
+    data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
+    r = expected(made, given=True)
+    names = list(r.graph())
+    maps = r.maps()
+    assert maps is not None
+    stem = {node for node in names if node[0] == "stem" and node[1] >= 0}
+    assert {names[i] for i in data["pictured"]} == set(maps) == stem
+    for text in ("s.nrm", "k0", repr(EVENT), r.measure.meaning):
+        assert f"<bdi>{text}</bdi>" in page
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setattr("nrm_graph.database.open", lambda *_: pytest.fail("something was computed"))
+    _, told = run(capsys, "reduce", str(made), *KEY, *given, code=3)
+    assert "pip install 'nrm-graph[explorer]'" in told
+
+
+def test_no_maps_without_a_picture() -> None:
+    m = ng.measure(torch.nn.Linear(3, 2), torch.ones(3), target=0)
+    assert m.reduced("input").maps() is None
