@@ -1,4 +1,4 @@
-"""Charts of tables as Plotly figures, whose texts are escaped: a browser reads tags in them."""
+"""Charts of tables: as Plotly figures, whose texts are escaped for a browser, and as pictures."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nrm_graph.errors import InputError
 from nrm_graph.explorer.parts import number
-from nrm_graph.plots.common import NEGATIVE, POSITIVE, TEXT
+from nrm_graph.plots.common import NEGATIVE, POSITIVE, TEXT, hide_frame, new_axes
 from nrm_graph.plots.interactive import plain
+from nrm_graph.plots.token_strip import drawn_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import plotly.graph_objects as go
     import pyarrow as pa
+    from matplotlib.figure import Figure
 
+COLOURS = (NEGATIVE, POSITIVE, "#009E73")
 POINTS, SERIES, TICKS = 2_000, 3, 40
 """Rows, columns and names of rows that a chart shows at most."""
 
@@ -77,8 +82,43 @@ def whiskers(rows: Sequence[Whisker], title: str) -> go.Figure:
     return figure
 
 
-def chart(rows: pa.Table, kind: str) -> go.Figure:
-    """Draw the first columns of a table: the first one across, each further one of numbers up.
+@dataclass(frozen=True)
+class Series:
+    """What a chart of a table draws.
+
+    Attributes
+    ----------
+    title : str
+        What stands across.
+    across : list of float or None
+        Places of the rows.
+    labels : list of str
+        Texts of the rows.
+    spaced : bool
+        Whether places are numbers of the table, and not those of the rows.
+    columns : tuple of (name, values)
+        What is drawn upwards.
+    """
+
+    title: str
+    across: list[float | None]
+    labels: list[str]
+    spaced: bool
+    columns: tuple[tuple[str, list[float | None]], ...]
+
+    @property
+    def upwards(self) -> str:
+        """What stands beside the vertical axis."""
+        return self.columns[0][0] if len(self.columns) == 1 else ""
+
+    @property
+    def ticks(self) -> range:
+        """Rows whose texts stand below."""
+        return range(0, len(self.labels), -(-len(self.labels) // TICKS))
+
+
+def series(rows: pa.Table, kind: str) -> Series:
+    """Choose what is drawn of a table: the first column across, further ones of numbers upwards.
 
     Parameters
     ----------
@@ -92,8 +132,6 @@ def chart(rows: pa.Table, kind: str) -> go.Figure:
     InputError
         If there is nothing to draw.
     """
-    import plotly.graph_objects as go
-
     names = [str(name) for name in rows.column_names]
     columns = [rows.column(i).slice(0, POINTS).to_pylist() for i in range(rows.num_columns)]
     numeric = [i for i, column in enumerate(columns) if _numbers(column)]
@@ -103,29 +141,69 @@ def chart(rows: pa.Table, kind: str) -> go.Figure:
             f"found {len(rows):,} rows of {', '.join(names)}"[:300]
         )
     upwards = [i for i in numeric if i][:SERIES] or [0]
-    first = columns[0] if upwards != [0] else list(range(len(rows)))
+    first = columns[0] if upwards != [0] else list(range(len(columns[0])))
     # A bar for every row, in their order: those of equal names would be stacked.
     spaced = kind != "bar" and _numbers(first)
-    across: list[Any] = _finite(first) if spaced else list(range(len(first)))
-    labels = [plain(number(value), 40) for value in first]
+    return Series(
+        "row" if upwards == [0] else names[0],
+        _finite(first) if spaced else [float(i) for i in range(len(first))],
+        [number(value) for value in first],
+        spaced,
+        tuple((names[i], _finite(columns[i])) for i in upwards),
+    )
+
+
+def chart(rows: pa.Table, kind: str) -> go.Figure:
+    """Draw the first columns of a table for the page; see :func:`series`."""
+    import plotly.graph_objects as go
+
+    drawn = series(rows, kind)
+    labels = [plain(label, 40) for label in drawn.labels]
     figure = go.Figure()
-    for i in upwards:
-        values, name = _finite(columns[i]), plain(names[i], 40)
+    for title, values in drawn.columns:
+        name = plain(title, 40)
         pairs = zip(labels, values, strict=True)
         told = [f"{label}<br>{name}: {value}" for label, value in pairs]
         about = {"name": name, "hovertext": told, "hoverinfo": "text"}
         if kind == "bar":
-            figure.add_bar(x=across, y=values, **about)
+            figure.add_bar(x=drawn.across, y=values, **about)
         else:
             mode = "lines" if kind == "line" else "markers"
-            figure.add_scatter(x=across, y=values, mode=mode, **about)
-    several = len(upwards) > 1
-    title = "row" if upwards == [0] else names[0]
-    _plain_axes(figure, title, "" if several else names[upwards[0]], height=340)
-    figure.update_layout(showlegend=several)
-    if not spaced:
-        shown = range(0, len(first), -(-len(first) // TICKS))
-        figure.update_xaxes(tickvals=list(shown), ticktext=[labels[i] for i in shown])
+            figure.add_scatter(x=drawn.across, y=values, mode=mode, **about)
+    _plain_axes(figure, drawn.title, drawn.upwards, height=340)
+    figure.update_layout(showlegend=len(drawn.columns) > 1)
+    if not drawn.spaced:
+        texts = [labels[i] for i in drawn.ticks]
+        figure.update_xaxes(tickvals=list(drawn.ticks), ticktext=texts)
+    return figure
+
+
+def picture(rows: pa.Table, kind: str) -> Figure:
+    """Draw the same as a picture, to be exported."""
+    drawn = series(rows, kind)
+    ax = new_axes(7.0, 3.8)
+    across = np.array(drawn.across, np.float64)  # None is NaN, a gap
+    width = 0.8 / len(drawn.columns)
+    for place, (name, column) in enumerate(drawn.columns):
+        values, label = np.array(column, np.float64), drawn_words(name, 40)
+        shade = COLOURS[place]
+        if kind == "bar":
+            ax.bar(across + (place + 0.5) * width - 0.4, values, width, label=label, color=shade)
+        else:
+            marks: dict[str, Any] = {"linestyle": "-"} if kind == "line" else {"linestyle": ""}
+            ax.plot(across, values, **marks, marker="o", markersize=3, label=label, color=shade)
+    if not drawn.spaced:
+        texts = [drawn_words(drawn.labels[i], 24) for i in drawn.ticks]
+        ax.set_xticks(list(drawn.ticks), texts, rotation=40, ha="right", parse_math=False)
+    ax.tick_params(labelsize=7)
+    ax.set_xlabel(drawn_words(drawn.title, 80), fontsize=8, parse_math=False)
+    ax.set_ylabel(drawn_words(drawn.upwards, 80), fontsize=8, parse_math=False)
+    if len(drawn.columns) > 1:
+        for text in ax.legend(fontsize=7, frameon=False).get_texts():
+            text.set_parse_math(False)
+    hide_frame(ax, "top", "right")
+    figure = ax.get_figure(root=True)
+    assert figure is not None
     return figure
 
 
@@ -136,7 +214,7 @@ def _plain_axes(figure: go.Figure, across: str, upwards: str, height: int) -> No
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
         font={"size": 12, "color": TEXT},
         showlegend=False,
-        colorway=["#0072B2", "#D55E00", "#009E73", "#CC79A7"],
+        colorway=list(COLOURS),
     )
     figure.update_xaxes(title={"text": plain(across, 80)}, automargin=True)
     figure.update_yaxes(title={"text": plain(upwards, 80)}, automargin=True)

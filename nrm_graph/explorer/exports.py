@@ -16,6 +16,7 @@ from nrm_graph.events.parser import parse
 from nrm_graph.explorer import circuit, flow, groups, sql
 from nrm_graph.explorer.as_python import python_of
 from nrm_graph.explorer.as_sql import gallery, refused, sql_of
+from nrm_graph.explorer.charts import picture
 from nrm_graph.explorer.unit_references import SHARE, SHOWN
 from nrm_graph.graphs.formats import write_graph
 from nrm_graph.tables.csv_text import csv_text
@@ -48,7 +49,7 @@ _OF_VIEW = {
     "flow": _GRAPHS,
     "unit": ("png", "svg", "csv"),
     "circuit": _GRAPHS,
-    "sql": ("csv",),
+    "sql": ("csv", "png", "svg"),
 }
 _NEEDED = {
     "flow": "an input: choose one in the gallery",
@@ -75,7 +76,7 @@ def bar(page: Page) -> html.Div:
                 id=f"export-{form}",
             )
             for form in KINDS
-            if form in _OF_VIEW[address.view]
+            if form in forms(page)
         ]
     return html.Div(
         [
@@ -126,13 +127,25 @@ def export(page: Page, form: str) -> tuple[str, str, bytes]:
     view = page.address.view
     if form not in KINDS:
         raise InputError(f"there is no export {form!r:.40}: expected one of {', '.join(KINDS)}")
-    if form not in _OF_VIEW[view]:
-        listed = ", ".join(_OF_VIEW[view])
-        raise InputError(f"the {view} has no graph to write as {form}: it is exported as {listed}")
+    name = "SQL" if view == "sql" else view
     if not _is_there(page):
-        raise InputError(f"there is nothing to export: the {view} takes {_NEEDED[view]}")
+        raise InputError(f"there is nothing to export: the {name} view takes {_NEEDED[view]}")
+    if form not in forms(page):
+        listed = ", ".join(forms(page))
+        raise InputError(
+            f"the {name} view has nothing to write as {form}: it is exported as {listed}"
+            + (", and a chart as png, svg" if view == "sql" and not page.address.chart else "")
+        )
     data = _csv(_table(page)) if form == "csv" else _file(page, form)
     return _name(page, form), KINDS[form], data
+
+
+def forms(page: Page) -> tuple[str, ...]:
+    """Return the forms in which a view is exported."""
+    address = page.address
+    if address.view == "sql" and not address.chart:
+        return ("csv",)
+    return _OF_VIEW[address.view]
 
 
 def _is_there(page: Page) -> bool:
@@ -204,6 +217,9 @@ def _write(page: Page, path: Path) -> None:
     view = page.address.view
     if view == "unit":
         save_figure(plots.plot_references(_references(page)), path)
+        return
+    if view == "sql":
+        save_figure(picture(sql.answer(page).rows, page.address.chart), path)
         return
     if view == "circuit":
         write_graph(circuit.graph_of(page), path)

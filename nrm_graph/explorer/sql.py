@@ -10,7 +10,7 @@ from dash import dcc, html
 
 from nrm_graph.errors import NrmError, QueryError
 from nrm_graph.explorer import groups, parts
-from nrm_graph.explorer.charts import chart
+from nrm_graph.explorer.charts import POINTS, chart
 from nrm_graph.explorer.flow import CONFIG
 from nrm_graph.explorer.gallery import store_choice
 from nrm_graph.network.topology import ENDS
@@ -176,6 +176,8 @@ def _result(page: Page) -> html.Section:
     said = f"{len(rows):,} row{'s' * (len(rows) != 1)}"
     if found.more:
         said = f"The first {ROWS:,} rows: there are more, which neither page nor export has."
+    if page.address.chart and len(rows) > POINTS:
+        said += f"; the chart is of the first {POINTS:,}"
     if rows.num_columns > COLUMNS:
         said += f", of whose {rows.num_columns:,} columns {COLUMNS} are shown"
     names = _distinct(rows.column_names)[:COLUMNS]

@@ -235,11 +235,27 @@ def test_pictures_of_flows_and_units(pictures):
     assert [row["key"] for row in rows] == exports._references(page).table["key"].to_pylist()
 
 
+@pytest.mark.parametrize("kind", ["bar", "line", "points"])
+def test_pictures_of_charts(db, kind):
+    query = (
+        "SELECT label || ' $x$' AS label, count(*) AS n, sum(target) AS s FROM inputs GROUP BY 1"
+    )
+    page = explored.page(db, view="sql", query=query, chart=kind)
+    assert list(explored.links(exports.bar(page))) == ["PNG", "SVG", "CSV"]
+    assert Image.open(io.BytesIO(exports.export(page, "png")[2])).width > 500
+    page = explored.page(db, view="sql", query="SELECT i FROM range(9000) t(i)", chart=kind)
+    assert ET.fromstring(exports.export(page, "svg")[2]).tag.endswith("svg")
+
+
 @pytest.mark.parametrize(
     ("asked", "form", "sentence"),
     [
-        ({"view": "gallery"}, "graphml", "the gallery has no graph to write as graphml"),
-        ({"view": "sql", "query": "SELECT 1"}, "png", "the sql has no graph"),
+        ({"view": "gallery"}, "graphml", "the gallery view has nothing to write as graphml"),
+        (
+            {"view": "sql", "query": "SELECT 1"},
+            "png",
+            "SQL view has nothing to write as png",
+        ),
         ({"view": "sql"}, "csv", "a query: write one"),
         ({"view": "flow"}, "png", "an input: choose one"),
         ({"view": "unit", "unit": "0"}, "png", "one unit"),

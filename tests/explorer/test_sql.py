@@ -142,6 +142,9 @@ def test_charts_show_the_first_columns(db, kind):
     figure = explored.figure(sql.render(asked(db, query, chart=kind)), "chart")
     assert [list(t.y) for t in figure.data] == [[0, 1, 4], [None] * 3]
     assert list(figure.data[0].x) == [0, 1, 2]
+    view = sql.render(asked(db, "SELECT i FROM range(9000) t(i)", chart=kind))
+    assert len(explored.figure(view, "chart").data[0].y) == 2000
+    assert "the chart is of the first 2,000" in explored.texts(view)
     view = sql.render(asked(db, "SELECT key FROM inputs", chart=kind))
     assert "a chart takes rows with a column of numbers" in explored.texts(view)
 
