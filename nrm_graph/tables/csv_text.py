@@ -31,7 +31,7 @@ def csv_text(table: pa.Table, *, spreadsheet: bool = False) -> bytes:
     Examples
     --------
     >>> csv_text(pa.table({"a": [1, 2], "b": ["=1+1", "-3"]}), spreadsheet=True)
-    b'"a","b"\\n1,"\\'=1+1"\\n2,"-3"\\n'
+    b'"a","b"\n1,"\'=1+1"\n2,"-3"\n'
     """
     names = list(table.column_names)
     for position, field in enumerate(table.schema):
