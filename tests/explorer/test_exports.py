@@ -15,7 +15,7 @@ from PIL import Image
 
 import nrm_graph as ng
 from nrm_graph.errors import InputError, QueryError
-from nrm_graph.explorer import circuit, exports, flow, gallery
+from nrm_graph.explorer import as_python, circuit, exports, flow, gallery
 from nrm_graph.explorer.as_python import python_of
 from nrm_graph.explorer.as_sql import sql_of
 from nrm_graph.explorer.groups import edge_text
@@ -81,7 +81,9 @@ def test_python_of_two_flows_and_of_channels(db, pictures):
     same_graphs(run(page)["graph"], flow.graph_of(page))
 
 
-def test_python_of_circuits_and_contrasts(db, pictures, tmp_path):
+def test_python_of_circuits_and_contrasts(db, pictures, tmp_path, monkeypatch):
+    for name in ("SPLITS", "RESAMPLES", "DRAWS"):
+        monkeypatch.setattr(as_python, name, 5)
     page = explored.page(db, view="circuit", where="label = 'a'", edges=9)
     text = edge_text(circuit.table_of(page).to_pylist()[0])
     page = explored.page(db, **vars(page.address) | {"edge": text, "computed": "stability"})
@@ -89,7 +91,9 @@ def test_python_of_circuits_and_contrasts(db, pictures, tmp_path):
     same_graphs(names["graph"], circuit.graph_of(page))
     shown = explored.cells(circuit.render(page), "circuit-inputs")[1:]
     assert names["inputs"]["key"].to_pylist() == [row[0] for row in shown]
-    assert names["stability"].jaccard == db.stability("label = 'a'", top=9).jaccard
+    assert (
+        names["stability"].jaccard == db.stability("label = 'a'", top=9, splits=5, draws=5).jaccard
+    )
     other = explored.store(tmp_path / "other.nrm", target=2, scale=0.5)
     for asked in ({"against": "label = 'b'"}, {"other": 1}, {"by": "0=token"}, {"by": "stored"}):
         page = explored.page(db, other, view="circuit", where="label = 'a'", edges=9, **asked)
@@ -209,10 +213,12 @@ def test_graphs_are_written_and_read_back(db):
         name, kind, data = exports.export(page, "json")
         assert name.endswith(".attribution.json")
         assert {"nodes", "links"} <= set(json.loads(data))
-        name, kind, data = exports.export(page, "png")
-        assert Image.open(io.BytesIO(data)).width > 300
-        name, kind, data = exports.export(page, "svg")
-        assert ET.fromstring(data).tag.endswith("svg")
+        if asked["view"] == "flow":
+            name, kind, data = exports.export(page, "svg")
+            assert ET.fromstring(data).tag.endswith("svg")
+        else:
+            name, kind, data = exports.export(page, "png")
+            assert Image.open(io.BytesIO(data)).width > 300
         name, kind, data = exports.export(page, "csv")
         assert len(pc.read_csv(io.BytesIO(data))) > 1
 
@@ -235,7 +241,7 @@ def test_pictures_of_flows_and_units(pictures):
     assert [row["key"] for row in rows] == exports._references(page).table["key"].to_pylist()
 
 
-@pytest.mark.parametrize("kind", ["bar", "line", "points"])
+@pytest.mark.parametrize("kind", ["bar", "line"])
 def test_pictures_of_charts(db, kind):
     query = (
         "SELECT label || ' $x$' AS label, count(*) AS n, sum(target) AS s FROM inputs GROUP BY 1"
