@@ -121,14 +121,15 @@ def draws_graph(output: str | None) -> bool:
     return suffix in GRAPH_SUFFIXES and suffix not in _TABLE_SUFFIXES
 
 
-def save_graph(
-    graph: nx.DiGraph, path: Path, images: Mapping[tuple[str, int], Any] | None = None, **facts: str
-) -> None:
-    """Write a graph, and say where it is; ``facts`` are what it holds about itself besides."""
+def save_graph(graph: nx.DiGraph, path: Path, *, facts: Mapping[str, str], **pictures: Any) -> None:
+    """Write a graph, and say where it is; ``facts`` are what it holds about itself besides.
+
+    ``pictures`` are ``image`` and ``images`` of :func:`nrm_graph.graphs.formats.write_graph`.
+    """
     from nrm_graph.graphs.formats import write_graph
 
     graph.graph |= facts
-    files = ", ".join(str(file) for file in write_graph(graph, path, images=images))
+    files = ", ".join(str(file) for file in write_graph(graph, path, **pictures))
     print(f"{files}: {graph.number_of_nodes():,} nodes, {graph.number_of_edges():,} edges")
     facts = graph.graph
     kept = f"kept share of the edges' sum of |relevance|: {facts['share']:.6g}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.errors import InputError
@@ -25,7 +27,7 @@ def checked(graph: nx.DiGraph) -> list[Hashable]:
     Raises
     ------
     InputError
-        If the graph is empty or lacks an attribute.
+        If the graph is empty, lacks an attribute, or a relevance is no finite number.
     """
     nodes: list[Hashable] = list(graph)
     if not nodes:
@@ -34,10 +36,19 @@ def checked(graph: nx.DiGraph) -> list[Hashable]:
         for name in ("layer", "unit", "relevance", "depth"):
             if name not in data:
                 raise InputError(f"node {node!r} of the graph has no attribute {name!r}")
+        _check_finite(data["relevance"], f"node {node!r:.100}")
     for src, dst, data in graph.edges(data=True):
         if "relevance" not in data:
             raise InputError(f"edge {src!r} -> {dst!r} of the graph has no attribute 'relevance'")
+        _check_finite(data["relevance"], f"edge {src!r:.100} -> {dst!r:.100}")
     return nodes
+
+
+def _check_finite(relevance: object, whose: str) -> None:
+    if not isinstance(relevance, Real) or not math.isfinite(relevance):
+        raise InputError(
+            f"the relevance of {whose} of the graph must be a finite number: {relevance!r}"
+        )
 
 
 def with_absorbed(graph: nx.DiGraph, nodes: list[Hashable]) -> nx.DiGraph:

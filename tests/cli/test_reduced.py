@@ -162,6 +162,10 @@ def test_reduce_writes_a_page_with_maps(
     assert maps is not None
     stem = {node for node in names if node[0] == "stem" and node[1] >= 0}
     assert {names[i] for i in data["pictured"]} == set(maps) == stem
+    assert page.count("<img ") == 1
+    image = r.image
+    assert image is not None
+    assert image[..., 0].tolist() == reduced.Images(1)[0]["input"][0].tolist()
     for text in ("s.nrm", "k0", repr(EVENT), r.measure.meaning):
         assert f"<bdi>{text}</bdi>" in page
     monkeypatch.setitem(sys.modules, "plotly", None)
@@ -172,4 +176,6 @@ def test_reduce_writes_a_page_with_maps(
 
 def test_no_maps_without_a_picture() -> None:
     m = ng.measure(torch.nn.Linear(3, 2), torch.ones(3), target=0)
-    assert m.reduced("input").maps() is None
+    r = m.reduced("input")
+    assert r.maps() is None
+    assert r.image is None

@@ -252,17 +252,23 @@ def test_graphs_of_every_kind_are_drawn(residual, kind):
     assert list(units.marker.line.color).count("black") == cut
 
 
-def test_an_empty_graph_and_a_lack_of_plotly_are_said(graph, monkeypatch):
+def test_what_cannot_be_drawn_is_said(graph, monkeypatch):
     with pytest.raises(ng.InputError, match="nothing to draw"):
         flow_figure(nx.DiGraph())
     with pytest.raises(ng.InputError, match="attribute 'depth'"):
         flow_figure(_bare())
+    for broken in (np.nan, np.inf, None, "1"):
+        lone = _bare(depth=0)
+        lone.nodes["x", 0]["relevance"] = broken
+        for draw in (flow_figure, ng.plots.plot_subgraph):
+            with pytest.raises(ng.InputError, match=r"node \('x', 0\) .* must be a finite number"):
+                draw(lone)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(ng.InputError, match=r"pip install 'nrm-graph\[explorer\]'"):
         flow_figure(graph)
 
 
-def _bare():
+def _bare(**facts):
     graph = nx.DiGraph()
-    graph.add_node(("x", 0), layer="x", unit=0, relevance=1.0)
+    graph.add_node(("x", 0), layer="x", unit=0, relevance=1.0, **facts)
     return graph

@@ -172,7 +172,7 @@ def circuit(
             **options,
         )
         if path is not None:
-            save_graph(graph, path, store=db.path.name)
+            save_graph(graph, path, facts={"store": db.path.name})
         elif form in (None, "table"):
             print_facts(overview.circuit(graph), overview.SHARED)
             print()
@@ -243,7 +243,7 @@ def contrast(
             a, b, other=second, target=read_target(target, db.classes, db.outputs), **options
         )
     if path is not None:
-        save_graph(comparison.graph(), path, store=db.path.name)
+        save_graph(comparison.graph(), path, facts={"store": db.path.name})
         print_notes(comparison.notes)
     elif output is None and form is None:
         print_lines(comparison)

@@ -212,5 +212,5 @@ def subgraph(
         if condition is not None:
             m = m.given(condition)
         graph = m.subgraph(top, connected=connected, by=by)
-        save_graph(graph, path, store=db.path.name, input=key)
+        save_graph(graph, path, facts={"store": db.path.name, "input": key})
         print_notes(m.flags)

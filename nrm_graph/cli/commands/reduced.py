@@ -59,7 +59,7 @@ def reduce(
     Of every walk only its visits to the watched neurons count: a step holds the walks from one to
     the next, and an end those that visit no further one. Without --watch the layers that people
     think in are watched. The report says what every layer holds and keeps; below it stand the
-    strongest steps and ends. Of an image a page (.html) shows the heat map of every unit.
+    strongest steps and ends. Of an image a page (.html) shows it, and the heat map of every unit.
     """
     from nrm_graph.graphs.formats import graph_path
 
@@ -76,8 +76,11 @@ def reduce(
             m = m.given(condition)
         reduced = m.reduced(chosen, by, nodes)
         if path is not None:
-            images = reduced.maps() if path.suffix.lower() == ".html" else None
-            save_graph(reduced.graph(), path, images, store=db.path.name, input=key)
+            shown: dict[str, Any] = {}
+            if path.suffix.lower() == ".html":
+                shown = {"image": reduced.image, "images": reduced.maps()}
+            facts = {"store": db.path.name, "input": key}
+            save_graph(reduced.graph(), path, facts=facts, **shown)
         write_table(reduced.report(), "table")
         print(_COLUMNS)
         print()

@@ -47,7 +47,7 @@ POLICY = (
 
 _TEXT, _SHORT = 300, 70  # letters of a text that are shown, and in lists
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
-_POINTS = 19  # of the line of an edge
+_POINTS = 9  # of the line of an edge, which are joined smoothly
 _HIDDEN = {"title", "shapes", "absorbed_in", "keys", "connected", "reduced", "contrast", "program"}
 _WORDS = {
     "store": "store",
@@ -145,7 +145,7 @@ def _data(sheet: Sheet) -> str:
             "title": _shown(facts[node].title),
             "short": shortened(visible(facts[node].title), _SHORT),
             "end": data["unit"] < 0,
-            "relevance": _finite(data["relevance"]),
+            "relevance": float(data["relevance"]),
             "text": number(float(data["relevance"])),
             "lines": _lines(facts[node].lines),
         }
@@ -184,7 +184,7 @@ def _edge(sheet: Sheet, src: Hashable, dst: Hashable, ranks: Mapping[Any, int]) 
     return {
         "src": ranks[src],
         "dst": ranks[dst],
-        "relevance": _finite(data["relevance"]),
+        "relevance": float(data["relevance"]),
         "text": number(float(data["relevance"])),
         "of_src": share_of(graph, src, dst, src),
         "of_dst": share_of(graph, src, dst, dst),
@@ -201,10 +201,6 @@ def _lines(lines: Iterable[tuple[str, str]]) -> list[list[str]]:
 
 def _shown(text: str) -> str:
     return shortened(visible(text), _TEXT)
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _title(facts: Mapping[str, Any]) -> str:

@@ -97,7 +97,7 @@
     for (const i of chosen) parts[edges[i].colour].push(edges[i]);
     const lines = Object.entries(parts).filter(([, some]) => some.length).map(([color, some]) => ({
       type: "scatter", mode: "lines", hoverinfo: "skip", showlegend: false,
-      line: { color, width: 2.4 },
+      line: { color, width: 2.4, shape: "spline", smoothing: 0.9 },
       x: some.flatMap((edge) => [...edge.x, null]),
       y: some.flatMap((edge) => [...edge.y, null]),
     }));

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from nrm_graph.measures.reduced.nodes import (
 from nrm_graph.measures.reduced.products import strongest_products
 from nrm_graph.measures.reduced.steps import direct_steps, passes
 from nrm_graph.measures.reduced.tables import Tables, tables, with_ends
-from nrm_graph.measures.reduced.unit_maps import AXES, unit_maps
+from nrm_graph.measures.reduced.unit_maps import picture, unit_maps
 from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS, EdgeGroup
 from nrm_graph.network.unit_names import watched_kind
 from nrm_graph.progress import Progress
@@ -197,13 +197,22 @@ class Reduced(Tabular):
         maps = unit_maps(self.measure, self.watched, set(graph)) if images else None
         return plot_subgraph(graph, ax, images=maps)
 
+    @property
+    def image(self) -> npt.NDArray[Any] | None:
+        """The input that is a picture, (H, W, C), as the network takes it; None where none is."""
+        shown = picture(self.topology)
+        if shown is None:
+            return None
+        values: npt.NDArray[Any] = self.measure.state.values[shown.name][0].cpu().numpy()
+        return np.moveaxis(values, 0, -1)
+
     def maps(self) -> dict[tuple[str, int], npt.NDArray[np.float64]] | None:
         """Return where in the input the relevance goes that passes through each unit, (H, W).
 
         By layer and unit, as nodes of :meth:`graph` are; a pass a unit.  None where no input is a
         picture, of shape (C, H, W).
         """
-        if not any(len(info.shape) == AXES for info in self.topology.inputs):
+        if picture(self.topology) is None:
             return None
         names = {layer.layer_id: layer.name for layer in self.topology.layers}
         rows = zip(*(self.nodes[name].to_pylist() for name in ("layer_id", "unit")), strict=True)

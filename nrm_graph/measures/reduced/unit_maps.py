@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
     from nrm_graph.measures.event_algebra import Algebra
     from nrm_graph.measures.reduced.nodes import WatchedLayer
+    from nrm_graph.network.topology import LayerInfo, Topology
 
 AXES = 3
 """Axes of an input that is a picture: channels, rows and columns."""
+
+
+def picture(topology: Topology) -> LayerInfo | None:
+    """Return the first input that is a picture, of shape (C, H, W), or None where none is."""
+    return next((info for info in topology.inputs if len(info.shape) == AXES), None)
 
 
 def unit_maps(
@@ -42,20 +48,20 @@ def unit_maps(
         If no input is a picture.
     """
     topology = measure.topology
-    picture = next((info for info in topology.inputs if len(info.shape) == AXES), None)
-    if picture is None:
+    shown = picture(topology)
+    if shown is None:
         shapes = ", ".join(f"{info.name} {info.shape}" for info in topology.inputs)
         raise InputError(
             f"maps of units need an input of shape (C, H, W); those of this network are {shapes}"
         )
-    height, width = picture.shape[1:]
-    labels = np.broadcast_to(np.arange(height * width).reshape(1, height, width), picture.shape)
-    pixels = NeuronGroups(picture.layer_id, labels.copy(), height * width)
+    height, width = shown.shape[1:]
+    labels = np.broadcast_to(np.arange(height * width).reshape(1, height, width), shown.shape)
+    pixels = NeuronGroups(shown.layer_id, labels.copy(), height * width)
     chosen = {}
     for layer in watched:
         name = topology.layers[layer.layer_id].name
         asked = np.array([(name, unit) in nodes for unit in layer.units.tolist()], bool)
-        if asked.any() and layer.layer_id not in (picture.layer_id, topology.output.layer_id):
+        if asked.any() and layer.layer_id not in (shown.layer_id, topology.output.layer_id):
             chosen[name] = layer.only(asked)
     maps = {}
     count = sum(layer.groups.count for layer in chosen.values()) * len(measure.terms)
