@@ -42,7 +42,7 @@ GRAPH_FORMATS = """\
 Formats of graphs, by the suffix of --output:
   .graphml, .gexf, .json (node-link), .parquet, .neo4j.csv, .svg or .png
   .attribution.json (circuit-tracer, Neuronpedia)
-  .html (one page that opens by double click and answers clicks; needs nrm-graph[explorer])"""
+  .html (one page that answers clicks; needs nrm-graph[explorer])"""
 
 _WORD = re.compile(r"-?|[^-].*|-[\d.].*|.*\s.*", re.DOTALL)
 """No option: what begins without a dash or as a negative number, and text of several words."""

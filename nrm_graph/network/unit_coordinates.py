@@ -91,7 +91,8 @@ def spelling(layer: LayerInfo, resolution: str) -> Spelling:
     first, end = _told(layer, resolution)
     before = {"feature": "..., ", "head": ":, " * first}.get(resolution, "") if shape else ""
     indices = tuple(_stride(shape[i : i + 1], shape[i + 1 : end]) for i in range(first, end))
-    return Spelling(f"[{before if indices else ':' * bool(shape)}", indices, "]")
+    whole = ":" if shape else "()"
+    return Spelling(f"[{before if indices else whole}", indices, "]")
 
 
 def written(layer: LayerInfo, kind: UnitKind, unit: int) -> str:

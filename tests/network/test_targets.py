@@ -9,6 +9,7 @@ from torch import nn
 
 import nrm_graph as ng
 from nrm_graph.cli import arguments, main
+from nrm_graph.network.target_texts import read_target
 from nrm_graph.network.targets import Outputs
 from nrm_graph.network.tracing.trace import trace
 
@@ -176,13 +177,13 @@ def test_the_command_line_reads_places():
         with pytest.raises(click.BadParameter):
             arguments.target(text)
     classes = ["cat", "a:b", "2"]
-    assert arguments.which("-1:cat", classes, GRID) == (-1, 0)
-    assert arguments.which("a:b", classes, GRID) == 1
-    assert arguments.which("scores:1", classes, SEVERAL) == ("scores", 1)
-    assert arguments.which("-1:1=1,0:cat=-0.5", classes, GRID) == {(-1, 1): 1.0, (0, 0): -0.5}
+    assert read_target("-1:cat", classes, GRID) == (-1, 0)
+    assert read_target("a:b", classes, GRID) == 1
+    assert read_target("scores:1", classes, SEVERAL) == ("scores", 1)
+    assert read_target("-1:1=1,0:cat=-0.5", classes, GRID) == {(-1, 1): 1.0, (0, 0): -0.5}
     for text in ("1:x", "1:", "x", "1:x=3"):
         with pytest.raises(ng.InputError):
-            arguments.which(text, classes, GRID)
+            read_target(text, classes, GRID)
 
 
 @pytest.mark.parametrize(

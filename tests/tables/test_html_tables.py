@@ -212,7 +212,7 @@ def test_references_show_their_heat_maps(db, answers):
         for (text, picture), heat in zip(cells, found.heatmaps, strict=True):
             assert (text, picture.size) == ("heat map", heat.shape[::-1])
             pixels, at = (
-                np.asarray(picture).astype(int),
+                np.asarray(picture.convert("RGB")).astype(int),
                 np.unravel_index(heat.argmax(), heat.shape),
             )
             assert (pixels[at][0] > pixels[at][2]) == (heat[at] > 0)  # vermillion, or blue
