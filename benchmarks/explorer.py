@@ -1,11 +1,10 @@
 """What does the explorer add to the calls beneath?  Ratios in one run, on a store of many edges.
 
 Of the demo's network and images, all edges between neurons (18.6 million), or of any other store:
-the first view (a gallery, then the flow of an input) and a click on a unit, each on an input that
-was not asked for before.  Two clocks: until the server has answered, over HTTP as the page asks;
-and in a browser, from the click until the figure is drawn anew.  Beneath are the calls of Python
-that give the same numbers; of the figure, which somebody who calls them draws with
-``Reduced.plot()``, that picture is timed by itself.  Medians, the three in turn.
+the first view of an input and a click on a unit, each of an input that was not asked for before.
+Two clocks: until the server has answered, over HTTP as the page asks it; and in a browser, from the
+click until the figure is drawn anew.  Beneath are the calls of Python that give the same numbers;
+the pictures that somebody draws of them without a page are timed by themselves.  Medians.
 
     python benchmarks/explorer.py [--store STORE] [--rounds 9] [--nodes 40] [--no-browser]
 """
@@ -13,7 +12,6 @@ that give the same numbers; of the figure, which somebody who calls them draws w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
 import sys
@@ -35,9 +33,15 @@ from nrm_graph.explorer.answers import STORED, usual_units
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    import networkx as nx
 
     from nrm_graph.measures.measure import Measure
+
+
+POINTER = 0.1
+"""Seconds that the tests' pointer rests on a unit before it clicks."""
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -79,49 +83,107 @@ class Asked:
         return len(answer)
 
 
-def beneath(path: str, address: Address, first: Measure | None = None) -> Measure:
-    """Call what gives the numbers of the flow view in Python."""
-    m = first
-    if m is None:
-        db = ng.open(path)
-        m = db.measure(address.input)
-        kind = usual_units(db)
-        m = m if kind == STORED else m.with_units(kind)
+def measured(db: Any, key: str) -> Measure:
+    """Measure an input in the units that the page shows."""
+    m = db.measure(key)
+    kind = usual_units(db)
+    return m if kind == STORED else m.with_units(kind)
+
+
+def beneath(m: Measure, address: Address) -> nx.DiGraph:
+    """Call what gives the numbers of the flow view in Python; returns its graph."""
     given = m.given(parse(address.event)) if address.event else m
-    given.reduced(nodes=address.nodes).graph(5 * address.nodes)
+    graph = given.reduced(nodes=address.nodes).graph(5 * address.nodes)
     given.report()
     given.marginal(given.topology.inputs[0].name, by="neuron")
     tuple(given.flags)
-    return m
+    return graph
 
 
-@contextlib.contextmanager
-def looked_at(explorer: Any) -> Iterator[Any]:
-    from helpers import browser
-    from helpers.explorer_pages import Looked
-
-    with browser.chrome() as chrome:
-        yield Looked(chrome, explorer)
+def strongest(m: Measure, graph: nx.DiGraph) -> str:
+    """Expression of the strongest unit below the output."""
+    ranked = sorted(graph.nodes(data=True), key=lambda item: -abs(item[1]["relevance"]))
+    top = m.topology.output.name
+    return next(str(d["event"]) for _, d in ranked if "event" in d and d["layer"] != top)
 
 
-def in_browser(looked: Any, address: Address, unit: str) -> float:
-    """Seconds from a click on a unit until the figure of the conditioned measure is there."""
-    looked.open(address, ".units")
-    looked.drawn_units()
-    time.sleep(1.0)  # the maps of the units come behind
-    start = time.perf_counter()
-    looked.click_unit(unit)
-    looked.until_event(unit)
-    looked.until(lambda: "R(event)" in looked.facts() and looked.drawn_units())
-    return time.perf_counter() - start
+def drawn(m: Measure, address: Address) -> None:
+    """Draw what a click shows, as somebody does who has no page."""
+    given = m.given(parse(address.event))
+    given.reduced(nodes=address.nodes).plot()
+    given.heatmap()
+    plt.close("all")
 
 
-def report(name: str, times: dict[str, list[float]], unit: str) -> None:
-    base = statistics.median(times[unit])
+def report(name: str, times: dict[str, list[float]]) -> None:
+    base = statistics.median(times["calls"])
     print(name)
     for what, values in times.items():
         median = statistics.median(values)
         print(f"  {what:<34} {1000 * median:8.1f} ms  {median / base:5.2f}")
+
+
+def measure_server(db: Any, asked: Asked, keys: list[str], nodes: int) -> None:
+    """Print what the server adds."""
+    first: dict[str, list[float]] = {"calls": [], "answer": [], "a page of the gallery": []}
+    click: dict[str, list[float]] = {"calls": [], "answer": [], "pictures by matplotlib": []}
+    sizes = []
+    for i, key in enumerate(keys):
+        address = Address(view="flow", input=key, nodes=nodes)
+        gallery = Address(first=i)
+        first["a page of the gallery"].append(
+            seconds(lambda a=gallery: sizes.append(asked.view(a)))  # type: ignore[misc]
+        )
+
+        def calls(address: Address = address) -> None:
+            beneath(measured(db, address.input), address)
+
+        first["calls"].append(seconds(calls))
+        first["answer"].append(
+            seconds(lambda a=address: sizes.append(asked.view(a)))  # type: ignore[misc]
+        )
+        m = measured(db, key)
+        address = address.changed(event=strongest(m, beneath(m, address)))
+        click["calls"].append(seconds(lambda m=m, a=address: beneath(m, a)))  # type: ignore[misc]
+        click["answer"].append(
+            seconds(lambda a=address: sizes.append(asked.view(a)))  # type: ignore[misc]
+        )
+        m = measured(db, key)
+        click["pictures by matplotlib"].append(
+            seconds(lambda m=m, a=address: drawn(m, a))  # type: ignore[misc]
+        )
+    for times in (first, click):
+        times |= {name: values[1:] for name, values in times.items()}  # imports, caches
+    report("first view of an input, until the server has answered", first)
+    report("click on a unit, until the server has answered", click)
+    print(f"largest answer: {max(sizes):,} bytes")
+
+
+def measure_browser(db: Any, explorer: Any, keys: list[str], nodes: int) -> None:
+    """Print what it takes in a browser, on the same machine."""
+    from helpers import browser
+    from helpers.explorer_pages import Looked
+
+    times: dict[str, list[float]] = {"calls": [], "click until all is drawn": []}
+    with browser.chrome() as chrome:
+        looked = Looked(chrome, explorer)
+        for key in keys:
+            address = Address(view="flow", input=key, nodes=nodes)
+            m = measured(db, key)
+            unit = strongest(m, beneath(m, address))
+            conditioned = address.changed(event=unit)
+            times["calls"].append(
+                seconds(lambda m=m, a=conditioned: beneath(m, a))  # type: ignore[misc]
+            )
+            looked.open(address, ".units")
+            looked.drawn_units()
+            time.sleep(2.0)  # the maps of the units come behind
+            before = time.perf_counter()
+            looked.click_unit(unit)
+            looked.until_event(unit)
+            looked.until(lambda: "R(event)" in looked.facts() and looked.drawn_units())
+            times["click until all is drawn"].append(time.perf_counter() - before - POINTER)
+    report("click on a unit, in a browser (its drawing, its clicks and its polls included)", times)
 
 
 def main() -> None:
@@ -136,56 +198,14 @@ def main() -> None:
         if options.store is None:
             model, images = load_demo()
             ng.extract(model, images, path, resolution="neuron")
-        measure_all(path, options)
-
-
-def measure_all(path: str, options: argparse.Namespace) -> None:
-    with ng.open(path) as db:
-        ((edges,),) = db.sql("SELECT count(*) FROM edges").fetchall()
-        keys = list(db.keys)[: 2 * options.rounds + 2]
-    print(f"{path}: {edges:,} edges, {options.nodes} units, {options.rounds} rounds")
-    first: dict[str, list[float]] = {"calls": [], "answer": [], "gallery": []}
-    click: dict[str, list[float]] = {"calls": [], "answer": [], "calls and Reduced.plot()": []}
-    sizes = []
-    with ng.explore(path, browser=False) as explorer, contextlib.ExitStack() as stack:
-        asked = Asked(explorer.url)
-        for key in keys[:2]:  # what is imported and traced at first use
-            sizes.append(asked.view(Address(view="flow", input=key, nodes=options.nodes)))
-            beneath(path, Address(input=key, nodes=options.nodes))
-        looked = None
-        if not options.no_browser:
-            looked = stack.enter_context(looked_at(explorer))
-            click["click in a browser"] = []
-        for i in range(options.rounds):
-            key = keys[2 + i]
-            address = Address(view="flow", input=key, nodes=options.nodes)
-            first["gallery"].append(seconds(lambda i=i: sizes.append(asked.view(Address(first=i)))))
-            first["calls"].append(seconds(lambda a=address: beneath(path, a)))
-            first["answer"].append(seconds(lambda a=address: sizes.append(asked.view(a))))
-            m = beneath(path, address)
-            graph = m.reduced(nodes=options.nodes).graph(5 * options.nodes)
-            ranked = sorted(graph.nodes(data=True), key=lambda item: -abs(item[1]["relevance"]))
-            top = m.topology.output.name
-            unit = next(d["event"] for _, d in ranked if "event" in d and d["layer"] != top)
-            conditioned = Address(view="flow", input=key, nodes=options.nodes, event=unit)
-            click["calls"].append(seconds(lambda a=conditioned, m=m: beneath(path, a, m)))
-            if looked is not None:
-                click["click in a browser"].append(in_browser(looked, address, unit))
-                unasked = Address(view="flow", input=key, nodes=options.nodes + 1)
-                asked.view(unasked)
-                conditioned = Address(view="flow", input=key, nodes=options.nodes + 1, event=unit)
-            click["answer"].append(seconds(lambda a=conditioned: sizes.append(asked.view(a))))
-
-            def drawn(m: Measure = m, unit: str = unit) -> None:
-                reduced = m.given(parse(unit)).reduced(nodes=options.nodes)
-                reduced.plot()
-                plt.close("all")
-
-            m._cache.pop("given", None)
-            click["calls and Reduced.plot()"].append(seconds(drawn))
-    report("first view of an input", first, "calls")
-    report("click on a unit", click, "calls")
-    print(f"largest answer: {max(sizes):,} bytes")
+        with ng.open(path) as db, ng.explore(path, browser=False) as explorer:
+            ((edges,),) = db.sql("SELECT count(*) FROM edges").fetchall()
+            print(f"{path}: {edges:,} edges, {options.nodes} units, {options.rounds} rounds")
+            keys = list(db.keys)
+            half = options.rounds + 1
+            measure_server(db, Asked(explorer.url), keys[:half], options.nodes)
+            if not options.no_browser:
+                measure_browser(db, explorer, keys[half : half + options.rounds], options.nodes)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ TALL, ROW, LEAST = 720, 46, 20
 """Pixels of a graph's height that a page has, and of a unit's, where there is room and at least."""
 STEPS = 5
 """Edges that a graph has for every node, at most."""
-LISTED = 40
+LISTED = 25
 """Units that the table beside the graph lists."""
 CONFIG: Any = {
     "displaylogo": False,

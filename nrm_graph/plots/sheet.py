@@ -29,6 +29,8 @@ NARROWEST = 26.0
 
 _ROW, _PICTURED = 17.0, 50.0  # pixels of height that a unit takes, and one with a map
 _SIDE, _LARGEST = 44.0, 17.0  # of the largest map, and of the mark of the most relevant unit
+_POINTS = 17  # of the line of an edge
+_FROM_MIDDLE = sorted(range(1, _POINTS - 1), key=lambda i: abs(i - _POINTS // 2))
 _CLEAR = 8.0  # pixels between the mark of a unit and where one points at an edge
 _LOWEST = 130.0  # half the height of a graph, at least
 
@@ -106,11 +108,14 @@ class Sheet:
         line = curve(self.places[src], self.places[dst], past, points)
         return np.column_stack([line[:, 0].round(3), self.heights(line[:, 1])])
 
+    @cached_property
+    def lines(self) -> dict[tuple[Hashable, Hashable], npt.NDArray[np.float64]]:
+        """Lines of all edges that are drawn."""
+        return {(src, dst): self.curve(src, dst, _POINTS) for src, dst in self.edges}
+
     def clear_place(self, src: Hashable, dst: Hashable) -> list[float]:
         """Place on the line of an edge, near its middle, where no mark of a unit lies."""
-        line = self.curve(src, dst, 17)[1:-1]
-        middle = len(line) // 2
-        inner = line[np.argsort(np.abs(np.arange(len(line)) - middle), kind="stable")]
+        inner = self.lines[src, dst][_FROM_MIDDLE]
         across = (inner[:, :1] - self._marked[:, 0]) * self.step
         apart = np.hypot(across, inner[:, 1:] - self._marked[:, 1]) - self._marked[:, 2]
         nearest = apart.min(axis=1)

@@ -31,7 +31,6 @@ UNITS, ENDS, EDGES = "units", "ends", "edges"
 """Names of the traces that hold what one can point at."""
 
 _LEVELS = 6  # widths of edges
-_POINTS, _ARCHED = 13, 19  # of the line of an edge
 _LABELLED = 46.0  # columns of so many pixels show names of units
 _LETTER, _TEXT_HEIGHT = 5.9, 10.0  # pixels
 _LONGEST = 40  # letters of a name beside a unit
@@ -45,8 +44,7 @@ def edge_lines(sheet: Sheet) -> list[Trace]:
     bands: dict[tuple[int, str], list[Line]] = defaultdict(list)
     for src, dst in sheet.edges:
         data = graph.edges[src, dst]
-        far = abs(sheet.places[dst][0] - sheet.places[src][0]) > 1.5
-        line = sheet.curve(src, dst, _ARCHED if far else _POINTS)
+        line = sheet.lines[src, dst]
         relevance = float(data["relevance"])
         shade = NEUTRAL if graph.nodes[src]["unit"] < 0 else colour(relevance)
         lines[_level(abs(relevance) / largest), shade, doubtful(data)].append(line)
