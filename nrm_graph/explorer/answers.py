@@ -22,34 +22,55 @@ T = TypeVar("T")
 STORED = "stored"
 """In the place of a kind of units: those that the store's tables have."""
 
-REMEMBERED = 24
-"""Answers that are kept; the activations of a measure are kept with it."""
+INPUTS = 4
+"""Inputs of which answers are kept, and with them the activations, in two precisions."""
+REMEMBERED = 48
+"""Answers that are kept of an input, and of the stores as a whole."""
+
+Owner = tuple[str, str, str]
+"""Store, key and target of an input."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was computed for the page, the latest last."""
+    """What was computed for the page: of the stores as a whole, and of the latest inputs."""
 
-    _kept: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
+    _whole: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
+    _inputs: OrderedDict[Owner, OrderedDict[Hashable, Any]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def remembered(self, name: Hashable, compute: Callable[[], T]) -> T:
-        """Return what has this name, computed where it is not there; errors are not kept."""
+    def remembered(self, name: Hashable, compute: Callable[[], T], of: Owner | None = None) -> T:
+        """Return what has this name, computed where it is not there; errors are not kept.
+
+        ``of`` names the input whose measure it holds, directly or not.
+        """
         with self._lock:
-            if name in self._kept:
-                self._kept.move_to_end(name)
-                return self._kept[name]  # type: ignore[no-any-return]
+            kept = self._of(of)
+            if name in kept:
+                kept.move_to_end(name)
+                return kept[name]  # type: ignore[no-any-return]
         value = compute()
         with self._lock:
-            self._kept[name] = value
-            while len(self._kept) > REMEMBERED:
-                self._kept.popitem(last=False)
+            kept = self._of(of)
+            kept[name] = value
+            while len(kept) > REMEMBERED:
+                kept.popitem(last=False)
         return value
 
-    def knows(self, name: Hashable) -> bool:
+    def knows(self, name: Hashable, of: Owner | None = None) -> bool:
         """Whether what has this name is remembered."""
         with self._lock:
-            return name in self._kept
+            return name in self._of(of)
+
+    def _of(self, owner: Owner | None) -> OrderedDict[Hashable, Any]:
+        """Return the answers of an input, which becomes the latest."""
+        if owner is None:
+            return self._whole
+        kept = self._inputs.setdefault(owner, OrderedDict())
+        self._inputs.move_to_end(owner)
+        while len(self._inputs) > INPUTS:
+            self._inputs.popitem(last=False)
+        return kept
 
     def measure(
         self, db: Database, key: str, target: str = "", event: str = "", by: str = ""
@@ -61,21 +82,19 @@ class Answers:
         NrmError
             As :meth:`Database.measure`, :meth:`Measure.with_units` and :meth:`Measure.given` do.
         """
+        owner = (str(db.path), key, target)
         stored = self.remembered(
-            ("measure", str(db.path), key, target),
+            "measure",
             lambda: db.measure(key, target=read_target(target, db.classes, db.outputs)),
+            owner,
         )
         kind = by or usual_units(db)
         whole = stored
         if kind != STORED:
-            whole = self.remembered(
-                ("units", str(db.path), key, target, kind), lambda: stored.with_units(kind)
-            )
+            whole = self.remembered(("units", kind), lambda: stored.with_units(kind), owner)
         if not event.strip():
             return whole
-        return self.remembered(
-            ("given", str(db.path), key, target, kind, event), lambda: whole.given(parse(event))
-        )
+        return self.remembered(("given", kind, event), lambda: whole.given(parse(event)), owner)
 
 
 def usual_units(db: Database) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import networkx as nx
 
+    from nrm_graph.explorer.answers import Owner
     from nrm_graph.explorer.page import Page
     from nrm_graph.measures.measure import Measure
     from nrm_graph.measures.reduced.reduced import Reduced
@@ -39,8 +40,8 @@ CONFIG: Any = {
     "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 }
 """Of Plotly's figures: nothing that leads elsewhere."""
-_ASKED = ("input", "target", "event", "graph", "watch", "nodes", "by")
-"""Fields of the address on which a graph depends, before sign and threshold."""
+_ASKED = ("event", "graph", "watch", "nodes", "by")
+"""Fields of the address on which the graph of an input depends, before sign and threshold."""
 _REPORT = ("layer", "sum", "total_variation", "bias", "stabilizer", "remainder")
 _KEYS = (
     "Click a unit to condition on it; hold shift to add one, alt to avoid it; click it again to "
@@ -64,6 +65,12 @@ class Side:
     figure: str
 
     @property
+    def owner(self) -> Owner:
+        """Name of the input among the answers."""
+        asked = self.page.address
+        return str(self.page.db.path), asked.input, asked.target
+
+    @property
     def measure(self) -> Measure:
         """The measure, conditioned on the event."""
         asked = self.page.address
@@ -78,6 +85,7 @@ class Side:
         return self.page.answers.remembered(
             self._name("reduced"),
             lambda: self.measure.reduced(asked.watch.split() or "auto", nodes=asked.nodes),
+            self.owner,
         )
 
     @property
@@ -87,10 +95,10 @@ class Side:
         top = STEPS * max(1, asked.nodes)
         if asked.graph == "reduced":
             return self.page.answers.remembered(
-                self._name("reduced graph"), lambda: self.reduced.graph(top)
+                self._name("reduced graph"), lambda: self.reduced.graph(top), self.owner
             )
         return self.page.answers.remembered(
-            self._name("connected graph"), lambda: self.measure.subgraph(top)
+            self._name("connected graph"), lambda: self.measure.subgraph(top), self.owner
         )
 
     @property
@@ -102,7 +110,9 @@ class Side:
         """Where in the input the relevance goes that passes through each unit of the graph."""
         reduced, shown = self.reduced, set(self.whole_graph)
         return self.page.answers.remembered(
-            self.maps_name, lambda: unit_maps(reduced.measure, reduced.watched, shown)
+            self.maps_name,
+            lambda: unit_maps(reduced.measure, reduced.watched, shown),
+            self.owner,
         )
 
     @property
@@ -114,7 +124,7 @@ class Side:
 
     def _name(self, what: str) -> tuple[Hashable, ...]:
         asked = self.page.address
-        return what, str(self.page.db.path), *(getattr(asked, name) for name in _ASKED)
+        return what, *(getattr(asked, name) for name in _ASKED)
 
 
 def sides(page: Page) -> list[Side]:
@@ -277,7 +287,7 @@ def _side(side: Side) -> html.Div:
     blocks: list[Any] = []
     try:
         graph = graph_of(page)
-        known = side.page.answers.knows(side.maps_name)
+        known = page.answers.knows(side.maps_name, side.owner)
         blocks += [
             dcc.Graph(
                 id={"figure": side.figure},

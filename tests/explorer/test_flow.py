@@ -10,6 +10,7 @@ from helpers import explored, small_convolution
 import nrm_graph as ng
 from nrm_graph.events.parser import parse
 from nrm_graph.explorer import flow
+from nrm_graph.explorer.answers import INPUTS
 from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.plots import interactive
 
@@ -64,7 +65,7 @@ def test_the_numbers_are_those_of_the_measure(db, event):
 def test_maps_come_behind_and_are_those_of_conditioned_measures(db):
     page = asked(db, nodes=4)
     side = flow.Side(page, "flow")
-    assert not page.answers.knows(side.maps_name)
+    assert not page.answers.knows(side.maps_name, side.owner)
     assert (
         "images" not in flow.figure(side, maps=False)["layout"]
         or not (flow.figure(side, maps=False)["layout"]["images"])
@@ -182,6 +183,21 @@ def test_tokens_are_a_strip_with_their_numbers(tmp_path):
         expected = m.marginal("0", by="neuron").reshape(4, -1).sum(1)
         assert [word for word, _ in shown] == words
         assert [value for _, value in shown] == [float(f"{value:.6g}") for value in expected]
+
+
+def test_the_answers_of_the_latest_inputs_are_kept(db):
+    page = asked(db)
+    whole = page.answers.remembered("circuit", lambda: 1)
+    m = page.answers.measure(db, "k0", "0")
+    for i in range(INPUTS):
+        assert page.answers.measure(db, "k0", "0") is m
+        page.answers.remembered("measure", object, ("store", f"k{i}", ""))
+    page.answers.remembered("measure", object, ("store", "another", ""))
+    assert page.answers.measure(db, "k0", "0") is m
+    for i in range(INPUTS):
+        page.answers.remembered("measure", object, ("store", f"k{i}", ""))
+    assert page.answers.measure(db, "k0", "0") is not m
+    assert page.answers.remembered("circuit", lambda: 2) == whole
 
 
 def test_the_name_of_an_answer_is_that_of_what_it_depends_on(db):
