@@ -147,21 +147,23 @@ def _callbacks(app: dash.Dash, shown: Shown) -> None:
 
     @app.callback(
         Output({"figure": MATCH}, "figure"),
+        Output({"figure": MATCH}, "style"),
         Input({"figure": MATCH, "maps": "asked"}, "data"),
         State("tab", "data"),
         prevent_initial_call=False,
     )
-    def draw_maps(query: str, tab: str) -> Any:
+    def draw_maps(query: str, tab: str) -> tuple[Any, Any]:
         if not query:
-            return no_update
-        name = dash.ctx.outputs_list["id"]["figure"]
+            return no_update, no_update
+        name = dash.ctx.outputs_list[0]["id"]["figure"]
 
         def drawn() -> Any:
             return flow.figure(flow.Side(shown.page(query), name), maps=True)
 
         with contextlib.suppress(Ended, NrmError):  # the graph stands there without
-            return shown.jobs.run(tab, drawn)
-        return no_update
+            figure = shown.jobs.run(tab, drawn)
+            return figure, parts.tall(figure)
+        return no_update, no_update
 
     app.clientside_callback(  # type: ignore[no-untyped-call]
         ClientsideFunction("nrm", "clicked"),

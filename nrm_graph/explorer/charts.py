@@ -216,7 +216,7 @@ def _plain_axes(figure: go.Figure, across: str, upwards: str, height: int) -> No
         showlegend=False,
         colorway=list(COLOURS),
     )
-    figure.update_xaxes(title={"text": plain(across, 80)}, automargin=True)
+    figure.update_xaxes(title={"text": plain(across, 80), "standoff": 10}, automargin=True)
     figure.update_yaxes(title={"text": plain(upwards, 80)}, automargin=True)
 
 

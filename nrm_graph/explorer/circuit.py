@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from dash import dcc, html
+from dash import html
 
 from nrm_graph.errors import NrmError
 from nrm_graph.explorer import groups, parts
@@ -44,6 +44,11 @@ _MEANINGS = {
     "welch_q": "q-value of Welch's test, or of a paired t-test",
 }
 
+_ONE_TARGET = (
+    "A circuit is of one target: each group above has one, and in a condition AND target = 3, say, "
+    "chooses it."
+)
+
 
 def render(page: Page) -> list[Component]:
     """Return the circuit of a group, the contrast of two, and what carries an edge.
@@ -60,7 +65,7 @@ def render(page: Page) -> list[Component]:
         asked = groups.question(page)
         graph = groups.circuit(page.answers, asked)
     except NrmError as error:
-        return [*head, parts.problem(str(error))]
+        return [*head, parts.problem(str(error)), parts.note(_ONE_TARGET)]
     beside = _edges(page, asked, groups.edges_of(asked, graph))
     errors, carried = _errors(asked, graph), _carriers(page, asked, graph)
     return [
@@ -150,7 +155,7 @@ def _event(page: Page, asked: Question) -> list[Component]:
 
 def _figure(graph: nx.DiGraph) -> html.Section:
     """Draw the graph; title, kept share, meaning and flags are in the figure."""
-    figure = dcc.Graph(id={"figure": "circuit"}, figure=flow_drawing(graph), config=CONFIG)
+    figure = parts.graph("circuit", flow_drawing(graph), CONFIG)
     return html.Section(figure, className="part circuit")
 
 
@@ -248,11 +253,7 @@ def _errors(asked: Question, graph: nx.DiGraph) -> html.Section:
     number = "difference of means" if asked.contrasts else "mean relevance"
     return parts.section(
         title,
-        dcc.Graph(
-            id={"figure": "errors"},
-            figure=whiskers(rows, f"{number}, whiskers: two standard errors"),
-            config=CONFIG,
-        ),
+        parts.graph("errors", whiskers(rows, f"{number}, whiskers: two standard errors"), CONFIG),
         parts.note(
             "The edges were chosen by the inputs that their errors are computed from: the strongest"
             " are overestimated, and whiskers that keep from 0 are no test."

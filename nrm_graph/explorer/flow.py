@@ -43,6 +43,10 @@ CONFIG: Any = {
 _ASKED = ("event", "graph", "watch", "nodes", "by")
 """Fields of the address on which the graph of an input depends, before sign and threshold."""
 _REPORT = ("layer", "sum", "total_variation", "bias", "stabilizer", "remainder")
+_LAYERS = (
+    "sum: of R over the layer's neurons; total_variation: of |R|; bias, stabilizer, remainder: "
+    "what the layer itself takes up."
+)
 _KEYS = (
     "Click a unit to condition on it; hold shift to add one, alt to avoid it; click it again to "
     "take it away. Shares are of what satisfies the event."
@@ -211,7 +215,7 @@ def _controls(page: Page) -> html.Div:
             "watch",
             asked.watch,
             "layers",
-            placeholder="those people think in",
+            placeholder="the usual ones",
             disabled=asked.graph != "reduced",
         ),
         parts.choice("by", asked.by, "units", units_of(page)),
@@ -225,6 +229,8 @@ def _controls(page: Page) -> html.Div:
     ]
     targets = targets_of(page)
     if len(targets) > 1:
+        if asked.target not in targets:
+            targets = {asked.target: asked.target or "choose one"} | targets
         fields.insert(0, parts.choice("target", asked.target, "target", targets))
     return html.Div(fields, className="controls")
 
@@ -289,11 +295,7 @@ def _side(side: Side) -> html.Div:
         graph = graph_of(page)
         known = page.answers.knows(side.maps_name, side.owner)
         blocks += [
-            dcc.Graph(
-                id={"figure": side.figure},
-                figure=figure(side, maps=side.has_maps and known),
-                config=CONFIG,
-            ),
+            parts.graph(side.figure, figure(side, maps=side.has_maps and known), CONFIG),
             dcc.Store(
                 id={"figure": side.figure, "maps": "asked"},
                 data=page.address.query_text() if side.has_maps and not known else "",
@@ -306,7 +308,8 @@ def _side(side: Side) -> html.Div:
         parts.section("Input", input_picture.picture(m), name="input"),
         parts.section("Totals", _totals(m), name="totals"),
     ]
-    below: list[Any] = [parts.section("Layers", parts.table(m.report(), _REPORT), name="layers")]
+    layers = parts.table(m.report(), _REPORT)
+    below: list[Any] = [parts.section("Layers", layers, parts.note(_LAYERS), name="layers")]
     if graph is not None:
         below.insert(0, parts.section("Units", _units(page, graph), name="units"))
     return html.Div(
@@ -330,7 +333,7 @@ def _stored(page: Page) -> list[Any]:
         return []
     return [
         parts.note("From the stored tables, which cannot be conditioned:"),
-        dcc.Graph(id={"figure": "stored"}, figure=flow_drawing(graph), config=CONFIG),
+        parts.graph("stored", flow_drawing(graph), CONFIG),
     ]
 
 

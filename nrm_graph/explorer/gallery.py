@@ -72,7 +72,10 @@ class Matching:
 def render(page: Page) -> list[Component]:
     """Return the gallery: filters, what is chosen, and cards of the inputs that match."""
     question = _Question(page)
-    matching = question.matching()
+    try:
+        matching = question.matching()
+    except NrmError as error:
+        return [_filters(page, question), *_chosen(page), parts.problem(str(error))]
     first = page.address.first
     if first >= matching.pairs:  # other filters left more inputs
         first = max(0, matching.pairs - 1) // SHOWN * SHOWN
@@ -119,21 +122,26 @@ class _Question:
         self.params: dict[str, Any] = {"last": max(1, last), "one": flat}
         stored = db._snapshot.fields.types.get("tokens") == "strings"
         self.facts = _FACTS.format(tokens='"tokens"' if stored else "CAST(NULL AS VARCHAR[])")
-        conditions = []
-        if address.where.strip():
-            conditions.append(f"input_id IN ({chosen_inputs(address.where)})")
+        self.conditions = []
         for name, column in (("label", "label"), ("prediction", "words")):
             if value := getattr(address, name):
-                conditions.append(f"{column} = ${name}")
+                self.conditions.append(f"{column} = ${name}")
                 self.params[name] = value
         if address.outcome:
-            conditions.append("is_right" if address.outcome == "right" else "NOT is_right")
+            self.conditions.append("is_right" if address.outcome == "right" else "NOT is_right")
         if address.text:
             texts = ("key", "label", "array_to_string(tokens, ' ')")
             found = [f"contains(lower(coalesce({text}, '')), lower($text))" for text in texts]
-            conditions.append(f"({' OR '.join(found)})")
+            self.conditions.append(f"({' OR '.join(found)})")
             self.params["text"] = address.text
-        self.where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+
+    @property
+    def where(self) -> str:
+        """All conditions as SQL; an error if that of the address is none."""
+        own = self.page.address.where
+        chosen = [f"input_id IN ({chosen_inputs(own)})"] if own.strip() else []
+        conditions = chosen + self.conditions
+        return f"WHERE {' AND '.join(conditions)}" if conditions else ""
 
     def _ask(self, query: str, **params: Any) -> Any:
         used = {k: v for k, v in (self.params | params).items() if f"${k}" in query}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dash import dcc, html
 
+from nrm_graph.explorer.stored_texts import tame
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 ROWS = 200
 """Rows of a table that are shown."""
+LETTERS = 2_000
+"""Letters of an error, or of a table's cell."""
 
 
 def control(name: str, value: Any, label: str, **options: Any) -> html.Label:
@@ -69,7 +73,18 @@ def note(text: str) -> html.P:
 
 def problem(text: str) -> html.Div:
     """Return an error as a sentence."""
-    return html.Div(text, className="problem", role="alert")
+    said = " ".join(tame(line, LETTERS) for line in text.splitlines())
+    return html.Div(said, className="problem", role="alert")
+
+
+def graph(name: str, drawn: Any, config: Any) -> dcc.Graph:
+    """Return a figure of Plotly's."""
+    return dcc.Graph(id={"figure": name}, figure=drawn, config=config, style=tall(drawn))
+
+
+def tall(drawn: Any) -> dict[str, str]:
+    """Return the style of a figure's frame: without it, a window of another size halves it."""
+    return {"height": f"{drawn['layout']['height']}px"}
 
 
 def number(value: Any) -> str:
@@ -78,7 +93,7 @@ def number(value: Any) -> str:
         return ""
     if isinstance(value, bool | int):
         return str(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else tame(str(value), LETTERS)
 
 
 def table(

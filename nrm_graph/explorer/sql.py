@@ -170,7 +170,7 @@ def _result(page: Page) -> html.Section:
     if page.address.chart:
         try:
             figure = chart(rows, page.address.chart)
-            blocks.append(dcc.Graph(id={"figure": "chart"}, figure=figure, config=CONFIG))
+            blocks.append(parts.graph("chart", figure, CONFIG))
         except NrmError as error:
             blocks.append(parts.problem(str(error)))
     said = f"{len(rows):,} row{'s' * (len(rows) != 1)}"

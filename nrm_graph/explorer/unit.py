@@ -11,7 +11,7 @@ from nrm_graph.errors import EventError, NrmError
 from nrm_graph.events.parser import parse
 from nrm_graph.events.sets import NeuronSet
 from nrm_graph.events.unit_sets import unit_set
-from nrm_graph.explorer import parts, unit_numbers
+from nrm_graph.explorer import groups, parts, unit_numbers
 from nrm_graph.explorer.gallery import store_choice
 from nrm_graph.explorer.stored_texts import shown
 from nrm_graph.explorer.unit_numbers import StoredUnit
@@ -40,10 +40,11 @@ def render(page: Page) -> list[Component]:
     if not text:
         return [_controls(page), _layers(page)]
     try:
-        info = page.db.topology.layer(text)
-    except EventError:
+        if groups.is_layer(page.db, text):
+            return [_controls(page), _strongest(page, page.db.topology.layer(text))]
         return [_controls(page), *_unit(page, text)]
-    return [_controls(page), _strongest(page, info)]
+    except NrmError as error:
+        return [_controls(page), parts.problem(str(error))]
 
 
 def _controls(page: Page) -> html.Div:

@@ -21,7 +21,7 @@ from nrm_graph.plots.graph_parts import (
 )
 from nrm_graph.plots.node_images import checked_images
 from nrm_graph.plots.plain_text import plain
-from nrm_graph.plots.sheet import BELOW, NARROWEST, WIDTH, sheet_of
+from nrm_graph.plots.sheet import BELOW, NARROWEST, sheet_of
 from nrm_graph.plots.traces import EDGES, ENDS, UNITS, edge_lines, legend, marks
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = ["EDGES", "ENDS", "UNITS", "flow_drawing", "flow_figure", "plain"]
 
 _LINE = 15.0  # pixels of a line of text below the graph
 _NAME = 26  # letters of a layer's name above its column; a unit tells the rest
+_LETTERS = 100  # of a line of a note: two graphs may stand side by side
 _WRAPPED = 6  # lines of one note
 _AROUND = 22.0  # pixels above and below the marks
 
@@ -268,7 +269,7 @@ def _notes(sheet: Sheet, absent: Sequence[object]) -> list[str]:
         )
         notes.append(f"conditioned on, but not drawn: {units}")
     notes.append(graph_notes(graph.graph))
-    lines = (line for note in notes for line in textwrap.wrap(note, int(WIDTH / 5.4))[:_WRAPPED])
+    lines = (line for note in notes for line in textwrap.wrap(note, _LETTERS)[:_WRAPPED])
     return [plain(line) for line in lines]
 
 

@@ -9,7 +9,6 @@ from helpers import explored
 
 import nrm_graph as ng
 from nrm_graph.explorer import circuit, groups
-from nrm_graph.explorer.address import from_query
 from nrm_graph.explorer.as_python import python_of
 from nrm_graph.explorer.as_sql import sql_of
 from nrm_graph.explorer.stored_texts import tame
@@ -49,8 +48,8 @@ def test_an_edge_leads_to_the_inputs_that_carry_it(db):
     text, data = edge(db.circuit("label = 'a'", top=20))
     page = explored.page(db, view="circuit", where="label = 'a'", edges=20)
     (link,) = explored.links(circuit.render(page), text.replace("->", "→")).values()
-    assert from_query(link).edge == text
-    page = explored.page(db, **vars(from_query(link)))
+    assert link.edge == text
+    page = explored.page(db, **vars(link))
     view = circuit.render(page)
     src, dst, _ = strongest(db.circuit("label = 'a'", top=20))
     rows = db.sql(
@@ -62,14 +61,14 @@ def test_an_edge_leads_to_the_inputs_that_carry_it(db):
     assert [row[0] for row in shown] == [key for key, _ in rows]
     assert [float(row[2]) for row in shown] == pytest.approx([r for _, r in rows], rel=1e-3)
     assert sum(r for _, r in rows) / 6 == pytest.approx(data["relevance"], rel=1e-6)
-    flow = from_query(explored.links(view, rows[0][0])[rows[0][0]])
+    flow = explored.links(view, rows[0][0])[rows[0][0]]
     assert (flow.view, flow.input, flow.event) == ("flow", rows[0][0], "")
     given = [
         a
         for a in explored.walk(view)
         if explored.texts(getattr(a, "children", "")) == "given the edge"
     ]
-    event = from_query(next(a.href for a in given if hasattr(a, "href"))).event
+    event = next(iter(explored.links(given).values())).event
     m = page.answers.measure(db, rows[0][0], "2", event)
     assert m.condition_relevance == pytest.approx(rows[0][1], rel=1e-5)
 
@@ -85,7 +84,7 @@ def test_labels_are_groups_of_one_target(tmp_path):
     view = circuit.render(explored.page(db, view="circuit"))
     assert "Choose a group" in explored.texts(view)
     for choice in listed:
-        found = [from_query(href).where for href in explored.links(view, choice.text).values()]
+        found = [link.where for link in explored.links(view, choice.text).values()]
         assert choice.where in found
 
 
@@ -113,7 +112,7 @@ def test_a_contrast_of_two_stores(db, tmp_path):
     assert [r["relevance"] for r in rows] == found.table["difference"].to_pylist()[:5]
     page = explored.page(db, other, **asked, edge=groups.edge_text(rows[0]))
     links = explored.links(circuit.render(page), "k").values()
-    assert {from_query(href).store for href in links if "view=flow" in href} == {0, 1}
+    assert {link.store for link in links if link.view == "flow"} == {0, 1}
     # Seen from the other store, the sign turns.
     page = explored.page(db, other, store=1, **asked)
     assert circuit.table_of(page)["relevance"].to_pylist() == pytest.approx(
@@ -167,7 +166,7 @@ def test_what_was_computed_stands_there_without_being_asked_for(db):
     asked = {"view": "circuit", "where": "label = 'a'", "edges": 9}
     page = explored.page(db, **asked)
     view = circuit.render(page)
-    assert {from_query(href).computed for href in explored.links(view, "Compute it").values()}
+    assert {link.computed for link in explored.links(view, "Compute it").values()}
     assert "1,000 resamples" in explored.texts(view)
     asking = type(page)(page.address.changed(computed="stability"), page.stores, page.answers)
     found = db.stability("label = 'a'", top=9)

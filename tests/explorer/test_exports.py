@@ -309,7 +309,7 @@ def test_hostile_texts(tmp_path):
         )
         bar = exports.bar(page)
         assert python_of(page) in explored.texts(bar)
-        assert all(href.startswith("/export/") for href in explored.links(bar).values())
+        assert all(href.startswith("/export/") for href in explored.hrefs(bar).values())
     page = explored.page(store, view="circuit", where=where)
     assert b"<b onload" not in exports.export(page, "svg")[2]
 
@@ -317,7 +317,7 @@ def test_hostile_texts(tmp_path):
 def test_the_bar_offers_what_fits(db):
     def offered(**asked):
         bar = exports.bar(explored.page(db, **asked))
-        return list(explored.links(bar)), explored.texts(bar)
+        return list(explored.hrefs(bar)), explored.texts(bar)
 
     assert offered(view="gallery")[0] == ["CSV"]
     forms = ["PNG", "SVG", "CSV", "GraphML", "attribution JSON", "HTML"]

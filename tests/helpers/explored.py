@@ -1,7 +1,9 @@
-"""Pages of the explorer over small stores, and what their components show."""
+"""Pages of the explorer over small stores, and what their components show: text, links, tables."""
+
+from dash.development.base_component import Component
 
 from helpers import small
-from nrm_graph.explorer.address import Address
+from nrm_graph.explorer.address import Address, from_query
 from nrm_graph.explorer.answers import Answers
 from nrm_graph.explorer.page import Page
 
@@ -23,29 +25,51 @@ def page(*stores, **address):
     return Page(Address().changed(**address), stores, Answers())
 
 
-def walk(component):
-    """Every component and every text of a view, in order."""
-    if isinstance(component, list | tuple):
-        for part in component:
+def walk(tree):
+    """Every component of a view, a parent before its children; texts too."""
+    if isinstance(tree, list | tuple):
+        for part in tree:
             yield from walk(part)
-    elif component is not None:
-        yield component
-        if hasattr(component, "to_plotly_json"):
-            yield from walk(getattr(component, "children", None))
+    elif tree is not None:
+        yield tree
+        if isinstance(tree, Component):
+            yield from walk(getattr(tree, "children", None))
 
 
-def texts(component):
-    """All text of a view."""
-    return " ".join(str(part) for part in walk(component) if isinstance(part, str | int | float))
+def of_class(tree, name):
+    """Components that have a class name."""
+    return [part for part in walk(tree) if name in (getattr(part, "className", "") or "").split()]
 
 
-def links(component, text=""):
-    """Addresses of the links whose text contains another, by their text."""
+def texts(tree):
+    """All text that a reader sees, in order, joined."""
+    return "".join(str(part) for part in walk(tree) if isinstance(part, str | int | float))
+
+
+def hrefs(tree, text=""):
+    """Where the links lead whose text contains another, by their text; the last of equal ones."""
     return {
         label: part.href
-        for part in walk(component)
+        for part in walk(tree)
         if hasattr(part, "href") and text in (label := texts(part.children))
     }
+
+
+def links(tree, text=""):
+    """Addresses of the page that the links of :func:`hrefs` lead to."""
+    found = hrefs(tree, text)
+    assert [href for href in found.values() if not href.startswith("?")] == []
+    return {label: from_query(href) for label, href in found.items()}
+
+
+def problems(tree):
+    """Errors that a view shows."""
+    return [texts(part) for part in of_class(tree, "problem")]
+
+
+def kinds(tree):
+    """Names of the components' classes."""
+    return {type(part).__name__ for part in walk(tree) if isinstance(part, Component)}
 
 
 def figure(component, name):
@@ -56,6 +80,6 @@ def figure(component, name):
 
 def cells(component, name):
     """Texts of the table rows of the section with a class name."""
-    (section,) = [p for p in walk(component) if name in (getattr(p, "className", "") or "").split()]
+    (section,) = of_class(component, name)
     rows = [part for part in walk(section) if type(part).__name__ == "Tr"]
     return [[texts(cell) for cell in row.children] for row in rows]
