@@ -11,6 +11,7 @@ from dash import dcc, html
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.explorer import clicks, input_picture, parts
 from nrm_graph.explorer.answers import STORED, usual_units
+from nrm_graph.explorer.stored_texts import shown, tame
 from nrm_graph.measures.reduced.unit_maps import unit_maps
 from nrm_graph.network.units import automatic
 from nrm_graph.plots.graph_parts import most_units
@@ -247,7 +248,7 @@ def targets_of(page: Page) -> dict[str, str]:
         if target is None:
             texts[str(weights)] = f"weights {weights}"
         else:
-            texts[str(target)] = db.outputs.text(target, db.classes)
+            texts[str(target)] = tame(db.outputs.text(target, db.classes))
     return texts
 
 
@@ -314,7 +315,7 @@ def _side(side: Side) -> html.Div:
         below.insert(0, parts.section("Units", _units(page, graph), name="units"))
     return html.Div(
         [
-            html.H2([html.Bdi(page.address.input), ": ", m.target_text()]),
+            html.H2([shown(page.address.input, 200), ": ", shown(m.target_text(), 200)]),
             html.Div([html.Div(blocks, className="drawing"), html.Div(beside, className="beside")]),
             html.Div(below, className="panels"),
         ],
@@ -357,14 +358,14 @@ def _totals(m: Measure) -> html.Div:
     listed = [
         item
         for name, value in facts
-        for item in (html.Dt(name), html.Dd(_exactly(value), title=str(value)))
+        for item in (html.Dt(name), html.Dd(_exactly(value), title=tame(str(value), 400)))
     ]
     notes = [parts.note(m.meaning), *(parts.note(str(flag)) for flag in m.flags)]
     return html.Div([html.Dl(listed), *notes])
 
 
 def _exactly(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else tame(str(value), 200)
 
 
 def _units(page: Page, graph: nx.DiGraph) -> html.Div:
@@ -385,7 +386,7 @@ def _units(page: Page, graph: nx.DiGraph) -> html.Div:
         return html.Tr(
             [
                 html.Td(html.Bdi(unit)),
-                html.Td(html.Bdi(name)),
+                html.Td(shown(name)),
                 html.Td(f"{data['relevance']:.6g}", className="figure"),
                 html.Td(ways, className="ways"),
             ]

@@ -10,6 +10,7 @@ from dash import html
 from PIL import Image
 
 from nrm_graph.explorer import parts
+from nrm_graph.explorer.stored_texts import tame
 from nrm_graph.network.unit_names import token_axis
 from nrm_graph.plots.common import OVERLAY, grey
 from nrm_graph.plots.gallery import stretched
@@ -54,7 +55,7 @@ def _strip(tokens: Sequence[str], values: npt.NDArray[np.float64]) -> html.P:
     bound = _bound(values)
     return html.P(
         [
-            html.Span(token, title=f"{value:.6g}", style=shaded(value / bound))
+            html.Span(tame(token), title=f"{value:.6g}", style=shaded(value / bound))
             for token, value in zip(tokens, values.reshape(len(tokens), -1).sum(1), strict=True)
         ],
         className="strip",

@@ -133,7 +133,7 @@ def render(page: Page) -> list[Component]:
             ),
             html.Div(
                 [
-                    html.Button("Run", id={"submit": "query"}, className="button"),
+                    html.Button("Run", id={"submit": "query"}, className="button submit"),
                     parts.choice("chart", page.address.chart, "chart", kinds),
                     *store_choice(page),
                 ],

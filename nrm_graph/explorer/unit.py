@@ -217,7 +217,10 @@ def _of_input(page: Page, event: NeuronSet) -> list[Component]:
             columns.append(_side(title, ["unit", "", "R"], rows, "Nothing."))
         return [
             html.P(
-                [shown(address.input), f", {m.target_text()}: R(unit) = {float(m(event)):.6g}"],
+                [
+                    *(shown(address.input), ", ", shown(m.target_text(), 200)),
+                    f": R(unit) = {float(m(event)):.6g}",
+                ],
                 className="exact",
             ),
             parts.note(f"{about} {notes(m)}"),

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from helpers import browser
-from helpers.explorer_pages import Looked
 from selenium.webdriver.common.keys import Keys
 
 import nrm_graph as ng
-from nrm_graph.cli.demo.fashion_cnn import CLASSES, load_demo
 from nrm_graph.explorer.address import Address
 
 pytestmark = pytest.mark.slow
 
 KEY, OTHER = "test-00000", "test-00001"
 FLOW = Address(view="flow", input=KEY, nodes=24)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    model, images = load_demo()
-    path = tmp_path_factory.mktemp("explorer") / "demo.nrm"
-    ng.extract(model, images[:8], path, resolution="channel", classes=CLASSES)
-    return path
-
-
-@pytest.fixture(scope="module")
-def db(store):
-    with ng.open(store) as db:
-        yield db
-
-
-@pytest.fixture(scope="module")
-def looked(chrome, store):
-    with ng.explore(store, browser=False) as explorer:
-        looked = Looked(chrome, explorer)
-        yield looked
-        errors = [line for line in browser.console(chrome) if line.startswith("SEVERE")]
-        assert errors == []
 
 
 def compare(looked, m, nodes=24):
@@ -57,12 +31,8 @@ def compare(looked, m, nodes=24):
         unit: float(f"{relevance:.6g}") for unit, relevance in expected.items()
     }
     assert set(looked.drawn_units()) == expected.keys()
-    rows = looked.chrome.execute_script(
-        "return Array.from(document.querySelectorAll('.layers tbody tr'), "
-        "(row) => Array.from(row.cells, (cell) => cell.textContent))"
-    )
     report = m.report().to_pylist()
-    assert [row[:3] for row in rows] == [
+    assert [row[:3] for row in looked.cells(".layers")] == [
         [row["layer"], f"{row['sum']:.4g}", f"{row['total_variation']:.4g}"] for row in report
     ]
 

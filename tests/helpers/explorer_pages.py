@@ -12,6 +12,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from helpers.browser import console
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -20,16 +22,16 @@ if TYPE_CHECKING:
     from nrm_graph.explorer.address import Address
     from nrm_graph.explorer.serve import Explorer
 
-PATIENCE = 30.0
+PATIENCE = 6.0
 """Seconds that a page may take on a busy machine."""
 
 _PLACE = """
-const [figure, unit] = arguments;
+const [figure, kind, subject] = arguments;
 const graph = document.getElementById(JSON.stringify({figure: figure}));
 const plot = graph && graph.querySelector(".js-plotly-plot");
 if (!plot || !plot._fullLayout || !plot.data) return null;
-const trace = plot.data.find((trace) => trace.name === "units");
-const place = trace.customdata.findIndex((data) => data[0] === unit);
+const trace = plot.data.find((trace) => trace.name === kind);
+const place = trace.customdata.findIndex((data) => data.join(" -> ") === subject);
 if (place < 0) return null;
 const {xaxis, yaxis} = plot._fullLayout;
 const across = xaxis._offset + xaxis.l2p(trace.x[place]);
@@ -37,6 +39,11 @@ const down = yaxis._offset + yaxis.l2p(trace.y[place]);
 window.scrollBy(0, plot.getBoundingClientRect().top + down - window.innerHeight / 2);
 const box = plot.getBoundingClientRect();
 return [Math.round(box.left + across), Math.round(box.top + down)];
+"""
+_CELLS = """
+return Array.from(document.querySelectorAll(arguments[0] + " tr"))
+  .filter((row) => row.querySelector("td"))
+  .map((row) => Array.from(row.cells, (cell) => cell.textContent))
 """
 
 
@@ -78,6 +85,11 @@ class Looked:
         found: list[str] = self.chrome.execute_script(script, selector)
         return found
 
+    def cells(self, selector: str) -> list[list[str]]:
+        """Return the texts of the rows of a table."""
+        rows: list[list[str]] = self.chrome.execute_script(_CELLS, selector)
+        return rows
+
     def one(self, selector: str) -> Any:
         """Return the only element that a selector names."""
         (element,) = self.chrome.find_elements(By.CSS_SELECTOR, selector)
@@ -93,11 +105,7 @@ class Looked:
 
     def units(self) -> dict[str, float]:
         """Return the units that the table beside the graph lists, and their relevance."""
-        rows = self.chrome.execute_script(
-            "return Array.from(document.querySelectorAll('.units tbody tr'), "
-            "(row) => Array.from(row.cells, (cell) => cell.textContent))"
-        )
-        return {row[0]: float(row[2]) for row in rows}
+        return {row[0]: float(row[2]) for row in self.cells(".units")}
 
     def drawn_units(self, figure: str = "flow") -> list[str]:
         """Return the units that the figure draws, once it is there."""
@@ -114,7 +122,11 @@ class Looked:
 
     def click_unit(self, unit: str, key: str | None = None, figure: str = "flow") -> None:
         """Click a unit in the figure, with a key held or none."""
-        place = self.until(lambda: self.chrome.execute_script(_PLACE, figure, unit))
+        self.click_mark(figure, "units", unit, key)
+
+    def click_mark(self, figure: str, kind: str, subject: str, key: str | None = None) -> None:
+        """Click a unit or an edge, ``source -> destination``, with a key held or none."""
+        place = self.until(lambda: self.chrome.execute_script(_PLACE, figure, kind, subject))
         held = ActionChains(self.chrome)
         if key is not None:
             held.key_down(key).perform()
@@ -142,3 +154,43 @@ class Looked:
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.DELETE)
         field.send_keys(text, Keys.ENTER)
+
+    def fill(self, name: str, text: str) -> None:
+        """Write a text into the field of a name."""
+        self.until(lambda: self.chrome.find_elements(By.CSS_SELECTOR, control(name)))
+        self.write(control(name), text)
+
+    def pick(self, name: str, text: str) -> None:
+        """Choose what begins with a text from the list of a name."""
+        self.until(lambda: self.chrome.find_elements(By.CSS_SELECTOR, control(name)))
+        self.one(control(name)).click()
+        options = ".dash-dropdown-content .dash-dropdown-option"
+
+        def offered() -> Any:
+            every = self.chrome.find_elements(By.CSS_SELECTOR, options)
+            return [option for option in every if option.text.startswith(text)]
+
+        self.until(offered)[0].click()
+
+    def follow(self, text: str, within: str = "main") -> None:
+        """Click the first link whose text begins with a text."""
+
+        def links() -> Any:
+            every = self.chrome.find_elements(By.CSS_SELECTOR, f"{within} a")
+            return [link for link in every if link.text.startswith(text)]
+
+        self.until(links)[0].click()
+
+    def settled(self) -> None:
+        """Wait for all that the page computes."""
+        script = "return !document.querySelector('[data-dash-is-loading=\"true\"]')"
+        self.until(lambda: self.chrome.execute_script(script))
+
+    def serious(self) -> list[str]:
+        """Return the errors in the console, and empty it."""
+        return [line for line in console(self.chrome) if line.startswith("SEVERE")]
+
+
+def control(name: str) -> str:
+    """Select the field of a name."""
+    return f'[id=\'{{"control":"{name}"}}\']'
