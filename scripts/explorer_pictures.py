@@ -26,12 +26,12 @@ from helpers.explorer_pages import Looked  # noqa: E402
 COLOURS = 256
 PICTURES = {
     "flow": (
-        Address(view="flow", input="test-00045", nodes=24, event="features.6[15]"),
+        Address(view="flow", input="test-00045", nodes=13, event="features.6[15]"),
         ".units",
     ),
     "gallery": (Address(outcome="wrong"), ".card"),
     "circuit": (
-        Address(view="circuit", where="label = 'sneaker' AND target = 7", edges=40),
+        Address(view="circuit", where="label = 'sneaker'", edges=40),
         ".circuit-edges",
     ),
 }

@@ -161,7 +161,7 @@ def _callbacks(app: dash.Dash, shown: Shown) -> None:
             return flow.figure(flow.Side(shown.page(query), name), maps=True)
 
         with contextlib.suppress(Ended, NrmError):  # the graph stands there without
-            figure = shown.jobs.run(tab, drawn)
+            figure = shown.jobs.run(tab, drawn, part=name)
             return figure, parts.tall(figure)
         return no_update, no_update
 

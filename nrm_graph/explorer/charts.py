@@ -74,7 +74,7 @@ def whiskers(rows: Sequence[Whisker], title: str) -> go.Figure:
         )
     )
     _plain_axes(figure, title, "", height=90 + 22 * len(rows))
-    labels = [plain(row.name, 48) for row in rows]
+    labels = [plain(row.name, 60) for row in rows]
     figure.update_yaxes(
         tickvals=places, ticktext=labels, range=[len(rows) - 0.5, -0.5], zeroline=False
     )

@@ -19,27 +19,30 @@ T = TypeVar("T")
 class Jobs:
     """The newest call of every tab that waits or runs."""
 
-    _newest: dict[str, Watch] = field(default_factory=dict)
-    _begun: dict[str, float] = field(default_factory=dict)
+    _newest: dict[tuple[str, str], Watch] = field(default_factory=dict)
+    _begun: dict[tuple[str, str], float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _over: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, tab: str, compute: Callable[[], T]) -> T:
+    def run(self, tab: str, compute: Callable[[], T], part: str = "") -> T:
         """Compute; an older call of the same tab ends at its next layer.
+
+        A call for a ``part`` of the page ends older ones for that part alone.
 
         Raises
         ------
         Ended
             If a newer call of the tab came meanwhile, or all were ended.
         """
-        watch = Watch()
+        watch, name = Watch(), (tab, part)
         with self._lock:
             if self._over.is_set():
                 raise Ended
-            if (older := self._newest.get(tab)) is not None:
-                older.ended = True
-            self._newest[tab], self._begun[tab] = watch, time.monotonic()
+            for other, older in self._newest.items():
+                if other[0] == tab and part in ("", other[1]):
+                    older.ended = True
+            self._newest[name], self._begun[name] = watch, time.monotonic()
         try:
             # Measures and DuckDB are asked by one thread at a time.
             with self._turn:
@@ -49,8 +52,8 @@ class Jobs:
                     return compute()
         finally:
             with self._lock:
-                if self._newest.get(tab) is watch:
-                    del self._newest[tab], self._begun[tab]
+                if self._newest.get(name) is watch:
+                    del self._newest[name], self._begun[name]
 
     def end(self) -> None:
         """End every call at its next layer, and take no more."""
@@ -60,9 +63,9 @@ class Jobs:
                 watch.ended = True
 
     def progress(self, tab: str) -> dict[str, Any]:
-        """Return how far the newest call of a tab has come; empty where none runs."""
+        """Return how far the newest call of a tab has come, but for parts; empty where none is."""
         with self._lock:
-            watch, begun = self._newest.get(tab), self._begun.get(tab)
+            watch, begun = self._newest.get((tab, "")), self._begun.get((tab, ""))
         if watch is None or begun is None:
             return {}
         seconds = round(time.monotonic() - begun, 1)

@@ -178,7 +178,7 @@ def drawing(
             "text": "<br>".join(map(plain, title)),
             "x": 0.0,
             "y": 1.0,
-            "pad": {"t": 8, "l": 12},
+            "pad": {"t": 8 + 10 * max(len(title) - 1, 0), "l": 12},  # else its top is cut
             "xanchor": "left",
             "yanchor": "top",
             "font": {"size": 14},

@@ -72,3 +72,31 @@ def test_the_end_ends_all_and_takes_no_more():
     assert sorted(ended) == ["a", "b"]
     with pytest.raises(Ended):
         jobs.run("c", compute)
+
+
+def test_parts_of_a_page_do_not_end_each_other_and_a_page_ends_them_all():
+    jobs, begun, ended = Jobs(), threading.Barrier(3, timeout=10), []
+
+    def endless():
+        while look():
+            time.sleep(0.001)
+
+    def part(name):
+        begun.wait()
+        with pytest.raises(Ended):
+            jobs.run("tab", endless, part=name)
+        ended.append(name)
+
+    threads = [threading.Thread(target=part, args=(name,)) for name in ("left", "right")]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    while len(jobs._newest) < 2:  # one runs, the other waits for its turn
+        time.sleep(0.001)
+    assert ended == []
+    assert jobs.progress("tab") == {}
+    assert jobs.run("tab", lambda: 4) == 4
+    for thread in threads:
+        thread.join(10)
+    assert sorted(ended) == ["left", "right"]
+    assert jobs.run("tab", lambda: 5, part="left") == 5

@@ -22,8 +22,6 @@ PAGES = {
     "two flows": Address(view="flow", input=KEY, second=OTHER),
     "layer by layer": Address(view="flow", input=KEY, graph="connected", nodes=100),
     "unit": Address(view="unit", unit=UNIT, input=KEY),
-    "layers": Address(view="unit"),
-    "circuit": Address(view="circuit", where=GROUP, computed="stability"),
     "contrast": Address(view="circuit", where=GROUP, against="label = 'bag'"),
     "sql": Address(view="sql", query="SELECT * FROM inputs", chart="bar"),
 }
@@ -61,6 +59,15 @@ def test_figures_keep_their_height_when_the_window_changes(looked):
     finally:
         metrics = size | {"width": 1280}
         looked.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def test_each_of_two_graphs_has_the_maps_of_its_units(looked):
+    looked.open(Address(view="flow", input=KEY, second="test-00002", nodes=12), ".units")
+    script = (
+        "return Array.from(document.querySelectorAll('.js-plotly-plot'), "
+        "(plot) => plot._fullLayout.images.length)"
+    )
+    looked.until(lambda: [n > 3 for n in looked.chrome.execute_script(script)] == [True, True])
 
 
 def test_the_keyboard_reaches_everything(looked):

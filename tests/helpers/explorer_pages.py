@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nrm_graph.explorer.address import Address
     from nrm_graph.explorer.serve import Explorer
 
-PATIENCE = 6.0
+PATIENCE = 30.0
 """Seconds that a page may take on a busy machine."""
 
 _PLACE = """
