@@ -247,7 +247,7 @@ def test_pictures_of_charts(db, kind):
         "SELECT label || ' $x$' AS label, count(*) AS n, sum(target) AS s FROM inputs GROUP BY 1"
     )
     page = explored.page(db, view="sql", query=query, chart=kind)
-    assert list(explored.links(exports.bar(page))) == ["PNG", "SVG", "CSV"]
+    assert list(explored.hrefs(exports.bar(page))) == ["PNG", "SVG", "CSV"]
     assert Image.open(io.BytesIO(exports.export(page, "png")[2])).width > 500
     page = explored.page(db, view="sql", query="SELECT i FROM range(9000) t(i)", chart=kind)
     assert ET.fromstring(exports.export(page, "svg")[2]).tag.endswith("svg")
