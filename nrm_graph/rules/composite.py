@@ -126,7 +126,7 @@ def _unfit(name: str, layers: Sequence[LayerInfo]) -> CompositeError:
     )
     hint = "name one for the kind or the layer with ng.composites.composite(...)"
     if kinds.keys() & ATTENTION:
-        hint = f"for attention take attn_lrp or cp_lrp, or {hint}"
+        hint = f"for attention take attn_lrp, cp_lrp or relp, or {hint}"
     return CompositeError(
         f"composite {name} does not fit the network: it has no rule for {listed}; {hint}"
     )

@@ -35,6 +35,7 @@ __all__ = [
     "from_json",
     "from_zennit",
     "get",
+    "relp",
 ]
 
 
@@ -112,6 +113,10 @@ def attn_lrp(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     Epsilon on everything that is linear; the products of attention share half and half, the
     softmax by its Taylor expansion (what that loses is the ``remainder``), gates half and half;
     LayerNorm with its standard deviation constant, RMSNorm and activations as identities.
+
+    Held constant are the standard deviations of norms and the slopes of activations.  What scales
+    a norm or opens an activation is therefore not seen.  Queries and keys of an attention layer get
+    equal shares in sum, by the rule: that they are equal says nothing about the network.
     """
     return composite("attn_lrp", _attention(epsilon), bias=bias)
 
@@ -122,9 +127,28 @@ def cp_lrp(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
     As attn_lrp, but attention weights and gates are held constant: all relevance of a mix goes to
     its values, all of a gated product to its signal.  A product of which neither factor is known
     as a gate (``multiplication``) is still shared half and half.
+
+    Nothing flows through queries, keys and gates: what decides where a head looks, and what opens
+    a gate, is not seen.  There is no ``remainder``.
     """
     held = {"attention": Hold(0, epsilon), "gate": Hold(1, epsilon)}
     return composite("cp_lrp", _attention(epsilon) | held, bias=bias)
+
+
+def relp(epsilon: float = 1e-6, *, bias: str = "absorbed") -> Composite:
+    """RelP for transformers (Rezaei Jafari et al. 2025, arXiv:2508.21258).
+
+    As cp_lrp, but gated products share half and half (its half-rule): norms with their standard
+    deviation constant (LN-rule), activations as identities (identity-rule), attention weights
+    constant (AH-rule), Epsilon where the paper has the 0-rule.
+
+    Nothing flows through queries and keys: what decides where a head looks is not seen.  That
+    signal and gate of a product have equal shares is the rule, no finding.  On a network without
+    gates (GPT-2, BERT) relp and cp_lrp are the same.  RelP multiplies what these rules give each
+    activation, divided by that activation, by a difference to a second prompt; a measure shares
+    the output of one prompt.
+    """
+    return composite("relp", _attention(epsilon) | {"attention": Hold(0, epsilon)}, bias=bias)
 
 
 def _attention(epsilon: float) -> dict[str, Rule]:
@@ -147,6 +171,7 @@ NAMED: dict[str, Callable[..., Composite]] = {
         excitation_backprop,
         attn_lrp,
         cp_lrp,
+        relp,
     )
 }
 

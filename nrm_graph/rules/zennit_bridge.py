@@ -125,7 +125,8 @@ def from_zennit(chosen: object) -> Composite:
     * Kinds of layers that zennit's maps do not name have the rules of :func:`composite`: Norm for
       sums, averages and interpolation, Epsilon for norms, Pass for RMSNorm, Uniform for products of
       two values; a convolution or dense layer without a rule is refused when a network is met, and
-      so is attention, which ``attn_lrp`` and ``cp_lrp`` are for.  Walks end in embeddings.
+      so is attention, which ``attn_lrp``, ``cp_lrp`` and ``relp`` are for.  Walks end in
+      embeddings.
     * Layers of a ``NameMapComposite`` have zennit's rule whatever they are; names that no layer has
       are refused when a network is met.
 

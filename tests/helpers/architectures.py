@@ -230,7 +230,7 @@ class Recurrent(nn.Module):
 
 PICTURE = ((3, 32, 32),)
 CNN = ("epsilon_gamma", "epsilon_plus")
-ATTENTION = ("attn_lrp", "cp_lrp")
+ATTENTION = ("attn_lrp", "cp_lrp", "relp")
 IDS = ((5,),)
 
 ARCHITECTURES = {

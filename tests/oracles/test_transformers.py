@@ -40,6 +40,7 @@ def close(found, expected, what: str = "", tolerance: float = 1e-7) -> None:
 
 
 COMPOSITES = {"attn_lrp": False, "cp_lrp": True}
+GRADIENTS = {"attn_lrp": (False, False), "cp_lrp": (True, False), "relp": (True, True)}
 
 # One of each in every run of the tests: tracing takes some seconds.
 FEW = [
@@ -49,7 +50,7 @@ FEW = [
         marks=[] if (name, composite) in QUICK else [pytest.mark.slow],
     )
     for name in NETWORKS
-    for composite in COMPOSITES
+    for composite in GRADIENTS
 ]
 
 
@@ -79,7 +80,7 @@ def test_gradient_times_input_at_every_module(name, composite):
     net, x, found = program(name, True, False)
     leaf = NETWORKS[name][1]
     expected = attention_gradients.relevance(
-        net, [x], TARGET, (leaf,) if leaf else (), COMPOSITES[composite]
+        net, [x], TARGET, (leaf,) if leaf else (), *GRADIENTS[composite]
     )
     m = measured(found, x, composite)
     ends = m.topology.inputs[0].name

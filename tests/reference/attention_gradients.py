@@ -1,11 +1,11 @@
-"""AttnLRP and CP-LRP as gradient times input; the package is not used here.
+"""AttnLRP, CP-LRP and RelP as gradient times input; the package is not used here.
 
 With vanishing stabilisers AttnLRP is the gradient of a network whose backward pass is another:
 norms hold their standard deviation constant, an activation f(x) is x times a constant, both
 operands of a product that depend on the input get half of their gradient (so that Q and K have a
 quarter and V a half of theirs), and softmax keeps its own gradient.  CP-LRP holds attention weights
-and gates constant.  :class:`Backward` puts this in place of torch's functions while a network runs;
-relevance is then output times gradient, at every module.
+and gates constant, RelP (``halves``) attention weights alone.  :class:`Backward` puts this in place
+of torch's functions while a network runs; relevance is then output times gradient, at every module.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def line(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Backward(TorchFunctionMode):
-    def __init__(self, net: nn.Module, kept: dict[str, Tensor], cp: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, kept: dict[str, Tensor], cp: bool = False, halves: bool = False
+    ) -> None:
         super().__init__()
-        self.cp, self.kept = cp, kept
+        self.cp, self.halves, self.kept = cp, halves or not cp, kept
         self.owners = {id(p): _owner(name) for name, p in net.named_parameters()}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -95,7 +97,7 @@ class Backward(TorchFunctionMode):
         if func in PRODUCTS and all(moving(a) for a in args):
             return torch.matmul(*(part(a, 0.5) for a in args))
         if func in MULTIPLICATIONS and all(moving(a) for a in args):
-            if not self.cp:
+            if self.halves:
                 return torch.mul(*(part(a, 0.5) for a in args))
             held = [a.detach() if hasattr(a, "is_gate") else a for a in args]
             assert sum(moving(a) for a in held) == 1
@@ -203,7 +205,9 @@ def whole_activations(net: nn.Module) -> None:
             module.forward = forward
 
 
-def relevance(net, inputs, target: int, leaves, cp: bool = False) -> dict[str, Tensor]:
+def relevance(
+    net, inputs, target: int, leaves, cp: bool = False, halves: bool = False
+) -> dict[str, Tensor]:
     """Relevance at the output of every module, for a unit seed.
 
     ``leaves`` are modules whose output is where walks end (embeddings), or none: then the inputs
@@ -236,7 +240,7 @@ def relevance(net, inputs, target: int, leaves, cp: bool = False) -> dict[str, T
         inputs = [x.clone().requires_grad_(True) for x in inputs]
         kept["x"] = inputs[0]
     try:
-        with Backward(net, kept, cp):
+        with Backward(net, kept, cp, halves):
             y = net(*inputs)[0, target]
     finally:
         for hook in hooks:

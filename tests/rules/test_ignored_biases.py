@@ -129,7 +129,7 @@ class Padded(nn.Module):
         return self.out(self.left(x) * torch.sigmoid(self.right(x)))
 
 
-@pytest.mark.parametrize("name", ["attn_lrp", "cp_lrp"])
+@pytest.mark.parametrize("name", ["attn_lrp", "cp_lrp", "relp"])
 def test_constant_neurons_are_left_out_at_every_reader(name):
     torch.manual_seed(1)
     net, x = Tokens().double().eval(), torch.randn(1, 3, 4, dtype=torch.float64)
@@ -142,7 +142,10 @@ def test_constant_neurons_are_left_out_at_every_reader(name):
     assert stabilised < 1e-3  # nothing ends at the class token
 
 
-SLOW = ("epsilon_gamma_box", "epsilon_plus_flat", "epsilon_alpha2_beta1_flat", "cp_lrp", "epsilon")
+SLOW = (
+    *("epsilon_gamma_box", "epsilon_plus_flat", "epsilon_alpha2_beta1_flat", "epsilon"),
+    *("cp_lrp", "relp"),
+)
 
 
 @pytest.mark.parametrize(
