@@ -42,6 +42,8 @@ HEAVY = {
     "explorer",
     "extraction",
     "cli.demo.fashion_cnn",
+    "cli.demo.induction",
+    "cli.demo.induction_heads",
     "cli.inputs",
     "cli.models",
 }

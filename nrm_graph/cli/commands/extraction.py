@@ -16,16 +16,36 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@command("nrm-graph demo --store demo.nrm --picture demo.svg")
-@click.option("--store", type=FILE, default="nrm-demo.nrm", metavar="STORE", help="store to write")
-@click.option(
-    "--picture", type=FILE, default="nrm-demo.png", metavar="FILE", help="picture to write"
+@command(
+    "nrm-graph demo --store demo.nrm --picture demo.svg",
+    """\
+A transformer instead of images:
+  nrm-graph demo --language""",
 )
-def demo(store: str, picture: str) -> None:
-    """Extract a store of the images that the package ships, and tour it."""
-    from nrm_graph.cli.demo import tour
+@click.option(
+    "--language",
+    is_flag=True,
+    help="a small transformer that completes repeated letters, instead of images",
+)
+@click.option(
+    "--store",
+    type=FILE,
+    metavar="STORE",
+    help="store to write (nrm-demo.nrm; with --language nrm-language.nrm)",
+)
+@click.option(
+    "--picture",
+    type=FILE,
+    metavar="FILE",
+    help="picture to write (nrm-demo.png; with --language nrm-language.png)",
+)
+def demo(language: bool, store: str | None, picture: str | None) -> None:
+    """Extract a store of what the package ships, images or letters, and tour it."""
+    from nrm_graph.cli.demo import language_tour, tour
 
-    tour.run(store, picture)
+    name = "nrm-language" if language else "nrm-demo"
+    run = language_tour.run if language else tour.run
+    run(f"{name}.nrm" if store is None else store, f"{name}.png" if picture is None else picture)
 
 
 @command(

@@ -1,1 +1,1 @@
-"""The demo: a small network on FashionMNIST, and the tour that asks it."""
+"""The demos: small networks on images and on letters, and the tours that ask them."""

@@ -87,20 +87,20 @@ def run(
         key = str(inputs[0]["key"])
         m = db.measure(key)
         target = CLASSES[m.target] if m.target is not None else "?"
-        _title(f"Conservation: {key}, target {target!r} (logit {m.logit:.2f})")
+        print_title(f"Conservation: {key}, target {target!r} (logit {m.logit:.2f})")
         print("Bias and stabiliser absorb what a layer does not hand down: each sum plus what the")
         print("layers above it absorbed is 1.")
         print(text_table(m.report().drop_columns(["pruned", "remainder"])))
         for flag in m.flags:
             print(f"note: {flag}")
 
-        _title("Strongest flows of this image, two for each pair of layers (SQL)")
+        print_title("Strongest flows of this image, two for each pair of layers (SQL)")
         print(text_table(_rows(db.sql(STRONGEST_FLOWS, params=[key]))))
 
-        _title("Exact events: any neurons of any layers, neighbours or not")
+        print_title("Exact events: any neurons of any layers, neighbours or not")
         _events(m)
 
-        _title("Per answer: the hidden neuron with the largest mean relevance (SQL)")
+        print_title("Per answer: the hidden neuron with the largest mean relevance (SQL)")
         print(text_table(_rows(db.sql(PER_CLASS, params=["classifier.0"]))))
 
         convolutions = [layer.name for layer in m.topology.layers if layer.kind == "convolution"]
@@ -108,7 +108,7 @@ def run(
         graph.graph["title"] = f"Strong relevance flows of {key}, target {target!r}"
         write_graph(graph, picture, image=inputs[0]["input"][0].numpy())
 
-    _title(f"Done in {time.perf_counter() - began:.0f} s")
+    print_title(f"Done in {time.perf_counter() - began:.0f} s")
     print(f"Store:   {Path(store_path).resolve()}")
     print(f"Picture: {picture.resolve()} ({graph.number_of_edges()} edges of {key})")
     print("Try next:")
@@ -149,5 +149,6 @@ def _rows(relation: object) -> pa.Table:
     return relation.to_arrow_table()  # type: ignore[attr-defined]
 
 
-def _title(text: str) -> None:
+def print_title(text: str) -> None:
+    """Print a heading of the tour."""
     print(f"\n{text}\n{'=' * len(text)}")
