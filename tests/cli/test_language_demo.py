@@ -176,7 +176,6 @@ def test_scripts_explain_themselves(script):
     assert "usage" in done.stdout
 
 
-@pytest.mark.slow
 def test_the_page_has_the_numbers_of_the_shipped_network(demo, program):
     """Seed 0 is the network that ships: its row is computed anew from the weights."""
     model, _ = demo
