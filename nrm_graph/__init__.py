@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nrm_graph.events.sets import Edge, Event, Layer, stay
     from nrm_graph.explorer.serve import explore
     from nrm_graph.extraction.extract import extract
+    from nrm_graph.language.language_model import LanguageModel
+    from nrm_graph.language.loading import load_model
     from nrm_graph.measures.create import measure
     from nrm_graph.measures.measure import Measure
     from nrm_graph.network.ir.operations import register_operation
@@ -53,6 +55,8 @@ _LAZY = {
     "open": ("nrm_graph.database", "open"),
     "join": ("nrm_graph.store.open_tables", "join"),
     "register_operation": ("nrm_graph.network.ir.operations", "register_operation"),
+    "LanguageModel": ("nrm_graph.language.language_model", "LanguageModel"),
+    "load_model": ("nrm_graph.language.loading", "load_model"),
     "load_program": ("nrm_graph.store.program_files", "load_program"),
     "Measure": ("nrm_graph.measures.measure", "Measure"),
     "measure": ("nrm_graph.measures.create", "measure"),
@@ -91,6 +95,7 @@ __all__ = [
     "Event",
     "EventError",
     "InputError",
+    "LanguageModel",
     "Layer",
     "Measure",
     "NrmError",
@@ -108,6 +113,7 @@ __all__ = [
     "explore",
     "extract",
     "join",
+    "load_model",
     "load_program",
     "measure",
     "name_units",

@@ -9,6 +9,9 @@ import torch
 
 from nrm_graph.errors import InputError
 from nrm_graph.foreign_errors import translated
+from nrm_graph.language.aims import aim_of
+from nrm_graph.language.language_model import LanguageModel
+from nrm_graph.language.tokens import TokenTexts
 from nrm_graph.measures.event_passes import MEMORY
 from nrm_graph.measures.measure import Measure
 from nrm_graph.network import units
@@ -40,11 +43,12 @@ if TYPE_CHECKING:
 
 @translated("measuring")
 def measure(
-    model: torch.nn.Module | Program,
-    x: Inputs,
+    model: torch.nn.Module | Program | LanguageModel,
+    x: Inputs | str,
     *,
     target: Target = "predicted",
-    composite: str | Composite = composites.DEFAULT,
+    against: str | int | None = None,
+    composite: str | Composite | None = None,
     bias: str | None = None,
     resolution: str | Mapping[str, Resolution] = "auto",
     dtype: str | None = None,
@@ -58,11 +62,12 @@ def measure(
 
     Parameters
     ----------
-    model : nn.Module, ExportedProgram or Program
+    model : nn.Module, ExportedProgram, Program or LanguageModel
         The network, in any mode.  A program, of :func:`nrm_graph.trace`,
         :func:`nrm_graph.load_program` or ``db.program``, is not traced again.  What forward does
-        to buffers that its output does not depend on is left aside.
-    x : Tensor, or a tuple or mapping of tensors for a network of several inputs
+        to buffers that its output does not depend on is left aside.  A language model, of
+        :func:`nrm_graph.load_model`, takes text.
+    x : Tensor, a tuple or mapping of tensors for a network of several inputs, or text
         One input; what ``model(x)`` answers for it as given tells whether its first axis is a
         batch axis of 1.  Tuples in the order of forward's arguments, mappings by their names.
         Whole numbers that the network takes as such (token ids, masks) stay what they are,
@@ -71,9 +76,14 @@ def measure(
         Output to explain, or signed weights over outputs.  Where the output has several axes, a
         tuple says the place: ``(-1, 464)`` is class 464 at the last position, ``(-1,
         "predicted")`` the largest one there.  Where the network returns several tensors it begins
-        with the name of one: ``("logits", -1, 464)``.
-    composite : str or Composite
-        Rules, by name or built with :mod:`nrm_graph.rules.composites`.
+        with the name of one: ``("logits", -1, 464)``.  Of a language model: the text or id of a
+        token (``" Paris"``), the name or number of a class, or weights of these.
+    against : str or int, optional
+        Of a language model: the token or class that the target is compared with; the difference
+        of the two outputs is explained.
+    composite : str or Composite, optional
+        Rules, by name or built with :mod:`nrm_graph.rules.composites`; ``attn_lrp`` of a language
+        model and ``epsilon_gamma`` of all others by default.
     bias : "absorbed" or "ignored", optional
         Whether biases and constants take their share of relevance, or are left out so that neurons
         carry the whole; the composite's own by default (``absorbed``, of most).
@@ -109,22 +119,50 @@ def measure(
     1.0
     """
     check_options(dtype, scale, memory)
+    if isinstance(model, LanguageModel):
+        _refuse_beside_text(tokens, output)
+        target = aim_of(model.reader, target, against)
+    elif against is not None:
+        raise InputError(
+            "against= is for language models (ng.load_model): give weights such as {3: 1, 5: -1} "
+            "as target"
+        )
     named_outputs(target)
     if tokens is not None:
         check_texts(tokens)
-    rules = composites.get(composite, bias)
+    fitting = "attn_lrp" if isinstance(model, LanguageModel) else composites.DEFAULT
+    rules = composites.get(fitting if composite is None else composite, bias)
     units.check(resolution)
     place = device_of(device)
-    program, xs = program_of(model, x, output)
+    classes: Sequence[str] | None = None
+    if isinstance(model, LanguageModel):
+        text = model.reader.encode(x)
+        tokens, classes = text.tokens, TokenTexts(model.reader)
+        length = len(text.ids)
+        program, xs = program_of(
+            model.program(length), text.inputs(length, model.reader.pad), output
+        )
+    elif isinstance(x, str):
+        raise InputError(
+            "x is text, which language models take: load one with ng.load_model('hf:...')"
+        )
+    else:
+        program, xs = program_of(model, x, output)
     kind = precision(program) if dtype is None else getattr(torch, dtype)
     if dtype is None and any(t.is_floating_point() for t in xs):
         # The caller's own, whatever the program was stored in.
         kind = torch.float64 if any(t.dtype == torch.float64 for t in xs) else torch.float32
     net = prepared_network.network(program, rules, kind, place)
     one = tuple(t.detach().to(place).contiguous() for t in input_spec(program).samples(xs, kind))
-    return from_network(
-        net, one, target, resolution, scale, memory, checked_tokens(net.layout.topology, tokens)
-    )
+    named = checked_tokens(net.layout.topology, tokens)
+    return from_network(net, one, target, resolution, scale, memory, named, classes)
+
+
+def _refuse_beside_text(tokens: Sequence[str] | None, output: Choice) -> None:
+    """Refuse what a language model says by itself."""
+    if tokens is not None or output is not None:
+        given = "tokens=" if tokens is not None else "output="
+        raise InputError(f"a language model takes text, which says it all: leave {given} out")
 
 
 def check_options(dtype: str | None, scale: str, memory: int) -> None:
@@ -151,7 +189,7 @@ def from_network(
     scale: str = "unit",
     memory: int = MEMORY,
     tokens: tuple[str, ...] | None = None,
-    classes: tuple[str, ...] | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Measure:
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)

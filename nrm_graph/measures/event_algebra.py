@@ -60,7 +60,7 @@ class Algebra(Displayed):
     error: float = 0.0
     terms: event_passes.Terms = ((1.0, {}),)
     tokens: tuple[str, ...] | None = None
-    classes: tuple[str, ...] | None = None
+    classes: Sequence[str] | None = None
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def _description(self) -> Description:

@@ -50,7 +50,7 @@ class Measure(Algebra):
         Bytes that events of one batch may hold.
     tokens : tuple of str, or None
         Text of every position of the input, where it is known.
-    classes : tuple of str, or None
+    classes : sequence of str, or None
         Names of the outputs, where they are known.
 
     Notes

@@ -1,0 +1,1 @@
+"""Language models: loaded from folders without running their code, read as text."""
