@@ -19,7 +19,7 @@ from nrm_graph.extraction.known_inputs import KnownInputs, Relabelled
 from nrm_graph.extraction.loaders import Ended, refusal
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import outputs_of
-from nrm_graph.network.token_texts import checked_tokens
+from nrm_graph.network.token_texts import checked_tokens, output_texts, positions
 from nrm_graph.network.weighted_targets import weights_of
 from nrm_graph.propagation.flags import flags_of
 from nrm_graph.propagation.forward import forward
@@ -65,6 +65,8 @@ class Task:
         Where to compute.
     start : int
         Item of the first place of the data set; see :mod:`nrm_graph.extraction.item_numbers`.
+    names : sequence of str or None
+        Texts of the tokens that are a language model's outputs.
     """
 
     targets: tuple[Any, ...]
@@ -75,6 +77,7 @@ class Task:
     size: int
     device: str
     start: int = 0
+    names: Sequence[str] | None = None
 
 
 @dataclass
@@ -114,6 +117,12 @@ class Extraction:
     def _outputs(self) -> Outputs:
         """What the network returns."""
         return outputs_of(self.plan.network.program)
+
+    @cached_property
+    def _positions(self) -> int | None:
+        """Positions of a network of ids."""
+        program = self.plan.network.program
+        return positions((shape, name in program.integers) for name, shape in program.inputs)
 
     @cached_property
     def _known(self) -> KnownInputs:
@@ -172,7 +181,8 @@ class Extraction:
         """Sample of an item; None where there is nothing to compute."""
         sample = samples.sample(item, name, self.spec, self._precision)
         if isinstance(sample.metadata.get("tokens"), list | tuple):
-            checked_tokens(self.plan.network.layout.topology, sample.metadata["tokens"])
+            topology = self.plan.network.layout.topology
+            checked_tokens(topology, sample.metadata["tokens"], self._positions)
         if not self._known.meet(sample, name, place):
             return None
         return replace(sample, item=self._numbering.item(sample.key, place))
@@ -226,14 +236,13 @@ class Extraction:
 
     def _aims(self, choice: object, batch: Sequence[Sample], output: torch.Tensor) -> list[Aim]:
         """Return what a target is of each input of a batch, whose outputs are ``(N, outputs)``."""
-        unknown = "predicted" in entries_of(choice)
-        return [
-            self._outputs.aim(
-                labelled(choice, sample, self.task.classes),
-                output[i].cpu().double().numpy() if unknown else None,
-            )
-            for i, sample in enumerate(batch)
-        ]
+        aims = []
+        for i, sample in enumerate(batch):
+            asked = labelled(choice, sample, self.task.classes)
+            unknown = "predicted" in entries_of(asked)
+            values = output[i].cpu().double().numpy() if unknown else None
+            aims.append(self._outputs.aim(asked, values))
+        return aims
 
     def _add(self, batch: Sequence[Sample], aims: Sequence[Aim], state: State) -> None:
         """Hand the tables of a batch to the writer.
@@ -280,7 +289,7 @@ class Extraction:
                     sample.label_text,
                     predicted[i],
                     logits[i],
-                    sample.metadata,
+                    {**sample.metadata, **self._texts(aim, predicted[i])},
                     sample.content,
                     self._tensors(sample),
                     stored.nodes,
@@ -291,6 +300,14 @@ class Extraction:
                     *self._kept(stored),
                 )
             )
+
+    def _texts(self, aim: Aim, predicted: int) -> dict[str, str]:
+        """Texts of the tokens that are explained and predicted, of a language model."""
+        names = self.task.names
+        if names is None:
+            return {}
+        words = output_texts(aim, names)
+        return {"target_text": words, "predicted_text": names[predicted]}
 
     def _kept(self, tables: SampleTables) -> tuple[float | None, tuple[float, ...] | None]:
         """Share that every pair of layers keeps, and the thresholds of all of them."""

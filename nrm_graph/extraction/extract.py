@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph.database import Database
 from nrm_graph.errors import InputError
-from nrm_graph.extraction import ray_workers, store_settings
+from nrm_graph.extraction import ray_workers, samples, store_settings
 from nrm_graph.extraction.batches import Extraction, Task
 from nrm_graph.extraction.first_input import first_readable
 from nrm_graph.extraction.input_targets import check_range, warn_vanished
 from nrm_graph.extraction.item_numbers import first_item
 from nrm_graph.extraction.options import check_engine, check_options
 from nrm_graph.extraction.progress import InputProgress
-from nrm_graph.extraction.samples import items, length, sample
+from nrm_graph.extraction.samples import items, sample
 from nrm_graph.extraction.store_options import Store, StoreOptions
+from nrm_graph.extraction.texts import text_call
 from nrm_graph.foreign_errors import translated
+from nrm_graph.language.language_model import LanguageModel
 from nrm_graph.network.device import device_of
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import asked_for, outputs_of
@@ -49,10 +51,12 @@ if TYPE_CHECKING:
 
 @translated("extracting")
 def extract(
-    model: torch.nn.Module | Program,
+    model: torch.nn.Module | Program | LanguageModel,
     inputs: Iterable[Any],
     path: str | os.PathLike[str],
     *,
+    against: str | int | None = None,
+    length: int | None = None,
     composite: str | Composite | None = None,
     bias: str | None = None,
     target: str | int | tuple[Any, ...] | Mapping[Any, float] | Sequence[Any] = "predicted",
@@ -77,9 +81,10 @@ def extract(
 
     Parameters
     ----------
-    model : nn.Module, ExportedProgram or Program
+    model : nn.Module, ExportedProgram, Program or LanguageModel
         The network.  A program, of :func:`nrm_graph.trace`, :func:`nrm_graph.load_program` or
-        ``db.program`` of a store, is not traced again.
+        ``db.program`` of a store, is not traced again.  A language model, of
+        :func:`nrm_graph.load_model`, takes texts.
     inputs : iterable
         A data set, data loader or any iterable of tensors, (tensor, label) pairs or mappings
         ``{"input": tensor, "key": ..., "label": ..., **metadata}``; single samples, without
@@ -90,14 +95,16 @@ def extract(
         ``"input"``.  A list of text as ``"tokens"`` names the positions of the input, in graphs
         and pictures.  Without a key an input is known by its content: equal inputs are one, and
         are refused where their labels differ.  A label is kept as text, lists and tensors as
-        JSON (``[1, 0, 1]``).
+        JSON (``[1, 0, 1]``).  A language model takes texts, or mappings ``{"text": ..., "key": ...,
+        "label": ..., "target": ..., "against": ..., **metadata}``.
     path : path
         Folder of the store; one that is there is continued: what is committed is not computed
         again.  Then ``composite``, ``resolution``, ``max_edges``, ``coverage``, ``top``,
         ``mantissa_bits``, ``classes``, ``preprocessing`` and ``weights`` are the store's own
         where they are not given, and refused where they are given and differ.
     composite : str or Composite, optional
-        Rules, as in :func:`nrm_graph.measure`: as the store was made, else ``epsilon_gamma``.
+        Rules, as in :func:`nrm_graph.measure`: as the store was made, else ``epsilon_gamma``
+        (``attn_lrp`` of a language model).
         ``auto`` is as the store was made, else ``attn_lrp`` of a network with attention, and
         ``epsilon_gamma`` of all others.
     bias : "absorbed" or "ignored", optional
@@ -111,6 +118,14 @@ def extract(
         :func:`nrm_graph.measure`: ``(-1, 464)``, ``(-1, "predicted")`` or ``(-1, "label")``.  A
         mapping of indices or places to weights, such as ``{3: 1, 5: -1}``, is one target, the
         weighted sum: in ``inputs`` its ``target`` is null and ``weights`` holds it as text.
+        Of a language model: texts or ids of tokens (``" Paris"``), names or numbers of classes,
+        or weights of these; a text's own ``target`` and ``against`` come before.
+    against : str or int, optional
+        Of a language model: the token or class that every target is compared with; the difference
+        of the two outputs is explained.
+    length : int, optional
+        Of a language model: positions of the store, padding included: as the store was made, else
+        those of the longest text; a stream must say.  A longer text is refused.
     max_edges : "auto", "all" or int
         Rows of ``edges`` per input at most, over all pairs of layers, each of which keeps the same
         share of its sum of |relevance| in its strongest edges; see
@@ -151,7 +166,8 @@ def extract(
         Of a network that returns several tensors, the one to explain; see
         :func:`nrm_graph.measure`.
     weights : "copy" or "named", optional
-        Whether the store holds the network's weights; as the store was made, else ``copy``.
+        Whether the store holds the network's weights; as the store was made, else ``copy``
+        (``named`` of a language model).
         ``named`` keeps name, type, shape and SHA-256 of those that are the model's own, and the
         bytes of the others alone (batch norm that was folded in, constants): exact answers then
         need ``ng.open(path, weights=FILE)``, a file of safetensors such as one that holds
@@ -193,6 +209,16 @@ def extract(
     by an error, Ctrl-C, SIGTERM or SIGHUP.  The two signals raise ``SystemExit``, and a second one
     ends the process at once; in a thread that is not the main one they do what they do anyway.
     """
+    folder, texts = local_path(path), None
+    if isinstance(model, LanguageModel):
+        texts = text_call(model, inputs, target, against, length, folder)
+        inputs, target = texts.inputs, texts.targets
+        composite = "auto" if composite is None else composite
+        classes = texts.classes if classes is None else classes
+        weights = texts.weights if weights is None else weights
+        model = texts.network
+    elif against is not None or length is not None:
+        raise InputError("against= and length= are for language models (ng.load_model)")
     options = StoreOptions(
         composite,
         bias,
@@ -209,7 +235,7 @@ def extract(
     check_options(batch_size, tensors, preprocessing, on_error, classes)
     check_engine(engine, workers, inputs)
     requested = asked_for(target)
-    store = _store(local_path(path), options)
+    store = _store(folder, options)
     where = device_of(device)
     entries = items(inputs)
     first = first_readable(entries, on_error)
@@ -234,9 +260,10 @@ def extract(
     tables = store.plan(net)
     description, partitions = store_settings.settings(program, tables, spec, program_hash)
     description |= store.kept_options(tables) | store.named_weights(program, model)
+    description |= {} if texts is None else {"language": texts.described}
     _create_store(store.folder, program, description, partitions)
     own = program.weights if "named" in description else None
-    meter = InputProgress(length(inputs), partial(store_settings.sizes, tables), progress)
+    meter = InputProgress(samples.length(inputs), partial(store_settings.sizes, tables), progress)
     task = Task(
         tuple(targets),
         None if names is None else tuple(names),
@@ -245,6 +272,7 @@ def extract(
         on_error,
         _per_pass(batch_size, net, where),
         str(where),
+        names=None if texts is None else texts.names,
     )
     everything = chain(first.read, entries)
     number = partial(first_item, keys=first.keys_of(inputs), sample_of=sample_of)

@@ -28,15 +28,19 @@ if TYPE_CHECKING:
 
 
 def labelled(choice: object, sample: Sample, classes: Sequence[str] | None) -> Any:
-    """Return a target with the label of a sample in the place of ``label``."""
+    """Return a target with the label of a sample in the place of ``label``; or the sample's own."""
+    return _labelled(choice if sample.own is None else sample.own.aim, sample, classes)
+
+
+def _labelled(choice: object, sample: Sample, classes: Sequence[str] | None) -> Any:
     if isinstance(choice, Mapping):
         weights: dict[Any, float] = {}
         for place, weight in choice.items():
-            named = labelled(place, sample, classes)
+            named = _labelled(place, sample, classes)
             weights[named] = weights.get(named, 0.0) + weight
         return weights
     if isinstance(choice, tuple):
-        return tuple(labelled(entry, sample, classes) for entry in choice)
+        return tuple(_labelled(entry, sample, classes) for entry in choice)
     return class_index(sample.label, sample.key, classes) if choice == "label" else choice
 
 
@@ -92,7 +96,7 @@ def check_range(
     for choice in targets:
         for place in choice if isinstance(choice, Mapping) else [choice]:
             if "label" in entries_of(place):
-                if first is None:
+                if first is None or first.own is not None:
                     continue
                 place = labelled(place, first, classes)
             outputs.index(place, anything)

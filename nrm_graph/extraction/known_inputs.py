@@ -115,7 +115,8 @@ class KnownInputs:
 
         The prediction of a key that is there is known from the store: its content is the same.
         """
-        for choice in self.targets:
+        targets = self.targets if sample.own is None else (sample.own.aim,)
+        for choice in targets:
             target: Aim | None
             if choice == "predicted":
                 target = self.writer.predicted(sample.key)

@@ -25,6 +25,19 @@ _RESERVED = ("input", "key", "label")
 
 
 @dataclass(frozen=True)
+class OwnTarget:
+    """What to explain of one input, which stands in the place of what the call says.
+
+    Attributes
+    ----------
+    aim : int, tuple, mapping, or "predicted"
+        As the network's own.
+    """
+
+    aim: Any
+
+
+@dataclass(frozen=True)
 class Sample:
     """One input, ready for the network.
 
@@ -43,6 +56,8 @@ class Sample:
         Further fields.
     item : int or None
         Place in the data set, counted through all calls.
+    own : OwnTarget or None
+        What to explain of it, where that is said of it alone.
     """
 
     key: str
@@ -51,6 +66,7 @@ class Sample:
     label: Any = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     item: int | None = None
+    own: OwnTarget | None = None
 
     @property
     def label_text(self) -> str | None:
@@ -243,12 +259,14 @@ def sample(item: object, name: str, spec: InputSpec, dtype: torch.dtype) -> Samp
             raise InputError(f"{subject} holds NaN or infinity")
     content = content_of(dict(zip(spec.names, arrays, strict=True)))
     label = input_labels.plain(fields.get("label"), f"the label of input {shown!r}")
-    extra = {k: v for k, v in fields.items() if k not in _RESERVED}
+    own = fields.get("target")
+    own = own if isinstance(own, OwnTarget) else None
+    extra = {k: v for k, v in fields.items() if k not in _RESERVED and v is not own}
     try:
         input_labels.text(label)  # whether it can be stored
     except InputError as error:
         raise InputError(f"input {shown!r}: {error}") from None
-    return Sample(key or content, content, tuple(arrays), label, extra)
+    return Sample(key or content, content, tuple(arrays), label, extra, own=own)
 
 
 def _key(value: object, name: str) -> str | None:

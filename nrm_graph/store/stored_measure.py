@@ -16,6 +16,7 @@ from nrm_graph.network.ir.input_spec import InputSpec, precision
 from nrm_graph.network.ir.interpreter import settle_threads
 from nrm_graph.network.ir.validation import vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
+from nrm_graph.network.token_texts import padded, positions
 from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import composites
 from nrm_graph.store import named_weights
@@ -169,7 +170,7 @@ def batch_of(db: View, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
 
 
 def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
-    """Texts of an input's positions, where the store names them.
+    """Texts of an input's positions, those of padding included, where the store names them.
 
     Raises
     ------
@@ -184,7 +185,8 @@ def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         key = db._snapshot.entries[identity].key
         raise StoreError(f"the tokens of {key!r} in {db.path} are no texts: copy the store again")
-    return tuple(tokens)
+    inputs = settings.inputs_of(db.meta)
+    return padded(tokens, positions((row["shape"], row["dtype"] != "float") for row in inputs))
 
 
 def input_spec_of(meta: Mapping[str, Any]) -> InputSpec:

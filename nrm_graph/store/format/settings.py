@@ -88,6 +88,13 @@ class _Named(Struct, forbid_unknown_fields=True):
     sha256: Sha256
 
 
+class _Language(Struct, forbid_unknown_fields=True):
+    head: Annotated[str, Meta(pattern=r"^(causal|masked|classification)\Z")]
+    family: Text
+    model: Text
+    length: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
+
+
 class _Settings(Struct):
     program_hash: Sha256
     composite: dict[str, Any]
@@ -104,6 +111,7 @@ class _Settings(Struct):
     named: dict[str, _Named] | UnsetType = UNSET
     inputs: Annotated[list[_Input], Tensors] | UnsetType = UNSET
     outputs: Annotated[list[_Output], Tensors] | UnsetType = UNSET
+    language: _Language | UnsetType = UNSET
 
 
 def create(
