@@ -15,13 +15,16 @@ from typing import Any
 import torch
 
 from nrm_graph.errors import InputError, first_line
+from nrm_graph.language import loading
+from nrm_graph.language.language_model import LanguageModel
 
 Preprocessing = Callable[[Any], torch.Tensor]
-Loaded = tuple[torch.nn.Module, Preprocessing | None, tuple[str, ...] | None]
+Model = torch.nn.Module | LanguageModel
+Loaded = tuple[Model, Preprocessing | None, tuple[str, ...] | None]
 
 _FORMS = (
-    "torchvision:NAME, torchvision:NAME@weights.pt, torchvision:NAME@random:SEED, a .pt2 file or "
-    "package.module:function"
+    "torchvision:NAME, torchvision:NAME@weights.pt, torchvision:NAME@random:SEED, hf:FOLDER, "
+    "hf:NAME, a .pt2 file or package.module:function"
 )
 
 
@@ -33,13 +36,14 @@ def load_model(spec: str) -> Loaded:
     spec : str
         ``torchvision:vgg16`` (default pretrained weights, downloaded once by torchvision),
         ``torchvision:vgg16@weights.pt`` (a state dict, read without pickled code),
-        ``torchvision:vgg16@random:0`` (seeded random weights, no matrix of them all zeros), a
+        ``torchvision:vgg16@random:0`` (seeded random weights, no matrix of them all zeros),
+        ``hf:FOLDER`` or ``hf:NAME`` (a language model, see :func:`nrm_graph.load_model`), a
         ``.pt2`` file written by ``torch.export.save``, or ``package.module:function``.  The last
         two run code: use only what you trust.
 
     Returns
     -------
-    model : torch.nn.Module
+    model : torch.nn.Module or LanguageModel
         The network.
     preprocessing : callable or None
         Turns a PIL image into the network's input.
@@ -53,6 +57,8 @@ def load_model(spec: str) -> Loaded:
         If there is no such model, or it cannot be loaded.
     """
     check_model(spec)
+    if spec.startswith(loading.PREFIX):
+        return loading.load_model(spec), None, None
     if spec.startswith("torchvision:"):
         return _torchvision(spec.removeprefix("torchvision:"))
     if spec.endswith(".pt2"):
@@ -71,7 +77,9 @@ def check_model(spec: str) -> None:
     """
     if "://" in spec:
         raise InputError(f"MODEL {spec} is an address: download the file and name it here")
-    if spec.startswith("torchvision:"):
+    if spec.startswith(loading.PREFIX):
+        loading.check_place(spec)
+    elif spec.startswith("torchvision:"):
         name, _, source = spec.removeprefix("torchvision:").partition("@")
         from torchvision import models
 

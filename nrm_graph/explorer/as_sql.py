@@ -163,10 +163,11 @@ def _with_words(db: Database) -> str:
     last = next((shape[-1] for _, shape in outputs if shape), 1)
     if not one or len(names) > last:
         names, last = (), last if one else db.outputs.count
-    rows = ", ".join(f"({i}, {text_literal(name)})" for i, name in enumerate(names))
+    known = [(i, name) for i, name in enumerate(names) if name]  # not a whole vocabulary
+    rows = ", ".join(f"({i}, {text_literal(name)})" for i, name in known)
     classes = f"(VALUES {rows or '(NULL, CAST(NULL AS VARCHAR))'}) AS c(class, name)"
     number = f"CAST(predicted % {max(1, last)} AS VARCHAR)"
-    listed = ", ".join(map(text_literal, names)) or "NULL"
+    listed = ", ".join(text_literal(name) for _, name in known) or "NULL"
     digits = f"WHEN {str(one).lower()} AND try_cast(label AS BIGINT) IS NOT NULL THEN"
     return (
         f"(SELECT inputs.*, coalesce(c.name, {number}) AS words,\n"

@@ -111,10 +111,11 @@ class _Question:
         one = len(parts_) == 1
         if not one or len(names) > last:  # as Outputs.text has it: then no class is known
             names, last = (), last if one else db.outputs.count
+        known = [i for i, name in enumerate(names) if name]  # not a whole vocabulary
         self.classes = pa.table(
             {
-                "class": pa.array(range(len(names)), pa.int64()),
-                "name": pa.array(names, pa.string()),
+                "class": pa.array(known, pa.int64()),
+                "name": pa.array([names[i] for i in known], pa.string()),
             }
         )
         # Of several axes the strongest output is at one place, the label of none in particular.

@@ -26,6 +26,7 @@ from nrm_graph.propagation.forward import forward
 from nrm_graph.propagation.output_scale import added_up
 from nrm_graph.propagation.output_weights import initial_relevance, output_weights
 from nrm_graph.store.format.schema import Record
+from nrm_graph.store.token_names import TEXTS
 from nrm_graph.tables.arrow import absorbed, unplaced
 from nrm_graph.tables.builder import sample_tables
 from nrm_graph.tables.rounding import rounded
@@ -306,8 +307,7 @@ class Extraction:
         names = self.task.names
         if names is None:
             return {}
-        words = output_texts(aim, names)
-        return {"target_text": words, "predicted_text": names[predicted]}
+        return dict(zip(TEXTS, (output_texts(aim, names), names[predicted]), strict=True))
 
     def _kept(self, tables: SampleTables) -> tuple[float | None, tuple[float, ...] | None]:
         """Share that every pair of layers keeps, and the thresholds of all of them."""

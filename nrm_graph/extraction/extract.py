@@ -216,7 +216,7 @@ def extract(
         composite = "auto" if composite is None else composite
         classes = texts.classes if classes is None else classes
         weights = texts.weights if weights is None else weights
-        model = texts.network
+        model = model.network()
     elif against is not None or length is not None:
         raise InputError("against= and length= are for language models (ng.load_model)")
     options = StoreOptions(
@@ -239,7 +239,8 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     first = first_readable(entries, on_error)
-    program, example = program_of(model, first.fields["input"], output, "the first input")
+    traced = model if texts is None else texts.program()
+    program, example = program_of(traced, first.fields["input"], output, "the first input")
     program_hash = program.hash()
     if store.meta is not None:
         settings.check_program(store.meta, program_hash)

@@ -17,16 +17,16 @@ from nrm_graph.extraction.samples import OwnTarget, indexed
 from nrm_graph.language.aims import aim_of, aims_of
 from nrm_graph.language.tokens import TokenTexts
 from nrm_graph.store.format.settings import read_settings
+from nrm_graph.store.token_names import TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import nn
-
     from nrm_graph.language.language_model import LanguageModel
     from nrm_graph.language.tokens import Encoded, Reader
+    from nrm_graph.network.ir.program import Program
 
-_RESERVED = ("input", "tokens")
+_RESERVED = ("input", "tokens", *TEXTS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Row:
         taken = [part for part in _RESERVED if part in item]
         if taken:
             raise InputError(
-                f"{name} has a field {taken[0]!r}, which the tokenizer gives: call it otherwise"
+                f"{name} has a field {taken[0]!r}, which the store fills itself: call it otherwise"
             )
         fields = {k: v for k, v in item.items() if k not in ("text", "target", "against")}
         return cls(item["text"], fields, item.get("target"), item.get("against"))
@@ -176,8 +176,10 @@ class TextCall:
 
     Attributes
     ----------
-    network : nn.Module
-        Ids and mask to one row of outputs.
+    model : LanguageModel
+        The model.
+    length : int
+        Positions of the store.
     inputs : iterable
         The texts as items.
     targets : object
@@ -188,17 +190,30 @@ class TextCall:
         Texts of the tokens that are outputs; None of a classifier.
     weights : "named" or None
         A new store names the weights, which are in the model's own files.
-    described : dict
-        What ``store.json`` says of the model.
     """
 
-    network: nn.Module
+    model: LanguageModel
+    length: int
     inputs: Iterable[Any]
     targets: Any
     classes: tuple[str, ...] | None
     names: Sequence[str] | None
     weights: str | None
-    described: dict[str, Any]
+
+    def program(self) -> Program:
+        """Return the traced network, of as many positions as the store has."""
+        return self.model.program(self.length)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What ``store.json`` says of the model."""
+        name = self.model.name
+        return {
+            "head": self.model.head,
+            "family": self.model.family,
+            "model": Path(name).expanduser().resolve().name if self.model.local else name,
+            "length": self.length,
+        }
 
 
 def text_call(
@@ -249,16 +264,10 @@ def text_call(
     inputs: Iterable[Any] = StreamedTexts(rows, texts)
     if sized:
         inputs = SizedTexts(rows, texts, [name for name, _ in encoded])  # type: ignore[assignment]
-    described = {
-        "head": model.head,
-        "family": model.family,
-        "model": Path(model.name).name if Path(model.name).exists() else model.name,
-        "length": positions,
-    }
     names = TokenTexts(reader) if model.classes is None else None
     classes = model.classes if stored is None else None
     weights = "named" if stored is None and model.weights else None
-    return TextCall(model.network(), inputs, targets, classes, names, weights, described)
+    return TextCall(model, positions, inputs, targets, classes, names, weights)
 
 
 def _looked_through(reader: Reader, rows: Any) -> list[tuple[str, Encoded | None]]:

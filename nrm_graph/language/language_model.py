@@ -37,6 +37,8 @@ class LanguageModel:
         Folder or name that it was loaded from.
     weights : tuple of Path
         Its files of safetensors.
+    local : bool
+        Whether it was a folder of the caller's own, rather than a name of the hub.
 
     Notes
     -----
@@ -50,6 +52,7 @@ class LanguageModel:
     family: str
     name: str
     weights: tuple[Path, ...]
+    local: bool = True
     _programs: dict[int, Program] = field(default_factory=dict, repr=False, compare=False)
 
     @property

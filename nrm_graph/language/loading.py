@@ -12,7 +12,7 @@ from nrm_graph.foreign_errors import translated
 from nrm_graph.language import folder
 from nrm_graph.language.heads import CLASSES, CLASSIFICATION, MASKED, head_of
 from nrm_graph.language.language_model import LanguageModel
-from nrm_graph.language.libraries import quiet
+from nrm_graph.language.libraries import quiet, transformers
 from nrm_graph.language.one_row import longest
 from nrm_graph.language.tokens import Reader
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 PREFIX = "hf:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
@@ -52,7 +60,8 @@ def load_model(spec: str) -> LanguageModel:
     """
     where = place_of(spec)
     local = Path(where).expanduser()
-    found = folder.checked(local if local.exists() else _downloaded(where))
+    is_local = local.exists()
+    found = folder.checked(local if is_local else _downloaded(where))
     with quiet(offline=True) as library:
         head = head_of(found.config, where)
         module = _module(library, found, head)
@@ -61,12 +70,26 @@ def load_model(spec: str) -> LanguageModel:
         raise InputError(f"the tokenizer of {where} has no mask token, which a masked model needs")
     reader = _reader(module, tokenizer, head)
     return LanguageModel(
-        module, reader, head, str(found.config["model_type"]), where, found.weights
+        module, reader, head, str(found.config["model_type"]), where, found.weights, is_local
     )
 
 
+def check_place(spec: str) -> None:
+    """Refuse what ``hf:...`` cannot load, before anything is read that takes long.
+
+    Raises
+    ------
+    InputError
+        Saying what is missing, or of which kind it is.
+    """
+    where = place_of(spec)
+    local = Path(where).expanduser()
+    if local.exists():
+        head_of(folder.checked(local).config, where)
+
+
 def place_of(spec: str) -> str:
-    """Folder or name that ``hf:...`` names; nothing is loaded.
+    """Return the folder or name that ``hf:...`` names; nothing is loaded.
 
     Raises
     ------
@@ -76,6 +99,7 @@ def place_of(spec: str) -> str:
     where = spec.removeprefix(PREFIX) if isinstance(spec, str) else ""
     if not where or where == spec:
         raise InputError(f"expected a model such as 'hf:FOLDER' or 'hf:NAME', found {spec!r:.100}")
+    transformers()
     if not Path(where).expanduser().exists() and not _HUB_NAME.fullmatch(where):
         raise InputError(
             f"there is no folder {where!r:.200}, and it is no name of a model of the hub "
@@ -151,6 +175,11 @@ def _tokenizer(library: Any, found: folder.Folder) -> Any:
     InputError
         If there is none that is fast.
     """
+    if not any((found.path / name).is_file() for name in _TOKENIZERS):
+        raise InputError(
+            f"{found.path} has no tokenizer: expected tokenizer.json beside the model "
+            "(tokenizer.save_pretrained writes it)"
+        )
     try:
         tokenizer = library.AutoTokenizer.from_pretrained(
             str(found.path), local_files_only=True, trust_remote_code=False

@@ -19,6 +19,7 @@ from nrm_graph.events.sets import Event, checked
 from nrm_graph.measures import event_passes, rounding_errors
 from nrm_graph.measures.results import Conditional, Estimate
 from nrm_graph.network.targets import outputs_of
+from nrm_graph.network.weighted_targets import text_of
 from nrm_graph.progress import Progress
 from nrm_graph.propagation.flags import SHORT, flags_of, meaning, reading
 from nrm_graph.propagation.output_scale import added_up
@@ -85,7 +86,11 @@ class Algebra(Displayed):
     def target_text(self) -> str:
         """Target in words, such as ``target 3 (cat)``: its place in the output, and its class."""
         if self.target is None:
-            return "weighted outputs"
+            if self.classes is None:
+                return "weighted outputs"
+            chosen = self.weights[0].nonzero().flatten().tolist()
+            weights = text_of({index: float(self.weights[0, index]) for index in chosen})
+            return f"weighted outputs {self.outputs.text(weights, self.classes)}"
         return f"target {self.outputs.text(self.target, self.classes)}"
 
     @property

@@ -256,7 +256,9 @@ class Outputs:
         last = next((s[-1] for _, s in self.parts[:1] if s), 0)
         fits = classes is not None and len(self.parts) == 1 and len(classes) <= last
         if fits and classes is not None and isinstance(at, int) and 0 <= at < len(classes):
-            shown += f" ({classes[at]})"
+            name = classes[at]  # empty where a store knows no more of a vocabulary
+            clear = name.isprintable() and name == name.strip()
+            shown += f" ({name if clear else repr(name)})" if name else ""
         return shown
 
 

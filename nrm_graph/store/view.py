@@ -65,6 +65,7 @@ class View(Displayed):
         self._limits: dict[Any, dict[int, float]] = {}  # by inputs, what circuits asked before
         self._exact: dict[str, dict[int, Any]] = {}  # edges that were computed, by input
         self._joints: dict[str, Any] = {}  # joint relevances that were averaged so far
+        self._tokens: tuple[str, ...] | None = None  # names of outputs that are tokens
 
     def __getstate__(self) -> dict[str, Any]:
         omitted = {
@@ -116,6 +117,7 @@ class View(Displayed):
         self._limits = {}
         self._exact = {}
         self._joints = {}
+        self._tokens = None
         # Relations of before keep their own hold on the old reader.
         self._reader = None
 
@@ -177,8 +179,14 @@ class View(Displayed):
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Names of the outputs, where they are known."""
+        """Names of the outputs, where they are known; of tokens, those that the inputs name."""
         names = self.meta.get("classes")
+        if names is None and "language" in self.meta:
+            if self._tokens is None:
+                from nrm_graph.store.token_names import token_names
+
+                self._tokens = token_names(self)
+            return self._tokens
         return None if names is None else tuple(names)
 
     def sql(
