@@ -21,6 +21,7 @@ MATPLOTLIB = {"plots"}
 MSGSPEC = {"foreign_errors", "network", "store"}
 
 HEAVY = {
+    "language",
     "network.copies",
     "network.device",
     "network.ir",

@@ -13,6 +13,7 @@ from nrm_graph.circuits.edge_statistics import MOST_EDGES, chosen_edges
 from nrm_graph.circuits.engines import local
 from nrm_graph.circuits.exact import exact_sums
 from nrm_graph.circuits.nodes import ends_of
+from nrm_graph.circuits.positions import position_notes
 from nrm_graph.circuits.source import source
 from nrm_graph.circuits.sums import NODE, WHOLE
 from nrm_graph.errors import InputError
@@ -188,6 +189,7 @@ def circuit(
     if rows.units is not None:
         graph.graph["by"] = dict(rows.units.names)
     graph.graph |= facts_of(db, rows.group, weight, rows.divisor is not None)
+    graph.graph["flags"] += position_notes(rows.tokens)
     graph.graph |= _certainty(graph, chosen, edges, top, exact)
     choice = {
         "where": where,

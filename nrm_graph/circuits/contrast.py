@@ -22,6 +22,7 @@ from nrm_graph.circuits.compared_groups import (
 from nrm_graph.circuits.edge_graph import edge_graph, edge_text, with_names
 from nrm_graph.circuits.edges import nullable, pair_codes
 from nrm_graph.circuits.nodes import absorbed_share, ends_of
+from nrm_graph.circuits.positions import check_same_length, position_notes
 from nrm_graph.circuits.sides import STATISTICS, choose_edges, edge_tests, node_tests, two_sides
 from nrm_graph.circuits.source import single
 from nrm_graph.propagation.flags import reading
@@ -312,7 +313,8 @@ def contrast(
         (first, second), is_paired = same_inputs(first, second, notes), True
     rows = single(db, first, weight, tables, by)
     *both, apart = two_sides(db, rows, second_db, single(second_db, second, weight, tables, by))
-    notes += differences(db, second_db, apart)
+    check_same_length(rows.tokens, both[1].rows.tokens)
+    notes += [*differences(db, second_db, apart), *position_notes(rows.tokens)]
     chosen, unknown = choose_edges(both, edges, exact)
     columns, enumerated = edge_tests(both, chosen, is_paired, draws, seed, exact)
     table = with_names(db.topology, rows.kinds(db), chosen)

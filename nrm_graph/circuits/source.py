@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.circuits.positions import shared_length
 from nrm_graph.errors import InputError, UndefinedConditional
 from nrm_graph.events.sets import Event
 from nrm_graph.network.grouped_units import grouped_units, kinds_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.network.grouped_units import By, GroupedUnits
+    from nrm_graph.network.topology import LayerInfo
     from nrm_graph.network.unit_names import UnitKind
     from nrm_graph.network.units import Partition
     from nrm_graph.store.input_group import InputGroup
@@ -79,6 +81,8 @@ class Source:
         What rows are divided by: R(condition), and 1 where it is undefined; None without one.
     units : GroupedUnits or None
         Coarser units that the store's are summed to.
+    tokens : int or None
+        Of texts: how many each has, where units tell positions apart.
     """
 
     group: InputGroup
@@ -95,6 +99,7 @@ class Source:
     condition: str | None = None
     divisor: npt.NDArray[np.float64] | None = None
     units: GroupedUnits | None = None
+    tokens: int | None = None
 
     @property
     def pruned(self) -> bool:
@@ -166,11 +171,25 @@ def source(
     Raises
     ------
     InputError
-        If the tables are not materialized for every input of the group.
+        If the tables are not materialized for every input of the group, or units are of positions
+        of texts that differ in length.
     UndefinedConditional
         If the group's R(condition) is below rounding, or no input's is above.
     """
-    rows = _stored(db, group, weight, given, per_input, tables)
+    rows = _grouped(db, _stored(db, group, weight, given, per_input, tables), tables, by)
+    return replace(rows, tokens=shared_length(db, group.ids, _labels(db, rows)))
+
+
+def _labels(db: View, rows: Source) -> list[tuple[LayerInfo, npt.NDArray[np.int32]]]:
+    """Units of the layers that rows are of."""
+    if rows.nodes_of is not None:
+        return [(layer.info, layer.labels) for layer in rows.nodes_of.labels]
+    parts = rows.partitions(db)
+    return [(layer, parts[layer.layer_id].labels) for layer in db.topology.layers]
+
+
+def _grouped(db: View, rows: Source, tables: str | None, by: By | None) -> Source:
+    """Sum rows to coarser units."""
     if by is None:
         return rows
     if tables is not None:

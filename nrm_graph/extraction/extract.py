@@ -209,16 +209,12 @@ def extract(
     by an error, Ctrl-C, SIGTERM or SIGHUP.  The two signals raise ``SystemExit``, and a second one
     ends the process at once; in a thread that is not the main one they do what they do anyway.
     """
-    folder, texts = local_path(path), None
-    if isinstance(model, LanguageModel):
-        texts = text_call(model, inputs, target, against, length, folder)
+    folder = local_path(path)
+    texts = text_call(model, inputs, target, against, length, folder)
+    network = model.network() if isinstance(model, LanguageModel) else model
+    if texts is not None:
         inputs, target = texts.inputs, texts.targets
-        composite = "auto" if composite is None else composite
-        classes = texts.classes if classes is None else classes
-        weights = texts.weights if weights is None else weights
-        model = model.network()
-    elif against is not None or length is not None:
-        raise InputError("against= and length= are for language models (ng.load_model)")
+        composite, classes, weights = texts.options(composite, classes, weights)
     options = StoreOptions(
         composite,
         bias,
@@ -239,7 +235,7 @@ def extract(
     where = device_of(device)
     entries = items(inputs)
     first = first_readable(entries, on_error)
-    traced = model if texts is None else texts.program()
+    traced = network if texts is None else texts.program()
     program, example = program_of(traced, first.fields["input"], output, "the first input")
     program_hash = program.hash()
     if store.meta is not None:
@@ -260,7 +256,7 @@ def extract(
             state = warn_vanished(net, checked_sample, targets, names, where)
     tables = store.plan(net)
     description, partitions = store_settings.settings(program, tables, spec, program_hash)
-    description |= store.kept_options(tables) | store.named_weights(program, model)
+    description |= store.kept_options(tables) | store.named_weights(program, network)
     description |= {} if texts is None else {"language": texts.described}
     _create_store(store.folder, program, description, partitions)
     own = program.weights if "named" in description else None

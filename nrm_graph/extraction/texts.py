@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nrm_graph.errors import InputError
 from nrm_graph.extraction.samples import OwnTarget, indexed
 from nrm_graph.language.aims import aim_of, aims_of
+from nrm_graph.language.language_model import LanguageModel
 from nrm_graph.language.tokens import TokenTexts
 from nrm_graph.store.format.settings import read_settings
 from nrm_graph.store.token_names import TEXTS
@@ -22,9 +23,9 @@ from nrm_graph.store.token_names import TEXTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nrm_graph.language.language_model import LanguageModel
     from nrm_graph.language.tokens import Encoded, Reader
     from nrm_graph.network.ir.program import Program
+    from nrm_graph.rules.composites import Composite
 
 _RESERVED = ("input", "tokens", *TEXTS)
 
@@ -204,6 +205,19 @@ class TextCall:
         """Return the traced network, of as many positions as the store has."""
         return self.model.program(self.length)
 
+    def options(
+        self,
+        composite: str | Composite | None,
+        classes: Sequence[str] | None,
+        weights: str | None,
+    ) -> tuple[str | Composite | None, Sequence[str] | None, str | None]:
+        """Return options of a store, those of a language model where none are asked for."""
+        return (
+            "auto" if composite is None else composite,
+            self.classes if classes is None else classes,
+            self.weights if weights is None else weights,
+        )
+
     @property
     def described(self) -> dict[str, Any]:
         """What ``store.json`` says of the model."""
@@ -217,14 +231,14 @@ class TextCall:
 
 
 def text_call(
-    model: LanguageModel,
+    model: object,
     rows: Any,
     target: object,
     against: object,
     length: int | None,
     folder: Path,
-) -> TextCall:
-    """Prepare an extraction of texts.
+) -> TextCall | None:
+    """Prepare an extraction of texts; None of a model that takes none.
 
     Parameters
     ----------
@@ -244,6 +258,10 @@ def text_call(
     InputError
         If there is no such target, the length is none, or the inputs are no texts.
     """
+    if not isinstance(model, LanguageModel):
+        if against is not None or length is not None:
+            raise InputError("against= and length= are for language models (ng.load_model)")
+        return None
     if isinstance(rows, str | bytes | Mapping) or not (
         hasattr(rows, "__iter__") or hasattr(rows, "__getitem__")
     ):

@@ -65,8 +65,9 @@ def asked_units(
         Units of the layers of which nothing is said.
     by : str or mapping of layer name to str or array
         ``channel`` of maps, ``feature`` or ``token`` of sequences, ``head`` of attention, or
-        ``neuron`` of all layers, those of other kinds staying as they are; or what each layer that
-        is named is divided into, as :func:`nrm_graph.network.units.partition` takes it.
+        ``neuron`` of all layers, those of other kinds staying as they are; ``auto``, which of
+        these is usual of each layer of a large network; or what each layer that is named is
+        divided into, as :func:`nrm_graph.network.units.partition` takes it.
 
     Raises
     ------
@@ -84,10 +85,14 @@ def asked_units(
         for name, asked in by.items():
             divide(topology.layer(name), asked)
         return tuple(units)
+    if by == "auto":
+        for layer, usual in zip(topology.layers, automatic(topology), strict=True):
+            divide(layer, usual)
+        return tuple(units)
     if not isinstance(by, str) or by not in RESOLUTIONS:
         raise InputError(
-            f"by must be one of {', '.join(RESOLUTIONS)}, or a mapping of layer name to one of "
-            f"these or an integer array, found {by!r:.100}"
+            f"by must be one of {', '.join(RESOLUTIONS)}, auto, or a mapping of layer name to one "
+            f"of these or an integer array, found {by!r:.100}"
         )
     kind = "feature" if by == "token" else by
     for layer, usual in zip(topology.layers, automatic(topology), strict=True):

@@ -12,29 +12,36 @@ from nrm_graph.errors import InputError
 from nrm_graph.network.weighted_targets import weights_of
 
 if TYPE_CHECKING:
-    from nrm_graph.store.view import View
+    from collections.abc import Iterable, Mapping
 
 TEXTS = ("target_text", "predicted_text")
 """Columns of ``inputs`` that hold the texts of tokens."""
 
-_QUERY = (
-    "SELECT DISTINCT target, {weights} AS weights, {target_text} AS target_text, predicted, "
-    "{predicted_text} AS predicted_text FROM inputs"
-)
+
+def query(types: Mapping[str, str]) -> str:
+    """Return the SELECT of a store with such metadata that :func:`token_names` reads."""
+    target, predicted = (
+        f'"{name}"' if types.get(name) == "string" else "CAST(NULL AS VARCHAR)" for name in TEXTS
+    )
+    weights = "weights" if types.get("weights") == "string" else "CAST(NULL AS VARCHAR)"
+    return f"SELECT DISTINCT target, {weights}, {target}, predicted, {predicted} FROM inputs"
 
 
-def token_names(db: View) -> tuple[str, ...]:
-    """Return the texts of all outputs, empty where the store does not know one."""
-    types = db._snapshot.fields.types
-    columns = {
-        name: f'"{name}"' if types.get(name) == "string" else "CAST(NULL AS VARCHAR)"
-        for name in ("weights", *TEXTS)
-    }
-    names = [""] * db.outputs.count
-    for target, weights, words, predicted, text in db.sql(_QUERY.format(**columns)).fetchall():
-        texts = {predicted: text, **_of_target(target, weights, words)}
+def token_names(rows: Iterable[tuple[Any, ...]], count: int) -> tuple[str, ...]:
+    """Return the texts of so many outputs, empty where the store does not know one.
+
+    Parameters
+    ----------
+    rows : iterable of tuple
+        Of :func:`query`.
+    count : int
+        Outputs of the model.
+    """
+    names = [""] * count
+    for target, weights, words, predicted, predicted_words in rows:
+        texts = {predicted: predicted_words, **_of_target(target, weights, words)}
         for output, text in texts.items():
-            if text and 0 <= output < len(names):
+            if text and 0 <= output < count:
                 names[output] = text
     return tuple(names)
 

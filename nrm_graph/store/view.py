@@ -18,6 +18,7 @@ from nrm_graph.store.format.schema import LAYERS
 from nrm_graph.store.format.words import no_such_input
 from nrm_graph.store.read.conditions import read_conditions
 from nrm_graph.store.read.snapshot import Snapshot, layers_table
+from nrm_graph.store.token_names import query, token_names
 from nrm_graph.tables.html_tables import Description, Displayed, HtmlTable, pairs_of, table_of
 
 if TYPE_CHECKING:
@@ -183,9 +184,8 @@ class View(Displayed):
         names = self.meta.get("classes")
         if names is None and "language" in self.meta:
             if self._tokens is None:
-                from nrm_graph.store.token_names import token_names
-
-                self._tokens = token_names(self)
+                rows = self.sql(query(self._snapshot.fields.types)).fetchall()
+                self._tokens = token_names(rows, self.outputs.count)
             return self._tokens
         return None if names is None else tuple(names)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from nrm_graph.network.text_positions import TEXT_INPUTS, position_axes
 from nrm_graph.tables.plan import along, column_units
 
 if TYPE_CHECKING:
@@ -49,14 +51,42 @@ def unit_sums(plan: Plan, layer_id: int, values: Tensor) -> Tensor:
 def mean_activations(plan: Plan, state: State, name: str) -> Values:
     """Mean activation of every unit of a layer, ``(N, n_units)``; the same for every target.
 
+    Of a text the positions of its own count, not those of the padding behind it.
+
     ``name`` is that of the layer's value in the program.
     """
     means = state.means.get(name)
     if means is None:
         layer_id = plan.network.layout.layer_of[name]
-        sums = unit_sums(plan, layer_id, activations(state, name)).cpu().numpy()
-        means = state.means[name] = sums / _sizes(plan, layer_id)
+        values = activations(state, name)
+        own = _own_positions(state, values)
+        if own is None:
+            means = unit_sums(plan, layer_id, values).cpu().numpy() / _sizes(plan, layer_id)
+        else:
+            sums, sizes = (
+                unit_sums(plan, layer_id, part).cpu().numpy()
+                for part in (values.masked_fill(~own, 0), own.to(values.dtype))
+            )
+            means = sums / np.maximum(sizes, 1)
+        state.means[name] = means
     return means
+
+
+def _own_positions(state: State, values: Tensor) -> Tensor | None:
+    """Return which neurons are of positions that padding is not; None where all may be."""
+    program = state.network.program
+    if tuple(name for name, _ in program.inputs) != TEXT_INPUTS:
+        return None
+    mask = state.values[TEXT_INPUTS[1]] != 0
+    axes = position_axes(values.shape[1:], mask.shape[-1])
+    if mask.ndim != 2 or not axes or bool(mask.all()):
+        return None
+    own = torch.ones_like(values, dtype=torch.bool)
+    for axis in axes:
+        shape = [1] * values.ndim
+        shape[0], shape[axis + 1] = mask.shape
+        own &= mask.reshape(shape)
+    return own
 
 
 def activations(state: State, name: str) -> Tensor:

@@ -33,6 +33,7 @@ def store(lm, tmp_path_factory):
     return path
 
 
+@pytest.mark.smoke
 def test_a_difference_of_logits(lm):
     both = [ng.measure(lm, TEXT, target=name) for name in CITIES[:2]]
     m = ng.measure(lm, TEXT, target=" Paris", against=" London")
@@ -249,3 +250,18 @@ def test_the_command_line_loads_them(tmp_path, lm):
     assert preparation is classes is None
     with pytest.raises(ng.InputError, match="no folder"):
         models.check_model("hf:./nothing")
+
+
+def test_aggregates_by_position_are_of_one_length(store, lm):
+    with ng.open(store, weights=lm.weights) as db:
+        options = {"mixed_targets": True, "top": 20}
+        with pytest.raises(
+            ng.InputError, match=r"texts are of 1 to 6 tokens.*by='auto' \(each layer by 'feature'"
+        ):
+            db.circuit(**options)
+        with pytest.raises(ng.InputError, match="positions"):
+            db.contrast("key = 'france'", "key = 'italy'", mixed_targets=True)
+        graph = db.circuit(by="auto", **options)
+        assert not any("template" in note for note in graph.graph["flags"])
+        graph = db.circuit("key = 'france'", **options)
+        assert any("all texts are of 5 tokens" in note for note in graph.graph["flags"])
