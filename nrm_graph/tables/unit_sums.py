@@ -59,7 +59,7 @@ def mean_activations(plan: Plan, state: State, name: str) -> Values:
     if means is None:
         layer_id = plan.network.layout.layer_of[name]
         values = activations(state, name)
-        own = _own_positions(state, values)
+        own = own_positions(state, values)
         if own is None:
             means = unit_sums(plan, layer_id, values).cpu().numpy() / _sizes(plan, layer_id)
         else:
@@ -72,7 +72,7 @@ def mean_activations(plan: Plan, state: State, name: str) -> Values:
     return means
 
 
-def _own_positions(state: State, values: Tensor) -> Tensor | None:
+def own_positions(state: State, values: Tensor) -> Tensor | None:
     """Return which neurons are of positions that padding is not; None where all may be."""
     program = state.network.program
     if tuple(name for name, _ in program.inputs) != TEXT_INPUTS:

@@ -24,7 +24,7 @@ from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS, EdgeGroup
 from nrm_graph.network.unit_names import watched_kind
 from nrm_graph.progress import Progress
 from nrm_graph.tables.html_tables import ROWS, Description, HtmlTable, Tabular, table_of
-from nrm_graph.tables.unit_sums import activations
+from nrm_graph.tables.unit_sums import activations, own_positions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -295,9 +295,13 @@ def _steps(measure: Algebra, watched: Sequence[WatchedLayer]) -> Steps:
 
 
 def _activation(state: State, layer: WatchedLayer) -> npt.NDArray[np.float64]:
-    value = activations(state, state.network.values[layer.layer_id])
-    sums: npt.NDArray[np.float64] = layer.groups.sums(value.double())[0].cpu().numpy()
-    return sums / layer.groups.sizes()
+    value = activations(state, state.network.values[layer.layer_id]).double()
+    own, sizes = own_positions(state, value), layer.groups.sizes()
+    if own is not None:
+        value = value.masked_fill(~own, 0)
+        sizes = np.maximum(layer.groups.sums(own.double())[0].cpu().numpy(), 1)
+    sums: npt.NDArray[np.float64] = layer.groups.sums(value)[0].cpu().numpy()
+    return sums / sizes
 
 
 def _report(reduced: Reduced) -> pa.Table:
