@@ -24,6 +24,7 @@ from nrm_graph.extraction.texts import text_call
 from nrm_graph.foreign_errors import translated
 from nrm_graph.language.language_model import LanguageModel
 from nrm_graph.network.device import device_of
+from nrm_graph.network.ir.held_weights import held
 from nrm_graph.network.ir.input_spec import precision
 from nrm_graph.network.targets import asked_for, outputs_of
 from nrm_graph.network.tracing.given_program import program_of
@@ -259,7 +260,7 @@ def extract(
     description |= store.kept_options(tables) | store.named_weights(program, network)
     description |= {} if texts is None else {"language": texts.described}
     _create_store(store.folder, program, description, partitions)
-    own = program.weights if "named" in description else None
+    own = held(program.weights) if "named" in description else None
     meter = InputProgress(samples.length(inputs), partial(store_settings.sizes, tables), progress)
     task = Task(
         tuple(targets),
@@ -316,8 +317,8 @@ def _create_store(
         If it was made otherwise, or cannot be written.
     """
     named = description.get("named", ())
-    held = {name: tensor for name, tensor in program.weights.items() if name not in named}
-    settings.create(folder, description, program.to_json(), arrays(held), partitions)
+    kept = {name: program.weights[name] for name in program.weights if name not in named}
+    settings.create(folder, description, program.to_json(), arrays(kept), partitions)
 
 
 CPU_NEURONS = 1 << 20

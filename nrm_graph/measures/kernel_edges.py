@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from nrm_graph.network.ir.held_weights import on_device
 from nrm_graph.network.maps.convolution import Convolution
 from nrm_graph.network.maps.linear import Dense
 from nrm_graph.propagation.kernels import awake, kernel_of
@@ -59,7 +60,7 @@ def origins(state: State, value: str) -> npt.NDArray[np.int64]:
     """Global neuron that every element of a value is, native and flat; -1 for constants."""
     net = state.network
     layout, first, native = net.layout, offsets(net), net.program.native_shapes()
-    weights = {name: tensor.cpu() for name, tensor in net.program.weights.items()}
+    weights = on_device(net.program.weights, "cpu")
     winners = {name: index.cpu() for name, index in state.winners.items()}
     neurons: dict[str, Any] = {}
 

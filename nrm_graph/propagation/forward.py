@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.errors import InputError
+from nrm_graph.network.ir.held_weights import held
 from nrm_graph.network.ir.input_spec import fitting
 from nrm_graph.network.ir.interpreter import exact, resolve
 from nrm_graph.network.ir.operations import MAX_POOL, function
@@ -96,8 +97,10 @@ def _without_bias(node: Node, state: State) -> tuple[Tensor, Tensor] | None:
     if op.moving or any(operand in state.constant for operand in op.operands):
         return None
     xs = [state.values[operand] for operand in op.operands]
+    op = op.resolved(xs[0], state.values)
+    assert op.shift is not None
     parts = [kind.apply(x, w) for kind, x, w in zip(op.maps, xs, op.tensors, strict=True)]
-    return total(parts), op.bias
+    return total(parts), op.shift
 
 
 def max_pool(op: str, args: list[Any]) -> tuple[Tensor, Tensor]:
@@ -122,7 +125,7 @@ def in_precision(state: State, dtype: torch.dtype) -> State:
     no such type (Apple's have no float64) the CPU computes.
     """
     net = state.network.in_precision(dtype)
-    place = next(iter(net.program.weights.values()), torch.empty(0)).device
+    place = next(iter(held(net.program.weights).values()), torch.empty(0)).device
     xs = {
         name: state.values[name].to(place, dtype if value.is_floating_point() else None)
         for name, value in ((name, state.values[name]) for name, _ in state.network.program.inputs)

@@ -24,11 +24,19 @@ if TYPE_CHECKING:
 
 
 def kernel_of(state: State, name: str) -> Kernel:
-    """Kernel of a weighing operation, computed once per state."""
+    """Kernel of a weighing operation, computed once per state.
+
+    Of weights in half precision only that of the last operation is kept: kernels hold what a pass
+    reads of them, and all of them together would be the network in float32.
+    """
     kernel = state.kernels.get(name)
     if kernel is None:
         make = _computed if state.single is None else _kernel_of_copies
-        kernel = state.kernels[name] = make(state, name)
+        kernel = make(state, name)
+        if state.network.layout.weighings[name].narrow:
+            state.kernels.pop(state.last, None)
+            state.last = name
+        state.kernels[name] = kernel
     return kernel
 
 
@@ -51,7 +59,9 @@ def _computed(state: State, name: str) -> Kernel:
             whole = resolved(state, name) if whole is None else whole
             groups = rule.groups(replace(whole, bias=None) if ignoring else whole, at)
             _check_ignored(rule, groups, ignoring)
-            if not op.moving:  # weights that depend on the input are made for every batch
+            # Weights that depend on the input are made for every batch; those in half precision
+            # are not kept in another.
+            if not (op.moving or op.narrow):
                 net.groups[name, at] = groups
         decisions = _decisions(state, name)
         unplaced = rule.unplaced(z if decisions is None else decisions.z.to(z.dtype), at)

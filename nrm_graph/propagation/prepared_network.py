@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from nrm_graph.network.ir.finite import finite
+from nrm_graph.network.ir.held_weights import held, read_as
 from nrm_graph.network.ir.program import Weight, passive
 from nrm_graph.network.layout import Layout, layout
 from nrm_graph.rules import sign_analysis
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from torch import Tensor
 
     from nrm_graph.network.ir.program import Node, Program
     from nrm_graph.rules.base import Group, Rule, Signs
@@ -67,7 +66,7 @@ class Network:
     def unbounded(self) -> frozenset[str]:
         """Values that may hold -inf: masked scores, and what is made of them before a softmax."""
         names: set[str] = set()
-        weights = self.program.weights
+        weights = held(self.program.weights)
         infinite = {n for n, w in weights.items() if not finite(w) and bool(torch.isinf(w).any())}
         for node in self.program.nodes:
             fills = any(a.name in infinite for a in node.args if isinstance(a, Weight))
@@ -113,7 +112,7 @@ class Network:
     def in_precision(self, dtype: torch.dtype) -> Network:
         """Return the same network in another precision, made once."""
         if dtype not in self.others:
-            place = next(iter(self.program.weights.values()), torch.empty(0)).device
+            place = next(iter(held(self.program.weights).values()), torch.empty(0)).device
             if place.type == "mps" and dtype == torch.float64:
                 place = torch.device("cpu")
             self.others[dtype] = network(self.program, self.composite, dtype, place)
@@ -127,11 +126,7 @@ def network(
     device: torch.device | None = None,
 ) -> Network:
     """Prepare a program for relevance passes on a device, in a dtype."""
-
-    def moved(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype if tensor.is_floating_point() else None)
-
-    program = replace(program, weights={k: moved(v) for k, v in program.weights.items()})
+    program = replace(program, weights=read_as(program.weights, dtype, device))
     layers = layout(program)
     rules = composite.assign(layers.topology)
     known = {i: rule for i, rule in enumerate(rules) if rule is not None}

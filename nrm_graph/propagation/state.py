@@ -32,6 +32,8 @@ class State:
         Kernels, filled at the first pass.
     positive : bool
         Whether no input of the batch is negative, whole numbers apart.
+    last : str
+        Operation whose kernel is the only one of weights in half precision.
     left : dict of str to Tensor
         Where biases are left out, outputs of convolutions and dense layers without theirs.
     means : dict of str to ndarray
@@ -50,6 +52,7 @@ class State:
     constant: dict[str, Any] = field(default_factory=dict)
     constants: list[str] = field(default_factory=list)
     kernels: dict[str, Kernel] = field(default_factory=dict)
+    last: str = ""
     left: dict[str, Tensor] = field(default_factory=dict)
     means: dict[str, Any] = field(default_factory=dict)
     single: State | None = None

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.errors import InputError, StoreError, WeightsNeeded, first_line
+from nrm_graph.network.ir.held_weights import holdable
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.words import counted
 
@@ -72,10 +73,10 @@ class _Offered:
     read: Callable[[], Tensor]
 
     def content(self) -> tuple[_Content, Tensor]:
-        tensor = self.read().cpu()
         # A copy of its own: the file may change, and so may a model that is trained further.
-        tensor = tensor.to(_widened(tensor.dtype), copy=True).contiguous()
-        return _Content(*self.form, _sha256(tensor)), tensor
+        tensor = self.read().cpu().clone().contiguous()
+        content = _Content(*self.form, _sha256(tensor.to(_widened(tensor.dtype))))
+        return content, holdable(tensor)
 
 
 def described(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nrm_graph.network.ir.held_weights import on_device
 from nrm_graph.network.ir.interpreter import resolve
 from nrm_graph.network.ir.operations import MAX_POOL
 from nrm_graph.network.units import compact
@@ -52,7 +53,7 @@ def unit_labels(
     native, batches = net.program.native_shapes(), net.layout.batches
     labels: dict[str, Any] = {}
     selected = {name: index.cpu() for name, index in (winners or {}).items()}
-    weights = {name: tensor.cpu() for name, tensor in net.program.weights.items()}
+    weights = on_device(net.program.weights, "cpu")
 
     def of_layer(name: str) -> Tensor:
         i = net.layout.layer_of[name]

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import nrm_graph as ng
+from nrm_graph.network.ir.held_weights import LOWEST
 from nrm_graph.network.layout import layout
-from nrm_graph.network.tracing.constant_folding import LOWEST
 from nrm_graph.network.tracing.trace import trace
 
 HALF = (torch.bfloat16, torch.float16)

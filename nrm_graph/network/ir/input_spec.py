@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.errors import InputError
+from nrm_graph.network.ir.held_weights import held
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -274,5 +275,5 @@ def candidates(xs: Sequence[Tensor], like: Tensor) -> Iterator[tuple[Tensor, ...
 
 def precision(program: Program) -> torch.dtype:
     """Dtype of a pass: that of the network, but never less than float32."""
-    floats = {w.dtype for w in program.weights.values() if w.is_floating_point()}
+    floats = {w.dtype for w in held(program.weights).values() if w.is_floating_point()}
     return torch.float64 if torch.float64 in floats else torch.float32

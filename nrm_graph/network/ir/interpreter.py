@@ -17,6 +17,7 @@ from torch import Tensor
 from nrm_graph.errors import TraceError, first_line
 from nrm_graph.foreign_errors import out_of_memory
 from nrm_graph.network.ir.batch_axis import BatchAxis
+from nrm_graph.network.ir.held_weights import held, read_as
 from nrm_graph.network.ir.operations import function
 from nrm_graph.network.ir.program import Batch, Program, Ref, Weight
 from nrm_graph.progress import look
@@ -150,14 +151,14 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
 
 def _uniform(program: Program, inputs: Sequence[Tensor]) -> tuple[Program, tuple[Tensor, ...]]:
     """Bring a program and its inputs to one type of floats, as a pass is computed in one."""
-    tensors = [*program.weights.values(), *inputs]
+    tensors = [*held(program.weights).values(), *inputs]
     double = any(tensor.dtype == torch.float64 for tensor in tensors)
     kind = torch.float64 if double else torch.float32
 
     def cast_floats(tensor: Tensor) -> Tensor:
         return tensor.to(kind) if tensor.is_floating_point() else tensor
 
-    weights = {name: cast_floats(tensor) for name, tensor in program.weights.items()}
+    weights = read_as(program.weights, kind)
     return replace(program, weights=weights), tuple(cast_floats(x) for x in inputs)
 
 

@@ -18,6 +18,7 @@ import torch
 from nrm_graph.errors import StoreError
 from nrm_graph.foreign_errors import typed
 from nrm_graph.network.ir.batch_axis import PLAIN, BatchAxis
+from nrm_graph.network.ir.held_weights import HeldWeights, narrow
 from nrm_graph.network.ir.operations import ENDS, PASSIVE, SAME, WEIGH
 
 if TYPE_CHECKING:
@@ -117,7 +118,8 @@ class Program:
     output : str
         The value that holds the targets.
     weights : mapping of str to Tensor
-        Parameters, buffers and folded constants.
+        Parameters, buffers and folded constants; what is held in half precision becomes float32
+        whenever it is read, see :mod:`nrm_graph.network.ir.held_weights`.
     aliases : tuple of (value, name)
         Modules whose output is that value: names for a layer that holds the same neurons.
     integers : tuple of str
@@ -134,6 +136,11 @@ class Program:
     aliases: tuple[tuple[str, str], ...] = ()
     integers: tuple[str, ...] = ()
     outputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Read what is held in half precision in float32."""
+        if not isinstance(self.weights, HeldWeights) and narrow(self.weights):
+            object.__setattr__(self, "weights", HeldWeights(self.weights))
 
     def __repr__(self) -> str:
         """Say what it takes and gives; nodes and tensors would fill pages."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nrm_graph.network.ir.held_weights import HALF
 from nrm_graph.network.maps.average_pooling import Window
 from nrm_graph.network.maps.convolution import Convolution, Triples, output_ranges
 from nrm_graph.network.maps.interpolation import Taps
@@ -327,6 +328,11 @@ class Weighing:
     def moving(self) -> bool:
         """Whether a weight depends on the input."""
         return any(isinstance(w, Moving) for w in (*self.weights, self.bias))
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a weight is held in half precision, and read in another."""
+        return any(isinstance(w, Tensor) and w.dtype in HALF for w in self.weights)
 
     def like(self, k: int) -> str | None:
         """Value that keeps its batch where the weight of operand k does; None for constants."""

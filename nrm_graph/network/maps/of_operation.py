@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nrm_graph.errors import TraceError
+from nrm_graph.network.ir.held_weights import held, wide
 from nrm_graph.network.ir.operations import REGISTERED, WEIGH, function
 from nrm_graph.network.ir.program import Ref, Weight
 from nrm_graph.network.maps.average_pooling import Window
@@ -52,7 +53,8 @@ def weighing(
     TraceError
         If the weight of a convolution or dense layer depends on the input.
     """
-    kind, args, weights = WEIGH[node.op], node.args, program.weights
+    # As they are held: they take the type of the operand when they are read.
+    kind, args, weights = WEIGH[node.op], node.args, held(program.weights)
 
     def tensor(i: int) -> Tensor | None:
         argument = args[i] if len(args) > i else None
@@ -147,7 +149,7 @@ def _sum(node: Node, weights: Mapping[str, Tensor], passive: Collection[str]) ->
             operands.append(args[i].name)
             scales.append(None if factor == 1.0 else torch.tensor(factor, dtype=torch.float64))
         elif isinstance(args[i], Weight):
-            bias = weights[args[i].name] * factor
+            bias = wide(weights[args[i].name]) * factor
         else:
             bias = torch.tensor(float(args[i]) * factor, dtype=torch.float64)
     return Weighing("sum", tuple(operands), (Scale(),) * len(operands), tuple(scales), bias)

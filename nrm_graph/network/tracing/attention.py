@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nrm_graph.network.ir.held_weights import LOWEST
 from nrm_graph.network.ir.program import Ref, Weight
-from nrm_graph.network.tracing.constant_folding import LOWEST
 from nrm_graph.network.tracing.masks import add_mask, as_number, carries, fill, invert, tensor
 from nrm_graph.network.tracing.step import Refused
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.errors import TraceError
+from nrm_graph.network.ir.held_weights import held
 from nrm_graph.network.ir.operations import WEIGH
 from nrm_graph.network.ir.program import Node, Program, Ref, Weight
 
@@ -24,7 +25,8 @@ def prune(program: Program) -> Program:
             needed.update(node.references())
     nodes = tuple(node for node in program.nodes if node.name in needed)
     names = {name for node in nodes for name in node.weight_names()}
-    weights = {name: program.weights[name] for name in sorted(names)}
+    all_held = held(program.weights)
+    weights = {name: all_held[name] for name in sorted(names)}
     return replace(program, nodes=nodes, weights=weights)
 
 
@@ -33,6 +35,8 @@ def fold_batch_norm(program: Program) -> Program:
 
     One that cannot be folded (after a sum, before a padded convolution) becomes a layer.
     """
+    if not any(node.op == "aten.batch_norm.default" for node in program.nodes):
+        return prune(program)
     weights = dict(program.weights)
     readers = Counter(name for node in program.nodes for name in node.references())
     by_name = {node.name: node for node in program.nodes}

@@ -10,18 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nrm_graph.network.ir.held_weights import HALF, LOWEST, holdable, wide
 from nrm_graph.network.ir.program import Batch, Weight
 from nrm_graph.network.tracing.symbolic_shapes import SIZES, affine, size_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-LOWEST = torch.finfo(torch.float32).min
-"""What a masked score is filled with, if it is finite: the same number in every precision."""
-
-HALF = (torch.float16, torch.bfloat16)
-"""Types that networks are stored in; their programs hold float32."""
-
 
 _CASTS = ("aten._to_copy.default", "aten.to.dtype", "aten.type_as.default")
 
@@ -65,7 +59,7 @@ class Constants:
 
     def stored(self, name: str, value: Tensor, path: str | None, module: str = "") -> None:
         """Add a parameter or buffer, or (without a path) a tensor of the code."""
-        self.values[name] = wide(value)
+        self.values[name] = holdable(value)
         self.modules[name] = module
         # Integers say which entries of a table are meant: the table is what is named.
         named = path is not None and value.is_floating_point()
@@ -75,6 +69,9 @@ class Constants:
 
     def tensor(self, name: str) -> Tensor:
         """Value of a constant, of one sample if it is the same for all."""
+        return wide(self._held(name))
+
+    def _held(self, name: str) -> Tensor:
         value: Tensor = self.spread[name][0] if name in self.spread else self.values[name]
         return value
 
@@ -87,7 +84,7 @@ class Constants:
             self.names[name] = self._free(f"constant.{stem}")
         public = self.names[name]
         if public not in self.used:
-            self.used[public] = wide(self.tensor(name))
+            self.used[public] = holdable(self._held(name))
         if not self.origins.get(name) and not bool(self.used[public].any()):
             self.zeros.add(public)
         return Weight(public)
@@ -155,7 +152,8 @@ class Constants:
         if str(fx.target) in _CASTS:
             source = fx.all_input_nodes[0].name
             before, after = self.values[source], self.values[fx.name]
-            if before.dtype == after.dtype and before.is_floating_point():
+            kind = torch.float32 if before.dtype in HALF else before.dtype
+            if kind == after.dtype and before.is_floating_point():
                 self._alias(fx, source)
 
     def _alias(self, fx: torch.fx.Node, source: str) -> None:
@@ -175,7 +173,7 @@ class Constants:
             if (
                 isinstance(copied, Tensor)
                 and copied.shape == one.shape
-                and torch.equal(copied, one)
+                and torch.equal(wide(copied), one)
             ):
                 # Copied for every sample: still the parameter itself.
                 self._alias(fx, source)
@@ -185,7 +183,7 @@ class Constants:
             if not isinstance(arg, torch.fx.Node):
                 return literal(arg)
             if arg.name in self.values:
-                return self.values[arg.name]
+                return _wide(self.values[arg.name])
             if arg.name in self.grown:
                 return self.grown[arg.name][SIZES.index(n)]
             meta = arg.meta.get("val")
@@ -212,15 +210,6 @@ class _UnknownError(Exception):
     """A value is not known when the graph is converted."""
 
 
-def wide(value: Tensor) -> Tensor:
-    """Bring a tensor to float32 at least, with the lowest numbers of masks brought to one.
-
-    Half precision's lowest becomes float32's, which hides a score in a pass that is computed in
-    float32; float64's lowest is kept within float32.
-    """
-    if value.dtype in HALF:
-        return value.float().masked_fill(value == torch.finfo(value.dtype).min, LOWEST)
-    if value.dtype == torch.float64 and bool((value.abs() > -LOWEST).any()):
-        infinite = value.isinf()
-        value = torch.where(infinite, value, value.clamp(LOWEST, -LOWEST))
-    return value
+def _wide(value: Any) -> Any:
+    """Return what an operation reads: a tensor, or the parts of a split."""
+    return wide(value) if isinstance(value, Tensor) else value

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from nrm_graph.errors import TraceError
 from nrm_graph.network.ir.batch_axis import PLAIN
+from nrm_graph.network.ir.held_weights import HALF
 from nrm_graph.network.ir.operations import CARRYING, PASSIVE, SUPPORTED
 from nrm_graph.network.ir.program import Node, Program, Ref
 from nrm_graph.network.tracing.changed_state import refuse_changed_state
-from nrm_graph.network.tracing.constant_folding import HALF
 from nrm_graph.network.tracing.converter import Converter
 from nrm_graph.network.tracing.operation_names import spelled
 from nrm_graph.network.tracing.step import Refused, Step

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nrm_graph.network.ir import elementwise
+from nrm_graph.network.ir.held_weights import held
 from nrm_graph.network.ir.operations import ROUTE, SAME
 from nrm_graph.network.ir.program import Node, Program, Ref, Weight, flattened, passive
 from nrm_graph.network.tracing.norms import DIVIDE, MULTIPLY, norm, weighted
@@ -26,7 +27,7 @@ _SPREADS = ("raw.linalg_vector_norm.", "raw.var.", "refused.aten.std.")
 
 def fuse(program: Program) -> Program:
     """Bring norms, activations and gates that are written out into one node each."""
-    weights = dict(program.weights)
+    weights = held(program.weights)
     nodes = {node.name: node for node in program.nodes}
     for node in program.nodes:
         nodes[node.name] = norm(node, nodes, weights) or node

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nrm_graph.errors import InputError, NrmError, TraceError, first_line
-from nrm_graph.network.tracing.constant_folding import HALF
+from nrm_graph.network.ir.held_weights import HALF
 from nrm_graph.network.tracing.torch_modules import unguarded
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from nrm_graph.network.ir.held_weights import LOWEST
 from nrm_graph.network.ir.program import Ref, Weight
-from nrm_graph.network.tracing.constant_folding import LOWEST
 from nrm_graph.network.tracing.step import Refused, Step
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nrm_graph.network.ir.held_weights import HALF
 from nrm_graph.network.ir.program import Node, Program, Ref, Weight
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def _unit(
     name = f"constant.{node.module or node.name}.length"
     floats = (w.dtype for w in weights.values() if w.is_floating_point())
     dtype = next(floats, torch.get_default_dtype())
+    dtype = torch.float32 if dtype in HALF else dtype
     weights[name] = torch.full((size,), size**-0.5, dtype=dtype)
     eps = float(least.args[1]) ** 2 / size
     return replace(node, op="aten.rms_norm.default", args=(x, shape, Weight(name), eps), kwargs=())

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from nrm_graph.errors import InputError
+from nrm_graph.network.ir.held_weights import HALF
 from nrm_graph.network.ir.input_spec import candidates
-from nrm_graph.network.tracing.constant_folding import HALF
 from nrm_graph.network.tracing.trace import trace
 
 if TYPE_CHECKING:
