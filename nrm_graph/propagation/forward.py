@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.errors import InputError
-from nrm_graph.network.ir.held_weights import held
+from nrm_graph.network.ir.held_weights import HALF, HeldWeights, held
 from nrm_graph.network.ir.input_spec import fitting
 from nrm_graph.network.ir.interpreter import exact, resolve
 from nrm_graph.network.ir.operations import MAX_POOL, function
+from nrm_graph.network.ir.program import Ref, Weight
 from nrm_graph.propagation.constant_neurons import mark
 from nrm_graph.propagation.routed_constants import track
 from nrm_graph.propagation.state import State
@@ -62,6 +63,10 @@ def forward(net: Network, x: Inputs, decided: State | None = None) -> State:
 def _evaluated(node: Node, state: State, n: int) -> Any:
     """Value of a node; what a pool selects is noted in the state."""
     weights = state.network.program.weights
+    if node.op == "aten.linear.default":
+        in_parts = _in_parts(node, state)
+        if in_parts is not None:
+            return in_parts
     args = resolve(node.args, state.values, weights, n)
     kwargs = {key: resolve(value, state.values, weights, n) for key, value in node.kwargs}
     decided = state.decided
@@ -81,6 +86,29 @@ def _evaluated(node: Node, state: State, n: int) -> Any:
     except Exception as error:  # a stored program can hold anything
         error.add_note(f"at the node {node.name} ({node.op})")
         raise
+
+
+PART = 1 << 23
+"""Entries of a matrix in half precision beyond which it is multiplied in parts."""
+
+
+def _in_parts(node: Node, state: State) -> Tensor | None:
+    """Output of a large matrix in half precision, such as a head's, some outputs at a time."""
+    x, weight, *rest = node.args
+    weights = state.network.program.weights
+    if not isinstance(weights, HeldWeights) or not isinstance(weight, Weight):
+        return None
+    if state.network.composite.bias != "absorbed" or not isinstance(x, Ref):
+        return None
+    matrix, value = weights.held[weight.name], state.values[x.name]
+    if matrix.dtype not in HALF or matrix.numel() <= PART:
+        return None
+    rows = max(1, PART // matrix.shape[1])
+    pieces = torch.split(matrix, rows)
+    parts = [torch.nn.functional.linear(value, piece.to(value.dtype)) for piece in pieces]
+    (bias,) = rest or (None,)
+    whole = torch.cat(parts, -1)
+    return whole + weights[bias.name] if isinstance(bias, Weight) else whole
 
 
 def _without_bias(node: Node, state: State) -> tuple[Tensor, Tensor] | None:

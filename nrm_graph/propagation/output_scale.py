@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nrm_graph.network.ir.held_weights import HALF
 from nrm_graph.network.ir.interpreter import exact
 from nrm_graph.propagation.kernels import bounded, resolved
 from nrm_graph.propagation.relevance_pass import relevance_pass
@@ -48,8 +49,13 @@ def added_up(state: State, weights: Tensor) -> Tensor:
         op, value = resolved(state, name), state.values[name]
         terms = list(zip(op.maps, op.operands, op.tensors, strict=True))
         parts = torch.zeros_like(value)
-        for kind, operand, weight in terms:
-            parts = parts + kind.apply(bounded(state, operand).abs(), weight.abs())
+        held = state.network.layout.weighings[name].weights
+        for (kind, operand, weight), own in zip(terms, held, strict=True):
+            # Of one in half precision this is a copy already, and a second one may be large.
+            copied = isinstance(own, torch.Tensor) and own.dtype in HALF
+            parts = parts + kind.apply(
+                bounded(state, operand).abs(), weight.abs_() if copied else weight.abs()
+            )
         if op.shift is not None:
             parts = parts + op.shift.abs()
         if op.kind == "softmax":  # which is not the sum of what it reads

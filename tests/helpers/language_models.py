@@ -117,7 +117,7 @@ def model(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> An
     import transformers
 
     name, kind, sizes = FAMILIES[family]
-    name = options.pop("cls", name)
+    name, seed = options.pop("cls", name), options.pop("seed", 0)
     words = tokenizer(kind)
     special = {
         f"{part}_token_id": getattr(words, f"{part}_token_id")
@@ -125,9 +125,9 @@ def model(family: str, dtype: torch.dtype = torch.float32, **options: Any) -> An
     }
     cls = getattr(transformers, name)
     config = cls.config_class(vocab_size=len(words), **(special | sizes | options))
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     made = cls(config).eval()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
