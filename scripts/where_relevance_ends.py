@@ -18,7 +18,7 @@ import nrm_graph as ng
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers import language_models
 
-ENDS = ("tokens", "positions", "types", "biases", "stabilisers")
+ENDS = ("tokens", "positions", "types", "biases", "rest")
 SEEDS = range(5)
 
 
@@ -31,7 +31,7 @@ def ends(m: ng.Measure) -> dict[str, float]:
         positions = "position_embeddings" in name or ".wpe." in name
         kind = "positions" if positions else "types" if "token_type" in name else "biases"
         sums[kind] += row["relevance"]
-    sums["stabilisers"] = 1.0 - sum(sums.values())
+    sums["rest"] = 1.0 - sum(sums.values())
     return sums
 
 

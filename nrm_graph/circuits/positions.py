@@ -14,12 +14,14 @@ from nrm_graph.errors import InputError
 from nrm_graph.network.text_positions import position_axes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     import numpy as np
     import numpy.typing as npt
 
     from nrm_graph.network.topology import LayerInfo
+    from nrm_graph.network.units import Partition
+    from nrm_graph.store.read.reduced import RecordedNodes
     from nrm_graph.store.view import View
 
     Labels = npt.NDArray[np.integer]
@@ -35,7 +37,10 @@ _LENGTHS = (
 
 
 def shared_length(
-    db: View, ids: npt.NDArray[np.integer], units: Iterable[tuple[LayerInfo, Labels]]
+    db: View,
+    ids: npt.NDArray[np.integer],
+    partitions: Sequence[Partition],
+    nodes: RecordedNodes | None,
 ) -> int | None:
     """Return the tokens of every text of a group, where units tell their positions apart.
 
@@ -45,8 +50,10 @@ def shared_length(
         The store.
     ids : ndarray of int64
         The inputs that are aggregated.
-    units : iterable of (LayerInfo, ndarray)
-        Layers, and the unit of each of their neurons.
+    partitions : sequence of Partition
+        Units of every layer.
+    nodes : RecordedNodes or None
+        Nodes of reduced tables, which are the units then.
 
     Returns
     -------
@@ -61,6 +68,11 @@ def shared_length(
     if "language" not in db.meta or db._snapshot.fields.types.get("tokens") != "strings":
         return None
     length = int(db.meta["language"]["length"])
+    units = [
+        (layer, part.labels) for layer, part in zip(db.topology.layers, partitions, strict=True)
+    ]
+    if nodes is not None:
+        units = [(layer.info, layer.labels) for layer in nodes.labels]
     by_position = (layer.name for layer, own in units if tells_positions(layer, own, length))
     name = next(by_position, None)
     if name is None:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from nrm_graph.network.grouped_units import By, GroupedUnits
-    from nrm_graph.network.topology import LayerInfo
     from nrm_graph.network.unit_names import UnitKind
     from nrm_graph.network.units import Partition
     from nrm_graph.store.input_group import InputGroup
@@ -176,37 +175,22 @@ def source(
     UndefinedConditional
         If the group's R(condition) is below rounding, or no input's is above.
     """
-    rows = _grouped(db, _stored(db, group, weight, given, per_input, tables), tables, by)
-    return replace(rows, tokens=shared_length(db, group.ids, _labels(db, rows)))
-
-
-def _labels(db: View, rows: Source) -> list[tuple[LayerInfo, npt.NDArray[np.int32]]]:
-    """Units of the layers that rows are of."""
-    if rows.nodes_of is not None:
-        return [(layer.info, layer.labels) for layer in rows.nodes_of.labels]
-    parts = rows.partitions(db)
-    return [(layer, parts[layer.layer_id].labels) for layer in db.topology.layers]
-
-
-def _grouped(db: View, rows: Source, tables: str | None, by: By | None) -> Source:
-    """Sum rows to coarser units."""
-    if by is None:
-        return rows
-    if tables is not None:
+    rows = _stored(db, group, weight, given, per_input, tables)
+    units = None if by is None else grouped_units(db.topology, db.partitions, by)
+    if by is not None and tables is not None:
         raise InputError(
             "give by= or tables=: nodes of reduced tables are not summed; "
             "db.materialize(name=..., watch=..., by=...) chooses their units"
         )
-    units = grouped_units(db.topology, db.partitions, by)
-    if units is None:
-        return rows
-    return replace(
-        rows,
-        edges=grouped_edges(rows.edges),
-        nodes=grouped_nodes(rows.nodes),
-        tables={**rows.tables, REGROUPED: regrouped(units)},
-        units=units,
-    )
+    if units is not None:
+        rows = replace(
+            rows,
+            edges=grouped_edges(rows.edges),
+            nodes=grouped_nodes(rows.nodes),
+            tables={**rows.tables, REGROUPED: regrouped(units)},
+            units=units,
+        )
+    return replace(rows, tokens=shared_length(db, group.ids, rows.partitions(db), rows.nodes_of))
 
 
 def _stored(

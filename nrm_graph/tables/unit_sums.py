@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from nrm_graph.tables.plan import ColumnUnits, Plan
 
 
+_TURNS = ("aten.transpose.int", "aten.permute.default")
+_SPLITS = ("aten.view.default", "aten.reshape.default", "aten.unflatten.int")
+
+
 def unit_axis(plan: Plan, layer_id: int) -> int | None:
     """Axis of ``(N, *shape)`` along which the units of a layer lie in order, whole; or None."""
     key = ("unit axis", layer_id)
@@ -59,7 +63,7 @@ def mean_activations(plan: Plan, state: State, name: str) -> Values:
     if means is None:
         layer_id = plan.network.layout.layer_of[name]
         values = activations(state, name)
-        own = own_positions(state, values)
+        own = own_positions(state, name, values)
         if own is None:
             means = unit_sums(plan, layer_id, values).cpu().numpy() / _sizes(plan, layer_id)
         else:
@@ -72,13 +76,13 @@ def mean_activations(plan: Plan, state: State, name: str) -> Values:
     return means
 
 
-def own_positions(state: State, values: Tensor) -> Tensor | None:
-    """Return which neurons are of positions that padding is not; None where all may be."""
+def own_positions(state: State, name: str, values: Tensor) -> Tensor | None:
+    """Return which neurons of a layer are of a text's own positions; None where all may be."""
     program = state.network.program
     if tuple(name for name, _ in program.inputs) != TEXT_INPUTS:
         return None
     mask = state.values[TEXT_INPUTS[1]] != 0
-    axes = position_axes(values.shape[1:], mask.shape[-1])
+    axes = position_axes(values.shape[1:], mask.shape[-1], _heads_first(state, name))
     if mask.ndim != 2 or not axes or bool(mask.all()):
         return None
     own = torch.ones_like(values, dtype=torch.bool)
@@ -87,6 +91,20 @@ def own_positions(state: State, values: Tensor) -> Tensor | None:
         shape[0], shape[axis + 1] = mask.shape
         own &= mask.reshape(shape)
     return own
+
+
+def _heads_first(state: State, name: str) -> bool:
+    """Whether a layer of heads has them in front: they were turned there, or never taken apart."""
+    net = state.network
+    while name in net.position:
+        node = net.order[net.position[name]][1]
+        read = [] if node is None else list(node.references())
+        if node is None or not read or node.op in _TURNS:
+            return True
+        if node.op in _SPLITS:
+            return False
+        name = read[0]
+    return True
 
 
 def activations(state: State, name: str) -> Tensor:

@@ -295,8 +295,9 @@ def _steps(measure: Algebra, watched: Sequence[WatchedLayer]) -> Steps:
 
 
 def _activation(state: State, layer: WatchedLayer) -> npt.NDArray[np.float64]:
-    value = activations(state, state.network.values[layer.layer_id]).double()
-    own, sizes = own_positions(state, value), layer.groups.sizes()
+    name = state.network.values[layer.layer_id]
+    value = activations(state, name).double()
+    own, sizes = own_positions(state, name, value), layer.groups.sizes()
     if own is not None:
         value = value.masked_fill(~own, 0)
         sizes = np.maximum(layer.groups.sums(own.double())[0].cpu().numpy(), 1)
