@@ -93,8 +93,8 @@ def test_usage_errors(
         (["compact", "s", "--older-than", "-1"], {"older_than": -1.0}),
         (["relevance", "s", "f", "--input", "-5"], {"key": "-5", "target": None}),
         (["relevance", "s", "f", "--input", "k", "--target", "-1:4=1"], {"target": "-1:4=1"}),
-        (["extract", "m", "i", "--store", "", "--target", "-1,464"], {"target": [-1, 464]}),
-        (["extract", "m", "--store", "s", "i", "--target", "3=1,5=-1"], {"target": {3: 1, 5: -1}}),
+        (["extract", "m", "i", "--store", "", "--target", "-1,464"], {"target": ("-1,464",)}),
+        (["extract", "m", "--store", "s", "i", "--target", "3=1,5=-1"], {"target": ("3=1,5=-1",)}),
         (["extract", "m", "i", "--store", "s", "--store", "t"], {"store": "t", "top": None}),
     ],
 )

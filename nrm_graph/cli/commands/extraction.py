@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from nrm_graph.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+LANGUAGE = "hf:"
+"""How MODEL begins where it is a language model."""
 
 
 @command(
@@ -56,7 +60,13 @@ A large network in little space:
       --max-edges 50000 --mantissa-bits 10 --tensors omit --on-error skip""",
 )
 @click.argument("model", type=FILE)
-@click.argument("inputs", type=FILE)
+@click.argument("inputs", type=FILE, required=False)
+@click.option(
+    "--prompt",
+    multiple=True,
+    metavar="TEXT",
+    help="a text for a language model, in place of INPUTS; several times for several",
+)
 @click.option(
     "--store", type=FILE, required=True, metavar="STORE", help="store to write or continue"
 )
@@ -74,12 +84,25 @@ A large network in little space:
 )
 @click.option(
     "--target",
-    type=arguments.target,
-    default="predicted",
+    multiple=True,
+    default=["predicted"],
     metavar="N",
     help="predicted, label, an output's number, POSITION:CLASS (-1:464 or -1:predicted) of an "
     "output of several axes, NAME:... of several outputs; several with commas; or weights of "
-    "outputs, 3=1,5=-1",
+    "outputs, 3=1,5=-1; of a language model predicted, or the text of a token or class (' Paris'), "
+    "given several times for several",
+)
+@click.option(
+    "--against",
+    metavar="TEXT",
+    help="of a language model: the token or class that targets are compared with; the difference "
+    "of the two logits is explained",
+)
+@click.option(
+    "--length",
+    type=arguments.positive,
+    metavar="N",
+    help="of a language model: positions of the store, padding included (of the longest text)",
 )
 @click.option(
     "--output",
@@ -161,8 +184,12 @@ A large network in little space:
 @quiet
 def extract(
     model: str,
-    inputs: str,
+    inputs: str | None,
+    prompt: tuple[str, ...],
     store: str,
+    target: tuple[str, ...],
+    against: str | None,
+    length: int | None,
     output: list[str] | None,
     classes: str | None,
     preprocessing: str | None,
@@ -172,40 +199,41 @@ def extract(
     """Extract the relevance of inputs into a store, or continue it.
 
     MODEL is torchvision:NAME (pretrained), torchvision:NAME@weights.pt,
-    torchvision:NAME@random:SEED, a file of torch.export.save (.pt2) or package.module:function,
-    which gives a model, or (model, preprocessing, classes). The last two RUN CODE: use only files
-    and modules that you trust.
+    torchvision:NAME@random:SEED, hf:FOLDER or hf:NAME (a language model, safetensors alone), a file
+    of torch.export.save (.pt2) or package.module:function, which gives a model, or (model,
+    preprocessing, classes). The last two RUN CODE: use only files and modules that you trust.
 
     INPUTS is a folder of images (sub-folders are labels), an image, or an .npy or .npz file (arrays
     images or inputs, and labels); float arrays are taken as they are, whole numbers as token ids.
     Several arrays named like forward's arguments feed a network of several inputs; an array of
     texts named tokens names the positions. Images are read without their EXIF orientation and
-    transparency, as torchvision does.
+    transparency, as torchvision does. Of a language model it is a .txt (a prompt a line), or a
+    .jsonl, .csv or .parquet with text, and perhaps key, label, target, against; or --prompt TEXT.
 
     The same command again goes on where it stopped. A store that is there goes on with its own
     composite, resolution, bounds of edges, precision, classes and preprocessing: they need not be
     given again, and are refused where they differ. With --on-error skip, inputs that fail are kept
     in the table failures, which info shows, and the exit code is 0.
     """
-    names = _checked(store, model, inputs, classes, options)
+    aims = list(target) if model.startswith(LANGUAGE) else _targets(target)
+    names = _checked(store, model, classes, options)
+    given = _given(model, inputs, prompt, aims, against, length)
     made = (Path(store).expanduser() / "store.json").exists()
 
-    from nrm_graph.cli import inputs as sources
     from nrm_graph.cli import models, overview
     from nrm_graph.extraction.extract import extract
 
     network, preparation, known = models.load_model(model)
-    dataset = sources.load_inputs(inputs, preparation)
+    dataset, prepared = given.read(preparation)
     with extract(
         network,
         dataset,
         store,
         progress=not quiet,
         classes=known if names is None and not made else names,
-        preprocessing=dataset.preprocessing
-        if preprocessing is None and not made
-        else preprocessing,
+        preprocessing=prepared if preprocessing is None and not made else preprocessing,
         output=output[0] if output and len(output) == 1 else output,
+        **given.options,
         **options,
     ) as db:
         ((failed,),) = db.sql("SELECT count(*) FROM failures").fetchall()
@@ -214,18 +242,85 @@ def extract(
         if options["composite"] == "auto" and not made:
             print(f"rules: {overview.composite(db.meta)}; --composite takes others")
         stated = db.meta["preprocessing"]
-        if preprocessing is None and stated != dataset.preprocessing:
+        if preprocessing is None and stated != prepared:
             stated = "in a way that is not known" if stated is None else f"thus: {stated}"
-            prepared = f"its inputs were prepared {stated}; these were: {dataset.preprocessing}"
-            print_notes([f"the store says that {prepared}"])
+            differ = f"its inputs were prepared {stated}; these were: {prepared}"
+            print_notes([f"the store says that {differ}"])
         flagged = overview.flagged(db)
         if flagged != "none":
             text = f"flags of the inputs, as the column flags of inputs holds them: {flagged}"
             print_notes([text])
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What INPUTS and targets of a call are.
+
+    Attributes
+    ----------
+    path : str or None
+        INPUTS; None of prompts.
+    texts : list or None
+        Of a language model.
+    options : dict
+        Of :func:`nrm_graph.extract`.
+    """
+
+    path: str | None
+    texts: list[dict[str, Any]] | None
+    options: dict[str, Any]
+
+    def read(self, preparation: Any) -> tuple[Any, str | None]:
+        """Return the data set, and how its inputs are prepared."""
+        if self.texts is not None:
+            return self.texts, None
+        from nrm_graph.cli import inputs as sources
+
+        assert self.path is not None
+        dataset = sources.load_inputs(self.path, preparation)
+        return dataset, dataset.preprocessing
+
+
+def _given(
+    model: str,
+    inputs: str | None,
+    prompt: tuple[str, ...],
+    target: Any,
+    against: str | None,
+    length: int | None,
+) -> _Given:
+    """Read what is explained, as far as it can be before a network is loaded."""
+    if model.startswith(LANGUAGE):
+        from nrm_graph.cli import text_files
+
+        if bool(prompt) == (inputs is not None):
+            raise InputError("a language model takes INPUTS, a file of texts, or --prompt TEXT")
+        texts = text_files.prompts(prompt) if inputs is None else text_files.read_texts(inputs)
+        one = target[0] if len(target) == 1 else list(target)
+        return _Given(None, texts, {"target": one, "against": against, "length": length})
+    for name, value in (("prompt", prompt), ("against", against), ("length", length)):
+        if value:
+            raise InputError(f"--{name} is for language models, MODEL hf:FOLDER or hf:NAME")
+    if inputs is None:
+        raise click.UsageError("Missing argument 'INPUTS'.")
+
+    from nrm_graph.cli import inputs as sources
+
+    sources.located(inputs)
+    return _Given(inputs, None, {"target": target})
+
+
+def _targets(texts: tuple[str, ...]) -> Any:
+    """Read targets of any other network."""
+    try:
+        return arguments.target(",".join(texts))
+    except click.BadParameter as error:
+        error.param_hint = "'--target'"
+        raise
+
+
 def _checked(
-    store: str, model: str, inputs: str, classes: str | None, options: Mapping[str, Any]
+    store: str, model: str, classes: str | None, options: Mapping[str, Any]
 ) -> list[str] | None:
     """Refuse what is wrong whatever the network is, before one is loaded; return the classes."""
     from nrm_graph import _optional
@@ -246,7 +341,6 @@ def _checked(
         raise InputError(f"--workers {workers} goes with --engine ray: leave one of them out")
     names = None if classes is None else arguments.lines(classes)
 
-    from nrm_graph.cli import inputs as sources
     from nrm_graph.cli import models
     from nrm_graph.network.device import device_of
     from nrm_graph.rules import composites
@@ -255,5 +349,4 @@ def _checked(
         composites.get(options["composite"], options["bias"])
     device_of(options["device"])
     models.check_model(model)
-    sources.located(inputs)
     return names
