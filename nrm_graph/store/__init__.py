@@ -38,6 +38,14 @@ order of ``layer_id`` (from 0, at most 32767) and MUST hold ``layer_id``, ``name
 resolution is custom.  No file of a store may be a symbolic link. Continuing a store MUST be refused
 where any of these but ``versions`` and ``files`` differs.
 
+**Texts.** A store of texts MUST hold ``language``: exactly ``head`` (causal, masked or
+classification), ``family`` and ``model`` (names, for messages) and ``length``, the positions of its
+inputs ``input_ids`` and ``attention_mask``, which is 0 where a position, behind all others, is
+padding: no table holds relevance or an activation of one.  ``inputs`` has the columns ``text`` and
+``tokens`` (of the text's own positions alone), and, but of a classifier, ``target_text`` and
+``predicted_text``, the texts of tokens; where ``weights`` say what is explained, ``target_text`` is
+a JSON object of texts to weights, in the same order.
+
 **Weights that are named.** A store MAY leave out of ``weights.safetensors`` tensors of the program
 that are the model's own.  Then ``store.json`` MUST hold ``named``, in format 2, so that a
 reader of format 1 alone refuses it: by the tensor's name in the program, objects of exactly

@@ -104,12 +104,13 @@ def _gathered(
             return Method("sets", upper.ravel(), lower.ravel())
         return None
     weight = _connections(op, k, upper.shape, lower.shape)
-    readers = inherited(kind, weight, upper.shape, lower.shape, upper, upwards=True)
+    linked = _Whole(upper.shape[-1]) if isinstance(kind, Dense) else kind
+    readers = inherited(linked, weight, upper.shape, lower.shape, upper, upwards=True)
     if readers is not None:
         return Method("up", shaped(operand, readers), src, fine)
     if fine:
         return None
-    read = inherited(kind, weight, upper.shape, lower.shape, lower, upwards=False)
+    read = inherited(linked, weight, upper.shape, lower.shape, lower, upwards=False)
     if read is not None:
         return Method("down", dst, shaped(name, read))
     cost = min(units, sources) * (dst.size + src.size)
@@ -118,9 +119,32 @@ def _gathered(
     return None
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """Connections of a dense layer: all, which takes no matrix of ones to say.
+
+    Attributes
+    ----------
+    outputs : int
+        Of every row.
+    """
+
+    outputs: int
+
+    def apply(self, x: Tensor, w: Tensor) -> Tensor:
+        """Sum of what each output reads."""
+        return x.sum(-1, keepdim=True).expand(*x.shape[:-1], self.outputs)
+
+    def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
+        """Sum of what reads each operand."""
+        return s.sum(-1, keepdim=True).expand(x.shape)
+
+
 def _connections(op: Weighing, k: int, z: tuple[int, ...], x: tuple[int, ...]) -> Tensor:
     """Return a weight of operand k that is 1 at every connection."""
     kind, weight = op.maps[k], op.weights[k]
+    if isinstance(kind, Dense):  # told by its shape alone
+        return torch.ones((), dtype=torch.float64)
     if isinstance(weight, torch.Tensor):
         return torch.ones(weight.shape, dtype=torch.float64)
     shape: tuple[int, ...] = ()
@@ -134,7 +158,12 @@ def _connections(op: Weighing, k: int, z: tuple[int, ...], x: tuple[int, ...]) -
 
 
 def inherited(
-    kind: Map, weight: Tensor, z: tuple[int, ...], x: tuple[int, ...], labels: Labels, upwards: bool
+    kind: Map | _Whole,
+    weight: Tensor,
+    z: tuple[int, ...],
+    x: tuple[int, ...],
+    labels: Labels,
+    upwards: bool,
 ) -> Labels | None:
     """Labels of one end of an operation's edges, seen from the other end.
 

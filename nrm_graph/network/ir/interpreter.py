@@ -143,6 +143,7 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
         args = resolve(node.args, values, program.weights, n)
         kwargs = {k: resolve(v, values, program.weights, n) for k, v in node.kwargs}
         values[node.name] = function(node.op)(*args, **kwargs)
+        del args, kwargs  # weights among them may be copies, and several runs wait for each other
         yield node, values[node.name]
         for name in dict.fromkeys(node.references()):
             if last[name] == node.name:
