@@ -64,6 +64,18 @@ def padded(tokens: Sequence[str], length: int | None) -> tuple[str, ...]:
     return (*tokens, *[PADDING] * rest)
 
 
+def own_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts of a text's own positions, without those of the padding behind them.
+
+    Examples
+    --------
+    >>> own_tokens(("a", "cat", "", ""))
+    ('a', 'cat')
+    """
+    count = next((i + 1 for i in reversed(range(len(tokens))) if tokens[i] != PADDING), 0)
+    return tuple(tokens[:count])
+
+
 def positions(inputs: Iterable[tuple[Sequence[int], bool]]) -> int | None:
     """Return the positions of a network of ids: the length of its first row of whole numbers.
 

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from nrm_graph.errors import InputError
+from nrm_graph.network.token_texts import own_tokens
 from nrm_graph.network.topology import ENDS
 from nrm_graph.network.unit_names import token_axis
 from nrm_graph.plots import token_strip
@@ -155,21 +156,23 @@ def _strip(
     assert m.tokens is not None
     values = np.asarray(m.marginal(info.name, by="neuron"), dtype=np.float64)
     values = np.moveaxis(values, axis, 0).reshape(len(m.tokens), -1).sum(1)
+    tokens = own_tokens(m.tokens)
+    values = values[: len(tokens)]
     bound, beyond = _limit(values, limit)
     note = f"{_whereabouts(m, info.layer_id)} {notes(m)}"
     if ax is None:
-        room = token_strip.height(m.tokens, 72.0 * 4.4)  # the colour bar takes some of the width
+        room = token_strip.height(tokens, 72.0 * 4.4)  # the colour bar takes some of the width
         lines = wrapped(note, 72.0 * 4.4, 7.0).count("\n") + 1
         ax = new_axes(5.4, min(40.0, max(1.1, room / 72.0)) + 0.55 + 0.125 * lines)
     width = size_in_points(ax)[0]
     if colorbar:
         _draw_colorbar(ax, bound, beyond, False)
         ax.figure.canvas.draw()  # lays out, so that the axes have their size
-    token_strip.draw(ax, m.tokens, np.clip(values, -bound, bound), bound)
+    token_strip.draw(ax, tokens, np.clip(values, -bound, bound), bound)
     ax.set_title(wrapped(heading(m, f"relevance of {info.name}"), width, 9.0), fontsize=9)
     ax.text(
         0.0,
-        token_strip.height(m.tokens, size_in_points(ax)[0]) + 3.0,
+        token_strip.height(tokens, size_in_points(ax)[0]) + 3.0,
         wrapped(note, width, 7.0),
         va="top",
         fontsize=7,

@@ -141,6 +141,9 @@ def test_a_store_of_texts(store, lm):
         m = db.measure("italy")
         assert m.target_text() == f"target {rome} (' Rome')"
         assert db.measure("london").tokens == ("London", *[""] * 5)
+        strip = db.measure("london").heatmap(layer="transformer.wte")
+        assert [text.get_text() for text in strip.texts][:1] == ["London"]
+        assert "" not in [text.get_text() for text in strip.texts]
         alone = ng.measure(lm, "London", target=" Rome", against=" Paris")
         short, long = (
             alone.marginal("transformer.wte"),
