@@ -302,3 +302,39 @@ def test_transformers_is_an_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ng.InputError, match=r"nrm-graph\[language\]"):
         ng.load_model(f"hf:{folder}")
+
+
+def test_a_name_of_the_hub_is_downloaded_settings_first(folder, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append((name, allow_patterns, constants.HF_HUB_OFFLINE))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    lm = ng.load_model("hf:someone/tiny")
+    assert (lm.name, lm.local) == ("someone/tiny", False)
+    assert [(name, patterns[:1], offline) for name, patterns, offline in asked] == [
+        ("someone/tiny", ["*.json"], False)
+    ] * 2
+    assert not any(pattern.endswith((".bin", ".py")) for _, some, _ in asked for pattern in some)
+    asked.clear()
+    auto_map(folder)
+    with pytest.raises(ng.InputError, match="names Python code"):
+        ng.load_model("hf:someone/tiny")
+    assert len(asked) == 1  # no weights of what is refused
+
+
+def test_a_hub_that_does_not_answer(monkeypatch):
+    import huggingface_hub
+
+    def fails(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fails)
+    with pytest.raises(ng.InputError, match=r"hub gives no model of this name \(no network\)"):
+        ng.load_model("hf:someone/tiny")
