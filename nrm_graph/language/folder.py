@@ -36,6 +36,8 @@ _FORBIDDEN = {
     "auto_map": "names Python code of its own (auto_map), which is never run: convert it to a "
     "model that transformers has itself",
     "custom_generate": "names Python code of its own (custom_generate), which is never run",
+    "transformers_weights": "names another file of weights (transformers_weights): call it "
+    "model.safetensors, and leave the entry out",
     "quantization_config": "is quantised (quantization_config): give the float model that it was "
     "made from",
     "compression_config": "is compressed (compression_config): give the float model that it was "
@@ -111,9 +113,12 @@ def checked_settings(path: Path, names: list[str]) -> dict[str, Any]:
         for key, value in _entries(settings[name]):
             if key in _FORBIDDEN and value:
                 raise InputError(f"{path / name} {_FORBIDDEN[key]}")
-            leaves = isinstance(value, str) and not _is_inside(value)
-            if key.endswith(("_file", "_files")) and leaves:
-                raise InputError(f"{path / name} names a file outside its folder: {value!r:.100}")
+            files = value if isinstance(value, list) else [value]
+            leaving = [file for file in files if isinstance(file, str) and not _is_inside(file)]
+            if key.endswith(("_file", "_files")) and leaving:
+                raise InputError(
+                    f"{path / name} names a file outside its folder: {leaving[0]!r:.100}"
+                )
     config: dict[str, Any] = settings["config.json"]
     return config
 

@@ -78,6 +78,7 @@ class View(Displayed):
             "_limits",
             "_exact",
             "_joints",
+            "_tokens",
             "topology",
             "partitions",
         }

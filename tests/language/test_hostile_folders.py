@@ -120,6 +120,15 @@ def linked_settings(folder):
     (folder / "config.json").symlink_to(folder.parent / "config.json")
 
 
+def other_weights(folder):
+    torch.save({"a": torch.ones(2)}, folder / "adapter_model.bin")
+    change(folder, transformers_weights="adapter_model.bin")
+
+
+def tokenizers_outside(folder):
+    change(folder, "tokenizer_config.json", fast_tokenizer_files=["../tokenizer.5.0.json"])
+
+
 def tokenizer_outside(folder):
     change(folder, "tokenizer_config.json", vocab_file="/etc/passwd")
 
@@ -206,6 +215,8 @@ def no_tokenizer(folder):
         (missing_part, "lacks the file"),
         (linked, "link that leads out"),
         (linked_settings, "link that leads out"),
+        (other_weights, "names another file of weights"),
+        (tokenizers_outside, "outside its folder: '../tokenizer"),
         (tokenizer_outside, "outside its folder: '/etc/passwd'"),
         (pickled, r"pytorch_model.bin, which may run code"),
         (gguf, "holds GGUF"),
