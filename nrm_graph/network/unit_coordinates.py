@@ -118,8 +118,9 @@ def _told(layer: LayerInfo, resolution: str) -> tuple[int, int]:
 
 def _family(resolution: str, usual: str) -> str:
     """Which kind of axes a layer has."""
-    named = {"token": "feature"}.get(resolution, resolution)
-    return named if named in _PLACES else usual if usual in _PLACES else "feature"
+    if resolution == "token":
+        return "head" if usual == "head" else "feature"
+    return resolution if resolution in _PLACES else usual if usual in _PLACES else "feature"
 
 
 def _channels(axes: int) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -42,17 +43,21 @@ def watched_kind(usual: UnitKind, resolution: str, spelled: bool) -> UnitKind:
 
 
 _CHANNELS_FIRST = ("convolution", "batch_norm", "group_norm", "instance_norm")
+_HEADS_FIRST = ("attention", "product", "softmax")
 
 
 def token_axis(layer: LayerInfo, count: int) -> int | None:
     """Axis of a layer along which its tokens lie, if they are so many.
 
-    Tokens are the first axis of a (tokens, features) layer, the last of (channels, tokens), and
-    the only one of a network's input.
+    Tokens are the first axis of a (tokens, features) layer, the last of (channels, tokens), the
+    second of heads, (heads, tokens, ...), which read for them, and the only one of a network's
+    input.
     """
     shape = layer.shape
     if len(shape) == 1 and layer.kind in ENDS and shape[0] == count:
         return 0
+    if len(shape) == 3 and layer.kind in _HEADS_FIRST:
+        return 1 if shape[1] == count else None
     if len(shape) != 2:
         return None
     axis = 1 if layer.kind in _CHANNELS_FIRST else 0
@@ -71,8 +76,11 @@ def token_index(layer: LayerInfo, resolution: str, unit: int, count: int) -> int
         return None
     if resolution == "neuron":
         return int(np.unravel_index(unit, layer.shape)[axis])
-    named = "token" if axis == 0 else "feature"  # all axes but the last, or the last
-    return unit if resolution == named and unit < count else None
+    before = layer.shape[:-1]
+    if resolution == "token" and axis < len(before) and unit < math.prod(before):
+        return int(np.unravel_index(unit, before)[axis])
+    last = resolution == "feature" and axis == len(before)
+    return unit if last and unit < count else None
 
 
 def token_of(
@@ -113,6 +121,8 @@ def unit_name(
     >>> layer = LayerInfo(1, "0", "dense", (2, 3), 1)
     >>> unit_name(layer, "token", 1, ["a", "cat"]), unit_name(layer, "neuron", 5, ["a", "cat"])
     ("token 1 'cat'", "neuron 1, 2 'cat'")
+    >>> unit_name(LayerInfo(1, "mix", "attention", (4, 2, 8), 1), "token", 5, ["a", "cat"])
+    "head 2, token 1 'cat'"
     """
     if unit < 0:
         return PSEUDO_UNITS[unit]
@@ -125,5 +135,7 @@ def unit_name(
         if len(axes) > 1 and not whole:
             number = ", ".join(str(int(i)) for i in np.unravel_index(unit, axes))
     token = token_of(layer, resolution, unit, tokens)
+    if resolution == "token" and len(shape) == 3 and layer.kind in _HEADS_FIRST:
+        name, number = "head", number.replace(", ", ", token ")
     words = f"{name} {number}" + ("" if token is None else f" {token!r}")
     return f"{names[unit]} ({words})" if names and unit in names else words

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Budget = int | Mapping[str, int] | None
 
 AUTOMATIC = "auto"
+POSITION = "position"
+"""Units of language models: heads and embeddings by position, neurons elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +94,22 @@ def watched_layers(
     """Find all units that may be nodes, layer by layer from the output to the input.
 
     The neurons of the target are the first; of two layers of which one merely copies the other,
-    the lower is watched.
+    the lower is watched.  Of networks with attention that embed ids, ``auto`` adds the embeddings,
+    and units are, if nothing is said of them, those of :data:`POSITION`.
     """
+    topology = measure.topology
+    if watch == AUTOMATIC and _reads_tokens(topology):
+        ids = (*automatic(topology), *(info.layer_id for info in topology.inputs))
+        watch = [topology.layers[i].name for i in ids]
+        by = POSITION if isinstance(by, str) and by == "unit" else by
     target = measure.weights.cpu().numpy().reshape(measure.topology.output.shape) != 0
     return Layers(measure.network, measure.partitions).watched(target, watch, by)
+
+
+def _reads_tokens(topology: Topology) -> bool:
+    """Whether a network embeds ids, and mixes them by attention."""
+    attends = any(layer.kind == "attention" for layer in topology.layers)
+    return attends and all(info.kind == "embedding" for info in topology.inputs)
 
 
 @dataclass(frozen=True)
@@ -176,6 +190,8 @@ class Layers:
     def _units(self, info: LayerInfo, by: Resolution) -> Partition:
         if isinstance(by, str) and by == "unit":
             return self.partitions[info.layer_id]
+        if isinstance(by, str) and by == POSITION:
+            return partition(info, "token" if info.kind in ("attention", "embedding") else "neuron")
         if isinstance(by, str) and by == "layer":
             return Partition("layer", np.broadcast_to(np.zeros((), np.int32), info.shape), 1)
         return partition(info, by)

@@ -238,9 +238,12 @@ def reduced(
         default those that people think in, found from the module tree: convolutions, outputs of
         residual blocks, attention heads and hidden layers of MLPs.  The target's neurons are
         watched always.  Of two layers of which one merely copies the other, the lower is watched.
+        Of networks with attention that embed ids, the embeddings too.
     by : str, array_like of int, or mapping of layer name to one of these
         What neurons of a layer are one node: "unit" (of the measure's resolution), any resolution
-        (see :func:`nrm_graph.network.units.partition`), or "layer".
+        (see :func:`nrm_graph.network.units.partition`), "position" (heads and embeddings by
+        position, single neurons elsewhere: what "unit" is of networks with attention that embed
+        ids, where nothing is said of ``watch``), or "layer".
     nodes : int, mapping of layer name to int, or None
         How many units are watched, those of largest \|R\|: shared out over the layers so that
         each keeps the same share of its sum of \|R\|; so many of each layer; or all.  The
