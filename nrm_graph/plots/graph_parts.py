@@ -112,8 +112,10 @@ def unit_text(
     if "own_name" in data:
         return name(str(data["own_name"]))
     if "token" in data:
-        _, comma, feature = str(data.get("position", "")).rpartition(", ")
-        return token(str(data["token"])) + (f": {feature}" if comma else "")
+        head, _, place = str(data.get("name", "")).partition(", token ")
+        _, _, feature = str(data.get("position", "")).rpartition(", ")
+        which = head if place else feature
+        return token(str(data["token"])) + (f": {which}" if which else "")
     channel, comma, rest = str(data.get("position", "")).partition(", ")
     return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
 
