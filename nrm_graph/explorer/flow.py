@@ -257,7 +257,8 @@ def units_of(page: Page) -> dict[str, str]:
     usual = usual_units(page.db)
     kinds = [STORED, "neuron", *automatic(page.db.topology)]
     words = {kind: "as stored" if kind == STORED else f"{kind}s" for kind in kinds}
-    return {"": words.pop(usual)} | words
+    # Of texts, the graph between chosen units has them by position where nothing is asked.
+    return {"": "the usual ones" if usual == STORED else words.pop(usual)} | words
 
 
 def _event(page: Page) -> html.Div:
