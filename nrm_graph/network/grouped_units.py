@@ -85,7 +85,7 @@ def asked_units(
         for name, asked in by.items():
             divide(topology.layer(name), asked)
         return tuple(units)
-    if by == "auto":
+    if isinstance(by, str) and by == "auto":
         for layer, usual in zip(topology.layers, automatic(topology), strict=True):
             divide(layer, usual)
         return tuple(units)

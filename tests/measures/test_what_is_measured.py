@@ -111,7 +111,7 @@ def test_models_must_be_modules(model):
 
 @pytest.mark.parametrize(
     "option",
-    [{"composite": c} for c in ("nope", None, 3, ng.rules.Epsilon(), ["epsilon"])]
+    [{"composite": c} for c in ("nope", 3, ng.rules.Epsilon(), ["epsilon"])]
     + [{"resolution": r} for r in ("nope", None, 3, ["channel"], {"nope": "channel"}, {"0": [1]})]
     + [{"resolution": {"0": [[1], [1, 2]]}}, {"resolution": {0: "channel"}}]
     + [{"dtype": d} for d in ("float16", torch.float64, 3)]
