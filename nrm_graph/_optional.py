@@ -109,79 +109,41 @@ def cause_of(error: BaseException) -> BaseException:
     return cause if isinstance(cause, BaseException) else error
 
 
-def stats_library(name: str) -> Any:
-    """Import a module of scipy or scikit-learn.
+def library(name: str, what: str, remedy: str) -> Any:
+    """Import a module that may be absent.
+
+    Parameters
+    ----------
+    name : str
+        Of the module.
+    what : str
+        What needs it, in the plural.
+    remedy : str
+        What to do where it lacks.
 
     Raises
     ------
     InputError
-        If it is not installed; the message says what to install.
+        If it is not installed; the message says what to do.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"statistics over circuits need {name.partition('.')[0]}, which is not installed "
-            f"({error}): pip install 'nrm-graph[stats]'"
+            f"{what} need {name.partition('.')[0]}, which is not installed ({error}): {remedy}"
         ) from None
+
+
+def stats_library(name: str) -> Any:
+    """Import a module of scipy or scikit-learn; raises as :func:`library` does."""
+    return library(name, "statistics over circuits", "pip install 'nrm-graph[stats]'")
 
 
 def data_frames() -> Any:
-    """Import pandas.
-
-    Raises
-    ------
-    InputError
-        If it is not installed; the message says what to install.
-    """
-    try:
-        return importlib.import_module("pandas")
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"data frames need pandas, which is not installed ({error}): pip install pandas, or "
-            "take to_arrow()"
-        ) from None
+    """Import pandas; raises as :func:`library` does."""
+    return library("pandas", "data frames", "pip install pandas, or take to_arrow()")
 
 
-def plotly_installed() -> None:
-    """Refuse to go on without Plotly.
-
-    Raises
-    ------
-    InputError
-        Saying what to install.
-    """
-    _plotly("plotly")
-
-
-def plotly_figures() -> Any:
-    """Import ``plotly.graph_objects``.
-
-    Raises
-    ------
-    InputError
-        If it is not installed; the message says what to install.
-    """
-    return _plotly("plotly.graph_objects")
-
-
-def plotly_script() -> str:
-    """Return the JavaScript of Plotly.
-
-    Raises
-    ------
-    InputError
-        If it is not installed; the message says what to install.
-    """
-    script: str = _plotly("plotly.offline").get_plotlyjs()
-    return script
-
-
-def _plotly(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"interactive pictures need plotly, which is not installed ({error}): pip install "
-            "'nrm-graph[explorer]'"
-        ) from None
+def plotly(name: str = "plotly") -> Any:
+    """Import Plotly, or a module of it; raises as :func:`library` does."""
+    return library(name, "interactive pictures", "pip install 'nrm-graph[explorer]'")

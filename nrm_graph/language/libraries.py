@@ -8,7 +8,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph.errors import InputError
+from nrm_graph._optional import library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,20 +17,8 @@ _SETTINGS = threading.RLock()  # those that are changed for a while are the proc
 
 
 def transformers() -> Any:
-    """Import transformers.
-
-    Raises
-    ------
-    InputError
-        If it is not installed; the message says what to install.
-    """
-    try:
-        return importlib.import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"language models need transformers, which is not installed ({error}): pip install "
-            "'nrm-graph[language]'"
-        ) from None
+    """Import transformers; raises as :func:`nrm_graph._optional.library` does."""
+    return library("transformers", "language models", "pip install 'nrm-graph[language]'")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph._optional import plotly_figures
+from nrm_graph._optional import plotly
 from nrm_graph.plots.circuit import circuit_note, circuit_title
 from nrm_graph.plots.common import TEXT, graph_notes
 from nrm_graph.plots.gallery import heat_map
@@ -100,7 +100,7 @@ def flow_figure(
     >>> [*next(figure.select_traces({"name": "units"})).customdata]
     [['x[0]'], ['fc[2]']]
     """
-    plotly_figures()  # before anything is laid out
+    plotly()  # before anything is laid out
     return figure_of(flow_drawing(graph, images, chosen, avoided, height))
 
 
@@ -134,7 +134,7 @@ def figure_of(drawn: Trace) -> Any:
         If plotly is not installed.
     """
     layout = {**drawn["layout"], "template": "none"}
-    return plotly_figures().Figure({"data": drawn["data"], "layout": layout})
+    return plotly("plotly.graph_objects").Figure({"data": drawn["data"], "layout": layout})
 
 
 def drawn_sheet(

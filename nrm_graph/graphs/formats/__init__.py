@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nrm_graph._optional import plotly_installed
+from nrm_graph._optional import plotly
 from nrm_graph.errors import InputError
 from nrm_graph.output_files import in_folder, plain, write_files
 
@@ -50,7 +50,7 @@ def graph_path(path: str | os.PathLike[str]) -> Path:
             f"{', '.join(GRAPH_SUFFIXES)}"
         )
     if _suffix(path) == ".html":
-        plotly_installed()
+        plotly()
     return in_folder(path)
 
 

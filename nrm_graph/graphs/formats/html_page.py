@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from nrm_graph._optional import plotly_script
+from nrm_graph._optional import plotly
 from nrm_graph.plots.circuit import circuit_title
 from nrm_graph.plots.common import NEUTRAL, colour, percent
 from nrm_graph.plots.gallery import stretched
@@ -96,7 +96,7 @@ def html_page(
     Of a larger graph the 400 strongest edges are drawn; a click on a unit shows and lists all of
     its own.
     """
-    script = plotly_script()
+    script: str = plotly("plotly.offline").get_plotlyjs()
     sheet = drawn_sheet(graph, images, DRAWN)
     data = _data(sheet).translate(_ESCAPES)
     facts = graph.graph
