@@ -103,3 +103,22 @@ def test_stores_name_half_precision(pair, tmp_path):
         assert m.logit == first.logit
         assert isinstance(db.program.weights, HeldWeights)
         assert db.verify(sample=1).sound
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "bert", "mistral"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_masks_of_half_precision_hide_padding(family, attention, tmp_path):
+    lm = ng.load_model(f"hf:{language_models.save(tmp_path / 'hf', family, torch.bfloat16)}")
+    lm.module.set_attn_implementation(attention)
+    encoded = lm.reader.encode(language_models.text(family))
+    length = len(encoded.ids)
+    alone, padded = (
+        ng.measure(lm.program(n), encoded.inputs(n, lm.reader.pad), composite="attn_lrp")
+        for n in (length, length + 6)
+    )
+    assert padded.logit == pytest.approx(alone.logit, rel=1e-5)
+    first = alone.topology.inputs[0].name
+    short, long = alone.marginal(first), padded.marginal(first)
+    np.testing.assert_allclose(long[: len(short)], short, atol=1e-5)
+    assert not long[len(short) :].any()
