@@ -33,6 +33,7 @@ UNITS, ENDS, EDGES = "units", "ends", "edges"
 _LEVELS = 6  # widths of edges
 _LABELLED = 46.0  # columns of so many pixels show names of units
 _LETTER, _TEXT_HEIGHT = 5.9, 10.0  # pixels
+_WIDE = 90  # letters of a line of what stands at hover
 _LONGEST = 40  # letters of a name beside a unit
 
 
