@@ -148,7 +148,9 @@ def test_tokens_that_do_not_fit(tmp_path, tokens, message):
         (LayerInfo(1, "a", "dense", (8, 5), 1), 5, None),
         (LayerInfo(1, "a", "convolution", (8, 5), 1), 5, 1),
         (LayerInfo(1, "a", "convolution", (5, 8), 1), 5, None),
-        (LayerInfo(1, "a", "softmax", (5, 5, 5), 1), 5, None),
+        (LayerInfo(1, "a", "softmax", (5, 5, 5), 1), 5, 1),  # of heads that read for them
+        (LayerInfo(1, "a", "attention", (5, 4, 8), 1), 5, None),
+        (LayerInfo(1, "a", "dense", (2, 5, 8), 1), 5, None),
     ],
 )
 def test_where_tokens_lie(layer, count, axis):
@@ -160,7 +162,9 @@ def test_units_in_words():
     assert unit_name(heads, "head", 1) == "head 1"
     assert unit_name(heads, "neuron", 32) == "neuron 1, 1, 2"
     assert unit_name(heads, "channel", 1) == "channel 1"
-    assert unit_name(heads, "token", 7) == "token 1, 2"
+    assert unit_name(heads, "token", 7) == "head 1, token 2"
+    assert unit_name(heads, "token", 7, list("abcde")) == "head 1, token 2 'c'"
+    assert unit_name(heads, "neuron", 32, list("abcde")) == "neuron 1, 1, 2 'b'"
     assert unit_name(heads, "custom", 3) == "unit 3"
     assert unit_name(heads, "head", -4) == "remainder"
     vector = LayerInfo(1, "a", "dense", (5,), 1)
