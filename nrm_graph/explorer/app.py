@@ -181,7 +181,7 @@ def _callbacks(app: dash.Dash, shown: Shown) -> None:
     def condition(click: dict[str, Any] | None, query: str | None) -> Any:
         if not click:
             return no_update
-        return _after_click(shown, query or "", click)
+        return _after_click(query or "", click)
 
     @app.callback(
         Output("url", "search", allow_duplicate=True),
@@ -227,7 +227,7 @@ def _changed(query: str, values: dict[str, Any]) -> Any:
     return no_update
 
 
-def _after_click(shown: Shown, query: str, click: dict[str, Any]) -> Any:
+def _after_click(query: str, click: dict[str, Any]) -> Any:
     with contextlib.suppress(NrmError):
         address = from_query(query)
         subject, figure = str(click.get("subject", "")), click.get("figure")

@@ -183,7 +183,8 @@ def figure(side: Side, *, maps: bool) -> dict[str, Any]:
     def among(expressions: set[str]) -> list[Any]:
         return [node for node, text in graph.nodes(data="event") if text in expressions]
 
-    images = side.maps() if maps else None
+    # Nothing moves below the pointer when the maps come.
+    images = side.maps() if maps else {} if side.has_maps else None
     crowd = most_units(graph)
     height = max(TALL, LEAST * crowd) if ROW * crowd > TALL else None
     return flow_drawing(graph, images, among(passed), among(avoided), height)

@@ -58,7 +58,8 @@ def flow_figure(
         As :func:`nrm_graph.plots.plot_subgraph` takes it: of one input, reduced, a circuit or a
         contrast.
     images : mapping of node to array_like, optional
-        Maps (H, W) of signed numbers that are shown at their nodes, each on its own scale.
+        Maps (H, W) of signed numbers that are shown at their nodes, each on its own scale.  An
+        empty mapping leaves room for maps that come later: nothing moves when they do.
     chosen, avoided : collection of node, optional
         Units that the measure is conditioned on: that walks pass, or do not pass.  A black ring
         marks the former; that of the latter is dashed and crossed out.
@@ -150,7 +151,7 @@ def drawn_sheet(
         If the graph is empty or lacks an attribute, or an image has no two axes.
     """
     drawn = with_absorbed(graph, checked(graph))
-    return sheet_of(drawn, checked_images(drawn, images), most)
+    return sheet_of(drawn, checked_images(drawn, images), most, roomy=images is not None)
 
 
 def drawing(

@@ -133,12 +133,16 @@ def sheet_of(
     graph: nx.DiGraph,
     images: Mapping[Hashable, npt.NDArray[np.float64]],
     most: int | None = None,
+    roomy: bool = False,
 ) -> Sheet:
-    """Lay a graph out, in so much height as its largest column needs; ``most`` edges are drawn."""
+    """Lay a graph out, in so much height as its largest column needs; ``most`` edges are drawn.
+
+    ``roomy`` leaves room for maps of all units, whether they are there or not.
+    """
     columns = columns_of(graph, list(graph))
     busiest = most_units(graph)
-    places = places_of(graph, columns, busiest if images else None)
-    needed = max(_LOWEST, (_PICTURED if images else _ROW) * busiest / 2.0)
+    places = places_of(graph, columns, busiest if roomy else None)
+    needed = max(_LOWEST, (_PICTURED if roomy else _ROW) * busiest / 2.0)
     edges = sorted(graph.edges, key=lambda edge: abs(graph.edges[edge]["relevance"]))
     drawn = edges if most is None else edges[max(len(edges) - most, 0) :]
     return Sheet(graph, images, columns, places, needed, tuple(drawn))

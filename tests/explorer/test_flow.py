@@ -72,7 +72,15 @@ def test_maps_come_behind_and_are_those_of_conditioned_measures(db):
     )
     maps = side.maps()
     assert maps
-    assert len(flow.figure(side, maps=True)["layout"]["images"]) == len(maps)
+    without, pictured = (flow.figure(side, maps=shown) for shown in (False, True))
+    assert len(pictured["layout"]["images"]) == len(maps)
+    assert without["layout"]["height"] == pictured["layout"]["height"]  # nothing moves
+    for name in (interactive.UNITS, interactive.ENDS):
+        marks = [
+            next(trace for trace in drawn["data"] if trace.get("name") == name)
+            for drawn in (without, pictured)
+        ]
+        assert [(t["x"], t["y"]) for t in marks[:1]] == [(t["x"], t["y"]) for t in marks[1:]]
     m = measured(db)
     for (layer, unit), values in maps.items():
         A = ng.Layer(layer)[unit]
