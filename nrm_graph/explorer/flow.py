@@ -12,7 +12,7 @@ from nrm_graph.errors import InputError, NrmError
 from nrm_graph.explorer import clicks, input_picture, parts
 from nrm_graph.explorer.answers import STORED, usual_units
 from nrm_graph.explorer.stored_texts import shown, tame
-from nrm_graph.measures.reduced.unit_maps import unit_maps
+from nrm_graph.measures.reduced.unit_maps import picture
 from nrm_graph.network.units import automatic
 from nrm_graph.plots.graph_parts import most_units
 from nrm_graph.plots.interactive import flow_drawing
@@ -112,20 +112,15 @@ class Side:
         return self._name("maps")
 
     def maps(self) -> dict[Any, Any]:
-        """Where in the input the relevance goes that passes through each unit of the graph."""
-        reduced, shown = self.reduced, set(self.whole_graph)
+        """Where in the input the relevance goes that passes through each unit."""
         return self.page.answers.remembered(
-            self.maps_name,
-            lambda: unit_maps(reduced.measure, reduced.watched, shown),
-            self.owner,
+            self.maps_name, lambda: self.reduced.maps() or {}, self.owner
         )
 
     @property
     def has_maps(self) -> bool:
         """Whether units have a heat map: those of a reduced graph of a picture."""
-        return self.page.address.graph == "reduced" and any(
-            len(info.shape) == 3 for info in self.page.db.topology.inputs
-        )
+        return self.page.address.graph == "reduced" and picture(self.page.db.topology) is not None
 
     def _name(self, what: str) -> tuple[Hashable, ...]:
         asked = self.page.address

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,9 @@ SIDE = 64
 
 ENLARGED = 112
 """Pixels of the longer side of a picture with a frame."""
+
+LARGEST = 448
+"""Pixels of a side of a heat map beside a graph, at most."""
 
 _COLOURS = 64
 
@@ -79,13 +83,45 @@ def framed_pngs(
     left = _framed(_picture(plain), plain.shape, box)
     if heat is None:
         return _png(left), None
-    blocks = thumbnail(heat)
-    bound = float(np.abs(blocks).max()) or 1.0
-    below = _picture(0.65 + 0.35 * grey(plain)).convert("RGBA")
-    colours = Image.fromarray(OVERLAY((blocks / bound + 1) / 2, bytes=True))
-    above = colours.resize(below.size, Image.Resampling.NEAREST)
-    right = Image.alpha_composite(below, above).convert("RGB")
+    right = _overlaid(_picture(0.65 + 0.35 * grey(plain)), thumbnail(heat))
     return _png(left), _png(_framed(right, plain.shape, box))
+
+
+@dataclass(frozen=True)
+class HeatPicture:
+    """An input in grey below its relevance.
+
+    Attributes
+    ----------
+    png : bytes
+        The picture.
+    bound : float
+        Where its colours end.
+    """
+
+    png: bytes
+    bound: float
+
+
+def heat_picture(image: npt.NDArray[Any], heat: npt.NDArray[np.float64]) -> HeatPicture:
+    """Return an image (H, W, C) below its relevance (H, W); of a large one sums over blocks."""
+    below = _picture(0.65 + 0.35 * grey(stretched(image)))
+    below.thumbnail((LARGEST, LARGEST), Image.Resampling.BOX)
+    blocks = thumbnail(heat, LARGEST)
+    file = io.BytesIO()
+    _overlaid(below, blocks).save(file, "PNG")
+    return HeatPicture(file.getvalue(), _bound(blocks))
+
+
+def _overlaid(below: Image.Image, blocks: npt.NDArray[np.float64]) -> Image.Image:
+    """Lay the colours of relevance over a grey picture."""
+    colours = Image.fromarray(OVERLAY((blocks / _bound(blocks) + 1) / 2, bytes=True))
+    above = colours.resize(below.size, Image.Resampling.NEAREST)
+    return Image.alpha_composite(below.convert("RGBA"), above).convert("RGB")
+
+
+def _bound(values: npt.NDArray[np.float64]) -> float:
+    return float(np.abs(values).max()) or 1.0
 
 
 def _picture(values: npt.NDArray[np.float64]) -> Image.Image:

@@ -37,13 +37,18 @@ def shown(text: str, letters: int = LONGEST) -> html.Bdi:
     return html.Bdi(short, **whole)
 
 
-def strip(tokens: Sequence[str], values: Sequence[float] | None = None, count: int = 0) -> html.P:
+def strip(
+    tokens: Sequence[str],
+    values: Sequence[float] | None = None,
+    count: int = 0,
+    most: int = TOKENS,
+) -> html.P:
     r"""Return tokens in reading order.
 
     Parameters
     ----------
     tokens : sequence of str
-        Their texts; the first :data:`TOKENS` are shown.
+        Their texts; the first ``most`` are shown.
     values : sequence of float, optional
         Relevance of each, which colours it; the scale ends at the largest \|relevance\|.
     count : int
@@ -51,11 +56,11 @@ def strip(tokens: Sequence[str], values: Sequence[float] | None = None, count: i
     """
     bound = max(map(abs, values or ()), default=0.0) or 1.0
     words = []
-    for place, token in enumerate(tokens[:TOKENS]):
+    for place, token in enumerate(tokens[:most]):
         about: dict[str, Any] = {"title": f"{place}: {tame(token, TITLE)}"}
         if values is not None:
             share = values[place] / bound
-            about["title"] += f", R = {values[place]:.4g}"
+            about["title"] += f", R = {values[place]:.6g}"
             red, green, blue, _ = SIGNED(0.5 + 0.5 * share, bytes=True)
             style = {"backgroundColor": f"#{red:02x}{green:02x}{blue:02x}"}
             if abs(share) > 0.65:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from dash import html
 
 from nrm_graph.circuits.references import references
 from nrm_graph.errors import InputError, NrmError, UndefinedConditional
 from nrm_graph.explorer import parts
+from nrm_graph.explorer.input_picture import token_relevance
 from nrm_graph.explorer.pictures import framed_pngs
 from nrm_graph.explorer.stored_texts import shown, strip
-from nrm_graph.network.unit_names import token_axis
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from dash.development.base_component import Component
 
@@ -119,16 +119,14 @@ def _words(db: Database, event: NeuronSet, identity: int) -> Component:
     """Tokens of an input, coloured by their relevance given the unit."""
     try:
         m = db.measure(identity)
-        tokens = m.tokens or ()
-        places = [(i, token_axis(i, len(tokens))) for i in m.topology.inputs if tokens]
-        info, axis = next(((i, a) for i, a in places if a is not None), (None, None))
-        if info is None or axis is None:
+        if m.tokens is None:
             return parts.note("The input is no image, and has no words.")
         try:
-            values = m.given(event).marginal(info.name, by="neuron").astype(np.float64)
+            sums = token_relevance(m.given(event))
         except UndefinedConditional as error:
-            return html.Div([strip(tokens), parts.note(str(error))])
+            return html.Div([strip(m.tokens), parts.note(str(error))])
     except NrmError as error:
         return parts.note(str(error))
-    sums = np.moveaxis(values, axis, 0).reshape(len(tokens), -1).sum(1)
-    return strip(tokens, sums.tolist())
+    if sums is None:
+        return parts.note("The input is no image, and has no words.")
+    return strip(m.tokens, sums.tolist())

@@ -215,14 +215,14 @@ class Canvas:
             self._text(x, 0.0, "absorbed", column.lost, area**0.5 / 2)
 
 
-def block(shape: tuple[int, ...]) -> int:
+def block(shape: tuple[int, ...], cells: int = _CELLS) -> int:
     """Rows and columns of a block of :func:`thumbnail`."""
-    return -(-max(shape) // _CELLS)
+    return -(-max(shape) // cells)
 
 
-def thumbnail(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Sum blocks of a map that is finer than its frame can show."""
-    step = block(array.shape)
+def thumbnail(array: npt.NDArray[np.float64], cells: int = _CELLS) -> npt.NDArray[np.float64]:
+    """Sum blocks of a map that is finer than its frame can show: so many rows and columns."""
+    step = block(array.shape, cells)
     padded = np.pad(array, [(0, -n % step) for n in array.shape])
     rows, columns = (n // step for n in padded.shape)
     sums: npt.NDArray[np.float64] = padded.reshape(rows, step, columns, step).sum((1, 3))

@@ -187,10 +187,14 @@ def test_tokens_are_a_strip_with_their_numbers(tmp_path):
         view = flow.render(explored.page(db, view="flow", input="t"))
         m = db.measure("t")
         spans = [p for p in explored.walk(view) if getattr(p, "className", "") == "strip"]
-        shown = [(part.children, float(part.title)) for part in spans[0].children]
+        shown = [
+            (part.children, float(part.title.rpartition("R = ")[2])) for part in spans[0].children
+        ]
         expected = m.marginal("0", by="neuron").reshape(4, -1).sum(1)
         assert [word for word, _ in shown] == [*words[:2], "␣sat", "."]
         assert [value for _, value in shown] == [float(f"{value:.6g}") for value in expected]
+        end = abs(expected).max()  # of tokens, and not of single neurons
+        assert f"colours run from {-end:.3g} (blue, against) to {end:.3g}" in explored.texts(view)
 
 
 def test_the_answers_of_the_latest_inputs_are_kept(db):

@@ -19,7 +19,7 @@ from nrm_graph.measures.reduced.nodes import (
 from nrm_graph.measures.reduced.products import strongest_products
 from nrm_graph.measures.reduced.steps import direct_steps, passes
 from nrm_graph.measures.reduced.tables import Tables, tables, with_ends
-from nrm_graph.measures.reduced.unit_maps import picture, unit_maps
+from nrm_graph.measures.reduced.unit_maps import image_of, picture, unit_maps
 from nrm_graph.network.topology import END_UNITS, PSEUDO_UNITS, EdgeGroup
 from nrm_graph.network.unit_names import watched_kind
 from nrm_graph.progress import Progress
@@ -200,11 +200,7 @@ class Reduced(Tabular):
     @property
     def image(self) -> npt.NDArray[Any] | None:
         """The input that is a picture, (H, W, C), as the network takes it; None where none is."""
-        shown = picture(self.topology)
-        if shown is None:
-            return None
-        values: npt.NDArray[Any] = self.measure.state.values[shown.name][0].cpu().numpy()
-        return np.moveaxis(values, 0, -1)
+        return image_of(self.measure)
 
     def maps(self) -> dict[tuple[str, int], npt.NDArray[np.float64]] | None:
         """Return where in the input the relevance goes that passes through each unit, (H, W).

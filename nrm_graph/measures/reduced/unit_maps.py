@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,16 @@ AXES = 3
 def picture(topology: Topology) -> LayerInfo | None:
     """Return the first input that is a picture, of shape (C, H, W), or None where none is."""
     return next((info for info in topology.inputs if len(info.shape) == AXES), None)
+
+
+def image_of(measure: Algebra) -> npt.NDArray[Any] | None:
+    """Return the input that is a picture, (H, W, C), as the network takes it; None without one."""
+    shown = picture(measure.topology)
+    if shown is None:
+        return None
+    values = measure.state.values[measure.network.values[shown.layer_id]][0].detach()
+    image: npt.NDArray[Any] = np.moveaxis(values.cpu().numpy(), 0, -1)
+    return image
 
 
 def unit_maps(
