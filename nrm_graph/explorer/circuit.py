@@ -12,8 +12,6 @@ from nrm_graph.explorer import groups, parts
 from nrm_graph.explorer.answers import STORED
 from nrm_graph.explorer.charts import Whisker, whiskers
 from nrm_graph.explorer.circuit_checks import checks
-from nrm_graph.explorer.flow import CONFIG
-from nrm_graph.explorer.gallery import store_choice
 from nrm_graph.explorer.stored_texts import shown, tame
 from nrm_graph.plots.graph_parts import reach
 from nrm_graph.plots.interactive import flow_drawing
@@ -113,7 +111,7 @@ def _controls(page: Page) -> html.Div:
         fields.append(
             parts.choice("other", address.other, "other store", {0: "no", 1: "minus the other"})
         )
-    fields += store_choice(page)
+    fields += parts.store_choice(page)
     return html.Div(fields, className="controls conditions")
 
 
@@ -155,7 +153,7 @@ def _event(page: Page, asked: Question) -> list[Component]:
 
 def _figure(graph: nx.DiGraph) -> html.Section:
     """Draw the graph; title, kept share, meaning and flags are in the figure."""
-    figure = parts.graph("circuit", flow_drawing(graph), CONFIG)
+    figure = parts.graph("circuit", flow_drawing(graph))
     return html.Section(figure, className="part circuit")
 
 
@@ -253,7 +251,7 @@ def _errors(asked: Question, graph: nx.DiGraph) -> html.Section:
     number = "difference of means" if asked.contrasts else "mean relevance"
     return parts.section(
         title,
-        parts.graph("errors", whiskers(rows, f"{number}, whiskers: two standard errors"), CONFIG),
+        parts.graph("errors", whiskers(rows, f"{number}, whiskers: two standard errors")),
         parts.note(
             "The edges were chosen by the inputs that their errors are computed from: the strongest"
             " are overestimated, and whiskers that keep from 0 are no test."

@@ -13,6 +13,7 @@ from nrm_graph.explorer import clicks, input_picture, parts
 from nrm_graph.explorer.answers import STORED, usual_units
 from nrm_graph.explorer.stored_texts import shown, tame
 from nrm_graph.measures.reduced.unit_maps import picture
+from nrm_graph.network.target_texts import read_target
 from nrm_graph.network.units import automatic
 from nrm_graph.plots.graph_parts import most_units
 from nrm_graph.plots.interactive import flow_drawing
@@ -33,14 +34,6 @@ STEPS = 5
 """Edges that a graph has for every node, at most."""
 LISTED = 25
 """Units that the table beside the graph lists."""
-CONFIG: Any = {
-    "displaylogo": False,
-    "showSendToCloud": False,
-    "plotlyServerURL": "",
-    "responsive": True,
-    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
-}
-"""Of Plotly's figures: nothing that leads elsewhere."""
 _ASKED = ("event", "graph", "watch", "nodes", "by")
 """Fields of the address on which the graph of an input depends, before sign and threshold."""
 _REPORT = ("layer", "sum", "total_variation", "bias", "stabilizer", "remainder")
@@ -293,7 +286,7 @@ def _side(side: Side) -> html.Div:
         graph = graph_of(page)
         known = page.answers.knows(side.maps_name, side.owner)
         blocks += [
-            parts.graph(side.figure, figure(side, maps=side.has_maps and known), CONFIG),
+            parts.graph(side.figure, figure(side, maps=side.has_maps and known)),
             dcc.Store(
                 id={"figure": side.figure, "maps": "asked"},
                 data=page.address.query_text() if side.has_maps and not known else "",
@@ -322,22 +315,18 @@ def _side(side: Side) -> html.Div:
 
 def _stored(page: Page) -> list[Any]:
     """Return the graph of the stored tables, where the network or the input is not at hand."""
-    asked = page.address
+    asked, db = page.address, page.db
     if asked.event:
         return []
     try:
-        graph = page.db.subgraph(asked.input, target=_single(page), top=STEPS * asked.nodes)
+        target = read_target(asked.target, db.classes, db.outputs)
+        graph = db.subgraph(asked.input, target=target, top=STEPS * asked.nodes)
     except NrmError:
         return []
     return [
         parts.note("From the stored tables, which cannot be conditioned:"),
-        parts.graph("stored", flow_drawing(graph), CONFIG),
+        parts.graph("stored", flow_drawing(graph)),
     ]
-
-
-def _single(page: Page) -> Any:
-    text = page.address.target
-    return int(text) if text.isdigit() else text or None
 
 
 def _totals(m: Measure) -> html.Div:

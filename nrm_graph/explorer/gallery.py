@@ -179,7 +179,7 @@ def _filters(page: Page, question: _Question) -> html.Div:
     where = {"placeholder": "SQL, such as logit < 2 AND label = 'cat'", "className": "wide"}
     return html.Div(
         [
-            *store_choice(page),
+            *parts.store_choice(page),
             parts.choice("label", address.label, "label", listed["label"]),
             parts.choice("prediction", address.prediction, "prediction", listed["prediction"]),
             parts.choice("outcome", address.outcome, "outcome", outcomes),
@@ -188,14 +188,6 @@ def _filters(page: Page, question: _Question) -> html.Div:
         ],
         className="controls",
     )
-
-
-def store_choice(page: Page) -> list[Component]:
-    """Return the choice of the store that is looked at, where there are two."""
-    if len(page.stores) < 2:
-        return []
-    names = {i: f"{i + 1}: {tame(db.path.name, 40)}" for i, db in enumerate(page.stores)}
-    return [parts.choice("store", page.stores.index(page.db), "store", names)]
 
 
 def _pages(page: Page, matching: Matching, first: int, count: int) -> html.Div:

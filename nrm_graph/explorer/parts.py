@@ -17,11 +17,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
+    from dash.development.base_component import Component
+
+    from nrm_graph.explorer.page import Page
 
 ROWS = 200
 """Rows of a table that are shown."""
 LETTERS = 2_000
 """Letters of an error, or of a table's cell."""
+
+
+CONFIG: Any = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "plotlyServerURL": "",
+    "responsive": True,
+    "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+}
+"""Of Plotly's figures: nothing that leads elsewhere."""
 
 
 def control(name: str, value: Any, label: str, **options: Any) -> html.Label:
@@ -56,6 +69,14 @@ def choice(name: str, value: Any, label: str, options: Mapping[Any, str]) -> htm
     return html.Label([html.Span(label), entry], className="control")
 
 
+def store_choice(page: Page) -> list[Component]:
+    """Return the choice of the store that is looked at, where there are two."""
+    if len(page.stores) < 2:
+        return []
+    names = {i: f"{i + 1}: {tame(db.path.name, 40)}" for i, db in enumerate(page.stores)}
+    return [choice("store", page.stores.index(page.db), "store", names)]
+
+
 def link(href: str, text: Any, **options: Any) -> dcc.Link:
     """Return a link within the page, which needs no reload; see :meth:`Page.href`."""
     return dcc.Link(text, href=href, **options)
@@ -77,9 +98,9 @@ def problem(text: str) -> html.Div:
     return html.Div(said, className="problem", role="alert")
 
 
-def graph(name: str, drawn: Any, config: Any) -> dcc.Graph:
+def graph(name: str, drawn: Any) -> dcc.Graph:
     """Return a figure of Plotly's."""
-    return dcc.Graph(id={"figure": name}, figure=drawn, config=config, style=tall(drawn))
+    return dcc.Graph(id={"figure": name}, figure=drawn, config=CONFIG, style=tall(drawn))
 
 
 def tall(drawn: Any) -> dict[str, str]:

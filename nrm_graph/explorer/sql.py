@@ -11,8 +11,6 @@ from dash import dcc, html
 from nrm_graph.errors import NrmError, QueryError
 from nrm_graph.explorer import groups, parts
 from nrm_graph.explorer.charts import POINTS, chart
-from nrm_graph.explorer.flow import CONFIG
-from nrm_graph.explorer.gallery import store_choice
 from nrm_graph.network.topology import ENDS
 from nrm_graph.store.read.interruptible import OutOfMemory
 from nrm_graph.store.read.sql import SqlReader
@@ -135,7 +133,7 @@ def render(page: Page) -> list[Component]:
                 [
                     html.Button("Run", id={"submit": "query"}, className="button submit"),
                     parts.choice("chart", page.address.chart, "chart", kinds),
-                    *store_choice(page),
+                    *parts.store_choice(page),
                 ],
                 className="controls",
             ),
@@ -170,7 +168,7 @@ def _result(page: Page) -> html.Section:
     if page.address.chart:
         try:
             figure = chart(rows, page.address.chart)
-            blocks.append(parts.graph("chart", figure, CONFIG))
+            blocks.append(parts.graph("chart", figure))
         except NrmError as error:
             blocks.append(parts.problem(str(error)))
     said = f"{len(rows):,} row{'s' * (len(rows) != 1)}"

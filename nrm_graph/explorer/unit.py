@@ -12,7 +12,6 @@ from nrm_graph.events.parser import parse
 from nrm_graph.events.sets import NeuronSet
 from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.explorer import groups, parts, unit_numbers
-from nrm_graph.explorer.gallery import store_choice
 from nrm_graph.explorer.stored_texts import shown
 from nrm_graph.explorer.unit_numbers import StoredUnit
 from nrm_graph.explorer.unit_references import reference_cards
@@ -54,7 +53,7 @@ def _controls(page: Page) -> html.Div:
     where = {"placeholder": "all; SQL such as label = 'cat'", "className": "wide"}
     return html.Div(
         [
-            *store_choice(page),
+            *parts.store_choice(page),
             parts.control("unit", address.unit, "unit", **example),
             parts.choice("ranked", address.ranked, "reference inputs by", ranked),
             parts.control("where", address.where, "condition over inputs", **where),
