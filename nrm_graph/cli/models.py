@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nrm_graph.errors import InputError, first_line
-from nrm_graph.language import loading
+from nrm_graph.language import folder, loading
 from nrm_graph.language.language_model import LanguageModel
 
 Preprocessing = Callable[[Any], torch.Tensor]
@@ -57,7 +57,7 @@ def load_model(spec: str) -> Loaded:
         If there is no such model, or it cannot be loaded.
     """
     check_model(spec)
-    if spec.startswith(loading.PREFIX):
+    if spec.startswith(folder.PREFIX):
         return loading.load_model(spec), None, None
     if spec.startswith("torchvision:"):
         return _torchvision(spec.removeprefix("torchvision:"))
@@ -77,7 +77,7 @@ def check_model(spec: str) -> None:
     """
     if "://" in spec:
         raise InputError(f"MODEL {spec} is an address: download the file and name it here")
-    if spec.startswith(loading.PREFIX):
+    if spec.startswith(folder.PREFIX):
         loading.check_place(spec)
     elif spec.startswith("torchvision:"):
         name, _, source = spec.removeprefix("torchvision:").partition("@")
@@ -104,11 +104,11 @@ def check_model(spec: str) -> None:
 
 def _refuse_missing(path: str) -> None:
     try:
-        folder = stat.S_ISDIR(Path(path).stat().st_mode)
+        is_folder = stat.S_ISDIR(Path(path).stat().st_mode)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"there is no file {path!r} ({reason})") from None
-    if folder:
+    if is_folder:
         raise InputError(f"{path} is a folder: expected a file")
 
 

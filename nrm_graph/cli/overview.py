@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.network.topology import PSEUDO_UNITS
-from nrm_graph.network.unit_coordinates import spelling
 from nrm_graph.network.unit_names import unit_name
 from nrm_graph.propagation.flags import counted, listed
 from nrm_graph.store.format.schema import LAYERS, TABLES, VIEWS
@@ -48,7 +47,6 @@ SHOWN = 8
 """Labels, and keys, that are named."""
 
 _NAMES = 20  # of a layer that are listed
-_PLAIN = re.compile(r"[\w@]+(\.[\w@]+)*")
 
 
 def facts(db: Database) -> dict[str, str]:
@@ -267,8 +265,7 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
     part = m.partitions[layer.layer_id]
     if by == "unit":
         by = "neuron" if part.single else part.resolution
-    quoted = name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=False)
-    return quoted + spelling(layer, by).text(unit)
+    return repr(unit_set(replace(layer, name=name), by, unit))
 
 
 def _unit_name(m: Measure, name: str, unit: int, by: str) -> str:

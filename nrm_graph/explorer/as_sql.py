@@ -10,11 +10,11 @@ from nrm_graph.events.parser import parse
 from nrm_graph.events.sets import NeuronSet
 from nrm_graph.explorer import groups
 from nrm_graph.explorer.answers import STORED, usual_units
-from nrm_graph.explorer.groups import text_literal
 from nrm_graph.explorer.unit_references import SHOWN
 from nrm_graph.network.target_texts import read_target
 from nrm_graph.store.lookups import pair_or_weights
 from nrm_graph.store.read.sql_guard import chosen_inputs
+from nrm_graph.store.read.table_queries import literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,14 +143,14 @@ def _conditions(page: Page) -> list[str]:
         conditions.append(condition(address.where))
     for name, column in (("label", "label"), ("prediction", "words")):
         if value := getattr(address, name):
-            conditions.append(f"{column} = {text_literal(value)}")
+            conditions.append(f"{column} = {literal(value)}")
     if address.outcome:
         conditions.append("is_right" if address.outcome == "right" else "NOT is_right")
     if address.text:
         looked = ["key", "label"]
         if page.db._snapshot.fields.types.get("tokens") == "strings":
             looked.append("array_to_string(tokens, ' ')")
-        sought = text_literal(address.text)
+        sought = literal(address.text)
         found = (f"contains(lower(coalesce({text}, '')), lower({sought}))" for text in looked)
         conditions.append(f"({' OR '.join(found)})")
     return conditions
@@ -164,10 +164,10 @@ def _with_words(db: Database) -> str:
     if not one or len(names) > last:
         names, last = (), last if one else db.outputs.count
     known = [(i, name) for i, name in enumerate(names) if name]  # not a whole vocabulary
-    rows = ", ".join(f"({i}, {text_literal(name)})" for i, name in known)
+    rows = ", ".join(f"({i}, {literal(name)})" for i, name in known)
     classes = f"(VALUES {rows or '(NULL, CAST(NULL AS VARCHAR))'}) AS c(class, name)"
     number = f"CAST(predicted % {max(1, last)} AS VARCHAR)"
-    listed = ", ".join(text_literal(name) for _, name in known) or "NULL"
+    listed = ", ".join(literal(name) for _, name in known) or "NULL"
     digits = f"WHEN {str(one).lower()} AND try_cast(label AS BIGINT) IS NOT NULL THEN"
     return (
         f"(SELECT inputs.*, coalesce(c.name, {number}) AS words,\n"
@@ -243,8 +243,7 @@ def _circuit(page: Page) -> str | None:
     if not graph.number_of_edges():
         return None
     edges = ",\n".join(
-        f"  ({text_literal(src[0])}, {src[1]}, {text_literal(dst[0])}, {dst[1]})"
-        for src, dst in graph.edges
+        f"  ({literal(src[0])}, {src[1]}, {literal(dst[0])}, {dst[1]})" for src, dst in graph.edges
     )
     parts = {**_ends_of(asked), "where": condition(asked.where), "edges": edges}
     if asked.contrasts:
@@ -262,9 +261,9 @@ def carriers_of(page: Page, src: tuple[str, int], dst: tuple[str, int]) -> str |
         **_ends_of(asked),
         where=f"input_id IN ({chosen_inputs(asked.where)})" if asked.where else "true",
         target="target, ",
-        src_layer=text_literal(src[0]),
+        src_layer=literal(src[0]),
         src_unit=src[1],
-        dst_layer=text_literal(dst[0]),
+        dst_layer=literal(dst[0]),
         dst_unit=dst[1],
     )
 

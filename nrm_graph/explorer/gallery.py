@@ -245,7 +245,7 @@ def _card(
     """Return the card of an input, and about how many bytes it takes."""
     db, address, key = page.db, page.address, row["key"]
     entry = db._snapshot.entries[row["input_id"]]
-    target = "" if len(db._snapshot.by_key[key]) == 1 else str(entry.aim)
+    target = page.target_of(row["input_id"])
     flow = page.href(view="flow", input=key, target=target, second="", second_target="")
     body: list[Any] = []
     if isinstance(picture, bytes):

@@ -20,6 +20,7 @@ from nrm_graph.network.grouped_units import asked_units, grouped_units
 from nrm_graph.network.topology import PSEUDO_UNITS
 from nrm_graph.network.units import automatic
 from nrm_graph.store.input_group import group
+from nrm_graph.store.read.table_queries import literal
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -205,26 +206,15 @@ def choices(db: Database) -> list[Choice]:
         if label is not None and len(label) > LONGEST:  # its condition makes no address
             continue
         ((aim, inputs),) = aims.most_common(1)
-        where = "label IS NULL" if label is None else f"label = {text_literal(label)}"
+        where = "label IS NULL" if label is None else f"label = {literal(label)}"
         text = "no label" if label is None else label
         if len(aims) > 1:
             column = "target" if isinstance(aim, int) else "weights"
-            where += f" AND {column} = {aim if isinstance(aim, int) else text_literal(aim)}"
+            where += f" AND {column} = {aim if isinstance(aim, int) else literal(aim)}"
             words = db.outputs.text(aim, db.classes)
             text += "" if words == f"{aim} ({label})" else f", target {words}"
         listed.append(Choice(text, where, inputs))
     return sorted(listed, key=lambda choice: (-choice.inputs, choice.text))
-
-
-def text_literal(text: str) -> str:
-    """Write a text in SQL.
-
-    Examples
-    --------
-    >>> text_literal("it's")
-    "'it''s'"
-    """
-    return "'" + text.replace("'", "''") + "'"
 
 
 def circuit(answers: Answers, asked: Question) -> nx.DiGraph:

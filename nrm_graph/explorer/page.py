@@ -34,6 +34,11 @@ class Page:
         """The store that is looked at."""
         return self.stores[min(self.address.store, len(self.stores) - 1)]
 
+    def target_of(self, identity: int) -> str:
+        """Target of an input as the address names it: empty where its key has no other."""
+        entry = self.db._snapshot.entries[identity]
+        return "" if len(self.db._snapshot.by_key[entry.key]) == 1 else str(entry.aim)
+
     def href(self, **values: Any) -> str:
         """Link to this page with other values in its address."""
         return self.address.changed(**values).query_text()

@@ -9,12 +9,12 @@ import pyarrow as pa
 from dash import dcc, html
 
 from nrm_graph.errors import NrmError, QueryError
-from nrm_graph.explorer import groups, parts
+from nrm_graph.explorer import parts
 from nrm_graph.explorer.charts import POINTS, chart
 from nrm_graph.network.topology import ENDS
 from nrm_graph.store.read.interruptible import OutOfMemory
 from nrm_graph.store.read.sql import SqlReader
-from nrm_graph.store.read.table_queries import quoted
+from nrm_graph.store.read.table_queries import literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -243,7 +243,7 @@ def examples(db: Database) -> list[Example]:
     label, key = _some(db)
     inner = [layer for layer in db.topology.layers if layer.kind not in ENDS]
     layer = (inner[-2:] or db.topology.layers)[0].name
-    group = "label IS NULL" if label is None else f"label = {groups.text_literal(label)}"
+    group = "label IS NULL" if label is None else f"label = {literal(label)}"
     name = "inputs without a label" if label is None else label
     return [
         Example(
@@ -258,14 +258,14 @@ def examples(db: Database) -> list[Example]:
             "SELECT unit, sum(relevance) / (SELECT count(*) FROM inputs WHERE "
             f"{group}) AS mean_relevance\n"
             "FROM nodes JOIN inputs USING (input_id) JOIN layers USING (layer_id)\n"
-            f"WHERE inputs.{group} AND layers.name = {groups.text_literal(layer)} AND unit >= 0\n"
+            f"WHERE inputs.{group} AND layers.name = {literal(layer)} AND unit >= 0\n"
             "GROUP BY unit ORDER BY abs(sum(relevance)) DESC, unit LIMIT 30",
             "bar",
         ),
         Example(
             f"strongest edges of {key}",
             "SELECT src_name, dst_name, relevance, conditional\n"
-            f"FROM flows WHERE key = {groups.text_literal(key)}\n"
+            f"FROM flows WHERE key = {literal(key)}\n"
             "ORDER BY abs(relevance) DESC LIMIT 50",
             "",
         ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dash import html
 
 from nrm_graph.plots.common import SIGNED
+from nrm_graph.plots.plain_text import shortened, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,8 +18,6 @@ LONGEST, TITLE = 60, 400
 TOKENS = 40
 """Tokens of a strip."""
 
-_JOINER = "\u200d"  # of emoji
-
 
 def tame(text: str, letters: int = LONGEST) -> str:
     r"""Return the beginning of a text without what breaks lines or turns text around.
@@ -26,8 +25,7 @@ def tame(text: str, letters: int = LONGEST) -> str:
     >>> tame("a\nb"), tame("abcdef", 4)
     ('a␣b', 'abc…')
     """
-    cut = text if len(text) <= letters else f"{text[: letters - 1]}\N{HORIZONTAL ELLIPSIS}"
-    return "".join(c if c.isprintable() or c == _JOINER else "\N{OPEN BOX}" for c in cut)
+    return visible(shortened(text, letters))
 
 
 def shown(text: str, letters: int = LONGEST) -> html.Bdi:

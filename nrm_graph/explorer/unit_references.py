@@ -50,7 +50,7 @@ def reference_cards(page: Page, event: NeuronSet) -> list[Component]:
     cards = []
     for row, body in zip(found.table.to_pylist(), bodies, strict=True):
         entry = db._snapshot.entries[row["input_id"]]
-        target = "" if len(db._snapshot.by_key[row["key"]]) == 1 else str(entry.aim)
+        target = page.target_of(row["input_id"])
         href = page.href(view="flow", input=row["key"], target=target, event=repr(event))
         label = [] if row["label"] is None else [html.Div(["label: ", shown(row["label"], 40)])]
         words = db.outputs.text(entry.aim, db.classes)

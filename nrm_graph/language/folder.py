@@ -17,6 +17,9 @@ from nrm_graph.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PREFIX = "hf:"
+"""How the name of a language model begins, before its folder or its name on the hub."""
+
 MAX_JSON_BYTES = 64 << 20
 MAX_HEADER_BYTES = 64 << 20
 INDEX = "model.safetensors.index.json"

@@ -19,7 +19,6 @@ from nrm_graph.language.tokens import Reader
 if TYPE_CHECKING:
     from torch import nn
 
-PREFIX = "hf:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _TOKENIZERS = (
     "tokenizer.json",
@@ -96,7 +95,7 @@ def place_of(spec: str) -> str:
     InputError
         If it names none.
     """
-    where = spec.removeprefix(PREFIX) if isinstance(spec, str) else ""
+    where = spec.removeprefix(folder.PREFIX) if isinstance(spec, str) else ""
     if not where or where == spec:
         raise InputError(f"expected a model such as 'hf:FOLDER' or 'hf:NAME', found {spec!r:.100}")
     transformers()

@@ -6,6 +6,7 @@ import unicodedata
 
 _ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "%": "&#37;"})
 _BACKWARDS = ("R", "AL", "AN")  # Unicode's classes of letters that run from right to left
+_JOINER = "\u200d"
 _APART = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"
 
 
@@ -54,10 +55,10 @@ def letters(text: str, width: float) -> int:
 
 
 def visible(text: str) -> str:
-    """Put an open box for every character that cannot be seen."""
+    """Put an open box for every character that cannot be seen, but for what joins emoji."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else "\N{OPEN BOX}" for c in text)
+    return "".join(c if c.isprintable() or c == _JOINER else "\N{OPEN BOX}" for c in text)
 
 
 def shortened(text: str, most: int) -> str:

@@ -12,12 +12,10 @@ from nrm_graph.cli import arguments
 from nrm_graph.cli.options import FILE, command, quiet
 from nrm_graph.cli.output import print_notes
 from nrm_graph.errors import InputError
+from nrm_graph.language.folder import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-LANGUAGE = "hf:"
-"""How MODEL begins where it is a language model."""
 
 
 @command(
@@ -215,7 +213,7 @@ def extract(
     given again, and are refused where they differ. With --on-error skip, inputs that fail are kept
     in the table failures, which info shows, and the exit code is 0.
     """
-    aims = list(target) if model.startswith(LANGUAGE) else _targets(target)
+    aims = list(target) if model.startswith(PREFIX) else _targets(target)
     names = _checked(store, model, classes, options)
     given = _given(model, inputs, prompt, aims, against, length)
     made = (Path(store).expanduser() / "store.json").exists()
@@ -290,7 +288,7 @@ def _given(
     length: int | None,
 ) -> _Given:
     """Read what is explained, as far as it can be before a network is loaded."""
-    if model.startswith(LANGUAGE):
+    if model.startswith(PREFIX):
         from nrm_graph.cli import text_files
 
         if bool(prompt) == (inputs is not None):

@@ -16,7 +16,7 @@ from nrm_graph.store.read.interruptible import Cursor, check_timeout
 from nrm_graph.store.read.locked import load, lock
 from nrm_graph.store.read.relation import Relation
 from nrm_graph.store.read.sql_guard import EVERY, check_statement
-from nrm_graph.store.read.table_queries import VIEW_OF, quoted
+from nrm_graph.store.read.table_queries import VIEW_OF, literal, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -77,7 +77,7 @@ class SqlReader:
             load(self._con, queries.loaded)
             lock(
                 self._con,
-                f"allowed_paths = [{', '.join(map(_text, allowed))}]",
+                f"allowed_paths = [{', '.join(map(literal, allowed))}]",
                 f"parquet_metadata_cache = {inputs <= REMEMBERED}",
                 *settings,
             )
@@ -172,18 +172,14 @@ def _hinted(error: QueryError, sql: str) -> QueryError:
     if quoted(unknown[1]) not in sql:
         if not re.search(rf"(=|<>|LIKE|IN \()\s*{re.escape(unknown[1])}\b", sql, re.IGNORECASE):
             return error
-        return QueryError(f"{error}; text takes single quotes: {_text(unknown[1])}")
+        return QueryError(f"{error}; text takes single quotes: {literal(unknown[1])}")
     return QueryError(
         f"{error}; {quoted(unknown[1])} in double quotes names a column, text takes single quotes: "
-        f"{_text(unknown[1])}"
+        f"{literal(unknown[1])}"
     )
 
 
 def _files(paths: Sequence[str], schema: pa.Schema) -> str:  # files say their schema themselves
-    listed = ", ".join(_text(path) for path in paths)
+    listed = ", ".join(literal(path) for path in paths)
     # Not partitioned: a folder named a=b never becomes a column.
     return f"read_parquet([{listed}], hive_partitioning = false, union_by_name = false)"
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -197,3 +197,14 @@ def _empty(table: str, extra: Sequence[str] = ()) -> str:
 def quoted(value: str) -> str:
     """Return a name as SQL writes it, whatever it holds."""
     return '"' + value.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL writes it, whatever it holds.
+
+    Examples
+    --------
+    >>> literal("it's")
+    "'it''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"
