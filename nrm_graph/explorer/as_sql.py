@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from nrm_graph.circuits.references import whole_units
+from nrm_graph.errors import EventError
 from nrm_graph.events.parser import parse
 from nrm_graph.events.sets import NeuronSet
 from nrm_graph.explorer import groups
 from nrm_graph.explorer.answers import STORED, usual_units
+from nrm_graph.explorer.input_filters import filters_of
 from nrm_graph.explorer.unit_references import SHOWN
 from nrm_graph.network.target_texts import read_target
 from nrm_graph.store.lookups import pair_or_weights
@@ -19,7 +20,6 @@ from nrm_graph.store.read.table_queries import literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nrm_graph.database import Database
     from nrm_graph.explorer.groups import Question
     from nrm_graph.explorer.page import Page
 
@@ -124,58 +124,16 @@ def gallery(page: Page, *, words: bool = False) -> str:
     words : bool
         Give predictions in words, too, and whether they are right, which a filter may need anyway.
     """
-    address, db = page.address, page.db
-    columns = "key, label, target, predicted, logit"
-    source, conditions = "inputs", _conditions(page)
-    if words or address.prediction or address.outcome:
-        columns += ", words, is_right"
-        source = _with_words(db)
-    listed = "\n  AND ".join(conditions)
-    where = f"WHERE {listed}\n" if conditions else ""
+    address, filters = page.address, filters_of(page)
     order = "ORDER BY item NULLS LAST, key, target NULLS LAST, input_id"
-    return f"SELECT {columns}\nFROM {source}\n{where}{order}"
-
-
-def _conditions(page: Page) -> list[str]:
-    address = page.address
-    conditions = []
-    if address.where.strip():
-        conditions.append(condition(address.where))
-    for name, column in (("label", "label"), ("prediction", "words")):
-        if value := getattr(address, name):
-            conditions.append(f"{column} = {literal(value)}")
-    if address.outcome:
-        conditions.append("is_right" if address.outcome == "right" else "NOT is_right")
-    if address.text:
-        looked = ["key", "label"]
-        if page.db._snapshot.fields.types.get("tokens") == "strings":
-            looked.append("array_to_string(tokens, ' ')")
-        sought = literal(address.text)
-        found = (f"contains(lower(coalesce({text}, '')), lower({sought}))" for text in looked)
-        conditions.append(f"({' OR '.join(found)})")
-    return conditions
-
-
-def _with_words(db: Database) -> str:
-    """Table of inputs with their predictions in words, and whether these are what labels say."""
-    names, outputs = db.classes or (), db.outputs.parts
-    one = len(outputs) == 1
-    last = next((shape[-1] for _, shape in outputs if shape), 1)
-    if not one or len(names) > last:
-        names, last = (), last if one else db.outputs.count
-    known = [(i, name) for i, name in enumerate(names) if name]  # not a whole vocabulary
-    rows = ", ".join(f"({i}, {literal(name)})" for i, name in known)
-    classes = f"(VALUES {rows or '(NULL, CAST(NULL AS VARCHAR))'}) AS c(class, name)"
-    number = f"CAST(predicted % {max(1, last)} AS VARCHAR)"
-    listed = ", ".join(literal(name) for _, name in known) or "NULL"
-    digits = f"WHEN {str(one).lower()} AND try_cast(label AS BIGINT) IS NOT NULL THEN"
-    return (
-        f"(SELECT inputs.*, coalesce(c.name, {number}) AS words,\n"
-        f"    CASE WHEN label IN ({listed}) THEN label = c.name\n"
-        f"      {digits} label = {number} END AS is_right\n"
-        f"  FROM inputs LEFT JOIN {classes}\n"
-        f"    ON c.class = predicted % {max(1, last)})"
-    )
+    columns = "key, label, target, predicted, logit"
+    if not (words or address.prediction or address.outcome or address.text):
+        conditions = [condition(address.where)] if address.where.strip() else []
+        conditions += [f"label = {literal(address.label)}"] if address.label else []
+        where = f"WHERE {' AND '.join(conditions)}\n" if conditions else ""
+        return f"SELECT {columns}\nFROM inputs\n{where}{order}"
+    where = filters.where(values=True)
+    return f"SELECT {columns}, words, is_right\nFROM {filters.source()}\n{where}\n{order}"
 
 
 def condition(where: str | None) -> str:
@@ -214,10 +172,9 @@ def _unit(page: Page) -> str | None:
     if not isinstance(event, NeuronSet):
         return None
     info = db.topology.layer(event.layer)
-    part = db.partitions[info.layer_id]
-    mask = event.mask(info.shape, part)
-    units = np.unique(part.labels[mask])
-    if not len(units) or not np.array_equal(np.isin(part.labels, units), mask):
+    try:
+        _, units, _ = whole_units(db, event)
+    except EventError:  # the store does not hold it whole
         return None
     return _REFERENCES.format(
         layer=info.layer_id,

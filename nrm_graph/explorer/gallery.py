@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from dash import html
 
 from nrm_graph.errors import InputError, NrmError
 from nrm_graph.explorer import parts
+from nrm_graph.explorer.input_filters import CLASSES, filters_of
 from nrm_graph.explorer.pictures import stored_image, thumbnail_png
 from nrm_graph.explorer.stored_texts import TOKENS, shown, strip, tame
 from nrm_graph.propagation.flags import SHORT
-from nrm_graph.store.read.sql_guard import chosen_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from dash.development.base_component import Component
 
     from nrm_graph.database import Database
+    from nrm_graph.explorer.input_filters import InputFilters
     from nrm_graph.explorer.page import Page
 
 SHOWN = 48
@@ -32,16 +32,6 @@ CHOICES = 200
 BYTES = 700_000
 """Of what a page of cards sends: of very long keys and large pictures fewer are shown."""
 
-# Words for a prediction, and whether it is what the label says: null where nobody can know.
-_FACTS = """
-SELECT i.*, coalesce(c.name, CAST(i.predicted % $last AS VARCHAR)) AS words,
-  CASE WHEN NOT $one THEN NULL
-       WHEN i.label IN (SELECT name FROM explorer_classes) THEN coalesce(i.label = c.name, false)
-       WHEN try_cast(i.label AS BIGINT) IS NOT NULL
-       THEN i.label = CAST(i.predicted % $last AS VARCHAR) END AS is_right
-FROM (SELECT input_id, key, label, target, predicted, logit, item, {tokens} AS tokens FROM inputs) i
-LEFT JOIN explorer_classes c ON c.class = i.predicted % $last
-"""
 _COUNTS = """
 SELECT count(*), count(DISTINCT key), count(*) FILTER (WHERE is_right),
   count(*) FILTER (WHERE NOT is_right)
@@ -71,7 +61,7 @@ class Matching:
 
 def render(page: Page) -> list[Component]:
     """Return the gallery: filters, what is chosen, and cards of the inputs that match."""
-    question = _Question(page)
+    question = _Question(page, filters_of(page))
     try:
         matching = question.matching()
     except NrmError as error:
@@ -100,60 +90,24 @@ def render(page: Page) -> list[Component]:
     ]
 
 
+@dataclass(frozen=True)
 class _Question:
     """What the filters of the address ask, as SQL with bound values."""
 
-    def __init__(self, page: Page) -> None:
-        self.page, self.db = page, page.db
-        address, db = page.address, page.db
-        names, parts_ = db.classes or (), db.outputs.parts
-        last = next((shape[-1] for _, shape in parts_ if shape), 1)
-        one = len(parts_) == 1
-        if not one or len(names) > last:  # as Outputs.text has it: then no class is known
-            names, last = (), last if one else db.outputs.count
-        known = [i for i, name in enumerate(names) if name]  # not a whole vocabulary
-        self.classes = pa.table(
-            {
-                "class": pa.array(known, pa.int64()),
-                "name": pa.array([names[i] for i in known], pa.string()),
-            }
-        )
-        # Of several axes the strongest output is at one place, the label of none in particular.
-        flat = one and len(parts_[0][1]) == 1
-        self.params: dict[str, Any] = {"last": max(1, last), "one": flat}
-        stored = db._snapshot.fields.types.get("tokens") == "strings"
-        self.facts = _FACTS.format(tokens='"tokens"' if stored else "CAST(NULL AS VARCHAR[])")
-        self.conditions = []
-        for name, column in (("label", "label"), ("prediction", "words")):
-            if value := getattr(address, name):
-                self.conditions.append(f"{column} = ${name}")
-                self.params[name] = value
-        if address.outcome:
-            self.conditions.append("is_right" if address.outcome == "right" else "NOT is_right")
-        if address.text:
-            texts = ("key", "label", "array_to_string(tokens, ' ')")
-            found = [f"contains(lower(coalesce({text}, '')), lower($text))" for text in texts]
-            self.conditions.append(f"({' OR '.join(found)})")
-            self.params["text"] = address.text
-
-    @property
-    def where(self) -> str:
-        """All conditions as SQL; an error if that of the address is none."""
-        own = self.page.address.where
-        chosen = [f"input_id IN ({chosen_inputs(own)})"] if own.strip() else []
-        conditions = chosen + self.conditions
-        return f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    page: Page
+    filters: InputFilters
 
     def _ask(self, query: str, **params: Any) -> Any:
-        used = {k: v for k, v in (self.params | params).items() if f"${k}" in query}
-        return self.db.sql(query, params=used, tables={"explorer_classes": self.classes})
+        used = {k: v for k, v in (self.filters.params | params).items() if f"${k}" in query}
+        tables = {CLASSES: self.filters.classes}
+        return self.page.db.sql(query, params=used, tables=tables)
 
     def matching(self) -> Matching:
-        query = _COUNTS.format(facts=self.facts, where=self.where)
+        query = _COUNTS.format(facts=self.filters.facts, where=self.filters.where())
         return Matching(*self._ask(query).fetchall()[0])
 
     def rows(self, first: int) -> list[dict[str, Any]]:
-        query = _PAGE.format(facts=self.facts, where=self.where, most=TOKENS)
+        query = _PAGE.format(facts=self.filters.facts, where=self.filters.where(), most=TOKENS)
         rows: list[dict[str, Any]] = (
             self._ask(query, limit=SHOWN, first=first).to_arrow_table().to_pylist()
         )
@@ -161,9 +115,9 @@ class _Question:
 
     def choices(self, column: str) -> dict[str, int]:
         """Values of a column and how many inputs of the whole store have each."""
-        query = _CHOICES.format(column=column, facts=self.facts, limit=CHOICES)
+        query = _CHOICES.format(column=column, facts=self.filters.facts, limit=CHOICES)
         return self.page.answers.remembered(
-            ("choices", str(self.db.path), column), lambda: dict(self._ask(query).fetchall())
+            ("choices", str(self.page.db.path), column), lambda: dict(self._ask(query).fetchall())
         )
 
 

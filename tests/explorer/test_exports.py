@@ -19,6 +19,7 @@ from nrm_graph.explorer import as_python, circuit, exports, flow, gallery
 from nrm_graph.explorer.as_python import python_of
 from nrm_graph.explorer.as_sql import sql_of
 from nrm_graph.explorer.groups import edge_text
+from nrm_graph.explorer.input_filters import filters_of
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,8 @@ def test_sql_of_galleries(tmp_path, db, asked):
     store = explored.store(tmp_path / "s.nrm", labels="012301230123") if "out" in str(asked) else db
     page = explored.page(store, view="gallery", **asked)
     rows = store.sql(sql_of(page)).to_arrow_table()
-    assert rows["key"].to_pylist() == [row["key"] for row in gallery._Question(page).rows(0)]
+    shown = gallery._Question(page, filters_of(page)).rows(0)
+    assert rows["key"].to_pylist() == [row["key"] for row in shown]
     written = exports.export(page, "csv")[2]
     assert pc.read_csv(io.BytesIO(written))["key"].to_pylist() == rows["key"].to_pylist()
 

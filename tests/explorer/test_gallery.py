@@ -12,7 +12,7 @@ from helpers.explored import kinds, links, of_class, problems, texts, walk
 from PIL import Image
 
 import nrm_graph as ng
-from nrm_graph.explorer import gallery
+from nrm_graph.explorer import as_sql, gallery
 from nrm_graph.explorer.address import Address, from_query
 from nrm_graph.explorer.answers import Answers
 from nrm_graph.explorer.page import Page
@@ -284,6 +284,9 @@ def test_outputs_of_several_axes_or_without_a_name(tmp_path):
         assert "predicted: (1, 1) (dog)" in texts(cards(tree)[0])
         assert "predicted: (1, 0) (cat)" in texts(cards(tree)[1])
         assert not of_class(tree, "outcome")  # of which place is not known
+        exported = db.sql(as_sql.gallery(page(db), words=True)).to_arrow_table()
+        assert exported["is_right"].to_pylist() == [None, None]
+        assert exported["words"].to_pylist() == ["dog", "cat"]
         assert keys(gallery.render(page(db, prediction="dog"))) == ["input0"]
     path = tiny_stores.make(tmp_path / "fewer.nrm", classes=["cat"])
     with ng.open(tiny_stores.write(path, [tiny_stores.record(0, predicted=1)])) as db:
