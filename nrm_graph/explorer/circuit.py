@@ -196,8 +196,7 @@ def _carriers(page: Page, asked: Question, graph: nx.DiGraph) -> list[Component]
     number = "R of the edge" if asked.given is None else "R of edge and event"
     heads = ["input", "label", "R x logit" if asked.contrasts else number]
     heads += ["group"] * asked.contrasts + [""]
-    rows = [html.Tr([html.Th(head) for head in heads])]
-    rows += [_carrier(page, asked, one, given) for one in listed[: groups.CARRIERS]]
+    rows = [_carrier(page, asked, one, given) for one in listed[: groups.CARRIERS]]
     said = f"{len(listed):,} inputs have relevance on it"
     if len(listed) > groups.CARRIERS:
         said += f", the strongest {groups.CARRIERS} are shown"
@@ -209,28 +208,27 @@ def _carriers(page: Page, asked: Question, graph: nx.DiGraph) -> list[Component]
     return [
         parts.section(
             title,
-            html.Div(html.Table(rows), className="table", tabIndex=0),
+            parts.grid(heads, rows),
             parts.note(said + "."),
             name="circuit-inputs",
         )
     ]
 
 
-def _carrier(page: Page, asked: Question, one: groups.Carrier, given: str) -> html.Tr:
+def _carrier(page: Page, asked: Question, one: groups.Carrier, given: str) -> list[Any]:
     place = page.stores.index(asked.db)
     store = place if one.store == 0 else 1 - place
     view = {"view": "flow", "store": store, "input": one.key, "target": str(one.target)}
     view |= {"second": "", "event": "", "unit": ""}
     cells = [
-        html.Td(parts.link(page.href(**view), shown(one.key, 40))),
-        html.Td("" if one.label is None else shown(one.label, 40)),
-        html.Td(parts.number(one.relevance), className="figure"),
+        parts.link(page.href(**view), shown(one.key, 40)),
+        "" if one.label is None else shown(one.label, 40),
+        one.relevance,
     ]
     if asked.contrasts:
-        cells.append(html.Td(one.place))
-    if given:
-        cells.append(html.Td(parts.link(page.href(**view | {"event": given}), "given the edge")))
-    return html.Tr(cells)
+        cells.append(one.place)
+    way = parts.link(page.href(**view | {"event": given}), "given the edge") if given else ""
+    return [*cells, way]
 
 
 def _errors(asked: Question, graph: nx.DiGraph) -> html.Section:

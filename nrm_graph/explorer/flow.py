@@ -356,11 +356,9 @@ def _exactly(value: Any) -> str:
 
 def _units(page: Page, graph: nx.DiGraph) -> html.Div:
     """Return the strongest units of the graph, each with what a click on it does."""
-    nodes = [data for _, data in graph.nodes(data=True) if "event" in data]
-    nodes.sort(key=lambda data: -abs(data["relevance"]))
-    asked = page.address
+    nodes, asked = _strongest(graph), page.address
 
-    def row(data: dict[str, Any]) -> html.Tr:
+    def row(data: dict[str, Any]) -> list[Any]:
         unit = data["event"]
         ways = [
             parts.link(page.href(event=clicks.clicked(asked.event, unit)), "given", title=unit),
@@ -368,32 +366,29 @@ def _units(page: Page, graph: nx.DiGraph) -> html.Div:
             parts.link(page.href(event=clicks.clicked(asked.event, unit, avoid=True)), "not"),
             parts.link(page.href(view="unit", unit=unit), "unit"),
         ]
-        name = data.get("own_name") or data.get("name", "")
-        return html.Tr(
-            [
-                html.Td(html.Bdi(unit)),
-                html.Td(shown(name)),
-                html.Td(f"{data['relevance']:.6g}", className="figure"),
-                html.Td(ways, className="ways"),
-            ]
-        )
+        name = shown(data.get("own_name") or data.get("name", ""))
+        return [html.Bdi(unit), name, float(data["relevance"]), html.Td(ways, className="ways")]
 
-    head = html.Tr([html.Th(text) for text in ("unit", "name", "R", "condition on it")])
-    body = [row(data) for data in nodes[:LISTED]]
-    return html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="table", tabIndex=0)
+    heads = ("unit", "name", "R", "condition on it")
+    return parts.grid(heads, [row(data) for data in nodes[:LISTED]], write=_exactly)
 
 
 def table_of(page: Page) -> pa.Table:
     """Return the units of the graph and their relevance, as the view's table."""
-    rows = [
-        {
-            "unit": data["event"],
-            "name": data.get("name", ""),
-            "layer": data["layer"],
-            "relevance": data["relevance"],
-        }
-        for _, data in graph_of(page).nodes(data=True)
-        if "event" in data
-    ]
-    rows.sort(key=lambda row: -abs(row["relevance"]))
-    return pa.Table.from_pylist(rows)
+    return pa.Table.from_pylist(
+        [
+            {
+                "unit": data["event"],
+                "name": data.get("name", ""),
+                "layer": data["layer"],
+                "relevance": data["relevance"],
+            }
+            for data in _strongest(graph_of(page))
+        ]
+    )
+
+
+def _strongest(graph: nx.DiGraph) -> list[dict[str, Any]]:
+    """Return the units of a graph that an expression names, the strongest first."""
+    units = [data for _, data in graph.nodes(data=True) if "event" in data]
+    return sorted(units, key=lambda data: -abs(data["relevance"]))

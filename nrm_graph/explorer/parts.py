@@ -14,7 +14,7 @@ from dash import dcc, html
 from nrm_graph.explorer.stored_texts import tame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import pyarrow as pa
     from dash.development.base_component import Component
@@ -132,27 +132,49 @@ def table(
         Given a row (dict), the link of its cell, or None.
     """
     names = list(columns or rows.column_names)
-    shown = rows.slice(0, ROWS).to_pylist()
     links = links or {}
 
-    def cell(row: dict[str, Any], name: str) -> html.Td:
-        text = number(row[name])
+    def cell(row: dict[str, Any], name: str) -> Any:
         href = links[name](row) if name in links else None
-        figure = isinstance(row[name], int | float) and not isinstance(row[name], bool)
-        return html.Td(
-            text if href is None else link(href, text), className="figure" if figure else ""
-        )
+        if href is None:
+            return row[name] if _is_number(row[name]) else number(row[name])
+        return link(href, number(row[name]))
 
-    body = [html.Tr([cell(row, name) for name in names]) for row in shown]
+    shown = rows.slice(0, ROWS).to_pylist()
+    listed = grid(names, [[cell(row, name) for name in names] for row in shown])
     left = len(rows) - len(shown)
+    if left:
+        listed.children.append(note(f"{left:,} more rows: the export has all of them"))
+    return listed
+
+
+def grid(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    name: str = "",
+    write: Callable[[Any], str] = number,
+) -> html.Div:
+    """Return a table of texts, components and numbers, which ``write`` writes, on the right."""
+
+    def cell(value: Any) -> html.Td:
+        if isinstance(value, html.Td):
+            return value
+        return html.Td(write(value), className="figure") if _is_number(value) else html.Td(value)
+
+    figures = {i for row in rows for i, value in enumerate(row) if _is_number(value)}
+    titles = [
+        html.Th(text, className="figure" if i in figures else "") for i, text in enumerate(heads)
+    ]
+    body = [html.Tr([cell(value) for value in row]) for row in rows]
     return html.Div(
-        [
-            html.Table([html.Thead(html.Tr([html.Th(name) for name in names])), html.Tbody(body)]),
-            *([note(f"{left:,} more rows: the export has all of them")] if left else []),
-        ],
-        className="table",
+        [html.Table([html.Thead(html.Tr(titles)), html.Tbody(body)])],
+        className=f"table {name}".strip(),
         tabIndex=0,  # a long table scrolls, by keyboard too
     )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def picture(png: bytes, text: str, **options: Any) -> html.Img:

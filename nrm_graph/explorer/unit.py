@@ -295,21 +295,10 @@ def _strongest(page: Page, info: LayerInfo) -> html.Section:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> html.Div:
-    def cell(value: Any) -> html.Td:
-        if isinstance(value, int | float):
-            text = f"{value:,}" if isinstance(value, int) else parts.number(value)
-            return html.Td(text, className="figure")
-        return html.Td(value)
+    def write(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else parts.number(value)
 
-    body = [html.Tr([cell(value) for value in row]) for row in rows]
-    numbers = {i for row in rows for i, value in enumerate(row) if isinstance(value, int | float)}
-    titles = [
-        html.Th(text, className="figure" if i in numbers else "") for i, text in enumerate(heads)
-    ]
-    head = html.Thead(html.Tr(titles))
-    return html.Div(
-        [html.Table([head, html.Tbody(body)])], className="table unit-table", tabIndex=0
-    )
+    return parts.grid(heads, rows, "unit-table", write)
 
 
 def _bar(value: float, end: float) -> html.Div:
