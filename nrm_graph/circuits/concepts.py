@@ -233,7 +233,7 @@ def concepts(
         shown = references(
             db, event, k=examples, where=where if among is None else among, weight=weight
         )
-        name = unit_name(info, part.resolution, unit, names=part.names)
+        name = unit_name(info, part.kind, unit)
         numbers = (float(mean[unit]), float(spread[unit]), float(abs(mean[unit]) / size))
         found.append(Concept(event, unit, name, *numbers, shown))
     return Concepts(tuple(found), info.name, where, len(keys), part.n_units, weight)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from nrm_graph.events.unit_sets import unit_set
 from nrm_graph.graphs.formats import to_arrow
 from nrm_graph.network.topology import PSEUDO_UNITS
-from nrm_graph.network.unit_names import unit_name
+from nrm_graph.network.unit_names import UnitKind, unit_name
 from nrm_graph.propagation.flags import counted, listed
 from nrm_graph.store.format.schema import LAYERS, TABLES, VIEWS
 
@@ -271,8 +271,8 @@ def unit_text(m: Measure, name: str, unit: int, by: str = "unit") -> str:
 def _unit_name(m: Measure, name: str, unit: int, by: str) -> str:
     layer = m.topology.layer(name)
     part = m.partitions[layer.layer_id]
-    how = part.resolution if by == "unit" else by
-    return unit_name(layer, how, unit, m.tokens, part.names if how == part.resolution else None)
+    kind = part.kind if by in ("unit", part.resolution) else UnitKind(by)
+    return unit_name(layer, kind, unit, m.tokens)
 
 
 def _short(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dash import html
@@ -106,7 +107,7 @@ def _heading(
     name, held = "", f"part of a {part.resolution}"
     if unit is not None and len(unit.units) == 1:
         name = part.names.get(int(unit.units[0]), "")
-        held = unit_name(info, part.resolution, int(unit.units[0]))
+        held = unit_name(info, replace(part.kind, names={}), int(unit.units[0]))
     elif unit is not None:
         held = f"{len(unit.units):,} units of kind {part.resolution}"
     facts: list[Any] = ["layer ", parts.link(page.href(unit=info.name), shown(info.name))]

@@ -68,8 +68,9 @@ def subgraph(
         ``depth`` and, for a neuron of a layer with several axes, ``position`` (its index in
         the layer, ``"3, 10, 4"``); with kinds ``name`` (``"head 3"``, or ``"eyes (channel 12)"``
         where you named it, with ``own_name``, ``"eyes"``) and ``event``, the expression that
-        names its neurons (``"features.28[12]"``; not of parts of units), and with tokens
-        ``token``, the text of the position it belongs to; edges point from src
+        names its neurons (``"features.28[12]"``; not of parts of units), for an output whose class
+        or token is known ``output``, its text, and with tokens ``token``, the text of the position
+        it belongs to; edges point from src
         (nearer the input) to dst, with ``relevance``, where both ends are neurons ``conditional``,
         and of a skip connection ``steps_over``, the names of the layers between.
 
@@ -194,10 +195,12 @@ def _names(
     """Name of a unit in words, and the token that it belongs to."""
     if kind is None:
         return {}
-    name = unit_names.unit_name(layer, kind.resolution, unit, tokens, kind.names)
+    name = unit_names.unit_name(layer, kind, unit, tokens)
     names: dict[str, str | int] = {"name": name}
     if unit in kind.names:
         names["own_name"] = kind.names[unit]
+    if unit in kind.outputs:
+        names["output"] = kind.outputs[unit]
     if tokens is None:
         return names
     place = unit_names.token_index(layer, kind.resolution, unit, len(tokens))

@@ -194,13 +194,15 @@ def from_network(
     """Build the measure of one input, batches of one, from a prepared network."""
     partitions = units.resolve(net.layout.topology, resolution)
     state = forward(net, x)
-    weights = output_weights(target, state.output.cpu().double(), outputs_of(net.program))
+    outputs = outputs_of(net.program)
+    weights = output_weights(target, state.output.cpu().double(), outputs)
     start = initial_relevance(state, weights.to(state.output))
     logit = float((weights.to(state.output) * state.output).sum())
     if not math.isfinite(logit):
         raise InputError(f"the weighted sum of the target outputs is {logit}: smaller weights do")
     chosen = weights[0].nonzero().flatten().tolist()
     single = len(chosen) == 1 and float(weights[0, chosen[0]]) == 1.0
+    partitions = units.with_outputs(partitions, outputs.names(classes, chosen))
     return Measure(
         net,
         state,

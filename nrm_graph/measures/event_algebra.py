@@ -19,6 +19,7 @@ from nrm_graph.events.sets import Event, checked
 from nrm_graph.measures import event_passes, rounding_errors
 from nrm_graph.measures.results import Conditional, Estimate
 from nrm_graph.network.targets import outputs_of
+from nrm_graph.network.token_texts import own_tokens
 from nrm_graph.network.weighted_targets import text_of
 from nrm_graph.progress import Progress
 from nrm_graph.propagation.flags import SHORT, flags_of, meaning, reading
@@ -138,13 +139,15 @@ class Algebra(Displayed):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a graph or table says of itself: target, condition, meaning, flags and reading."""
+        """What a graph says of itself: target, condition, tokens, meaning, flags and reading."""
         facts: dict[str, Any] = {"target_text": self.target_text().removeprefix("target ")}
         if self.condition is not None:
             facts |= {
                 "given": repr(self.condition),
                 "condition_relevance": self.condition_relevance,
             }
+        if self.tokens is not None:
+            facts["tokens"] = own_tokens(self.tokens)
         flags = tuple(map(str, self.flags))
         return facts | {"meaning": self.meaning, "flags": flags, "reading": self.bias}
 

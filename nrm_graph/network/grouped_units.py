@@ -152,5 +152,5 @@ def grouped_units(
         if not np.array_equal(becomes, np.arange(held.n_units)):
             into[layer.layer_id], names[layer.name] = becomes, wanted.resolution
         else:
-            asked[layer.layer_id] = replace(wanted, names=held.names)
+            asked[layer.layer_id] = replace(wanted, names=held.names, outputs=held.outputs)
     return GroupedUnits(tuple(asked), into, names) if into else None

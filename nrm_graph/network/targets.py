@@ -246,20 +246,29 @@ class Outputs:
             return f"{{{', '.join(parts)}}}"
         place = self.place(index)
         if not isinstance(place, tuple):
-            shown, at = str(place), place
+            shown = str(place)
         else:
             named = isinstance(place[0], str)
             rest = place[1:] if named else place
             shown = str(rest[0]) if len(rest) == 1 else f"({', '.join(map(str, rest))})"
             shown = f"{place[0]} {shown if rest else ''}".strip() if named else shown
-            at = place[-1]
+        if name := self.class_of(index, classes):
+            clear = name.isprintable() and name == name.strip()
+            shown += f" ({name if clear else repr(name)})"
+        return shown
+
+    def class_of(self, index: int, classes: Sequence[str] | None) -> str:
+        """Name of the class of an output, its place along the last axis; empty if not known."""
         last = next((s[-1] for _, s in self.parts[:1] if s), 0)
         fits = classes is not None and len(self.parts) == 1 and len(classes) <= last
-        if fits and classes is not None and isinstance(at, int) and 0 <= at < len(classes):
-            name = classes[at]  # empty where a store knows no more of a vocabulary
-            clear = name.isprintable() and name == name.strip()
-            shown += f" ({name if clear else repr(name)})" if name else ""
-        return shown
+        if not fits or classes is None or not 0 <= index < self.count:
+            return ""
+        # A store knows no more of a vocabulary than its targets: the rest is empty.
+        return classes[index % last] if index % last < len(classes) else ""
+
+    def names(self, classes: Sequence[str] | None, indices: Iterable[int]) -> dict[int, str]:
+        """Classes of outputs, of those whose class is known."""
+        return {i: name for i in indices if (name := self.class_of(i, classes))}
 
 
 def _entry(entry: object, axis: int, target: object, shape: tuple[int, ...]) -> int:

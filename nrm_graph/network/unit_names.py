@@ -29,11 +29,14 @@ class UnitKind:
     spelled : bool
         Whether :func:`nrm_graph.events.unit_sets.unit_set` gives exactly their neurons: not those
         of parts of units, nor of groups that one call alone knows.
+    outputs : mapping of int to str
+        What the network's outputs stand for, where it is known: classes, tokens.
     """
 
     resolution: str
     names: Mapping[int, str] = field(default_factory=dict)
     spelled: bool = True
+    outputs: Mapping[int, str] = field(default_factory=dict)
 
 
 def watched_kind(usual: UnitKind, resolution: str, spelled: bool) -> UnitKind:
@@ -94,39 +97,34 @@ def token_of(
 
 
 def unit_name(
-    layer: LayerInfo,
-    resolution: str,
-    unit: int,
-    tokens: Sequence[str] | None = None,
-    names: Mapping[int, str] | None = None,
+    layer: LayerInfo, kind: UnitKind, unit: int, tokens: Sequence[str] | None = None
 ) -> str:
-    """Name a unit in words, with the user's own name in front.
+    """Name a unit in words, with the user's own name in front, and behind it what it stands for.
 
     Parameters
     ----------
     layer : LayerInfo
         Its layer.
-    resolution : str
-        Of the layer; see :func:`nrm_graph.network.units.partition`.
+    kind : UnitKind
+        What its units are.
     unit : int
         Its number.
     tokens : sequence of str, optional
         Text of every token of the input.
-    names : mapping of int to str, optional
-        The user's own names.
 
     Examples
     --------
     >>> from nrm_graph.network.topology import LayerInfo
     >>> layer = LayerInfo(1, "0", "dense", (2, 3), 1)
-    >>> unit_name(layer, "token", 1, ["a", "cat"]), unit_name(layer, "neuron", 5, ["a", "cat"])
+    >>> neurons, tokens = UnitKind("neuron"), UnitKind("token")
+    >>> unit_name(layer, tokens, 1, ["a", "cat"]), unit_name(layer, neurons, 5, ["a", "cat"])
     ("token 1 'cat'", "neuron 1, 2 'cat'")
-    >>> unit_name(LayerInfo(1, "mix", "attention", (4, 2, 8), 1), "token", 5, ["a", "cat"])
+    >>> unit_name(LayerInfo(1, "mix", "attention", (4, 2, 8), 1), tokens, 5, ["a", "cat"])
     "head 2, token 1 'cat'"
     """
     if unit < 0:
         return PSEUDO_UNITS[unit]
-    shape = layer.shape
+    shape, resolution = layer.shape, kind.resolution
     whole = resolution == "custom" or (resolution == "token" and len(shape) < 2)
     name = "unit" if whole else resolution
     number = str(unit)
@@ -134,8 +132,8 @@ def unit_name(
         axes = shape[:-1] if resolution == "token" else shape
         if len(axes) > 1 and not whole:
             number = ", ".join(str(int(i)) for i in np.unravel_index(unit, axes))
-    token = token_of(layer, resolution, unit, tokens)
+    text = kind.outputs.get(unit, token_of(layer, resolution, unit, tokens))
     if resolution == "token" and len(shape) == 3 and layer.kind in _HEADS_FIRST:
         name, number = "head", number.replace(", ", ", token ")
-    words = f"{name} {number}" + ("" if token is None else f" {token!r}")
-    return f"{names[unit]} ({words})" if names and unit in names else words
+    words = f"{name} {number}" + ("" if text is None else f" {text!r}")
+    return f"{kind.names[unit]} ({words})" if unit in kind.names else words

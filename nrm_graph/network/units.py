@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from nrm_graph.errors import InputError
 from nrm_graph.network.unit_names import UnitKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
     from nrm_graph.network.topology import LayerInfo, Topology
@@ -45,17 +47,20 @@ class Partition:
         Number of units.
     names : mapping of int to str
         The user's own names of units.
+    outputs : mapping of int to str
+        What the network's outputs stand for, where it is known.
     """
 
     resolution: str
     labels: npt.NDArray[np.int32]
     n_units: int
     names: Mapping[int, str] = field(default_factory=dict, compare=False)
+    outputs: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     @property
     def kind(self) -> UnitKind:
         """What the units are, and their names."""
-        return UnitKind(self.resolution, self.names)
+        return UnitKind(self.resolution, self.names, outputs=self.outputs)
 
     @property
     def single(self) -> bool:
@@ -119,6 +124,15 @@ def partition(layer: LayerInfo, resolution: Resolution) -> Partition:
     # NumPy gives a layer of one neuron without axes an axis.
     whole = np.ascontiguousarray(labels, dtype=np.int32).reshape(shape)
     return Partition("custom", whole, len(distinct))
+
+
+def with_outputs(
+    partitions: Sequence[Partition], names: Mapping[int, str]
+) -> tuple[Partition, ...]:
+    """Tell the units of the last layer what they stand for, if they are the outputs."""
+    *others, last = partitions
+    outputs = names if last.resolution == "neuron" else {}
+    return (*others, replace(last, outputs=outputs))
 
 
 def whole_units(

@@ -16,8 +16,19 @@ if TYPE_CHECKING:
 
     import networkx as nx
 
-_SAID = {"layer", "unit", "relevance", "depth", "name", "own_name", "text", "event", "cut"}
-_SAID |= {"token_index", "steps_over"}
+_SAID = {
+    "layer",
+    "unit",
+    "relevance",
+    "depth",
+    "name",
+    "own_name",
+    "output",
+    "text",
+    "event",
+    "cut",
+}
+_SAID |= {"text", "token_index", "steps_over"}
 _WORDS = {
     "activation": "mean activation",
     "conditional": "R(source given destination)",

@@ -111,13 +111,27 @@ def unit_text(
     """
     if "own_name" in data:
         return name(str(data["own_name"]))
+    if "output" in data:
+        return token(str(data["output"]))
     if "token" in data:
-        head, _, place = str(data.get("name", "")).partition(", token ")
-        _, _, feature = str(data.get("position", "")).rpartition(", ")
-        which = head if place else feature
+        which = _of_token(data)
         return token(str(data["token"])) + (f": {which}" if which else "")
     channel, comma, rest = str(data.get("position", "")).partition(", ")
     return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
+
+
+def own_text(data: Mapping[str, Any]) -> str:
+    """Label of a unit below which its token stands: its name, its head or its feature."""
+    named = "own_name" in data or "token" not in data
+    return unit_text(data) if named else _of_token(data)
+
+
+def _of_token(data: Mapping[str, Any]) -> str:
+    """Which of a token's units it is; empty of the token itself."""
+    head, _, place = str(data.get("name", "")).partition(", token ")
+    *others, feature = str(data.get("position", "")).split(", ")
+    # Of (head, token, feature) the first and the last.
+    return head if place else ", ".join([*others[:-1], feature])
 
 
 def pseudo_text(data: Mapping[str, Any]) -> str:

@@ -6,18 +6,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgba
-from matplotlib.lines import Line2D
 
 from nrm_graph.plots.common import (
     CHARACTER,
     HALO,
-    NEGATIVE,
     NEUTRAL,
-    POSITIVE,
     TEXT,
-    add_legend,
     graph_notes,
     new_axes,
     room_for,
@@ -33,21 +27,20 @@ from nrm_graph.plots.graph_layout import (
     places_of,
     shares_of,
 )
+from nrm_graph.plots.graph_marks import draw_edges, draw_legend
 from nrm_graph.plots.graph_parts import (
     checked,
-    doubtful,
     drawn_notes,
-    ends_text,
     layer_name,
     most_units,
     picture_height,
     pseudo_text,
-    reach,
     short_names,
     unit_text,
     with_absorbed,
 )
 from nrm_graph.plots.node_images import HEIGHT, checked_images, draw_images
+from nrm_graph.plots.text_graph import draw_text_graph, tells_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -70,6 +63,9 @@ def plot_subgraph(
     images: Mapping[Any, npt.ArrayLike] | None = None,
 ) -> Axes:
     r"""Draw a subgraph of relevance, layer by layer from the input (left) to the output.
+
+    The graph of a text whose units tell its tokens apart stands upright: tokens below, a row a
+    layer, the output on top; grey squares to the left are what ends below each layer.
 
     Parameters
     ----------
@@ -119,6 +115,8 @@ def plot_subgraph(
     ['x', 'fc']
     """
     graph = with_absorbed(graph, checked(graph))
+    if image is None and images is None and tells_tokens(graph):
+        return draw_text_graph(graph, ax)
     columns = columns_of(graph, list(graph))
     busiest = most_units(graph)
     small = checked_images(graph, images)
@@ -134,40 +132,17 @@ def plot_subgraph(
     if is_new:
         room_for(ax, max(0, note.count("\n") - 1), 7.0)
     bottom = _limits(ax, graph, columns, bool(maps))
-    _draw_edges(ax, graph, places, list(columns))
+    names = list(columns)
+    draw_edges(
+        ax,
+        graph,
+        lambda src, dst: curve(places[src], places[dst], passes(graph, names, src, dst)),
+    )
     reach = draw_images(ax, graph, places, small, busiest)
     _draw_nodes(ax, graph, places, busiest, reach)
     _label(ax, graph, columns, note)
     _draw_maps(ax, graph, maps, bottom, image)
     return ax
-
-
-def _draw_edges(
-    ax: Axes,
-    graph: nx.DiGraph,
-    places: dict[Hashable, tuple[float, float]],
-    columns: list[str],
-) -> None:
-    edges = sorted(graph.edges(data=True), key=lambda edge: abs(edge[2]["relevance"]))
-    largest = max((abs(data["relevance"]) for *_, data in edges), default=0.0) or 1.0
-    lines, colours, widths, bands, styles = [], [], [], [], []
-    for src, dst, data in edges:
-        relevance = data["relevance"]
-        share = abs(relevance) / largest
-        lines.append(curve(places[src], places[dst], passes(graph, columns, src, dst)))
-        absorbed = graph.nodes[src]["unit"] < 0
-        colour = NEUTRAL if absorbed else POSITIVE if relevance >= 0 else NEGATIVE
-        colours.append(to_rgba(colour, 0.3 + 0.6 * share**0.5))
-        widths.append(0.3 + 3.2 * share)
-        low, high = reach(data)
-        bands.append(widths[-1] + 1.6 * (high - low) / largest)
-        styles.append((0.0, (2.0, 1.5)) if doubtful(data) else "solid")
-    if any("stderr" in data or "low" in data for *_, data in edges):
-        pale = [to_rgba(colour, 0.16) for colour in colours]
-        ax.add_collection(LineCollection(lines, colors=pale, linewidths=bands, zorder=0.9))
-    ax.add_collection(
-        LineCollection(lines, colors=colours, linewidths=widths, linestyles=styles, zorder=1)
-    )
 
 
 def _draw_nodes(
@@ -301,7 +276,7 @@ def _note(ax: Axes, graph: nx.DiGraph, columns: list[str], maps: bool) -> str:
 
 def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note: str) -> None:
     names, _ = short_names(list(columns))
-    floor = any(graph.nodes[node]["unit"] < 0 for node in graph)
+    ends = 12.0 if any(graph.nodes[node]["unit"] < 0 for node in graph) else 0.0  # their names
     ax.xaxis.tick_top()
     ax.set_xticks(range(len(names)))
     spacing = ax.bbox.width / ax.figure.dpi * 72 / (len(names) + 0.5)
@@ -325,15 +300,5 @@ def _label(ax: Axes, graph: nx.DiGraph, columns: dict[str, list[Hashable]], note
         side.set_visible(False)
     if "title" in graph.graph:
         ax.set_title(str(graph.graph["title"]), fontsize=9, pad=12)
-    ax.set_xlabel(note, fontsize=7, color="#444444")
-    kinds = [("positive", POSITIVE, "o"), ("negative", NEGATIVE, "o")]
-    if floor:
-        kinds.append((ends_text(graph), NEUTRAL, "s"))
-    handles: list[Any] = [
-        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=2, label=text)
-        for text, colour, marker in kinds
-    ]
-    if any(is_cut for _, is_cut in graph.nodes(data="cut")):
-        ring: dict[str, Any] = {"markerfacecolor": "none", "linewidth": 0, "markersize": 6}
-        handles.append(Line2D([], [], color="black", marker="o", label="cut here", **ring))
-    add_legend(ax, handles, 18.0 + 10.0 * note.count("\n"))
+    ax.set_xlabel(note, fontsize=7, color="#444444", labelpad=4.0 + ends)
+    draw_legend(ax, graph, 18.0 + ends + 10.0 * note.count("\n"))

@@ -16,12 +16,12 @@ from nrm_graph.network.ir.input_spec import InputSpec, precision
 from nrm_graph.network.ir.interpreter import settle_threads
 from nrm_graph.network.ir.validation import vet
 from nrm_graph.network.targets import outputs_of, stored_outputs
-from nrm_graph.network.token_texts import padded, positions
 from nrm_graph.propagation import prepared_network
 from nrm_graph.rules import composites
 from nrm_graph.store import named_weights
 from nrm_graph.store.format import settings
 from nrm_graph.store.format.schema import content_of
+from nrm_graph.store.position_texts import tokens_of
 from nrm_graph.store.program_files import read_program, sound
 
 if TYPE_CHECKING:
@@ -167,26 +167,6 @@ def batch_of(db: View, ids: Sequence[int]) -> tuple[torch.Tensor, ...]:
     """
     spec = input_spec_of(db.meta)
     return tuple(map(torch.cat, zip(*(_tensors(db, i, spec, None) for i in ids), strict=True)))
-
-
-def tokens_of(db: View, identity: int) -> tuple[str, ...] | None:
-    """Texts of an input's positions, those of padding included, where the store names them.
-
-    Raises
-    ------
-    StoreError
-        If they are no texts.
-    """
-    if db._snapshot.fields.types.get("tokens") != "strings":
-        return None
-    tokens = db._snapshot.facts(identity).get("tokens")
-    if tokens is None:
-        return None
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        key = db._snapshot.entries[identity].key
-        raise StoreError(f"the tokens of {key!r} in {db.path} are no texts: copy the store again")
-    inputs = settings.inputs_of(db.meta)
-    return padded(tokens, positions((row["shape"], row["dtype"] != "float") for row in inputs))
 
 
 def input_spec_of(meta: Mapping[str, Any]) -> InputSpec:

@@ -8,10 +8,12 @@ import pyarrow.compute as pc
 
 from nrm_graph.graphs import subgraph as graphs
 from nrm_graph.network.grouped_units import grouped_units, kinds_of
+from nrm_graph.network.token_texts import own_tokens
 from nrm_graph.network.topology import PRUNED
 from nrm_graph.propagation import flags
 from nrm_graph.store.grouped_tables import REGROUPED, grouped_edges, grouped_nodes, regrouped
 from nrm_graph.store.lookups import pair
+from nrm_graph.store.position_texts import tokens_of
 from nrm_graph.tables.arrow import absorbed
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ def subgraph(
         the pseudo-unit -3.  Of a bounded store ``share`` is that of the edges that are stored, and
         ``graph["kept"]`` the least share of a pair of layers that those are.  ``graph["meaning"]``
         says what a positive number speaks for, and ``graph["flags"]`` what else to know, in short
-        where the numbers are not stored.
+        where the numbers are not stored; ``graph["tokens"]`` is the text, where the store names
+        its tokens.
 
     Raises
     ------
@@ -83,12 +86,14 @@ def subgraph(
     entry, is_bounded = db._snapshot.entries[identity], db.meta.get("max_edges") is not None
     if is_bounded:  # a row of what a whole pair leaves out is no edge
         edges = edges.filter(pc.not_equal(edges["dst_unit"], PRUNED))
+    tokens = tokens_of(db, identity)
     graph = graphs.subgraph(
         db.topology,
         nodes,
         edges,
         top,
         kinds=kinds_of(units.partitions if units else db.partitions, db.partitions),
+        tokens=tokens,
         connected=connected,
     )
     logit = float(db._snapshot.facts(identity)["logit"])
@@ -96,6 +101,7 @@ def subgraph(
     sense = flags.reading(flags.meaning(logit), db.bias)
     graph.graph |= {"meaning": sense, "flags": noted, "reading": db.bias}
     graph.graph |= {"kept": entry.kept} if is_bounded else {}
+    graph.graph |= {} if tokens is None else {"tokens": own_tokens(tokens)}
     if units is not None:
         graph.graph["by"] = dict(units.names)
         if db.meta.get("pruned") or is_bounded:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from nrm_graph.errors import InputError, QueryError, StoreError
 from nrm_graph.network.targets import stored_outputs
 from nrm_graph.network.topology import EdgeGroup, Topology
-from nrm_graph.network.units import resolve
+from nrm_graph.network.units import resolve, with_outputs
 from nrm_graph.store.format import settings, unit_names
 from nrm_graph.store.format.files import local_path
 from nrm_graph.store.format.schema import LAYERS
@@ -299,6 +299,8 @@ class View(Displayed):
     def partitions(self) -> tuple[Partition, ...]:
         """Units of every layer, by ``layer_id``, with the user's names."""
         parts = resolve(self.topology, self.units())
+        outputs = self.outputs
+        parts = with_outputs(parts, outputs.names(self.classes, range(outputs.count)))
         return tuple(replace(part, names=self._names.get(i, {})) for i, part in enumerate(parts))
 
     def units(self) -> dict[str, Any]:

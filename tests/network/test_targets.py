@@ -93,6 +93,19 @@ def test_a_tuple_is_one_place_or_several_targets():
         LONE.targets(("scores", 2))
 
 
+def test_classes_of_outputs():
+    """Along the last axis, of one tensor, where there is an output and its name is known."""
+    classes = ["cat", "", " dog"]
+    assert GRID.names(classes, range(-1, 24)) == {
+        i: classes[i % 4] for i in range(20) if i % 4 in (0, 2)
+    }
+    assert GRID.text(14, classes) == "(3, 2) (' dog')"
+    assert GRID.names(["cat"] * 5, [0]) == {}  # of another network
+    assert SEVERAL.names(classes, [0, 1]) == {}
+    assert GRID.names(None, [0]) == {}
+    assert LONE.names(["cat"], range(3)) == {0: "cat"}  # no more are known
+
+
 class Tokens(nn.Module):
     """Four positions, three classes each."""
 

@@ -16,7 +16,7 @@ import nrm_graph as ng
 from nrm_graph.cli import main
 from nrm_graph.network.topology import LayerInfo
 from nrm_graph.network.tracing.trace import trace
-from nrm_graph.network.unit_names import token_axis, unit_name
+from nrm_graph.network.unit_names import UnitKind, token_axis, unit_name
 from nrm_graph.plots import plot_flow, plot_subgraph
 from nrm_graph.plots.token_strip import drawable, lines
 from nrm_graph.store.format.files import seal
@@ -159,20 +159,20 @@ def test_where_tokens_lie(layer, count, axis):
 
 def test_units_in_words():
     heads = LayerInfo(1, "a", "softmax", (2, 5, 5), 1)
-    assert unit_name(heads, "head", 1) == "head 1"
-    assert unit_name(heads, "neuron", 32) == "neuron 1, 1, 2"
-    assert unit_name(heads, "channel", 1) == "channel 1"
-    assert unit_name(heads, "token", 7) == "head 1, token 2"
-    assert unit_name(heads, "token", 7, list("abcde")) == "head 1, token 2 'c'"
-    assert unit_name(heads, "neuron", 32, list("abcde")) == "neuron 1, 1, 2 'b'"
-    assert unit_name(heads, "custom", 3) == "unit 3"
-    assert unit_name(heads, "head", -4) == "remainder"
+    assert unit_name(heads, UnitKind("head"), 1) == "head 1"
+    assert unit_name(heads, UnitKind("neuron"), 32) == "neuron 1, 1, 2"
+    assert unit_name(heads, UnitKind("channel"), 1) == "channel 1"
+    assert unit_name(heads, UnitKind("token"), 7) == "head 1, token 2"
+    assert unit_name(heads, UnitKind("token"), 7, list("abcde")) == "head 1, token 2 'c'"
+    assert unit_name(heads, UnitKind("neuron"), 32, list("abcde")) == "neuron 1, 1, 2 'b'"
+    assert unit_name(heads, UnitKind("custom"), 3) == "unit 3"
+    assert unit_name(heads, UnitKind("head"), -4) == "remainder"
     vector = LayerInfo(1, "a", "dense", (5,), 1)
-    assert unit_name(vector, "token", 0) == "unit 0"
-    assert unit_name(vector, "neuron", 4, ["a"] * 5) == "neuron 4"
+    assert unit_name(vector, UnitKind("token"), 0) == "unit 0"
+    assert unit_name(vector, UnitKind("neuron"), 4, ["a"] * 5) == "neuron 4"
     rows = LayerInfo(1, "a", "convolution", (8, 5), 1)
-    assert unit_name(rows, "feature", 4, list("abcde")) == "feature 4 'e'"
-    assert unit_name(rows, "channel", 4, list("abcde")) == "channel 4"
+    assert unit_name(rows, UnitKind("feature"), 4, list("abcde")) == "feature 4 'e'"
+    assert unit_name(rows, UnitKind("channel"), 4, list("abcde")) == "channel 4"
 
 
 # Lists of text as metadata
@@ -248,8 +248,9 @@ def _with_tokens(store, tmp_path, column):
 )
 def test_lying_tokens_are_refused(store, tmp_path, column):
     with ng.open(_with_tokens(store, tmp_path, column)) as db:
-        with pytest.raises(ng.StoreError, match="are no texts"):
-            db.measure("a")
+        for ask in (db.measure, db.subgraph):
+            with pytest.raises(ng.StoreError, match="are no texts"):
+                ask("a")
         assert not db.verify(sample=0).sound
 
 

@@ -32,9 +32,10 @@ def attribution_graph(graph: Flat) -> dict[str, Any]:
     The format was made for prompts of language models.  Here its fields hold:
 
     ``metadata``
-        ``prompt`` is the graph's title or the SQL condition of its group; ``prompt_tokens`` are
-        the columns of the picture: first ``(absorbed)``, then one for each unit of the input that
-        is in the graph (its token, else its name), last ``(units)``.  ``slug`` is made of the
+        ``prompt`` is the graph's title, the SQL condition of its group or its text;
+        ``prompt_tokens`` are the columns of the picture: first ``(absorbed)``, then all tokens of
+        a text whose units tell them apart, else one for each unit of the input that is in the
+        graph (its token, else its name), last ``(units)``.  ``slug`` is made of the
         prompt and ``scan``, the model's name, is ``nrm-graph``: change both before an upload.
         ``node_threshold`` is 1, which shows every node, ``transcoder_list`` empty, and
         ``generation_settings`` is what the graph holds about itself.
@@ -110,7 +111,8 @@ def attribution_graph(graph: Flat) -> dict[str, Any]:
             share = data.get("relevance", 0.0) / starting if starting else 0.0
             node |= {"feature_type": "logit", "feature": unit, "token_prob": share}
             node |= {"is_target_logit": True, "influence": None}
-            node["clerp"] = f'Output "{_inside(label)}" (p={share:.3f})'
+            text = data.get("output", label)
+            node["clerp"] = f'Output "{_inside(text)}" (p={share:.3f})'
         nodes.append(node)
     return {
         "metadata": _metadata(graph, tokens),
@@ -127,7 +129,9 @@ def attribution_graph(graph: Flat) -> dict[str, Any]:
 
 
 def _metadata(graph: Flat, tokens: list[str]) -> dict[str, Any]:
-    title = graph.facts.get("title") or graph.facts.get("where") or "relevance"
+    words = graph.facts.get("tokens", ())
+    text = ("" if any(word.startswith(" ") for word in words) else " ").join(words)
+    title = graph.facts.get("title") or graph.facts.get("where") or text or "relevance"
     slug = "-".join(re.findall("[a-z0-9]+", str(title).lower()))[:60].strip("-")
     return {
         "slug": slug or "nrm-graph",
@@ -167,6 +171,8 @@ def _columns(graph: Flat, attributes: Sequence[dict[str, Any]]) -> tuple[list[in
             column = node
             below[column] = str(data.get("name", f"unit {node[1]}"))
         of_nodes.append(column)
+    if any(column[0] == "" for column in below):  # nodes that tell the tokens of a text apart
+        below |= {("", i): str(token) for i, token in enumerate(graph.facts.get("tokens", ()))}
     order = {column: i for i, column in enumerate(sorted(below), 1)}
     units = len(order) + 1
     numbers = [
