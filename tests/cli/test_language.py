@@ -123,3 +123,29 @@ def test_from_a_folder_to_a_contrast_and_a_graph_interrupted_and_resumed(folder,
     assert code == 0, err
     written = json.loads((tmp_path / "graph.attribution.json").read_text())
     assert " is" in written["metadata"]["prompt_tokens"]
+
+
+def test_reduced_graphs_speak_in_tokens(folder, tmp_path, capsys):
+    store, graph = tmp_path / "s.nrm", tmp_path / "g"
+    code, _, err = run(
+        capsys, "extract", f"hf:{folder}", "--prompt", "The capital of France is",
+        "--store", store, "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    ask = ["reduce", store, "--input", "prompt-0", "--weights", folder / "model.safetensors"]
+    code, out, err = run(capsys, *ask, "--output", f"{graph}.svg")
+    assert code == 0, err
+    with ng.open(store, weights=folder / "model.safetensors") as db:
+        m = db.measure("prompt-0")
+        r = m.reduced()
+        assert len(r.edges) + len(r.ends) > 60
+        assert f"{len(r.graph(60))} nodes, {r.graph(60).number_of_edges()} edges" in out
+        answer = m.classes[m.target]
+        steps = [line.split("  ")[0] for line in out.partition("src  ")[2].splitlines()[2:]]
+        ends = [step.partition(" '")[0] for step in steps if step and not step.startswith("(")]
+        assert ends
+        assert set(ends) <= {
+            data["event"] for _, data in r.graph().nodes(data=True) if "event" in data
+        }
+    assert f"output[{m.target}] {answer!r}" in out
+    assert (tmp_path / "g.svg").stat().st_size

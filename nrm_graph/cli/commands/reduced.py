@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from nrm_graph.measures.reduced.reduced import Reduced
+    from nrm_graph.network.unit_names import UnitKind
 
 _COLUMNS = """\
 share: what its nodes hold of the layer's sum of |relevance|; bias, stabilizer, remainder, input:
@@ -59,7 +60,9 @@ def reduce(
     Of every walk only its visits to the watched neurons count: a step holds the walks from one to
     the next, and an end those that visit no further one. Without --watch the layers that people
     think in are watched. The report says what every layer holds and keeps; below it stand the
-    strongest steps and ends. Of an image a page (.html) shows it, and the heat map of every unit.
+    strongest steps and ends. A picture (.svg, .png) holds the strongest steps that make a connected
+    graph, every other file all of them. Of an image a page (.html) shows it, and the heat map of
+    every unit.
     """
     from nrm_graph.graphs.formats import graph_path
 
@@ -68,6 +71,7 @@ def reduce(
     chosen = arguments.watched(watch) or "auto"
 
     from nrm_graph import database
+    from nrm_graph.measures.reduced.reduced import PICTURED
     from nrm_graph.network.target_texts import read_target
 
     with database.open(store, weights=weights or None) as db:
@@ -80,7 +84,9 @@ def reduce(
             if path.suffix.lower() == ".html":
                 shown = {"image": reduced.image, "images": reduced.maps()}
             facts = {"store": db.path.name, "input": key}
-            save_graph(reduced.graph(), path, facts=facts, **shown)
+            is_picture = path.suffix.lower() in (".svg", ".png")
+            graph = reduced.graph(PICTURED if is_picture else None)
+            save_graph(graph, path, facts=facts, **shown)
         write_table(reduced.report(), "table")
         print(_COLUMNS)
         print()
@@ -93,20 +99,32 @@ def _strongest(reduced: Reduced) -> pa.Table:
     import pyarrow as pa
 
     from nrm_graph.graphs.largest import largest
-    from nrm_graph.network.topology import PSEUDO_UNITS
 
     rows = pa.concat_tables([reduced.edges, reduced.ends])
+    kinds = reduced.kinds
     sizes = abs(rows["relevance"].to_numpy())
-    names = [layer.name for layer in reduced.topology.layers]
     shown: list[dict[str, Any]] = [
         {
-            "src": f"{names[row['src_layer']]}[{row['src_unit']}]"
-            if row["src_unit"] >= 0
-            else f"({PSEUDO_UNITS[row['src_unit']]})",
-            "dst": f"{names[row['dst_layer']]}[{row['dst_unit']}]",
+            "src": _end(reduced, kinds[row["src_layer"]], row["src_layer"], row["src_unit"]),
+            "dst": _end(reduced, kinds[row["dst_layer"]], row["dst_layer"], row["dst_unit"]),
             "relevance": row["relevance"],
             "conditional": row["conditional"],
         }
         for row in rows.take(largest(sizes, SHOWN)).to_pylist()
     ]
     return pa.Table.from_pylist(shown)
+
+
+def _end(reduced: Reduced, kind: UnitKind, layer_id: int, unit: int) -> str:
+    """Write an end of a step: as an expression that names its neurons, with its token or class."""
+    from nrm_graph.network.topology import PSEUDO_UNITS
+    from nrm_graph.network.unit_coordinates import written
+    from nrm_graph.network.unit_names import token_of
+
+    if unit < 0:
+        return f"({PSEUDO_UNITS[unit]})"
+    layer = reduced.topology.layers[layer_id]
+    tokens = reduced.measure.tokens
+    text = kind.outputs.get(unit, token_of(layer, kind.resolution, unit, tokens))
+    part = "" if kind.spelled else "part of "
+    return f"{part}{written(layer, kind, unit)}" + ("" if text is None else f" {text!r}")

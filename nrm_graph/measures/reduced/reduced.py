@@ -45,6 +45,10 @@ PAIR = ("dst_layer", "src_layer")
 
 SHOWN = 8
 """Layers that a graph names where it is printed."""
+
+PICTURED = 60
+"""Steps and ends that a picture shows, at most."""
+
 _SHOWN = ("src", "src_unit", "dst", "dst_unit", "relevance", "conditional")
 _ENDS = (
     "Its strongest steps and ends (of src_unit "
@@ -178,7 +182,7 @@ class Reduced(Tabular):
         """
         return _report(self)
 
-    def plot(self, ax: Axes | None = None, *, top: int = 60, images: bool = False) -> Axes:
+    def plot(self, ax: Axes | None = None, *, top: int = PICTURED, images: bool = False) -> Axes:
         """Draw the strongest steps that make a connected graph.
 
         Parameters
