@@ -88,7 +88,7 @@ def facts(db: Database) -> dict[str, str]:
         "precision": _precision(meta),
         "preprocessing": meta["preprocessing"] or "not known",
         **_named(meta),
-        "classes": _classes(meta),
+        "classes": _classes(db),
         "versions": ", ".join(f"{name} {v}" for name, v in sorted(meta["versions"].items())),
         "format": str(meta["format_version"]),
     }
@@ -343,8 +343,11 @@ def _precision(meta: Mapping[str, Any]) -> str:
     return "lossless (float32)" if bits is None else f"edges rounded to {bits} bits"
 
 
-def _classes(meta: Mapping[str, Any]) -> str:
-    names = meta["classes"]
+def _classes(db: Database) -> str:
+    names = db.meta["classes"]
+    if not names and (tokens := [repr(text) for text in db.classes or () if text]):
+        shown = ", ".join(tokens[:3]) + (", ..." if len(tokens) > 3 else "")
+        return f"tokens, of which {len(tokens):,} are explained or predicted: {shown}"
     if not names:
         return "not known"
     return f"{len(names):,}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"

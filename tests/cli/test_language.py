@@ -149,3 +149,5 @@ def test_reduced_graphs_speak_in_tokens(folder, tmp_path, capsys):
         }
     assert f"output[{m.target}] {answer!r}" in out
     assert (tmp_path / "g.svg").stat().st_size
+    _, out, _ = run(capsys, "info", store)
+    assert f"tokens, of which 1 are explained or predicted: {answer!r}" in out
