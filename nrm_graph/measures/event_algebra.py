@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nrm_graph.network.targets import Outputs
     from nrm_graph.network.topology import LayerInfo, Topology
     from nrm_graph.network.units import Partition
+    from nrm_graph.network.weighted_targets import Aim
     from nrm_graph.propagation.flags import Flag
     from nrm_graph.propagation.prepared_network import Network
     from nrm_graph.propagation.state import State
@@ -86,13 +87,19 @@ class Algebra(Displayed):
 
     def target_text(self) -> str:
         """Target in words, such as ``target 3 (cat)``: its place in the output, and its class."""
-        if self.target is None:
-            if self.classes is None:
-                return "weighted outputs"
-            chosen = self.weights[0].nonzero().flatten().tolist()
-            weights = text_of({index: float(self.weights[0, index]) for index in chosen})
-            return f"weighted outputs {self.outputs.text(weights, self.classes)}"
-        return f"target {self.outputs.text(self.target, self.classes)}"
+
+        def text(output: Aim) -> str:
+            return self.outputs.text(output, self.classes)
+
+        if self.target is not None:
+            return f"target {text(self.target)}"
+        chosen = self.weights[0].nonzero().flatten().tolist()
+        weights = {index: float(self.weights[0, index]) for index in chosen}
+        if sorted(weights.values()) == [-1.0, 1.0]:
+            against, first = sorted(weights, key=weights.__getitem__)
+            return f"target {text(first)} against {text(against)}"
+        named = "" if self.classes is None else f" {text(text_of(weights))}"
+        return f"weighted outputs{named}"
 
     @property
     def topology(self) -> Topology:

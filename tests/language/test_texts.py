@@ -40,8 +40,11 @@ def test_a_difference_of_logits(lm):
     assert m.logit == pytest.approx(both[0].logit - both[1].logit, abs=1e-5)
     assert m.tokens == ("The", " capital", " of", " France", " is")
     assert both[0].target_text() == f"target {both[0].target} (' Paris')"
-    assert "' Paris'): 1" in m.target_text()
-    assert "' London'): -1" in m.target_text()
+    outputs = [lm.reader.output_of(name) for name in CITIES[:2]]
+    words = f"target {outputs[0]} (' Paris') against {outputs[1]} (' London')"
+    assert m.target_text() == words
+    uneven = ng.measure(lm, TEXT, target={" Paris": 1, " London": -0.5})
+    assert "' London'): -0.5" in uneven.target_text()
     same = ng.measure(lm, TEXT, target={" Paris": 1, both[1].target: -1})
     assert same.logit == pytest.approx(m.logit, abs=1e-6)
     top = ng.measure(lm, TEXT)
