@@ -76,6 +76,17 @@ def own_tokens(tokens: Sequence[str]) -> tuple[str, ...]:
     return tuple(tokens[:count])
 
 
+def text_of(tokens: Sequence[str]) -> str:
+    """Join tokens to a text as people read it, special tokens included.
+
+    Examples
+    --------
+    >>> text_of(["A", " cat", "s"]), text_of(["[CLS]", "a", "cat"])
+    ('A cats', '[CLS] a cat')
+    """
+    return ("" if any(token.startswith(" ") for token in tokens) else " ").join(tokens)
+
+
 def positions(inputs: Iterable[tuple[Sequence[int], bool]]) -> int | None:
     """Return the positions of a network of ids: the length of its first row of whole numbers.
 

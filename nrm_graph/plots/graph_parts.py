@@ -120,10 +120,10 @@ def unit_text(
     return f"{channel}: {rest.replace(' ', '')}" if comma else str(int(data["unit"]))
 
 
-def own_text(data: Mapping[str, Any]) -> str:
-    """Label of a unit below which its token stands: its name, its head or its feature."""
+def own_text(data: Mapping[str, Any], token: Callable[[str], str] = drawable) -> str:
+    """Label of a unit below which its token stands: its name, its head, as ``H3``, or feature."""
     named = "own_name" in data or "token" not in data
-    return unit_text(data) if named else _of_token(data)
+    return unit_text(data, token=token) if named else _of_token(data).replace("head ", "H")
 
 
 def _of_token(data: Mapping[str, Any]) -> str:

@@ -22,7 +22,8 @@ from nrm_graph.plots.graph_parts import (
 from nrm_graph.plots.node_images import checked_images
 from nrm_graph.plots.plain_text import plain
 from nrm_graph.plots.sheet import BELOW, NARROWEST, sheet_of
-from nrm_graph.plots.traces import EDGES, ENDS, UNITS, edge_lines, legend, marks
+from nrm_graph.plots.text_layout import text_notes
+from nrm_graph.plots.traces import EDGES, ENDS, UNITS, edge_lines, legend, marks, spaced
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -51,6 +52,8 @@ def flow_figure(
     height: int | None = None,
 ) -> Any:
     r"""Draw a graph of relevance with Plotly, layer by layer from the input (left) to the output.
+
+    The graph of a text whose units tell its tokens apart stands upright, the output on top.
 
     Parameters
     ----------
@@ -165,8 +168,8 @@ def drawing(
     """Draw what is laid out; see :func:`flow_drawing`."""
     graph = sheet.graph
     notes = _notes(sheet, [node for node in (*chosen, *avoided) if node not in graph])
-    top, slant = _head(sheet, title)
-    bottom = 40.0 + _LINE * len(notes)
+    top, slant, names = _head(sheet, title)
+    bottom = 40.0 + names + _LINE * len(notes)
     under = _AROUND + (BELOW + 34.0 if sheet.has_ends else 0.0)
     if height is not None:
         sheet = replace(sheet, half=max(60.0, (height - top - bottom - under - _AROUND) / 2.06))
@@ -184,17 +187,17 @@ def drawing(
             "yanchor": "top",
             "font": {"size": 14},
         },
-        "xaxis": _layers(sheet, slant),
-        "yaxis": {"range": [-round(lower), round(upper)], "visible": False},
+        "xaxis": _layers(sheet, slant) if sheet.text is None else _tokens(sheet, slant),
+        "yaxis": _heights(sheet, [-round(lower), round(upper)]),
         "legend": {
             "orientation": "h",
             "x": 0.0,
-            "y": -8.0 / (upper + lower),
+            "y": -(8.0 + names) / (upper + lower),
             "yanchor": "top",
             "itemclick": False,
             "itemdoubleclick": False,
         },
-        "annotations": [*_end_names(sheet), _below(notes)],
+        "annotations": [*_end_names(sheet), _below(notes, names)],
         "images": _pictures(sheet),
         "shapes": [
             shape
@@ -205,7 +208,8 @@ def drawing(
         ],
     }
     if sheet.step <= NARROWEST:
-        layout["width"] = round(NARROWEST * (len(sheet.columns) + 1.4) + 24)
+        wide = len(sheet.columns) + 1.4 if sheet.text is None else sheet.text.right + 6.0
+        layout["width"] = round(NARROWEST * wide + 24)
     traces = [*edge_lines(sheet), *marks(sheet), *legend(graph, bool(chosen), bool(avoided))]
     return {"data": traces, "layout": layout}
 
@@ -236,15 +240,47 @@ def _layers(sheet: Sheet, slant: int) -> dict[str, Any]:
     }
 
 
-def _head(sheet: Sheet, title: Sequence[str]) -> tuple[float, int]:
-    """Pixels above the graph, and the slant of the layers' names."""
+def _tokens(sheet: Sheet, slant: int) -> dict[str, Any]:
+    """Write the tokens of a text below their columns."""
+    assert sheet.text is not None
+    names = sheet.text.names(sheet.graph)
+    return {
+        "range": [sheet.text.left, sheet.text.right],
+        "tickvals": [*names],
+        "ticktext": [plain(spaced(name), _NAME) for name in names.values()],
+        "tickangle": slant,
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _heights(sheet: Sheet, limits: Sequence[int]) -> dict[str, Any]:
+    """Heights in pixels; the layers of a text are named beside their rows."""
+    if sheet.text is None:
+        return {"range": limits, "visible": False}
+    names, _ = short_names(list(sheet.columns))
+    return {
+        "range": limits,
+        "tickvals": sheet.heights(range(len(names))).tolist(),
+        "ticktext": [plain(name, _NAME) for name in names],
+        "automargin": True,
+        "gridcolor": "#EEEEEE",
+        "zeroline": False,
+    }
+
+
+def _head(sheet: Sheet, title: Sequence[str]) -> tuple[float, int, float]:
+    """Pixels above the graph, the slant of the columns' names, and their pixels below the graph."""
+    above = 32.0 + 19.0 * max(len(title) - 1, 0)  # the first line stands beside the buttons
+    if sheet.text is not None:
+        longest = max(min(len(name), _NAME) for name in sheet.text.names(sheet.graph).values())
+        return above, -40, 10.0 + 6.6 * 0.64 * longest
     names, _ = short_names(list(sheet.columns))
     width = 6.6 * max(min(len(name), _NAME) for name in names)
-    above = 32.0 + 19.0 * max(len(title) - 1, 0)  # the first line stands beside the buttons
     if width <= 0.92 * sheet.step:
-        return above + 20.0, 0
+        return above + 20.0, 0, 0.0
     slant = -40 if 0.64 * sheet.step >= 16.0 else -90
-    return above + 14.0 + width * (0.64 if slant == -40 else 1.0), slant
+    return above + 14.0 + width * (0.64 if slant == -40 else 1.0), slant, 0.0
 
 
 def _title(graph: nx.DiGraph) -> list[str]:
@@ -256,8 +292,11 @@ def _title(graph: nx.DiGraph) -> list[str]:
 def _notes(sheet: Sheet, absent: Sequence[object]) -> list[str]:
     """Lines below the graph."""
     graph, columns = sheet.graph, list(sheet.columns)
-    past = any(passes(graph, columns, src, dst) for src, dst in sheet.edges)
-    notes = drawn_notes(graph, columns, past)
+    if sheet.text is not None:
+        notes = text_notes(graph, sheet.text)
+    else:
+        past = any(passes(graph, columns, src, dst) for src, dst in sheet.edges)
+        notes = drawn_notes(graph, columns, past)
     if len(sheet.edges) < graph.number_of_edges():
         notes.append(
             f"drawn: the {len(sheet.edges):,} strongest; a click on a unit shows all of its own"
@@ -274,7 +313,7 @@ def _notes(sheet: Sheet, absent: Sequence[object]) -> list[str]:
     return [plain(line) for line in lines]
 
 
-def _below(notes: Sequence[str]) -> dict[str, Any]:
+def _below(notes: Sequence[str], names: float) -> dict[str, Any]:
     return {
         "text": "<br>".join(notes),
         "x": 0.0,
@@ -283,7 +322,7 @@ def _below(notes: Sequence[str]) -> dict[str, Any]:
         "yref": "paper",
         "xanchor": "left",
         "yanchor": "top",
-        "yshift": -32,
+        "yshift": -32 - round(names),
         "align": "left",
         "showarrow": False,
         "font": {"size": 11, "color": "#444444"},
@@ -294,8 +333,8 @@ def _end_names(sheet: Sheet) -> list[dict[str, Any]]:
     """Names of pseudo-units, slanted, because they stand side by side."""
     marks = []
     for node, data in sheet.graph.nodes(data=True):
-        if data["unit"] >= 0:
-            continue
+        if data["unit"] >= 0 or (sheet.text is not None and "text" not in data):
+            continue  # what a pseudo-unit of a text is stands below its column
         x, y = sheet.place(node)
         marks.append(
             {

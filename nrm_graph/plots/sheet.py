@@ -1,4 +1,4 @@
-"""Where an interactive figure puts what a graph has: columns in steps of 1, heights in pixels."""
+"""Where an interactive figure puts what a graph has: in columns, heights in pixels."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 
 from nrm_graph.plots.graph_layout import FLOOR, columns_of, curve, passes, places_of, shares_of
 from nrm_graph.plots.graph_parts import most_units
+from nrm_graph.plots.text_layout import TextLayout, tells_tokens, text_curve, text_layout
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -33,6 +34,7 @@ _POINTS = 17  # of the line of an edge
 _FROM_MIDDLE = sorted(range(1, _POINTS - 1), key=lambda i: abs(i - _POINTS // 2))
 _CLEAR = 8.0  # pixels between the mark of a unit and where one points at an edge
 _LOWEST = 130.0  # half the height of a graph, at least
+_LAYER = 58.0  # pixels between the layers of a text
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class Sheet:
         Pixels of a height of 1.
     edges : tuple of (node, node)
         Those that are drawn, from the weakest to the strongest.
+    text : TextLayout or None
+        Of a text, whose graph stands upright: tokens are its columns, and layers its rows.
     """
 
     graph: nx.DiGraph
@@ -61,16 +65,19 @@ class Sheet:
     places: Mapping[Hashable, tuple[float, float]]
     half: float
     edges: tuple[tuple[Hashable, Hashable], ...]
+    text: TextLayout | None = None
 
     @property
     def step(self) -> float:
-        """Pixels between two columns, about."""
+        """Pixels of a column's width of 1, about."""
+        if self.text is not None:
+            return max(NARROWEST, WIDTH / (self.text.right - self.text.left))
         return max(NARROWEST, WIDTH / (len(self.columns) + 0.5))
 
     @property
     def has_ends(self) -> bool:
         """Whether pseudo-units stand below."""
-        return any(y <= FLOOR for _, y in self.places.values())
+        return self.text is None and any(y <= FLOOR for _, y in self.places.values())
 
     @cached_property
     def sizes(self) -> dict[Hashable, float]:
@@ -94,6 +101,9 @@ class Sheet:
     def heights(self, y: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Pixels above the middle; below the units they are fewer."""
         values = np.asarray(y, np.float64)
+        if self.text is not None:
+            rows = len(self.columns)
+            return ((2.0 * values - rows + 1.0) * self.half / rows).round(1)
         below = -self.half + (values + 1.0) * BELOW / (-1.0 - FLOOR)
         return np.where(values < -1.0, below, values * self.half).astype(np.float64).round(1)
 
@@ -104,8 +114,12 @@ class Sheet:
 
     def curve(self, src: Hashable, dst: Hashable, points: int) -> npt.NDArray[np.float64]:
         """Line of an edge, (points, 2)."""
-        past = passes(self.graph, list(self.columns), src, dst)
-        line = curve(self.places[src], self.places[dst], past, points)
+        start, end = self.places[src], self.places[dst]
+        if self.text is not None:
+            line = text_curve(start, end, points)
+        else:
+            past = passes(self.graph, list(self.columns), src, dst)
+            line = curve(start, end, past, points)
         return np.column_stack([line[:, 0].round(3), self.heights(line[:, 1])])
 
     @cached_property
@@ -139,10 +153,14 @@ def sheet_of(
 
     ``roomy`` leaves room for maps of all units, whether they are there or not.
     """
+    edges = sorted(graph.edges, key=lambda edge: abs(graph.edges[edge]["relevance"]))
+    drawn = edges if most is None else edges[max(len(edges) - most, 0) :]
+    if not images and tells_tokens(graph):
+        text = text_layout(graph)
+        half = _LAYER * len(text.rows) / 2.0
+        return Sheet(graph, {}, text.rows, text.places, half, tuple(drawn), text)
     columns = columns_of(graph, list(graph))
     busiest = most_units(graph)
     places = places_of(graph, columns, busiest if roomy else None)
     needed = max(_LOWEST, (_PICTURED if roomy else _ROW) * busiest / 2.0)
-    edges = sorted(graph.edges, key=lambda edge: abs(graph.edges[edge]["relevance"]))
-    drawn = edges if most is None else edges[max(len(edges) - most, 0) :]
     return Sheet(graph, images, columns, places, needed, tuple(drawn))

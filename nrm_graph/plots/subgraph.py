@@ -40,7 +40,8 @@ from nrm_graph.plots.graph_parts import (
     with_absorbed,
 )
 from nrm_graph.plots.node_images import HEIGHT, checked_images, draw_images
-from nrm_graph.plots.text_graph import draw_text_graph, tells_tokens
+from nrm_graph.plots.text_graph import draw_text_graph
+from nrm_graph.plots.text_layout import tells_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping

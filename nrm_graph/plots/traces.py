@@ -10,7 +10,7 @@ import numpy as np
 
 from nrm_graph.plots.common import NEGATIVE, NEUTRAL, POSITIVE, TEXT, colour
 from nrm_graph.plots.graph_facts import edge_facts, facts_of_units
-from nrm_graph.plots.graph_parts import doubtful, ends_text, reach, unit_text
+from nrm_graph.plots.graph_parts import doubtful, ends_text, own_text, reach, unit_text
 from nrm_graph.plots.plain_text import letters, plain
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _LABELLED = 46.0  # columns of so many pixels show names of units
 _LETTER, _TEXT_HEIGHT = 5.9, 10.0  # pixels
 _WIDE = 90  # letters of a line of what stands at hover
 _LONGEST = 40  # letters of a name beside a unit
+_OF_TOKEN = 14  # and of one above its token
 
 
 def edge_lines(sheet: Sheet) -> list[Trace]:
@@ -110,7 +111,7 @@ def marks(sheet: Sheet) -> list[Trace]:
         **_marks(UNITS, [sheet.place(node) for node in units], [facts[node] for node in units]),
         "mode": "markers+text",
         "text": _labels(sheet, units),
-        "textposition": "middle right",
+        "textposition": "middle right" if sheet.text is None else _beside(sheet, units),
         "textfont": {"size": 10, "shadow": "auto"},
         "customdata": [[event] if event else [] for event in events],
         "marker": _unit_marks(sheet, units),
@@ -154,18 +155,30 @@ def _unit_marks(sheet: Sheet, units: Sequence[Hashable]) -> Trace:
 
 def _labels(sheet: Sheet, units: Sequence[Hashable]) -> list[str]:
     """Write names beside units, as long as there is room for; none where there is little."""
+    if sheet.text is not None:
+        names = (own_text(sheet.graph.nodes[node], spaced) for node in units)
+        return [plain(name, _OF_TOKEN) for name in names]
     if sheet.step < _LABELLED:
         return [""] * len(units)
     crowds = Counter(sheet.places[node][0] for node in units)
     texts = []
     for node in units:
-        text = unit_text(
-            sheet.graph.nodes[node], str, lambda token: token.replace(" ", "\N{OPEN BOX}")
-        )
+        text = unit_text(sheet.graph.nodes[node], str, spaced)
         room = (sheet.step - sheet.sizes[node] - 8.0) / _LETTER
         dense = 2.0 * sheet.half / crowds[sheet.places[node][0]] < _TEXT_HEIGHT
         texts.append("" if dense else plain(text, max(3, letters(text, min(room, _LONGEST)))))
     return texts
+
+
+def _beside(sheet: Sheet, units: Sequence[Hashable]) -> list[str]:
+    """Where names of a text's units stand: below, of the topmost above, where no edge leads."""
+    top = len(sheet.columns) - 1
+    return [f"{'top' if sheet.places[node][1] == top else 'bottom'} center" for node in units]
+
+
+def spaced(token: str) -> str:
+    """Text of a token whose spaces can be seen."""
+    return token.replace(" ", "\N{OPEN BOX}")
 
 
 def _event(graph: nx.DiGraph, node: Hashable) -> str:

@@ -15,7 +15,9 @@ import nrm_graph as ng
 from nrm_graph.graphs.formats.attribution_json import attribution_graph
 from nrm_graph.graphs.formats.columns import flat
 from nrm_graph.plots import plot_subgraph
-from nrm_graph.plots.text_graph import tells_tokens
+from nrm_graph.plots.graph_parts import with_absorbed
+from nrm_graph.plots.interactive import ENDS, UNITS, flow_figure, plain
+from nrm_graph.plots.text_layout import tells_tokens
 
 torch.set_num_threads(1)
 
@@ -133,3 +135,30 @@ def test_outputs_bear_their_texts(m):
     for node in data["nodes"]:
         place = node["nrm_graph"].get("token_index")
         assert node["ctx_idx"] == place + 1 if place is not None else True
+
+
+def test_interactive_figures_stand_upright_too(m):
+    graph = m.reduced(nodes=40).graph(60)
+    figure = flow_figure(graph)
+    names = list(figure.layout.xaxis.ticktext)
+    assert names == ["absorbed", *map(plain, m.tokens)]
+    rows = dict(zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext, strict=True))
+    assert list(rows.values())[-1] == "output"
+    places = {}
+    for trace, chosen in ((UNITS, lambda unit: unit >= 0), (ENDS, lambda unit: unit < 0)):
+        (drawn,) = figure.select_traces({"name": trace})
+        nodes = [node for node in with_absorbed(graph, list(graph)) if chosen(node[1])]
+        places |= dict(zip(nodes, zip(drawn.x, drawn.y, strict=True), strict=True))
+    assert len(set(places.values())) == len(places)
+    heights: dict[int, list[float]] = {}
+    for node, (_, y) in places.items():
+        if node[1] >= 0:
+            heights.setdefault(graph.nodes[node]["depth"], []).append(y)
+    layers = [heights[depth] for depth in sorted(heights)]
+    assert all(max(lower) < min(upper) for lower, upper in pairwise(layers))
+    assert [sum(layer) / len(layer) for layer in layers] == pytest.approx(list(rows))
+    left = [x for (_, unit), (x, _) in places.items() if unit < 0]
+    assert max(left) < min(x for (_, unit), (x, _) in places.items() if unit >= 0)
+    (units,) = figure.select_traces({"name": UNITS})
+    assert plain(m.classes[m.target]) in units.text
+    assert "H1" in units.text or "H0" in units.text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrm_graph._version import __version__
 from nrm_graph.graphs.formats.columns import Flat, rows
+from nrm_graph.network.token_texts import text_of
 from nrm_graph.network.topology import PSEUDO_UNITS
 
 if TYPE_CHECKING:
@@ -129,8 +130,7 @@ def attribution_graph(graph: Flat) -> dict[str, Any]:
 
 
 def _metadata(graph: Flat, tokens: list[str]) -> dict[str, Any]:
-    words = graph.facts.get("tokens", ())
-    text = ("" if any(word.startswith(" ") for word in words) else " ").join(words)
+    text = text_of([*map(str, graph.facts.get("tokens", ()))])
     title = graph.facts.get("title") or graph.facts.get("where") or text or "relevance"
     slug = "-".join(re.findall("[a-z0-9]+", str(title).lower()))[:60].strip("-")
     return {

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from nrm_graph._optional import plotly
+from nrm_graph.network.token_texts import text_of
 from nrm_graph.plots.circuit import circuit_title
 from nrm_graph.plots.common import NEUTRAL, colour, percent
 from nrm_graph.plots.gallery import stretched
@@ -52,6 +53,7 @@ _HIDDEN = {"title", "shapes", "absorbed_in", "keys", "connected", "reduced", "co
 _WORDS = {
     "store": "store",
     "input": "input",
+    "tokens": "text",
     "target_text": "target",
     "given": "given",
     "where": "inputs where",
@@ -171,10 +173,10 @@ def _data(sheet: Sheet) -> str:
     return f'{{"figure": {figure_of(drawing(sheet)).to_json()}, {text[1:]}'
 
 
-def _place(sheet: Sheet, node: Hashable) -> tuple[bool, float, float]:
+def _place(sheet: Sheet, node: Hashable) -> tuple[bool, int, float]:
     """Where a node stands in the list of all: from the output on, the strongest first."""
     data = sheet.graph.nodes[node]
-    return data["unit"] < 0, -round(sheet.places[node][0]), -abs(float(data["relevance"]))
+    return data["unit"] < 0, -int(data["depth"]), -abs(float(data["relevance"]))
 
 
 def _edge(sheet: Sheet, src: Hashable, dst: Hashable, ranks: Mapping[Any, int]) -> dict[str, Any]:
@@ -222,6 +224,8 @@ def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         value = facts[name]
         if name == "target" and "target_text" in facts:
             continue
+        if name == "tokens":
+            value = text_of([*map(str, value)])
         texts = value if name == "flags" else [value]
         word = _shown(_WORDS.get(name, str(name).replace("_", " ")))
         write = percent if name in _SHARES else value_text
