@@ -1,7 +1,7 @@
 """Transformers, DenseNet, 1-D and 3-D convolutions against independent implementations, float64.
 
-autolrp works on the autograd graph, ``attention_gradients`` on a backward pass of its own; captum
-on module hooks.
+autolrp works on the autograd graph (``adapted_autolrp`` says which of its rules are replaced),
+``attention_gradients`` on a backward pass of its own; captum on module hooks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.transformer_networks import IDS, NETWORKS, drawn, picture, tiny
-from reference import attention_gradients
+from reference import adapted_autolrp, attention_gradients
 from torch import nn
 
 import nrm_graph as ng
@@ -105,48 +105,20 @@ def test_gradient_times_input_at_every_module(name, composite):
 # autolrp
 
 
-def signed(a, b, relevance, eps, *_, attribute="both"):
-    """autolrp shares sums by magnitude; here by value, its engine's graph being the same."""
-    if attribute != "both":
-        return (relevance, None) if attribute == "lhs" else (None, relevance)
-    z = a + b
-    z = torch.where(z >= 0, z + eps, z - eps)
-    return a / z * relevance, b / z * relevance
-
-
-def centred(x, y, relevance, eps, *, normalized_shape, weight=None, mean=None, rstd=None, **_):
-    """autolrp passes relevance through a LayerNorm; here it is centred, ``std`` being constant."""
-    slope = rstd * (1 if weight is None else weight)
-    s = relevance / ((x - mean) * slope) * slope
-    return x * (s - s.mean(-1, keepdim=True))
-
-
-def by_autolrp(net, x, rules):
-    import autolrp
-
-    for parameter in net.parameters():
-        parameter.requires_grad_(True)
-    wrapped = autolrp.tensor(x.clone())
-    config = autolrp.LRPConfig(rule={**autolrp.BASE, **rules}, eps=1e-14)
-    net(wrapped)[0, TARGET].lrp(config=config)
-    return wrapped.relevance.detach().as_subclass(torch.Tensor)[0].numpy()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("composite", COMPOSITES)
 @pytest.mark.parametrize("name", ["gpt2", "bert", "vit"])
 def test_autolrp_on_transformers(name, composite):
-    """Without biases, which it gives |b| / (|z| + |b|); from embedded vectors on."""
+    """From embedded vectors on."""
     import autolrp
 
     embedded = name != "vit"
     options = {"activation_function": "gelu"} if name == "gpt2" else {}
-    net, x = drawn(name, biases=False, **options), example(name, embedded)
+    net, x = drawn(name, **options), example(name, embedded)
     rules = autolrp.CPLRP if COMPOSITES[composite] else autolrp.ATTNLRP
-    rules = {**rules, "AddBackward": signed, "NativeLayerNormBackward": centred}
-    expected = by_autolrp(net, x, rules)
+    expected = adapted_autolrp.relevance(net, x, TARGET, rules | adapted_autolrp.BY_VALUE)
     m = measured(ng.trace(net, x), x, composite)
-    close(m.marginal(m.topology.inputs[0].name, by="neuron"), expected)
+    close(m.marginal(m.topology.inputs[0].name, by="neuron"), expected["x"][0])
 
 
 def densenet() -> nn.Module:
@@ -172,7 +144,7 @@ def densenet() -> nn.Module:
 @pytest.mark.parametrize("rule", ["epsilon", "zplus"])
 def test_autolrp_on_densenet(rule):
     net, x = densenet(), picture(1, 3, 32, 32)
-    expected = by_autolrp(net, x, {"ConvolutionBackward": rule})
+    expected = adapted_autolrp.relevance(net, x, TARGET, {"ConvolutionBackward": rule})
     on_convolutions = {"epsilon": ng.rules.Epsilon(1e-14), "zplus": ng.rules.ZPlus(1e-14)}[rule]
     kinds = {
         "convolution": on_convolutions,
@@ -181,7 +153,7 @@ def test_autolrp_on_densenet(rule):
         "average": ng.rules.Flat(1e-14),  # it spreads what a pool averages evenly
     }
     m = ng.measure(net, x, target=TARGET, composite=ng.composites.composite("tiny", kinds))
-    close(m.marginal("x", by="neuron"), expected)
+    close(m.marginal("x", by="neuron"), expected["x"][0])
 
 
 # captum

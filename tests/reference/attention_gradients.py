@@ -28,6 +28,7 @@ ACTIVATIONS = (
 PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm}
 MULTIPLICATIONS = {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__}
 QUOTIENTS = {torch.div, Tensor.div, Tensor.__truediv__}
+SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 
 
 def moving(x: Any) -> bool:
@@ -46,17 +47,42 @@ def line(x: Tensor, y: Tensor) -> Tensor:
 
 
 class Backward(TorchFunctionMode):
+    """``inside`` are the modules that are running; then what they compute themselves is kept."""
+
     def __init__(
-        self, net: nn.Module, kept: dict[str, Tensor], cp: bool = False, halves: bool = False
+        self,
+        net: nn.Module,
+        kept: dict[str, Tensor],
+        cp: bool = False,
+        halves: bool = False,
+        inside: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.cp, self.halves, self.kept = cp, halves or not cp, kept
+        self.cp, self.halves, self.kept, self.inside = cp, halves or not cp, kept, inside
+        self.counts: Counter[str] = Counter()
         self.owners = {id(p): _owner(name) for name, p in net.named_parameters()}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if not any(moving(a) for a in (*args, *kwargs.values())):
             return func(*args, **kwargs)
+        found = self.answer(func, args, kwargs)
+        if func in SUMS and all(isinstance(a, Tensor) for a in args):
+            self.keep("add", found)
+        if func in MULTIPLICATIONS and all(moving(a) for a in args):
+            self.keep("gate", found)
+        return found
+
+    def keep(self, kind: str, value: Tensor) -> None:
+        """Keep what a module computes without a module of its own, by the package's names."""
+        if self.inside and moving(value):
+            value.retain_grad()
+            path = f"{self.inside[-1]}.{kind}"
+            before = self.counts[path]
+            self.kept[f"{path}_{before}" if before else path] = value
+            self.counts[path] += 1
+
+    def answer(self, func, args, kwargs):
         if func in ACTIVATIONS:
             kwargs.pop("inplace", None)
             found = line(args[0], func(args[0].detach(), *args[1:], **kwargs))
@@ -76,8 +102,8 @@ class Backward(TorchFunctionMode):
             return self.norm(*args, **kwargs, centre=False)
         if func in (torch.rsqrt, Tensor.rsqrt):
             return func(*args).detach()  # an RMSNorm that is written out
-        if func is Tensor.to and args[1:] == (torch.float32,):
-            return args[0]  # the package computes in one precision throughout
+        if func is Tensor.float or (func is Tensor.to and args[1:] == (torch.float32,)):
+            return args[0]  # the package computes in one precision, but for the model's constants
         if func in (F.softmax, torch.softmax, Tensor.softmax):
             kwargs = {k: v for k, v in kwargs.items() if k not in ("dtype", "_stacklevel")}
             found = torch.softmax(args[0], *args[1:2], **kwargs)
@@ -128,6 +154,7 @@ class Backward(TorchFunctionMode):
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
         s = part(q, 0.5) @ part(k, 0.5).transpose(-2, -1) * scale
+        self.keep("product", s)
         if is_causal:
             attn_mask = torch.ones(s.shape[-2:], dtype=torch.bool).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:
@@ -135,7 +162,10 @@ class Backward(TorchFunctionMode):
         elif attn_mask is not None:
             s = s + attn_mask
         a = s.softmax(-1)
-        return a.detach() @ v if self.cp else part(a, 0.5) @ part(v, 0.5)
+        self.keep("attention_weights", a)
+        y = a.detach() @ v if self.cp else part(a, 0.5) @ part(v, 0.5)
+        self.keep("attention", y)
+        return y
 
     def heads(self, query, key, value, embed, count, weight, bias, *rest, **options):
         """Self-attention of ``nn.MultiheadAttention``: ``(tokens, n, features)``."""
@@ -206,20 +236,26 @@ def whole_activations(net: nn.Module) -> None:
 
 
 def relevance(
-    net, inputs, target: int, leaves, cp: bool = False, halves: bool = False
+    net, inputs, target: int, leaves, cp: bool = False, halves: bool = False, within: bool = False
 ) -> dict[str, Tensor]:
     """Relevance at the output of every module, for a unit seed.
 
     ``leaves`` are modules whose output is where walks end (embeddings), or none: then the inputs
-    are.
+    are.  ``within``: also at the sums, gated products and steps of attention that a module
+    computes itself, by the names that the package has for them.
     """
     net = copy.deepcopy(net)  # it stays as it is for others
     whole_activations(net)
     kept: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
+    inside: list[str] = []
+
+    def enter(path):
+        return lambda module, _: inside.append(path)
 
     def keep(path):
         def hook(module, _, output):
+            inside.pop()
             if path in leaves:
                 output = output.detach().requires_grad_(True)
             if not moving(output) or type(module).__name__ == "LayerNorm2d":
@@ -235,12 +271,14 @@ def relevance(
 
     for parameter in net.parameters():
         parameter.requires_grad_(False)
-    hooks = [m.register_forward_hook(keep(path)) for path, m in net.named_modules() if path]
+    modules = [(path, module) for path, module in net.named_modules() if path]
+    hooks = [m.register_forward_pre_hook(enter(path)) for path, m in modules]
+    hooks += [m.register_forward_hook(keep(path)) for path, m in modules]
     if not leaves:
         inputs = [x.clone().requires_grad_(True) for x in inputs]
         kept["x"] = inputs[0]
     try:
-        with Backward(net, kept, cp, halves):
+        with Backward(net, kept, cp, halves, inside if within else None):
             y = net(*inputs)[0, target]
     finally:
         for hook in hooks:
