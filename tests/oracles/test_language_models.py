@@ -1,11 +1,11 @@
 """Language models from their folders against independent implementations, float64.
 
-autolrp works on the autograd graph (``adapted_autolrp`` says which of its rules are replaced: sums,
-biases and gated products by value and half and half rather than by magnitude, LayerNorm centred;
-GPT-2 with a GELU that is one operation, for it takes the steps of ``gelu_new`` apart), and
-``attention_gradients`` on a backward pass of its own.  Both take the model as transformers itself
-loads the folder, and ids as its tokenizer gives them; positions, types and the row of the answer
-are the model's and the test's own.
+autolrp works on the autograd graph, ``attention_gradients`` on a backward pass of its own.  Of
+autolrp the rules of ``adapted_autolrp`` are replaced (sums and biases share by value instead of
+magnitude, gated products half and half or all to the signal, LayerNorm is centred), and GPT-2 has a
+GELU of one operation, for it takes the steps of ``gelu_new`` apart.  Both oracles take the model
+as transformers itself loads the folder, and ids as its tokenizer gives them; positions and types
+are the model's, the row of the answer is the test's own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from helpers import language_models
 from helpers.language_models import FAMILIES, MASKED
 from helpers.transformer_networks import tiny
@@ -96,6 +95,8 @@ class Loaded:
 
 @functools.cache
 def loaded(family: str, **options: Any) -> Loaded:
+    import transformers
+
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / family
         language_models.save(folder, family, torch.float64, **options)
