@@ -153,7 +153,8 @@ def add_legend(ax: Axes, handles: Sequence[Artist], below: float) -> None:
 
 def heading(m: MeasureLike, shown: str) -> str:
     """Title of a measure's picture: what is shown, of which target, under which condition."""
-    text = f"{shown}, {m.target_text()}{without_biases(m.bias)}"
+    target = m.target_text().replace("(' ", "('\N{NO-BREAK SPACE}")  # lines break elsewhere
+    text = f"{shown}, {target}{without_biases(m.bias)}"
     if m.condition is not None:
         text += f", given {textwrap.shorten(repr(m.condition), 120, placeholder=' ...')}"
     return text

@@ -43,6 +43,9 @@ def test_a_difference_of_logits(lm):
     outputs = [lm.reader.output_of(name) for name in CITIES[:2]]
     words = f"target {outputs[0]} (' Paris') against {outputs[1]} (' London')"
     assert m.target_text() == words
+    title = m.heatmap().get_title().replace("\N{NO-BREAK SPACE}", " ")
+    assert "(' Paris')" in title
+    assert "(' London')" in title  # on one line each
     uneven = ng.measure(lm, TEXT, target={" Paris": 1, " London": -0.5})
     assert "' London'): -0.5" in uneven.target_text()
     same = ng.measure(lm, TEXT, target={" Paris": 1, both[1].target: -1})
