@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nrm_graph.errors import InputError
-from nrm_graph.network.ir.held_weights import HALF, HeldWeights, held
+from nrm_graph.network.ir.held_weights import held
 from nrm_graph.network.ir.input_spec import fitting
-from nrm_graph.network.ir.interpreter import exact, resolve
-from nrm_graph.network.ir.operations import MAX_POOL, function
-from nrm_graph.network.ir.program import Ref, Weight
+from nrm_graph.network.ir.interpreter import evaluated, exact, resolve
+from nrm_graph.network.ir.operations import MAX_POOL
 from nrm_graph.propagation.constant_neurons import mark
 from nrm_graph.propagation.routed_constants import track
 from nrm_graph.propagation.state import State
@@ -62,53 +61,24 @@ def forward(net: Network, x: Inputs, decided: State | None = None) -> State:
 
 def _evaluated(node: Node, state: State, n: int) -> Any:
     """Value of a node; what a pool selects is noted in the state."""
-    weights = state.network.program.weights
-    if node.op == "aten.linear.default":
-        in_parts = _in_parts(node, state)
-        if in_parts is not None:
-            return in_parts
-    args = resolve(node.args, state.values, weights, n)
-    kwargs = {key: resolve(value, state.values, weights, n) for key, value in node.kwargs}
-    decided = state.decided
+    decided, weights = state.decided, state.network.program.weights
     try:
-        if node.op in MAX_POOL and decided is not None:
+        if node.op in MAX_POOL:
+            args = resolve(node.args, state.values, weights, n)
+            if decided is None:
+                value, state.winners[node.name] = max_pool(node.op, args)
+                return value
             winners = state.winners[node.name] = decided.winners[node.name].to(args[0].device)
             return _chosen(args[0], winners, MAX_POOL[node.op])
-        if node.op in MAX_POOL:
-            value, state.winners[node.name] = max_pool(node.op, args)
-            return value
         without = _without_bias(node, state)
         if without is not None:
             rest, bias = without
             state.left[node.name] = rest
             return rest + bias
-        return function(node.op)(*args, **kwargs)
+        return evaluated(node, state.values, weights, n)
     except Exception as error:  # a stored program can hold anything
         error.add_note(f"at the node {node.name} ({node.op})")
         raise
-
-
-PART = 1 << 23
-"""Entries of a matrix in half precision beyond which it is multiplied in parts."""
-
-
-def _in_parts(node: Node, state: State) -> Tensor | None:
-    """Output of a large matrix in half precision, such as a head's, some outputs at a time."""
-    x, weight, *rest = node.args
-    weights = state.network.program.weights
-    if not isinstance(weights, HeldWeights) or not isinstance(weight, Weight):
-        return None
-    if state.network.composite.bias != "absorbed" or not isinstance(x, Ref):
-        return None
-    matrix, value = weights.held[weight.name], state.values[x.name]
-    if matrix.dtype not in HALF or matrix.numel() <= PART:
-        return None
-    rows = max(1, PART // matrix.shape[1])
-    pieces = torch.split(matrix, rows)
-    parts = [torch.nn.functional.linear(value, piece.to(value.dtype)) for piece in pieces]
-    (bias,) = rest or (None,)
-    whole = torch.cat(parts, -1)
-    return whole + weights[bias.name] if isinstance(bias, Weight) else whole
 
 
 def _without_bias(node: Node, state: State) -> tuple[Tensor, Tensor] | None:
@@ -125,7 +95,7 @@ def _without_bias(node: Node, state: State) -> tuple[Tensor, Tensor] | None:
     if op.moving or any(operand in state.constant for operand in op.operands):
         return None
     xs = [state.values[operand] for operand in op.operands]
-    op = op.resolved(xs[0], state.values)
+    op = op.resolved(xs[0], state.values, as_held=True)
     assert op.shift is not None
     parts = [kind.apply(x, w) for kind, x, w in zip(op.maps, xs, op.tensors, strict=True)]
     return total(parts), op.shift

@@ -56,7 +56,7 @@ def _computed(state: State, name: str) -> Kernel:
         z = output_left(state, name, xs, whole)
         groups = net.groups.get((name, at))
         if groups is None:
-            whole = resolved(state, name) if whole is None else whole
+            whole = resolved(state, name, rule.own_weights) if whole is None else whole
             groups = rule.groups(replace(whole, bias=None) if ignoring else whole, at)
             _check_ignored(rule, groups, ignoring)
             # Weights that depend on the input are made for every batch; those in half precision
@@ -114,7 +114,7 @@ def output_left(state: State, name: str, xs: Sequence[Tensor], whole: Weighing |
         return z
     if name in state.left:
         return state.left[name]
-    whole = resolved(state, name) if whole is None else whole
+    whole = resolved(state, name, as_held=True) if whole is None else whole
     parts = [kind.apply(x, w) for kind, x, w in zip(op.maps, xs, whole.tensors, strict=True)]
     rest = total(parts).expand_as(z)
     if name in state.network.unbounded:  # a mask that is added hides
@@ -162,9 +162,9 @@ def bounded(state: State, name: str) -> Tensor:
     return value.masked_fill(value.isinf(), 0.0) if name in state.network.unbounded else value
 
 
-def resolved(state: State, name: str) -> Weighing:
+def resolved(state: State, name: str, as_held: bool = False) -> Weighing:
     """Give an operation's weights their values; a mask that is added hides and holds nothing."""
-    op = state.network.layout.weighings[name].resolved(state.values[name], state.values)
+    op = state.network.layout.weighings[name].resolved(state.values[name], state.values, as_held)
     if name not in state.network.unbounded or op.shift is None:
         return op
     return replace(op, bias=op.shift.masked_fill(op.shift.isinf(), 0.0))

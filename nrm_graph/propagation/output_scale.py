@@ -46,13 +46,13 @@ def added_up(state: State, weights: Tensor) -> Tensor:
         if op.kind == "output":
             yield op.operands[0], chosen
             return
-        op, value = resolved(state, name), state.values[name]
+        op, value = resolved(state, name, as_held=True), state.values[name]
         terms = list(zip(op.maps, op.operands, op.tensors, strict=True))
         parts = torch.zeros_like(value)
         held = state.network.layout.weighings[name].weights
         for (kind, operand, weight), own in zip(terms, held, strict=True):
-            # Of one in half precision this is a copy already, and a second one may be large.
-            copied = isinstance(own, torch.Tensor) and own.dtype in HALF
+            # Of one in half precision this may be a copy already, and a second one be large.
+            copied = isinstance(own, torch.Tensor) and own.dtype in HALF and weight is not own
             parts = parts + kind.apply(
                 bounded(state, operand).abs(), weight.abs_() if copied else weight.abs()
             )

@@ -210,11 +210,19 @@ class Rule:
     """Base of all rules: a frozen dataclass with plain parameters and one method.
 
     ``proportional`` says that n_ij vanishes where x_i does, ``per_channel`` which parameters may be
-    tuples, of one number for every channel.
+    tuples, of one number for every channel, ``own_weights`` that parts have the operation's own
+    weights, as they are: large ones may then be in half precision.
     """
 
     proportional: ClassVar[bool] = True
     per_channel: ClassVar[tuple[str, ...]] = ()
+    own_weights: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        """Let a rule with parts of its own speak for itself of their weights."""
+        super().__init_subclass__()
+        if "groups" in vars(cls) and "own_weights" not in vars(cls):
+            cls.own_weights = False
 
     def groups(self, op: Weighing, signs: Signs) -> tuple[Group, ...]:
         """Parts and denominators of ``op``, whose weights are :attr:`Weighing.tensors`.

@@ -83,6 +83,8 @@ _NON_NEGATIVE = ("epsilon", "stabilizer", "gamma")
 class Epsilon(Checked):
     """``n = x w``, ``d = sum + b`` (Bach et al. 2015)."""
 
+    own_weights: ClassVar[bool] = True
+
     epsilon: float = 1e-6
     zero_params: str | None = None
 

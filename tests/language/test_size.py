@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gc
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from helpers import language_models
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nrm_graph as ng
+from nrm_graph.network.ir import held_weights
+from nrm_graph.network.ir.finite import finite
 from nrm_graph.network.ir.held_weights import HALF, HeldWeights
-from nrm_graph.propagation import forward
+from nrm_graph.network.ir.interpreter import run
+from nrm_graph.rules import Epsilon, Gamma, Softmax
+from nrm_graph.rules.composite import composite
 
 TEXT = "The capital of France is"
 
@@ -77,12 +83,83 @@ def test_no_two_layers_are_wide_at_once(pair):
     assert double.logit == pytest.approx(m.logit, rel=1e-5)
 
 
-def test_large_heads_are_multiplied_in_parts(pair, monkeypatch):
-    m = ng.measure(pair[0], TEXT)
-    monkeypatch.setattr(forward, "PART", 100)
-    parts = ng.measure(pair[0], TEXT)
-    torch.testing.assert_close(m.state.output, parts.state.output)
+class Sizes(TorchDispatchMode):
+    """Notes the shape and type of all that is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for x in made if isinstance(made, list | tuple) else (made,):
+            if isinstance(x, torch.Tensor):
+                self.made.add((tuple(x.shape), x.dtype))
+        return made
+
+
+def test_large_matrices_become_wide_in_parts(pair, monkeypatch):
+    """A vocabulary's most of all, which embeds and answers: not for a moment, and alike."""
+    half, _ = pair
+    m = ng.measure(half, TEXT)
+    graph = m.reduced(nodes=8)
+    vocabulary, hidden = 132, 16
+    monkeypatch.setattr(held_weights, "PART", 10 * hidden)
+    with Sizes() as sizes:
+        parts = ng.measure(half, TEXT)
+        again = parts.reduced(nodes=8)
+    wide = {shape for shape, dtype in sizes.made if dtype not in held_weights.HALF}
+    assert (10, hidden) in wide
+    assert not {(vocabulary, hidden), (hidden, vocabulary)} & wide
+    largest = max(math.prod(shape) for shape in wide if shape and shape[-1] == vocabulary)
+    assert largest < len(m.tokens) * vocabulary  # no position but one has logits
     assert m.predicted == parts.predicted
+    torch.testing.assert_close(m.state.output, parts.state.output)
+    for layer in m.topology.layers:
+        np.testing.assert_allclose(
+            parts.marginal(layer.name), m.marginal(layer.name), atol=1e-6, err_msg=layer.name
+        )
+    columns = ["dst_layer", "dst_unit", "src_layer", "src_unit"]
+    assert again.edges.select(columns) == graph.edges.select(columns)
+    np.testing.assert_allclose(again.edges["relevance"], graph.edges["relevance"], atol=1e-6)
+
+
+def test_tracing_widens_no_vocabulary(pair, monkeypatch):
+    """What looks at numbers of weights, and runs what is traced, does so in parts too."""
+    monkeypatch.setattr(held_weights, "PART", 160)
+    weights = dict(pair[0].module.named_parameters())
+    large = [w for w in weights.values() if held_weights.large(w)]
+    program = pair[0].program(6)
+    ids = torch.arange(6)[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with Sizes() as sizes:
+        for weight in large:
+            assert finite(weight)
+            assert held_weights.holdable(weight) is weight
+        run(program, *(inputs[name] for name, _ in program.inputs))
+    assert len(large) > 6
+    wide = {shape for shape, dtype in sizes.made if dtype not in held_weights.HALF}
+    assert not {tuple(weight.shape) for weight in large} & wide
+
+
+def test_only_rules_that_leave_weights_alone_take_them_as_they_are_held(pair, monkeypatch):
+    """What gamma makes of a weight would be rounded to half precision."""
+    monkeypatch.setattr(held_weights, "PART", 160)
+    kinds = {"product": Epsilon(), "attention": Epsilon(), "softmax": Softmax()}
+    rules = composite("gamma", kinds | {"dense": Gamma(0.3)})
+    m, n = (ng.measure(lm, TEXT, composite=rules) for lm in pair)
+    for layer in m.topology.layers:
+        np.testing.assert_allclose(
+            m.marginal(layer.name), n.marginal(layer.name), atol=2e-5, err_msg=layer.name
+        )
+
+    class Twice(Epsilon):
+        def groups(self, op, signs):
+            return super().groups(op, signs)
+
+    assert Epsilon.own_weights
+    assert not Twice.own_weights
+    assert not Gamma.own_weights
 
 
 def test_nothing_is_of_positions_times_vocabulary(pair):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nrm_graph.network.ir.held_weights import large, rows
+
 
 def finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity.
@@ -14,5 +16,7 @@ def finite(tensor: Tensor) -> bool:
     """
     if not tensor.is_floating_point():
         return True
+    if large(tensor):  # torch would bring all of it to the type of the sum
+        return all(finite(tensor[part]) for part in rows(tensor))
     total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
     return bool(total.isfinite()) or bool(torch.isfinite(tensor).all())

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 HALF = (torch.float16, torch.bfloat16)
 """Types that networks are stored in; their programs are computed in float32 at least."""
 
+PART = 1 << 23
+"""Entries of a matrix in half precision beyond which it becomes wider a part at a time."""
+
 LOWEST = torch.finfo(torch.float32).min
 """What a masked score is filled with, if it is finite: the same number in every precision."""
 
@@ -86,11 +89,46 @@ def narrow(tensors: Mapping[str, Tensor]) -> bool:
     return any(tensor.dtype in HALF for tensor in tensors.values())
 
 
+def large(matrix: Tensor) -> bool:
+    """Whether a matrix is in half precision and too large to become wider as a whole."""
+    return matrix.dtype in HALF and matrix.ndim == 2 and matrix.numel() > PART
+
+
+def rows(matrix: Tensor) -> list[slice]:
+    """Divide a large matrix, such as a vocabulary's, into rows that become wider together."""
+    step = max(1, PART // matrix.shape[1])
+    return [slice(first, first + step) for first in range(0, matrix.shape[0], step)]
+
+
+def product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply ``x @ matrix.T + bias`` in the type of x, a large matrix part by part."""
+    bias = None if bias is None else bias.to(x.dtype)
+    if not large(matrix):
+        return torch.nn.functional.linear(x, matrix.to(x.dtype), bias)
+    parts = [torch.nn.functional.linear(x, matrix[part].to(x.dtype)) for part in rows(matrix)]
+    whole = torch.cat(parts, -1)
+    return whole if bias is None else whole + bias
+
+
+def transposed(s: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply ``s @ matrix``; of a large one only rows are read that s is not 0 at."""
+    if not large(matrix):
+        return s @ matrix.to(s.dtype)
+    total = s.new_zeros(*s.shape[:-1], matrix.shape[1])
+    for part in rows(matrix):
+        # Elsewhere than on a CPU, to ask would be to wait.
+        if s.device.type != "cpu" or bool(s[..., part].any()):
+            total += s[..., part] @ matrix[part].to(s.dtype)
+    return total
+
+
 def holdable(value: Tensor) -> Tensor:
     """Return a tensor as a program may hold it: masks, whose lowest number is one, in float32."""
-    if value.dtype in HALF and not bool((value == torch.finfo(value.dtype).min).any()):
-        return value
-    return wide(value)
+    if value.dtype not in HALF:
+        return wide(value)
+    lowest = torch.finfo(value.dtype).min
+    parts = (value[part] for part in rows(value)) if large(value) else (value,)
+    return wide(value) if any(bool((part == lowest).any()) for part in parts) else value
 
 
 def wide(value: Tensor) -> Tensor:

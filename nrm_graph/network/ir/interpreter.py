@@ -17,8 +17,8 @@ from torch import Tensor
 from nrm_graph.errors import TraceError, first_line
 from nrm_graph.foreign_errors import out_of_memory
 from nrm_graph.network.ir.batch_axis import BatchAxis
-from nrm_graph.network.ir.held_weights import held, read_as
-from nrm_graph.network.ir.operations import function
+from nrm_graph.network.ir.held_weights import HeldWeights, held, product, read_as
+from nrm_graph.network.ir.operations import ENDS, function
 from nrm_graph.network.ir.program import Batch, Program, Ref, Weight
 from nrm_graph.progress import look
 
@@ -133,6 +133,20 @@ def resolve(value: object, values: Mapping[str, Any], weights: Mapping[str, Tens
     return value
 
 
+def evaluated(node: Node, values: Mapping[str, Any], weights: Mapping[str, Tensor], n: int) -> Any:
+    """Value of a node for a batch of n; a vocabulary in half precision is never wide as a whole."""
+    if isinstance(weights, HeldWeights):
+        first, *rest = node.args or (None,)
+        if node.op in ENDS and isinstance(first, Weight):
+            rows = function(node.op)(weights.held[first.name], *resolve(tuple(rest), values, {}, n))
+            return rows.to(weights.dtype)
+        if node.op == "aten.linear.default" and isinstance(first, Ref):
+            return product(*resolve(node.args, values, weights.held, n))
+    args = resolve(node.args, values, weights, n)
+    kwargs = {key: resolve(value, values, weights, n) for key, value in node.kwargs}
+    return function(node.op)(*args, **kwargs)
+
+
 def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
     """Run a program node by node; a value is dropped after its last reader."""
     last = {name: node.name for node in program.nodes for name in node.references()}
@@ -140,10 +154,7 @@ def steps(program: Program, *inputs: Tensor) -> Iterator[tuple[Node, Any]]:
     n = inputs[0].shape[0]
     for node in program.nodes:
         look()
-        args = resolve(node.args, values, program.weights, n)
-        kwargs = {k: resolve(v, values, program.weights, n) for k, v in node.kwargs}
-        values[node.name] = function(node.op)(*args, **kwargs)
-        del args, kwargs  # weights among them may be copies, and several runs wait for each other
+        values[node.name] = evaluated(node, values, program.weights, n)
         yield node, values[node.name]
         for name in dict.fromkeys(node.references()):
             if last[name] == node.name:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nrm_graph.network.ir.held_weights import HALF
+from nrm_graph.network.ir.held_weights import HALF, large, product, transposed
 from nrm_graph.network.maps.average_pooling import Window
 from nrm_graph.network.maps.convolution import Convolution, Triples, output_ranges
 from nrm_graph.network.maps.interpolation import Taps
@@ -48,11 +48,11 @@ class Dense:
 
     def apply(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
         """``(..., in)`` and ``(out, in)`` to ``(..., out)``."""
-        return torch.nn.functional.linear(x, w, bias)
+        return product(x, w, bias)
 
     def transpose(self, s: Tensor, w: Tensor, x: Tensor) -> Tensor:
         """Gradient in x."""
-        return s @ w
+        return transposed(s, w)
 
     def triples(
         self,
@@ -339,13 +339,17 @@ class Weighing:
         weight = self.weights[k]
         return weight.like if isinstance(weight, Moving) else None
 
-    def resolved(self, like: Tensor, values: Mapping[str, Any]) -> Weighing:
-        """Give every weight its value, and all tensors the dtype and device of ``like``."""
+    def resolved(self, like: Tensor, values: Mapping[str, Any], as_held: bool = False) -> Weighing:
+        """Give every weight its value, and all tensors the dtype and device of ``like``.
+
+        ``as_held`` leaves large matrices in half precision, which :class:`Dense` takes as well.
+        """
         evaluated: dict[tuple[Callable[..., Tensor], tuple[str, ...]], Tensor] = {}
 
         def one(weight: Tensor | Moving) -> Tensor:
             if not isinstance(weight, Moving):
-                return weight.to(like.device, like.dtype)
+                kept = as_held and isinstance(self.maps[0], Dense) and large(weight)
+                return weight.to(like.device, None if kept else like.dtype)
             key = weight.make, weight.reads
             if key not in evaluated:
                 evaluated[key] = weight.at(values, like)
