@@ -25,7 +25,7 @@ from nrm_graph.propagation.routing import send
 from nrm_graph.propagation.tensor_sums import accumulate, by_sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -100,6 +100,7 @@ def relevance_pass(
     clause: Clause | None = None,
     *,
     at: int | None = None,
+    joins: Mapping[int, Tensor] | None = None,
     until: int | frozenset[int] | None = None,
     visit: Callable[[int, Tensor], None] | None = None,
     absorb: Callable[[int, str, Tensor], None] | None = None,
@@ -118,6 +119,8 @@ def relevance_pass(
         The conjunction that walks must satisfy; a mask may have a batch axis in front.
     at : int, optional
         Layer to start from; what the clause says of layers above it is passed over.
+    joins : mapping of layer id to Tensor, (N, *shape), optional
+        Relevance that begins at layers below it; not together with a clause.
     until : int or frozenset of int, optional
         Layer at which the pass ends, after its visit, the lowest of several; what cannot reach any
         of them is left out, and the outcome's value is not that of the clause.
@@ -141,6 +144,8 @@ def relevance_pass(
     top = net.values[at]
     start = start.reshape(n, *layout.topology.layers[at].shape)
     pending: dict[str, Any] = {top: layout.batches[top].native(start)}
+    for i, joining in (joins or {}).items():
+        pending[net.values[i]] = layout.batches[net.values[i]].native(joining)
     clause = {i: literal for i, literal in (clause or {}).items() if i <= at}
     lowest = min(clause, default=-1)
     last = lowest_pass(clause)

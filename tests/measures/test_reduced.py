@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,9 +23,12 @@ from reference.brute_networks import (
 from reference.test_brute_attention import both
 
 import nrm_graph as ng
-from nrm_graph.measures.reduced.nodes import watched_layers
+from nrm_graph.measures.joint import NeuronGroups
+from nrm_graph.measures.reduced import steps
+from nrm_graph.measures.reduced.nodes import WatchedLayer, chosen_nodes, watched_layers
 from nrm_graph.measures.reduced.steps import direct_steps
 from nrm_graph.measures.reduced.unit_maps import unit_maps
+from nrm_graph.propagation.relevance_pass import relevance_pass
 
 if TYPE_CHECKING:
     from reference.brute import Walks
@@ -181,6 +185,31 @@ def test_both_directions(case):
             close(mine - yours, 0 * (mine - yours), w.variation())
 
 
+def test_nodes_of_neighbouring_layers_share_a_pass(case, monkeypatch):
+    """Numbers do not depend on which nodes go together, and few passes read a layer's weights."""
+    w, m = case
+    nodes = drawn(w, np.random.default_rng(2))
+    groups = [layer.groups for layer in watched_layers(m, nodes.watch, nodes.by)]
+    count = sum(group.count for group in groups[:-1])
+    passes = []
+
+    def counted(*args, **options):
+        passes.append(options.get("at"))
+        return relevance_pass(*args, **options)
+
+    monkeypatch.setattr(steps, "relevance_pass", counted)
+    alone: Any = None
+    for together in (1, 3, 1000):
+        monkeypatch.setattr(steps, "COPIES", together)
+        passes.clear()
+        down = direct_steps(m.state, m.start, m.terms, groups, m.memory, downwards=True)
+        assert len(passes) == 1 + -(-count // together)  # the first one is the measure's own
+        alone = down if alone is None else alone
+        assert down.steps.keys() == alone.steps.keys()
+        for pair, relevance in down.steps.items():
+            close(relevance - alone.steps[pair], 0 * relevance, w.variation())
+
+
 def test_products_of_single_neurons_are_paths(case):
     w, m = case
     nodes = drawn(w, np.random.default_rng(3), single=True)
@@ -326,6 +355,28 @@ def test_nodes_are_shared_out_by_the_share_that_layers_keep():
     assert len(every.nodes) == 48
     assert every.carried == (1.0, 1.0, 1.0)
     assert len(m.reduced(["0", "1"], nodes={"0": 3, "1": 2}).nodes) == 6
+
+
+def test_choosing_nodes_holds_little_beside_the_sizes_of_units():
+    """MLPs by position have millions of units, of which few are nodes."""
+    units, layers = 50_000, 8
+    rng = np.random.default_rng(0)
+    labels = np.arange(units)
+    watched = [
+        WatchedLayer(NeuronGroups(i, labels, units), labels.astype(np.int32), "neuron")
+        for i in range(layers)
+    ]
+    sizes = [rng.random(units) for _ in watched]
+    tracemalloc.start()
+    chosen = chosen_nodes((), watched, sizes, 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(layer.groups.count for layer in chosen) == 20
+    for layer in chosen:
+        strongest = np.argsort(-sizes[layer.layer_id])[: layer.groups.count]
+        assert sorted(layer.units) == sorted(strongest)
+    kept = sum(layer.groups.labels.nbytes for layer in chosen)
+    assert peak < kept + 10 * sizes[0].nbytes  # work on one layer at a time
 
 
 def test_a_network_without_hidden_layers_has_its_target_alone():

@@ -247,13 +247,14 @@ def chosen_nodes(
         order = np.argsort(-size, kind="stable")
         order = order[size[order] > 0]
         share = np.cumsum(size[order])
-        before.append(np.append(0.0, share[:-1])[: len(order)] / (share[-1] if len(order) else 1))
-        owners.append(np.full(len(order), i))
-        units.append(order)
-    place = [np.arange(len(order)) for order in units]
+        share = np.append(0.0, share[:-1])[: len(order)] / (share[-1] if len(order) else 1)
+        # A layer may have millions of units, of which no more than all nodes are looked at.
+        most = numbers[i] if numbers is not None else nodes
+        before.append(share[:most].copy())
+        units.append(order[:most].copy())
+        owners.append(np.full(len(units[-1]), i))
     if numbers is not None:
-        keep = np.concatenate(place) < np.asarray(numbers)[np.concatenate(owners)]
-        ranks = np.flatnonzero(keep)
+        ranks = np.arange(sum(map(len, units)))
     else:
         assert isinstance(nodes, int | np.integer)
         ranks = np.lexsort([np.concatenate(owners), np.concatenate(before)])[:nodes]

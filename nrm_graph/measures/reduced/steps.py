@@ -35,7 +35,7 @@ from nrm_graph.propagation.relevance_pass import relevance_pass
 from nrm_graph.propagation.state import repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
     from torch import Tensor
@@ -183,10 +183,11 @@ class _Chain:
         """All that walks do at the nodes, of one conjunction with its coefficient."""
         reached = [self._by_node(i, self._ahead(i))[:, 0] for i in range(len(self.watched))]
         ended = self._ends()
-        number = len(self.watched)
-        places = range(number - 1) if downwards else range(1, number)
-        follow = self._steps_from if downwards else self._steps_to
-        steps = {pair: raw for i in places for pair, raw in follow(i).items()}
+        if downwards:
+            steps = self._steps_down()
+        else:
+            up = range(1, len(self.watched))
+            steps = {pair: raw for j in up for pair, raw in self._steps_to(j).items()}
         factors = [coefficient * factor for factor in self.factors]
         whole = [np.full(len(r), np.nan) for r in reached]
         if single:
@@ -229,42 +230,76 @@ class _Chain:
             reach(self.state, self.clause, only_last=True, ends=[kind], stop=stop)
         return ended
 
-    def _batches(self, i: int, lowest: int, highest: int) -> Iterator[tuple[range, State]]:
-        """Yield which nodes of a layer go through one pass, and the state of as many copies."""
-        group = self.watched[i]
+    def _size(self, lowest: int, highest: int) -> int:
+        """How many nodes go through one pass, between two layers."""
         size = per_pass(self.state, self.memory, lowest, highest, kept=False)
-        if self.seeds[i].device.type == "cpu":
-            size = min(size, COPIES)
-        for first in range(0, group.count, size):
-            batch = range(first, min(first + size, group.count))
-            n = len(batch)
-            if n not in self.copies:
-                self.copies[n] = repeated(self.state, n)
-            yield batch, self.copies[n]
-            self.advance(n)
+        return min(size, COPIES) if self.seeds[0].device.type == "cpu" else size
 
-    def _steps_from(self, i: int) -> dict[tuple[int, int], Floats]:
-        """Follow walks from every node of a layer, by a pass down from it."""
+    def _copied(self, n: int) -> State:
+        if n not in self.copies:
+            self.copies[n] = repeated(self.state, n)
+        return self.copies[n]
+
+    def _steps_down(self) -> dict[tuple[int, int], Floats]:
+        """Follow walks from the nodes of every layer but the lowest, by passes down from them.
+
+        Nodes of neighbouring layers go together, so that few passes read a layer's weights; but
+        what a clause says of a layer is not the same for those above it and below.
+        """
         steps: dict[tuple[int, int], Floats] = {}
-        upper = self.watched[i]
-        at, lowest = upper.layer_id, self.watched[-1].layer_id
-        lower = {group.layer_id: j for j, group in enumerate(self.watched) if j > i}
-        below = {k: literal for k, literal in self.clause.items() if k < at}
-        for batch, copies in self._batches(i, lowest, at):
-
-            def stop(layer_id: int, arrived: Tensor, batch: range = batch) -> bool | Tensor:
-                j = lower.get(layer_id)
-                if j is None:
-                    return False
-                group = self.watched[j]
-                carried = group.sums(arrived * self.ahead[j]).cpu().double().numpy()
-                block = steps.setdefault((i, j), np.zeros((upper.count, group.count)))
-                block[batch.start : batch.stop] = carried
-                return self.masks[j]
-
-            start = self.seeds[i] * upper.masks(batch, self.seeds[i])
-            relevance_pass(copies, start, below, at=at, until=frozenset(lower), stop=stop)
+        nodes = [(i, k) for i, upper in enumerate(self.watched[:-1]) for k in range(upper.count)]
+        lowest = self.watched[-1].layer_id
+        while nodes:
+            size = self._size(lowest, self.watched[nodes[0][0]].layer_id)
+            together = [node for node in nodes[:size] if not self.clause or node[0] == nodes[0][0]]
+            nodes = nodes[len(together) :]
+            for pair, rows, carried in self._carried_down(_parts(together)):
+                shape = tuple(self.watched[i].count for i in pair)
+                steps.setdefault(pair, np.zeros(shape))[rows.start : rows.stop] = carried
+            self.advance(len(together))
         return steps
+
+    def _carried_down(
+        self, parts: Sequence[tuple[int, range, range]]
+    ) -> list[tuple[tuple[int, int], range, Floats]]:
+        """Find what walks carry to each layer below from some nodes, which are a pass's samples.
+
+        ``parts`` are the layers that they are of, from the output, the nodes and the samples.
+        """
+        top, n = parts[0][0], parts[-1][2].stop
+        place = {group.layer_id: j for j, group in enumerate(self.watched) if j > top}
+        starts: dict[int, Tensor] = {}
+        for i, nodes, samples in parts:
+            start = self.seeds[i].new_zeros(n, *self.seeds[i].shape[1:])
+            masks = self.watched[i].masks(nodes, self.seeds[i])
+            start[samples.start : samples.stop] = self.seeds[i] * masks
+            starts[self.watched[i].layer_id] = start
+        found: list[tuple[tuple[int, int], range, Floats]] = []
+
+        def stop(layer_id: int, arrived: Tensor) -> bool | Tensor:
+            j = place.get(layer_id)
+            if j is None:
+                return False
+            above = [part for part in parts if part[0] < j]
+            number = above[-1][2].stop  # of the samples; those of the layer begin there
+            carried = self.watched[j].sums(arrived[:number] * self.ahead[j]).cpu().double().numpy()
+            for i, nodes, samples in above:
+                if carried[samples.start : samples.stop].any():
+                    found.append(((i, j), nodes, carried[samples.start : samples.stop]))
+            came = torch.arange(n, device=arrived.device) < number
+            return self.masks[j] & came.reshape(-1, *[1] * self.masks[j].ndim)
+
+        at = self.watched[top].layer_id
+        relevance_pass(
+            self._copied(n),
+            starts.pop(at),
+            {k: literal for k, literal in self.clause.items() if k < at},
+            at=at,
+            joins=starts,
+            until=frozenset(place),
+            stop=stop,
+        )
+        return found
 
     def _steps_to(self, j: int) -> dict[tuple[int, int], Floats]:
         """Follow walks to every node of a layer, by a pass up to it."""
@@ -273,7 +308,9 @@ class _Chain:
         highest = self.watched[0].layer_id
         upper = {group.layer_id: i for i, group in enumerate(self.watched) if i < j}
         above = {k: literal for k, literal in self.clause.items() if k > lower.layer_id}
-        for batch, copies in self._batches(j, lower.layer_id, highest):
+        size = self._size(lower.layer_id, highest)
+        for first in range(0, lower.count, size):
+            batch = range(first, min(first + size, lower.count))
 
             def stop(layer_id: int, onward: Tensor, batch: range = batch) -> Tensor | None:
                 i = upper.get(layer_id)
@@ -285,8 +322,19 @@ class _Chain:
 
             arrivals = self._ahead(j) * lower.masks(batch, self.seeds[j])
             clause = above | {lower.layer_id: Literal(True, arrivals)}
-            reach(copies, clause, until=highest, only_last=True, stop=stop)
+            reach(self._copied(len(batch)), clause, until=highest, only_last=True, stop=stop)
+            self.advance(len(batch))
         return steps
+
+
+def _parts(nodes: Sequence[tuple[int, int]]) -> list[tuple[int, range, range]]:
+    """Layers of nodes that follow each other, which nodes of each, and their places."""
+    parts = []
+    for i in dict.fromkeys(layer for layer, _ in nodes):
+        places = [place for place, (layer, _) in enumerate(nodes) if layer == i]
+        first, last = places[0], places[-1]
+        parts.append((i, range(nodes[first][1], nodes[last][1] + 1), range(first, last + 1)))
+    return parts
 
 
 def _chain(
