@@ -44,14 +44,14 @@ class NeuronGroups:
     ----------
     layer_id : int
         The layer.
-    labels : ndarray of int64, the layer's shape
+    labels : ndarray of int32 or int64, the layer's shape
         Group of every neuron, 0 to count - 1; -1 where it is in none.
     count : int
         Number of groups.
     """
 
     layer_id: int
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int32] | npt.NDArray[np.int64]
     count: int
 
     def masks(self, groups: range, like: Tensor) -> Tensor:

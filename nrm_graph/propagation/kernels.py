@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 def kernel_of(state: State, name: str) -> Kernel:
     """Kernel of a weighing operation, computed once per state.
 
-    Of weights in half precision only that of the last operation is kept: kernels hold what a pass
-    reads of them, and all of them together would be the network in float32.
+    Where weights are in half precision only that of the last operation is kept: all of them
+    together would be the network in float32, and its activations once more.
     """
     kernel = state.kernels.get(name)
     if kernel is None:
         make = _computed if state.single is None else _kernel_of_copies
         kernel = make(state, name)
-        if state.network.layout.weighings[name].narrow:
+        if state.network.narrow:
             state.kernels.pop(state.last, None)
             state.last = name
         state.kernels[name] = kernel

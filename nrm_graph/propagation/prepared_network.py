@@ -58,6 +58,11 @@ class Network:
         )
 
     @functools.cached_property
+    def narrow(self) -> bool:
+        """Whether weights are held in half precision."""
+        return any(op.narrow for op in self.layout.weighings.values())
+
+    @functools.cached_property
     def passive(self) -> frozenset[str]:
         """Values that carry no relevance, see :func:`nrm_graph.network.ir.program.passive`."""
         return passive(self.program)

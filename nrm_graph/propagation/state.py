@@ -33,7 +33,7 @@ class State:
     positive : bool
         Whether no input of the batch is negative, whole numbers apart.
     last : str
-        Operation whose kernel is the only one of weights in half precision.
+        Operation whose kernel is the only one, where weights are in half precision.
     left : dict of str to Tensor
         Where biases are left out, outputs of convolutions and dense layers without theirs.
     means : dict of str to ndarray

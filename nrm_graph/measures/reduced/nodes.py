@@ -62,7 +62,7 @@ class WatchedLayer:
 
     def only(self, nodes: npt.NDArray[np.bool_]) -> WatchedLayer:
         """Watch some of the nodes alone."""
-        numbers = np.append(np.where(nodes, np.cumsum(nodes) - 1, -1), -1)
+        numbers = np.append(np.where(nodes, np.cumsum(nodes) - 1, -1), -1).astype(np.int32)
         groups = replace(
             self.groups, labels=numbers[self.groups.labels], count=int(np.count_nonzero(nodes))
         )
@@ -199,7 +199,7 @@ class Layers:
 
 def _divided(layer_id: int, mask: npt.NDArray[np.bool_], part: Partition) -> WatchedLayer:
     units, place = np.unique(part.labels[mask], return_inverse=True)
-    labels = np.full(mask.shape, -1, np.int64)
+    labels = np.full(mask.shape, -1, np.int32)
     labels[mask] = place.ravel()
     groups = NeuronGroups(layer_id, labels, len(units))
     return WatchedLayer(groups, units.astype(np.int32), part.resolution)

@@ -266,11 +266,17 @@ def reduced(
     A pass for every node, from the side that costs less, in the measure's dtype.  Between groups
     of neurons steps are exact, and their products are not: see docs/concepts.md.
     """
+    return of_watched(measure, *_chosen(measure, watch, by, nodes))
+
+
+def _chosen(
+    measure: Algebra, watch: Watch, by: By, nodes: Budget
+) -> tuple[tuple[WatchedLayer, ...], tuple[float, ...]]:
+    """Nodes, and the shares that they hold; all others, of which there are millions, are let go."""
     target, *candidates = watched_layers(measure, watch, by)
     sizes = node_sizes(measure, candidates)
     watched = chosen_nodes(measure.topology.layers, candidates, sizes, nodes)
-    carried = shares_held(candidates, sizes, watched)
-    return of_watched(measure, (target, *watched), (1.0, *carried))
+    return (target, *watched), (1.0, *shares_held(candidates, sizes, watched))
 
 
 def of_watched(
