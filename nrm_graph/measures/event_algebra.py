@@ -109,13 +109,13 @@ class Algebra(Displayed):
     @property
     def absorbed(self) -> float:
         """Share of the measure that pseudo-neurons of any layer hold."""
-        return sum(float(part.double().sum()) for part in self._nodes()[1].values())
+        return sum(float(part) for part in self._nodes()[1].values())
 
     @property
     def _unplaced(self) -> float:
         """Sum over layers of the absolute share that their stabilizers hold."""
         held = self._nodes()[1].items()
-        return sum(abs(float(r.double().sum())) for (_, kind), r in held if kind == "stabilizer")
+        return sum(abs(float(part)) for (_, kind), part in held if kind == "stabilizer")
 
     @property
     def flags(self) -> tuple[Flag, ...]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from nrm_graph.events.conjunctions import Literal
 from nrm_graph.network.ir.interpreter import exact
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from nrm_graph.tables.plan import Plan
 
     Nodes = tuple[dict[int, Tensor], dict[tuple[int, str], Tensor]]
-    """Relevance of every layer's neurons, and what their pseudo-neurons hold, by kind."""
+    """Relevance of every layer's neurons; sums of what its pseudo-neurons hold, by kind."""
 
 Terms = tuple[tuple[float, "Clause"], ...]
 """Conjunctions with their coefficients, those of a conditioned measure already over R(B)."""
@@ -150,14 +151,14 @@ def arrived(
 
 @exact
 def nodes(state: State, start: Tensor, terms: Terms) -> Nodes:
-    """Relevance of every neuron, and what every neuron's pseudo-neurons hold, under an event.
+    """Relevance of every neuron, and what the pseudo-neurons of layers hold, under an event.
 
     Returns
     -------
     relevance : dict of layer id to Tensor, the layer's shape
         ``R(n & event)``.  A layer that no walk reaches is not there.
-    absorbed : dict of (layer id, kind) to Tensor
-        ``R(n, its bias, stabilizer or remainder & event)``.
+    absorbed : dict of (layer id, kind) to Tensor, ()
+        The sum of ``R(n, its bias, stabilizer or remainder & event)`` over the layer's neurons.
     """
     relevance: dict[int, Tensor] = {}
     absorbed: dict[tuple[int, str], Tensor] = {}
@@ -172,9 +173,15 @@ def nodes(state: State, start: Tensor, terms: Terms) -> Nodes:
             start * coefficient,
             clause,
             visit=visit,
-            absorb=lambda layer_id, kind, r: accumulate(absorbed, (layer_id, kind), r[0]),
+            absorb=lambda layer_id, kind, r: accumulate(absorbed, (layer_id, kind), _sum(r)),
         )
     return relevance, absorbed
+
+
+def _sum(relevance: Tensor) -> Tensor:
+    """Sum of all, as exact as the device can (Apple's have no float64); nothing waits for it."""
+    exact_type = torch.float32 if relevance.device.type == "mps" else torch.float64
+    return relevance.sum(dtype=exact_type)
 
 
 @exact

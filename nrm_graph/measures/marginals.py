@@ -93,8 +93,7 @@ def report(measure: Algebra) -> pa.Table:
     _, absorbed = measure._nodes()
 
     def lost(layer_id: int, kind: str) -> float:
-        part = absorbed.get((layer_id, kind))
-        return 0.0 if part is None else float(part.double().sum()) * measure.scale
+        return float(absorbed.get((layer_id, kind), 0.0)) * measure.scale
 
     rows = []
     for layer in reversed(measure.topology.layers):
