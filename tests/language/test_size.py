@@ -137,9 +137,11 @@ def test_tracing_widens_no_vocabulary(pair, monkeypatch):
             assert finite(weight)
             assert held_weights.holdable(weight) is weight
         run(program, *(inputs[name] for name, _ in program.inputs))
+        identity = program.hash()
     assert len(large) > 6
     wide = {shape for shape, dtype in sizes.made if dtype not in held_weights.HALF}
     assert not {tuple(weight.shape) for weight in large} & wide
+    assert identity == replace(program, weights=dict(program.weights)).hash()
 
 
 def test_only_rules_that_leave_weights_alone_take_them_as_they_are_held(pair, monkeypatch):

@@ -18,7 +18,7 @@ import torch
 from nrm_graph.errors import StoreError
 from nrm_graph.foreign_errors import typed
 from nrm_graph.network.ir.batch_axis import PLAIN, BatchAxis
-from nrm_graph.network.ir.held_weights import HeldWeights, narrow
+from nrm_graph.network.ir.held_weights import HALF, HeldWeights, held, large, narrow, rows
 from nrm_graph.network.ir.operations import ENDS, PASSIVE, SAME, WEIGH
 
 if TYPE_CHECKING:
@@ -192,10 +192,14 @@ class Program:
     def hash(self) -> str:
         """SHA-256 of the canonical graph and of the bytes of every tensor."""
         digest = hashlib.sha256(self.to_json().encode())
-        for name in sorted(self.weights):
-            tensor = self.weights[name].detach().cpu().contiguous()
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        for name, tensor in sorted(held(self.weights).items()):
+            kind = tensor.dtype
+            if isinstance(self.weights, HeldWeights) and kind in HALF:
+                kind = self.weights.dtype
+            digest.update(f"{name}:{kind}:{tuple(tensor.shape)};".encode())
+            for part in [tensor[p] for p in rows(tensor)] if large(tensor) else [tensor]:
+                read = part.detach().to("cpu", kind).contiguous()
+                digest.update(read.reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
