@@ -9,9 +9,14 @@ import torch
 import torchvision
 from torch import nn
 
+import nrm_graph as ng
+from nrm_graph.network import units
 from nrm_graph.network.ir.interpreter import run
 from nrm_graph.network.layout import layout
 from nrm_graph.network.tracing.trace import trace
+from nrm_graph.propagation.forward import forward
+from nrm_graph.propagation.prepared_network import Network
+from nrm_graph.rules import composites
 
 SIZES = {
     "alexnet": 64,
@@ -41,6 +46,8 @@ SIZES = {
 }
 
 QUICK = {"squeezenet1_1"}
+
+ATTENTIVE = {"vit_b_16", "swin_t", "swin_v2_t", "maxvit_t"}
 
 OPTIONS = {
     "vit_b_16": {"image_size": 32},
@@ -81,10 +88,40 @@ def test_family(name):
     assert float(expected.abs().max()) > 0
     size = float(expected.abs().max())
     torch.testing.assert_close(run(program, x), expected, rtol=0, atol=1e-5 * size)
-    layers = layout(program).topology.layers
+    laid_out = layout(program)
+    topology, layers = laid_out.topology, laid_out.topology.layers
+    network = Network(program, laid_out, composites.epsilon(), (None,) * len(layers))
+    state = forward(network, x[1:])
+    torch.testing.assert_close(state.output, expected[1:], rtol=0, atol=2e-5 * size)
+    assert all(topology.sources(layer.layer_id) for layer in layers[1:])
+    composites.attn_lrp().assign(topology)
+    if name in ATTENTIVE:
+        with pytest.raises(ng.CompositeError, match=r"no rule for .*softmax.* take attn_lrp"):
+            composites.epsilon_gamma().assign(topology)
+    else:
+        composites.epsilon_gamma().assign(topology)
     paths = {path for path, _ in model.named_modules()}
     for layer in layers[1:]:
         assert not NODES.fullmatch(layer.name), layer.name
         owner = layer.name.split("@")[0]
         known = owner in paths or owner.rpartition(".")[0] in paths or owner == "output"
         assert known, layer.name
+
+
+@pytest.mark.slow
+def test_automatic_units_follow_channels_and_heads():
+    torch.manual_seed(0)
+    net = torchvision.models.SwinTransformer([4, 4], 12, [2, 2], [3, 6], [4, 4]).eval()
+    topology = layout(trace(net, torch.randn(1, 3, 32, 32))).topology
+    kinds = dict(
+        zip((layer.name for layer in topology.layers), units.automatic(topology), strict=True)
+    )
+    assert kinds["x"] == kinds["features.0.0"] == "channel"
+    assert kinds["features.1.0.norm1"] == kinds["features.1.0"] == "feature"
+    assert kinds["head"] == "neuron"
+    weights = topology.layer("features.1.1.attn.attention_weights")
+    assert weights.shape == (4, 3, 16, 16)
+    assert kinds[weights.name] == "head"
+    part = units.partition(weights, "head")
+    assert part.n_units == 3
+    assert (part.labels[:, 2] == 2).all()

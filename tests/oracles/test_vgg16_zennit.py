@@ -59,6 +59,8 @@ def zennit_channels(net, x, composite, target):
 
 @pytest.mark.parametrize("name", ["epsilon_plus", "epsilon_gamma_box", "epsilon_alpha2_beta1"])
 def test_stored_nodes_equal_zennit(network, images, tmp_path, name):
+    if name != "epsilon_gamma_box":  # of which all four photographs are compared
+        images = {key: images[key] for key in ("cat", "rocket")}
     rows = [{"input": x, "key": key} for key, x in images.items()]
     path = tmp_path / "vgg.nrm"
     with ng.extract(

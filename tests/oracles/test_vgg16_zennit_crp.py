@@ -36,7 +36,7 @@ TOLERANCE = 1e-5
 
 UPPER, MIDDLE, LOWER = "28", "21", "10"  # conv5_3, conv4_3, conv3_1
 
-ROWS = 6
+ROWS = 4
 """Conditions on each layer: zennit-crp takes seconds for one."""
 
 

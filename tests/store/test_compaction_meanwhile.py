@@ -47,8 +47,8 @@ def counts(db):
     return inputs, nodes, edges
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(100, marks=SLOW)])
-def test_a_hundred_compactions_with_readers(path, rounds):
+@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=SLOW)])
+def test_many_compactions_with_readers(path, rounds):
     """A reader of before, one that opens anew, one that refreshes: counts are those expected."""
     write(path, [record(n) for n in range(3)], shard_inputs=1)
     with ng.open(path) as old, ng.open(path) as refreshed:

@@ -113,17 +113,13 @@ for k in range(1, 1000, int(sys.argv[4])):
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_other_step_of_the_commits(extracted, tmp_path, monkeypatch):
-    kills_are_survived(extracted, tmp_path, monkeypatch, 2)
-
-
-def kills_are_survived(extracted, tmp_path, monkeypatch, step):
+def test_a_kill_at_every_third_step_of_the_commits(extracted, tmp_path, monkeypatch):
     small_shards(monkeypatch)
     whole_path = shutil.copytree(extracted, tmp_path / "whole")
     run(whole_path)
     whole = held(whole_path)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, *map(str, (tmp_path, TESTS, extracted, step))],
+        [sys.executable, "-c", KILLED, *map(str, (tmp_path, TESTS, extracted, 3))],
         capture_output=True,
         text=True,
         timeout=300,
