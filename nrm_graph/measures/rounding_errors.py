@@ -75,6 +75,10 @@ class InPrecision:
             self._cache["nodes"] = nodes(self.state, self.start, ((1.0, {}),))
         return self._cache["nodes"]
 
+    def let_go(self) -> None:
+        """Forget what :meth:`nodes` holds, for it may be large; it is computed again when asked."""
+        self._cache.clear()
+
     @property
     def known(self) -> Callable[[int], Tensor] | None:
         """Relevance of layers, if it was computed before."""

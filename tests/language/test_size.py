@@ -71,8 +71,11 @@ def test_no_two_layers_are_wide_at_once(pair):
     assert {w.data_ptr() for w in program.weights.held.values() if w.dtype in HALF} <= own
     before = wide_matrices()
     m = ng.measure(half, TEXT)
+    first = m.reduced(nodes=5)
+    assert m._unconditioned.known is None  # relevance of all neurons is let go of
     m.report()
-    m.reduced(nodes=5)
+    assert m.reduced(nodes=5).nodes == first.nodes
+    assert m._unconditioned.known is not None  # and kept where it was there
     kernels = m.state.kernels
     narrow = [n for n, op in m.network.layout.weighings.items() if op.narrow]
     assert len(narrow) > 6

@@ -272,11 +272,18 @@ def reduced(
 def _chosen(
     measure: Algebra, watch: Watch, by: By, nodes: Budget
 ) -> tuple[tuple[WatchedLayer, ...], tuple[float, ...]]:
-    """Nodes, and the shares that they hold; all others, of which there are millions, are let go."""
+    """Nodes, and the shares that they hold; all others, of which there are millions, are let go.
+
+    So is the relevance of all neurons, where the network is one that just fits into memory.
+    """
+    passing = measure.network.narrow and measure._unconditioned.known is None
     target, *candidates = watched_layers(measure, watch, by)
     sizes = node_sizes(measure, candidates)
     watched = chosen_nodes(measure.topology.layers, candidates, sizes, nodes)
-    return (target, *watched), (1.0, *shares_held(candidates, sizes, watched))
+    carried = shares_held(candidates, sizes, watched)
+    if passing:
+        measure._unconditioned.let_go()
+    return (target, *watched), (1.0, *carried)
 
 
 def of_watched(
