@@ -208,7 +208,9 @@ def drawing(
         ],
     }
     if sheet.step <= NARROWEST:
-        wide = len(sheet.columns) + 1.4 if sheet.text is None else sheet.text.right + 6.0
+        wide = len(sheet.columns) + 1.4
+        if sheet.text is not None:
+            wide = sheet.text.right - sheet.text.left + 5.0
         layout["width"] = round(NARROWEST * wide + 24)
     traces = [*edge_lines(sheet), *marks(sheet), *legend(graph, bool(chosen), bool(avoided))]
     return {"data": traces, "layout": layout}

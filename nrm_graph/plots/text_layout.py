@@ -6,11 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nrm_graph.network.topology import BIAS, PRUNED, PSEUDO_UNITS, REMAINDER, STABILIZER, UNWATCHED
+from nrm_graph.network.topology import BIAS, PSEUDO_UNITS, UNWATCHED
 from nrm_graph.plots.graph_layout import columns_of
 from nrm_graph.plots.graph_parts import drawn_notes
 
@@ -24,7 +24,6 @@ _ABREAST = 8  # units of a token and layer in one line
 _NARROW, _UNIT = 0.55, 0.8  # of columns: of a token without units, and what a unit takes
 _ALONE = 1.1  # between units of no token
 _SHOWN = 40  # tokens; of a longer text those without units are left out
-_ENDS = (BIAS, STABILIZER, REMAINDER, PRUNED, UNWATCHED)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class TextLayout:
         tokens = graph.graph["tokens"]
         summed = any("text" in data for _, data in graph.nodes(data=True))  # all of a layer
         kinds = {UNWATCHED: "inputs"} | ({BIAS: "absorbed"} if summed else {})
-        names = {x: kinds.get(kind, PSEUDO_UNITS[kind]) for kind, x in self.ends.items()}
+        usual = {kind: PSEUDO_UNITS.get(kind, str(kind)) for kind in self.ends}
+        names = {x: kinds.get(kind, usual[kind]) for kind, x in self.ends.items()}
         return names | {
             (left + right) / 2.0: str(tokens[token])
             for token, (left, right) in self.columns.items()
@@ -69,34 +69,43 @@ def tells_tokens(graph: nx.DiGraph) -> bool:
 
     Those of its last layers may not: a model answers with the hidden states of one position.
     """
-    tokens = graph.graph.get("tokens")
-    count = len(tokens) if isinstance(tokens, tuple | list) else 0
+    count = _tokens(graph)
     told: dict[int, bool] = {}
     for _, data in graph.nodes(data=True):
         if data["unit"] >= 0:
             told.setdefault(data["depth"], True)
-            told[data["depth"]] &= 0 <= data.get("token_index", -1) < count
+            told[data["depth"]] &= _is_of_token(data, count)
     rows = [told[depth] for depth in sorted(told)]
     return sum(rows) > len(rows) / 2 and rows == sorted(rows, reverse=True)
 
 
+def _tokens(graph: nx.DiGraph) -> int:
+    """How many tokens the text of a graph has; 0 where it is of none."""
+    tokens = graph.graph.get("tokens")
+    return len(tokens) if isinstance(tokens, tuple | list) else 0
+
+
+def _is_of_token(data: Mapping[str, Any], count: int) -> bool:
+    place = data.get("token_index")
+    return isinstance(place, int) and 0 <= place < count
+
+
 def text_layout(graph: nx.DiGraph) -> TextLayout:
     """Place a graph whose units tell the tokens of a text apart; see :func:`tells_tokens`."""
-    rows = columns_of(graph, list(graph))
+    rows, count = columns_of(graph, list(graph)), _tokens(graph)
     cells: dict[tuple[int, int], list[Hashable]] = defaultdict(list)  # by row and token
     lone: list[tuple[int, Hashable]] = []
     for y, nodes in enumerate(rows.values()):
         for node in nodes:
             data = graph.nodes[node]
-            if data["unit"] >= 0 and "token_index" in data:
+            if data["unit"] >= 0 and _is_of_token(data, count):
                 cells[y, data["token_index"]].append(node)
             elif data["unit"] >= 0:
                 lone.append((y, node))
     most: dict[int, int] = defaultdict(int)
     for (_, token), nodes in cells.items():
         most[token] = max(most[token], min(len(nodes), _ABREAST))
-    count = len(graph.graph["tokens"])
-    kinds = [kind for kind in _ENDS if any(unit == kind for _, unit in graph.nodes(data="unit"))]
+    kinds = sorted({unit for _, unit in graph.nodes(data="unit") if unit < 0}, reverse=True)
     x = 0.75 * len(kinds) + (0.5 if kinds else 0.0)
     columns: dict[int, tuple[float, float]] = {}
     for token in range(count):

@@ -105,6 +105,18 @@ def test_many_units_of_one_token_stand_in_lines_within_their_column():
     assert all(letter.isprintable() for text in shown for letter in text)
 
 
+def test_units_beyond_the_text_and_ends_of_other_kinds_have_a_place():
+    graph = by_hand(3, ("a", "cat"))
+    last = {"layer": "out", "unit": 4, "relevance": 0.1, "depth": 2}
+    graph.add_node(("out", 4), **last, token="", token_index=7)
+    graph.add_edge(("mlp", 1), ("out", 4), relevance=0.1)
+    graph.add_node(("mlp", -9), layer="mlp", unit=-9, relevance=0.1, depth=1)
+    graph.add_edge(("mlp", -9), ("mlp", 0), relevance=0.1)
+    ax = plot_subgraph(graph)
+    assert _ticks(ax.xaxis)[1] == ["-9", "a", "cat"]
+    assert len(marks(ax)[0]) == 6
+
+
 def test_of_a_long_text_tokens_with_units_are_shown():
     ax = plot_subgraph(by_hand(1, tuple(f"t{i}" for i in range(60))))
     assert _ticks(ax.xaxis)[1] == ["t0", "t59"]
