@@ -206,11 +206,11 @@ def test_regions_of_channels(composite):
     rng = np.random.default_rng(0)
     upper, middle = by_upper(composite)[0], by_middle(composite)[0]
     masks = {}
-    for layer, chosen, share in ((UPPER, upper[:5], 0.5), (MIDDLE, middle, 0.5)):
+    for layer, chosen, share in ((UPPER, upper[:-1], 0.5), (MIDDLE, middle, 0.5)):
         masks[layer] = np.zeros(m.topology.layer(layer).shape, bool)
         for k in chosen:
             masks[layer][k] = rng.random(masks[layer].shape[1:]) < share
-    masks[UPPER][upper[5], 4:9, :] = True
+    masks[UPPER][upper[-1], 4:9, :] = True
     A, B = ng.Layer(UPPER)[masks[UPPER]], ng.Layer(MIDDLE)[masks[MIDDLE]]
     positions = {
         layer: {int(k): np.flatnonzero(mask[k]).tolist() for k in np.flatnonzero(mask.any((1, 2)))}
