@@ -27,8 +27,9 @@ _SAID = {
     "text",
     "event",
     "cut",
+    "token_index",
+    "steps_over",
 }
-_SAID |= {"text", "token_index", "steps_over"}
 _WORDS = {
     "activation": "mean activation",
     "conditional": "R(source given destination)",
