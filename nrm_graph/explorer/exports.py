@@ -18,7 +18,7 @@ from nrm_graph.explorer.as_python import python_of
 from nrm_graph.explorer.as_sql import gallery, refused, sql_of
 from nrm_graph.explorer.charts import picture
 from nrm_graph.explorer.unit_references import SHARE, SHOWN
-from nrm_graph.graphs.formats import write_graph
+from nrm_graph.graphs.formats import PICTURES, write_graph
 from nrm_graph.tables.csv_text import csv_text
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ def _write(page: Page, path: Path) -> None:
         write_graph(circuit.graph_of(page), path)
         return
     graph, maps = flow.graph_of(page), _maps(page)
-    if path.suffix in (".png", ".svg"):
+    if path.suffix in PICTURES:
         figure: Any = plots.plot_subgraph(graph, images=maps).get_figure(root=True)
         save_figure(figure, path)
         return

@@ -259,16 +259,27 @@ class Outputs:
 
     def class_of(self, index: int, classes: Sequence[str] | None) -> str:
         """Name of the class of an output, its place along the last axis; empty if not known."""
-        last = next((s[-1] for _, s in self.parts[:1] if s), 0)
+        last = self._last
         fits = classes is not None and len(self.parts) == 1 and len(classes) <= last
         if not fits or classes is None or not 0 <= index < self.count:
             return ""
         # A store knows no more of a vocabulary than its targets: the rest is empty.
         return classes[index % last] if index % last < len(classes) else ""
 
-    def names(self, classes: Sequence[str] | None, indices: Iterable[int]) -> dict[int, str]:
-        """Classes of outputs, of those whose class is known."""
+    def names(
+        self, classes: Sequence[str] | None, indices: Iterable[int] | None = None
+    ) -> dict[int, str]:
+        """Classes of outputs, by default of all, whose class is known."""
+        if indices is None:  # of a vocabulary few are, and all others are not looked at
+            known = [k for k, name in enumerate(classes or ()) if name]
+            firsts = range(0, self.count, max(self._last, 1)) if known else ()
+            indices = (first + k for first in firsts for k in known)
         return {i: name for i in indices if (name := self.class_of(i, classes))}
+
+    @property
+    def _last(self) -> int:
+        """Size of the last axis of the first tensor, along which classes lie."""
+        return next((s[-1] for _, s in self.parts[:1] if s), 0)
 
 
 def _entry(entry: object, axis: int, target: object, shape: tuple[int, ...]) -> int:

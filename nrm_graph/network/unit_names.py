@@ -96,6 +96,13 @@ def token_of(
     return None if place is None else tokens[place]
 
 
+def stands_for(
+    layer: LayerInfo, kind: UnitKind, unit: int, tokens: Sequence[str] | None
+) -> str | None:
+    """Text of the output that a unit is, or of the token it belongs to; None where of neither."""
+    return kind.outputs.get(unit, token_of(layer, kind.resolution, unit, tokens))
+
+
 def unit_name(
     layer: LayerInfo, kind: UnitKind, unit: int, tokens: Sequence[str] | None = None
 ) -> str:
@@ -132,7 +139,7 @@ def unit_name(
         axes = shape[:-1] if resolution == "token" else shape
         if len(axes) > 1 and not whole:
             number = ", ".join(str(int(i)) for i in np.unravel_index(unit, axes))
-    text = kind.outputs.get(unit, token_of(layer, resolution, unit, tokens))
+    text = stands_for(layer, kind, unit, tokens)
     if resolution == "token" and len(shape) == 3 and layer.kind in _HEADS_FIRST:
         name, number = "head", number.replace(", ", ", token ")
     words = f"{name} {number}" + ("" if text is None else f" {text!r}")

@@ -299,8 +299,7 @@ class View(Displayed):
     def partitions(self) -> tuple[Partition, ...]:
         """Units of every layer, by ``layer_id``, with the user's names."""
         parts = resolve(self.topology, self.units())
-        outputs = self.outputs
-        parts = with_outputs(parts, outputs.names(self.classes, range(outputs.count)))
+        parts = with_outputs(parts, self.outputs.names(self.classes))
         return tuple(replace(part, names=self._names.get(i, {})) for i, part in enumerate(parts))
 
     def units(self) -> dict[str, Any]:

@@ -99,6 +99,8 @@ def test_classes_of_outputs():
     assert GRID.names(classes, range(-1, 24)) == {
         i: classes[i % 4] for i in range(20) if i % 4 in (0, 2)
     }
+    assert GRID.names(classes) == GRID.names(classes, range(20))
+    assert SEVERAL.names(classes) == LONE.names(None) == {}
     assert GRID.text(14, classes) == "(3, 2) (' dog')"
     assert GRID.names(["cat"] * 5, [0]) == {}  # of another network
     assert SEVERAL.names(classes, [0, 1]) == {}

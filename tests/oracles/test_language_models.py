@@ -162,20 +162,18 @@ def compare_with_gradients(m: ng.Measure, composite: str, text: Loaded) -> None:
             assert not marginal(m, layer, text.ids.shape[1]).any(), layer.name
 
 
+def measured(text, composite, against):
+    options = {"composite": rules(composite), "dtype": "float64"}
+    return ng.measure(text.lm, text.text, target=TARGET, against=against, **options)
+
+
 @pytest.mark.parametrize(
     "family", [pytest.param(f, marks=() if f == "gpt2" else pytest.mark.slow) for f in KINDS]
 )
 def test_gradient_times_input_at_every_layer(family):
     text = loaded(family)
     for composite in GRADIENTS:
-        m = ng.measure(
-            text.lm,
-            text.text,
-            target=TARGET,
-            against=AGAINST,
-            composite=rules(composite),
-            dtype="float64",
-        )
+        m = measured(text, composite, AGAINST)
         compare_with_gradients(m, composite, text)
 
 
@@ -224,14 +222,7 @@ def test_autolrp_at_every_module(family, options):
     for composite, preset in presets.items():
         theirs = preset | adapted_autolrp.BY_VALUE
         for against in (None, AGAINST):
-            m = ng.measure(
-                text.lm,
-                text.text,
-                target=TARGET,
-                against=against,
-                composite=rules(composite),
-                dtype="float64",
-            )
+            m = measured(text, composite, against)
             expected = adapted_autolrp.relevance(text.answer(against), x, 0, theirs)
             expected[f"model.{m.topology.inputs[0].name}"] = expected.pop("x")
             lacking = agree(m, expected, text)

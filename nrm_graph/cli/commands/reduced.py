@@ -64,7 +64,7 @@ def reduce(
     graph, every other file all of them. Of an image a page (.html) shows it, and the heat map of
     every unit.
     """
-    from nrm_graph.graphs.formats import graph_path
+    from nrm_graph.graphs.formats import PICTURES, graph_path
 
     path = None if output is None else graph_path(output)
     condition = None if given is None else arguments.event(given)
@@ -84,7 +84,7 @@ def reduce(
             if path.suffix.lower() == ".html":
                 shown = {"image": reduced.image, "images": reduced.maps()}
             facts = {"store": db.path.name, "input": key}
-            is_picture = path.suffix.lower() in (".svg", ".png")
+            is_picture = path.suffix.lower() in PICTURES
             graph = reduced.graph(PICTURED if is_picture else None)
             save_graph(graph, path, facts=facts, **shown)
         write_table(reduced.report(), "table")
@@ -119,12 +119,11 @@ def _end(reduced: Reduced, kind: UnitKind, layer_id: int, unit: int) -> str:
     """Write an end of a step: as an expression that names its neurons, with its token or class."""
     from nrm_graph.network.topology import PSEUDO_UNITS
     from nrm_graph.network.unit_coordinates import written
-    from nrm_graph.network.unit_names import token_of
+    from nrm_graph.network.unit_names import stands_for
 
     if unit < 0:
         return f"({PSEUDO_UNITS[unit]})"
     layer = reduced.topology.layers[layer_id]
-    tokens = reduced.measure.tokens
-    text = kind.outputs.get(unit, token_of(layer, kind.resolution, unit, tokens))
+    text = stands_for(layer, kind, unit, reduced.measure.tokens)
     part = "" if kind.spelled else "part of "
     return f"{part}{written(layer, kind, unit)}" + ("" if text is None else f" {text!r}")

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-__all__ = ["GRAPH_SUFFIXES", "graph_path", "to_arrow", "write_graph"]
+__all__ = ["GRAPH_SUFFIXES", "PICTURES", "graph_path", "to_arrow", "write_graph"]
+
+PICTURES = (".svg", ".png")
+"""Suffixes of pictures, among those of graphs."""
 
 GRAPH_SUFFIXES = (
     ".graphml",
@@ -28,8 +31,7 @@ GRAPH_SUFFIXES = (
     ".parquet",
     ".neo4j.csv",
     ".html",
-    ".svg",
-    ".png",
+    *PICTURES,
 )
 
 
@@ -116,7 +118,7 @@ def write_graph(
     suffix = _suffix(path)
     if images is not None and suffix != ".html":
         raise InputError(f"images of nodes are shown in .html alone, found the path {str(path)!r}")
-    if suffix in (".svg", ".png"):
+    if suffix in PICTURES:
         from nrm_graph.plots import save_subgraph
 
         save_subgraph(graph, path, image=image)

@@ -274,7 +274,7 @@ class _Chain:
             masks = self.watched[i].masks(nodes, self.seeds[i])
             start[samples.start : samples.stop] = self.seeds[i] * masks
             starts[self.watched[i].layer_id] = start
-        found: list[tuple[tuple[int, int], range, Floats]] = []
+        blocks: list[tuple[tuple[int, int], range, Floats]] = []
 
         def stop(layer_id: int, arrived: Tensor) -> bool | Tensor:
             j = place.get(layer_id)
@@ -285,7 +285,7 @@ class _Chain:
             carried = self.watched[j].sums(arrived[:number] * self.ahead[j]).cpu().double().numpy()
             for i, nodes, samples in above:
                 if carried[samples.start : samples.stop].any():
-                    found.append(((i, j), nodes, carried[samples.start : samples.stop]))
+                    blocks.append(((i, j), nodes, carried[samples.start : samples.stop]))
             came = torch.arange(n, device=arrived.device) < number
             return self.masks[j] & came.reshape(-1, *[1] * self.masks[j].ndim)
 
@@ -299,7 +299,7 @@ class _Chain:
             until=frozenset(place),
             stop=stop,
         )
-        return found
+        return blocks
 
     def _steps_to(self, j: int) -> dict[tuple[int, int], Floats]:
         """Follow walks to every node of a layer, by a pass up to it."""
